@@ -1,0 +1,64 @@
+//! The only places where time and randomness come from. Everything else gets them handed in, so
+//! that a test can hold the clock still.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use uuid::Uuid;
+
+use crate::domain::ids::CommandId;
+use crate::domain::time::Timestamp;
+
+/// Tells the time and makes the ids of new commands.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> Timestamp;
+
+    /// A fresh version 7 UUID of the clock's time.
+    fn new_id(&self) -> Uuid;
+
+    fn new_command_id(&self) -> CommandId {
+        CommandId(self.new_id())
+    }
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "this is the place that hands the time to all others")]
+    fn now(&self) -> Timestamp {
+        Timestamp::from_datetime(chrono::Utc::now())
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "this is the place that hands ids to all others")]
+    fn new_id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+}
+
+/// A clock that stands until it is moved.
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<AtomicI64>);
+
+impl ManualClock {
+    #[must_use]
+    pub fn at(now: Timestamp) -> Self {
+        Self(Arc::new(AtomicI64::new(now.micros())))
+    }
+
+    pub fn set(&self, now: Timestamp) {
+        self.0.store(now.micros(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.load(Ordering::SeqCst))
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "ids stay unique while the clock stands")]
+    fn new_id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+}

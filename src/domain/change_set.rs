@@ -1,0 +1,96 @@
+//! The closed vocabulary of rows that a batch writes.
+//!
+//! A store knows these and no command. Rows that can change come as their whole new value; history
+//! (entries, usage logs, commands, events, resets) is only ever inserted.
+
+use super::entry::Entry;
+use super::event::EventRecord;
+use super::grant::Grant;
+use super::ids::{CommandId, SubscriptionId, WorkspaceId};
+use super::metadata::Metadata;
+use super::period::Period;
+use super::snapshot::PartitionHead;
+use super::subscription::Subscription;
+use super::text::IdempotencyKey;
+use super::time::Timestamp;
+use super::usage::UsageLog;
+use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+
+/// New and changed rows of one table; each row's key occurs once in both together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows<T> {
+    pub inserted: Vec<T>,
+    pub updated: Vec<T>,
+}
+
+impl<T> Default for Rows<T> {
+    fn default() -> Self {
+        Self { inserted: Vec::new(), updated: Vec::new() }
+    }
+}
+
+impl<T> Rows<T> {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inserted.is_empty() && self.updated.is_empty()
+    }
+}
+
+/// What one batch writes, all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// The new heads of all partitions that the batch wrote to.
+    pub heads: Vec<PartitionHead>,
+    pub workspaces: Vec<Workspace>,
+    pub credits: Rows<WorkspaceCredits>,
+    pub subscriptions: Rows<Subscription>,
+    pub features: Rows<WorkspaceFeature>,
+    /// Of an updated grant only `remaining`, `held`, `expires_at` and whether it is open change.
+    pub grants: Rows<Grant>,
+    pub entries: Vec<Entry>,
+    pub usage_logs: Vec<UsageLog>,
+    pub commands: Vec<CommandRecord>,
+    pub events: Vec<EventRecord>,
+    pub resets: Vec<ResetRecord>,
+}
+
+impl ChangeSet {
+    /// Nothing to write: every command was a replay, unknown or came too late.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+}
+
+/// A command that was decided: for the audit, and for its idempotency.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandRecord {
+    pub workspace_id: WorkspaceId,
+    pub idempotency_key: IdempotencyKey,
+    pub command_id: CommandId,
+    /// The command's name, such as `DeductCredits`.
+    pub command_type: String,
+    /// SHA-256 over the command's name and its canonical body.
+    pub fingerprint: [u8; 32],
+    /// `accepted`, or the code of the rejection.
+    pub outcome: String,
+    /// The HTTP status that was answered, and the body, byte for byte.
+    pub status: i16,
+    pub body: String,
+    pub actor: String,
+    pub correlation_id: String,
+    pub traceparent: Option<String>,
+    pub metadata: Option<Metadata>,
+    pub received_at: Timestamp,
+    pub recorded_at: Timestamp,
+}
+
+/// A period that began: there is one per subscription and start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetRecord {
+    pub workspace_id: WorkspaceId,
+    pub subscription_id: SubscriptionId,
+    pub period: Period,
+    pub command_id: CommandId,
+    pub recorded_at: Timestamp,
+}

@@ -1,0 +1,213 @@
+//! Grants: lots of credits with a source and an expiry, and the order in which they burn.
+
+use std::cmp::{Ordering, Reverse};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::credits::Credits;
+use super::ids::{GrantId, WorkspaceId};
+use super::text::{FeatureCode, PaymentReference};
+use super::time::Timestamp;
+
+/// The priority of a grant that names none; lower burns first.
+pub const DEFAULT_PRIORITY: i16 = 50;
+
+/// Where credits come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantSource {
+    /// The plan's credits for one period.
+    Allowance,
+    /// What was carried over from the period before.
+    Rollover,
+    Purchase,
+    /// Given for nothing: a purchase's bonus, a campaign.
+    Promotion,
+    /// A correction by an operator.
+    Adjustment,
+}
+
+impl GrantSource {
+    pub const ALL: [Self; 5] = [Self::Allowance, Self::Rollover, Self::Purchase, Self::Promotion, Self::Adjustment];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowance => "allowance",
+            Self::Rollover => "rollover",
+            Self::Purchase => "purchase",
+            Self::Promotion => "promotion",
+            Self::Adjustment => "adjustment",
+        }
+    }
+
+    #[must_use]
+    pub fn from_stored(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.as_str() == text)
+    }
+
+    /// Credits that belong to a period: only a reset, a change of plan or a cancellation ends them,
+    /// because what is left of them decides what rolls over.
+    #[must_use]
+    pub const fn is_periodic(self) -> bool {
+        matches!(self, Self::Allowance | Self::Rollover)
+    }
+
+    /// Credits that a cancellation treats by the plan's `purchased_on_cancel`.
+    #[must_use]
+    pub const fn follows_cancel_policy(self) -> bool {
+        matches!(self, Self::Purchase | Self::Promotion)
+    }
+
+    /// Promotional credits burn before paid ones that end at the same time.
+    const fn burns_at(self) -> u8 {
+        match self {
+            Self::Promotion => 0,
+            Self::Allowance | Self::Rollover | Self::Purchase | Self::Adjustment => 1,
+        }
+    }
+}
+
+/// What was paid for a lot of credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostBasis {
+    /// In minor units of the currency.
+    pub amount_minor: i64,
+    pub currency: Currency,
+}
+
+/// An ISO 4217 currency code: three upper-case letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Currency([u8; 3]);
+
+/// A lot of credits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub workspace_id: WorkspaceId,
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    pub amount: Credits,
+    /// What was neither spent nor expired, without what is held.
+    pub remaining: Credits,
+    pub held: Credits,
+    /// 0 to 100; lower burns first.
+    pub priority: i16,
+    pub effective_at: Timestamp,
+    /// The first instant at which it cannot be spent.
+    pub expires_at: Option<Timestamp>,
+    /// The only feature it may be spent on.
+    pub feature_scope: Option<FeatureCode>,
+    pub payment_reference: Option<PaymentReference>,
+    pub cost_basis: Option<CostBasis>,
+}
+
+impl Grant {
+    /// Nothing is left of a closed grant; it no longer takes part in anything.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.remaining.is_positive() || self.held.is_positive()
+    }
+
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    /// Whether it may be spent at all at that instant.
+    #[must_use]
+    pub fn is_spendable(&self, now: Timestamp) -> bool {
+        self.remaining.is_positive() && self.effective_at <= now && !self.is_expired(now)
+    }
+
+    #[must_use]
+    pub fn is_for(&self, feature: &FeatureCode) -> bool {
+        self.feature_scope.as_ref().is_none_or(|scope| scope == feature)
+    }
+
+    /// The order of burning among grants that serve a feature: scoped ones first, then lower
+    /// priority, sooner expiry (none last), promotion before paid, older, smaller id.
+    #[must_use]
+    pub fn burns_before(&self, other: &Self) -> Ordering {
+        self.burn_key().cmp(&other.burn_key())
+    }
+
+    fn burn_key(&self) -> impl Ord {
+        (
+            Reverse(self.feature_scope.is_some()),
+            self.priority,
+            self.expires_at.map_or(i64::MAX, Timestamp::micros),
+            self.source.burns_at(),
+            self.effective_at,
+            self.grant_id,
+        )
+    }
+}
+
+impl Currency {
+    pub fn new(code: &str) -> Option<Self> {
+        let bytes: [u8; 3] = code.as_bytes().try_into().ok()?;
+        bytes.iter().all(u8::is_ascii_uppercase).then_some(Self(bytes))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Currency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn grant(id: u128) -> Grant {
+        Grant {
+            workspace_id: WorkspaceId(Uuid::nil()),
+            grant_id: GrantId(Uuid::from_u128(id)),
+            source: GrantSource::Purchase,
+            amount: Credits::whole(1),
+            remaining: Credits::whole(1),
+            held: Credits::ZERO,
+            priority: DEFAULT_PRIORITY,
+            effective_at: Timestamp::from_micros(10),
+            expires_at: None,
+            feature_scope: None,
+            payment_reference: None,
+            cost_basis: None,
+        }
+    }
+
+    #[test]
+    fn grants_burn_in_the_documented_order() {
+        let at = |micros| Some(Timestamp::from_micros(micros));
+        let in_order = vec![
+            Grant { feature_scope: Some(FeatureCode::new("render").unwrap()), priority: 90, ..grant(9) },
+            Grant { priority: 10, ..grant(8) },
+            Grant { expires_at: at(100), ..grant(7) },
+            Grant { expires_at: at(200), source: GrantSource::Promotion, ..grant(6) },
+            Grant { expires_at: at(200), ..grant(5) },
+            Grant { effective_at: Timestamp::from_micros(5), ..grant(4) },
+            grant(2),
+            grant(3),
+        ];
+        let mut shuffled = in_order.clone();
+        shuffled.reverse();
+        shuffled.sort_by(Grant::burns_before);
+        assert_eq!(shuffled, in_order);
+    }
+
+    #[test]
+    fn a_grant_is_spendable_from_its_effective_instant_to_right_before_its_expiry() {
+        let grant = Grant { expires_at: Some(Timestamp::from_micros(20)), ..grant(1) };
+        let spendable: Vec<_> = [9, 10, 19, 20].map(|now| grant.is_spendable(Timestamp::from_micros(now))).into();
+        assert_eq!(spendable, [false, true, true, false]);
+    }
+}

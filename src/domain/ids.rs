@@ -1,0 +1,161 @@
+//! Identifiers, and how a command's further ids follow from its own.
+//!
+//! The domain has no randomness: the one random id of a command is its `message_id`, made at the
+//! edge; every grant, event and internal command it leads to derives from that, so deciding twice
+//! gives the same rows.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+macro_rules! uuid_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+uuid_type!(
+    /// The paying tenant.
+    WorkspaceId
+);
+uuid_type!(
+    /// A command's own id: the `message_id` of its envelope.
+    CommandId
+);
+uuid_type!(
+    /// One lot of credits.
+    GrantId
+);
+uuid_type!(
+    /// One event, and the key by which a consumer knows it again.
+    EventId
+);
+uuid_type!(
+    /// What ties a workspace to a plan.
+    SubscriptionId
+);
+
+/// How many partitions there are. Fixed when a database is created, because the hash below and the
+/// sequence numbers of every stream depend on it.
+pub const PARTITIONS: u8 = 16;
+
+/// A writer's shard: every workspace belongs to exactly one, and each has one strictly serial
+/// sequence of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct Partition(u8);
+
+impl Partition {
+    #[must_use]
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < PARTITIONS { Some(Self(number)) } else { None }
+    }
+
+    /// The partition of a workspace: FNV-1a over the sixteen bytes of its id, folded. It must never
+    /// change: rows on disk depend on it.
+    #[must_use]
+    pub fn of(workspace_id: WorkspaceId) -> Self {
+        let hash = workspace_id
+            .0
+            .as_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        let folded = hash ^ (hash >> 32);
+        let [low, ..] = (folded % u64::from(PARTITIONS)).to_le_bytes();
+        Self(low)
+    }
+
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The number as the stores keep it.
+    #[must_use]
+    pub fn stored(self) -> i16 {
+        i16::from(self.0)
+    }
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..PARTITIONS).map(Self)
+    }
+}
+
+/// Derives ids from a base id: the time part of the base stays, so that they sort beside it; the
+/// rest is the base's randomness, moved by a counter through a bijection, so that two counters can
+/// never give one id.
+#[derive(Debug)]
+pub struct IdSequence {
+    base: u128,
+    next: u64,
+}
+
+impl IdSequence {
+    #[must_use]
+    pub fn new(base: CommandId) -> Self {
+        Self { base: base.0.as_u128(), next: 0 }
+    }
+
+    /// The next id: a version 7 UUID (RFC 9562) when the base is one.
+    pub fn next(&mut self) -> Uuid {
+        const VARIANT_AND_RANDOM: u128 = (1 << 64) - 1;
+        self.next += 1;
+        let low = u64::try_from(self.base & VARIANT_AND_RANDOM).unwrap_or_default();
+        // An odd multiplier permutes the 62 random bits; the counter makes each step another one.
+        let moved =
+            (low & (u64::MAX >> 2)).wrapping_add(self.next.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & (u64::MAX >> 2);
+        let variant = 0b10_u64 << 62;
+        Uuid::from_u128((self.base & !VARIANT_AND_RANDOM) | u128::from(variant | moved))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn derived_ids_differ_from_each_other_and_sort_by_the_time_of_their_base() {
+        let base = CommandId(Uuid::parse_str("019a0000-0000-7000-8000-000000000001").unwrap());
+        let later = Uuid::parse_str("019a0000-0001-7000-8000-000000000000").unwrap();
+        let mut sequence = IdSequence::new(base);
+        let ids: Vec<_> = (0..10_000).map(|_| sequence.next()).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+        assert!(ids.iter().all(|id| *id < later && id.get_version_num() == 7 && *id != base.0));
+    }
+
+    #[test]
+    fn deriving_twice_gives_the_same_ids() {
+        let base = CommandId(Uuid::from_u128(7));
+        assert_eq!(IdSequence::new(base).next(), IdSequence::new(base).next());
+    }
+
+    #[test]
+    fn the_partition_of_a_workspace_never_changes_and_all_are_used() {
+        let of = |n: u128| Partition::of(WorkspaceId(Uuid::from_u128(n))).number();
+        assert_eq!([of(0), of(1), of(u128::MAX)], PINNED);
+        let used: HashSet<_> = (0..1000).map(of).collect();
+        assert_eq!(used.len(), usize::from(PARTITIONS));
+    }
+
+    /// What the hash gave when it was introduced.
+    const PINNED: [u8; 3] = [0, 0, 0];
+}

@@ -1,0 +1,28 @@
+//! The domain: what a command may do. Pure: no async, no IO, no clock, no randomness.
+//!
+//! Reading order: [`commands`] (the envelope, the commands and `decide`), [`batch`] (many of them
+//! against one running state), [`snapshot`] (what they look at) and [`change_set`] (what they write).
+//!
+//! *Architecture invariant:* nothing here knows HTTP, SQL or Redis, and no other module of the crate
+//! is imported. The only thing from outside the domain is `utoipa::ToSchema` on the types that go
+//! over a wire (see ADR 2).
+
+pub mod batch;
+pub mod change_set;
+pub mod commands;
+pub mod credits;
+pub mod entry;
+pub mod event;
+pub mod grant;
+pub mod ids;
+pub mod metadata;
+pub mod period;
+pub mod plan;
+pub mod receipt;
+pub mod rejection;
+pub mod snapshot;
+pub mod subscription;
+pub mod text;
+pub mod time;
+pub mod usage;
+pub mod workspace;

@@ -1,0 +1,145 @@
+//! Billing periods: half-open `[start, end)`, always computed from the original anchor.
+//!
+//! A period begins at `anchor + n months` in the workspace's time zone, clamped to the month's last
+//! day: Jan 31 → Feb 28 → Mar 31. It is never computed from the previous period's end, which would
+//! drift (Jan 31 → Feb 28 → Mar 28).
+
+use chrono::{DateTime, LocalResult, Months, NaiveDateTime, TimeDelta, TimeZone, Utc};
+use chrono_tz::Tz;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::time::Timestamp;
+
+/// One billing period of a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Period {
+    /// How many months after the anchor it starts. Not in the API: the bounds say it all.
+    #[serde(skip)]
+    pub offset_months: u32,
+    /// The first instant of the period.
+    pub start: Timestamp,
+    /// The first instant after the period.
+    pub end: Timestamp,
+}
+
+/// A schedule of periods: where they are anchored, and in which zone a day is a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    pub anchor: Timestamp,
+    pub zone: Tz,
+}
+
+impl Schedule {
+    /// The period of `length_months` that starts `offset_months` after the anchor.
+    #[must_use]
+    pub fn period(&self, offset_months: u32, length_months: u32) -> Period {
+        Period {
+            offset_months,
+            start: self.boundary(offset_months),
+            end: self.boundary(offset_months.saturating_add(length_months)),
+        }
+    }
+
+    /// The period right after another one.
+    #[must_use]
+    pub fn after(&self, period: Period, length_months: u32, next_length_months: u32) -> Period {
+        self.period(period.offset_months.saturating_add(length_months), next_length_months)
+    }
+
+    /// The period of `length_months` that contains `at`; the first one for an instant before the
+    /// anchor.
+    #[must_use]
+    pub fn containing(&self, at: Timestamp, length_months: u32) -> Period {
+        let length_months = length_months.max(1);
+        let days = (at.to_datetime() - self.anchor.to_datetime()).num_days().max(0);
+        // No month has more than 31 days, so this many whole periods have certainly begun.
+        let begun = u32::try_from(days / 31).unwrap_or(0) / length_months;
+        let mut period = self.period(begun * length_months, length_months);
+        while period.end <= at && period.end > period.start {
+            period = self.after(period, length_months, length_months);
+        }
+        period
+    }
+
+    fn boundary(&self, offset_months: u32) -> Timestamp {
+        let local = self.anchor.to_datetime().with_timezone(&self.zone).naive_local();
+        let moved = local.checked_add_months(Months::new(offset_months)).unwrap_or(NaiveDateTime::MAX);
+        resolve(moved, self.zone).map_or(Timestamp::from_micros(i64::MAX), Timestamp::from_datetime)
+    }
+}
+
+/// The instant of a local time. Where clocks go back and it comes twice, the first; where they go
+/// forward and it never comes, the same wall clock reading before the change, which lies right
+/// after the gap.
+fn resolve(local: NaiveDateTime, zone: Tz) -> Option<DateTime<Utc>> {
+    match zone.from_local_datetime(&local) {
+        LocalResult::Single(at) | LocalResult::Ambiguous(at, _) => Some(at.to_utc()),
+        LocalResult::None => {
+            let before = local.checked_sub_signed(TimeDelta::days(1))?;
+            let at = zone.from_local_datetime(&before).earliest()?;
+            Some((at + TimeDelta::days(1)).to_utc())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(anchor: &str, zone: &str) -> Schedule {
+        Schedule { anchor: anchor.parse().unwrap(), zone: zone.parse().unwrap() }
+    }
+
+    #[test]
+    fn months_clamp_to_the_last_day_and_come_back_to_the_anchors_day() {
+        let schedule = schedule("2026-01-31T00:00:00Z", "UTC");
+        let starts: Vec<_> = (0..5).map(|n| schedule.period(n, 1).start.to_string()[..10].to_owned()).collect();
+        assert_eq!(starts, ["2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30", "2026-05-31"]);
+    }
+
+    #[test]
+    fn a_leap_day_anchor_keeps_its_day_every_fourth_year() {
+        let schedule = schedule("2024-02-29T12:00:00Z", "UTC");
+        assert_eq!(schedule.period(12, 12).start.to_string(), "2025-02-28T12:00:00.000000Z");
+        assert_eq!(schedule.period(48, 12).start.to_string(), "2028-02-29T12:00:00.000000Z");
+    }
+
+    #[test]
+    fn periods_touch_each_other_without_gap_or_overlap() {
+        for zone in ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Apia"] {
+            let schedule = schedule("2011-10-30T00:30:00Z", zone);
+            for n in 0..60 {
+                let (one, next) = (schedule.period(n, 1), schedule.period(n + 1, 1));
+                assert_eq!(one.end, next.start, "{zone} {n}");
+                assert!(one.start < one.end, "{zone} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_wall_clock_is_kept_through_a_change_of_the_clocks() {
+        let schedule = schedule("2026-01-15T08:00:00Z", "Europe/Berlin");
+        assert_eq!(schedule.period(3, 1).start.to_string(), "2026-04-15T07:00:00.000000Z");
+    }
+
+    #[test]
+    fn a_time_that_the_clocks_skip_is_the_same_reading_before_the_change() {
+        // 2026-03-29 02:30 does not exist in Berlin.
+        let schedule = schedule("2026-01-29T01:30:00Z", "Europe/Berlin");
+        assert_eq!(schedule.period(2, 1).start.to_string(), "2026-03-29T01:30:00.000000Z");
+    }
+
+    #[test]
+    fn the_containing_period_is_found_at_and_around_every_boundary() {
+        let schedule = schedule("2020-01-31T00:00:00Z", "Europe/Berlin");
+        for n in 0..100 {
+            let period = schedule.period(n, 1);
+            let last = Timestamp::from_micros(period.end.micros() - 1);
+            assert_eq!(schedule.containing(period.start, 1), period);
+            assert_eq!(schedule.containing(last, 1), period);
+        }
+        let before = schedule.containing("2019-01-01T00:00:00Z".parse().unwrap(), 1);
+        assert_eq!(before.offset_months, 0);
+    }
+}

@@ -1,0 +1,169 @@
+//! Receipts: what an accepted command answers, in the words in which it goes out.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::credits::{Credits, Quantity};
+use super::event::{CreditReset, GrantShare};
+use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
+use super::period::Period;
+use super::snapshot::WorkspaceState;
+use super::subscription::{Pending, Subscription, SubscriptionStatus};
+use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
+use super::time::Timestamp;
+
+/// The answer to an accepted command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Receipt {
+    Deducted(DeductReceipt),
+    Purchased(PurchaseReceipt),
+    Reset(ResetReceipt),
+    Subscription(SubscriptionReceipt),
+    Provisioned(ProvisionReceipt),
+    /// Of an internal command; nobody reads it.
+    Internal(InternalReceipt),
+}
+
+/// Credits were deducted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeductReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    /// The number of the usage log it wrote.
+    pub usage_seq: i64,
+    pub feature_code: FeatureCode,
+    pub credits: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantity: Option<Quantity>,
+    /// Which grants paid, in the order in which they burned.
+    pub grants: Vec<GrantShare>,
+    /// What went beyond the grants, into the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    /// The balance after it.
+    pub current_credits: Credits,
+    pub used_this_month: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// Credits were bought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PurchaseReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub grant_id: GrantId,
+    pub credits: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bonus_grant_id: Option<GrantId>,
+    pub bonus_credits: Credits,
+    pub payment_reference: PaymentReference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// What of it paid back an overdraft.
+    pub debt_repaid: Credits,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// One or more billing periods began; more than one when some had been missed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ResetReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    /// The periods that began, in order.
+    pub resets: Vec<CreditReset>,
+    pub subscription: SubscriptionView,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A subscription changed, or will.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SubscriptionReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub subscription: SubscriptionView,
+    pub credits_granted: Credits,
+    pub credits_removed: Credits,
+    /// What a lower allowance should have taken back, but was already spent.
+    pub credits_uncollected: Credits,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A workspace was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ProvisionReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub name: Label,
+    pub time_zone: String,
+    pub subscription: SubscriptionView,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InternalReceipt {
+    pub command_id: CommandId,
+    pub recorded_at: Timestamp,
+}
+
+/// What waits for the end of the period.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PendingView {
+    /// Another plan.
+    Change { plan_code: PlanCode, plan_version: i32, effective_at: Timestamp },
+    /// The end of the subscription.
+    Cancel {
+        effective_at: Timestamp,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<Label>,
+    },
+}
+
+/// A subscription as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SubscriptionView {
+    pub subscription_id: SubscriptionId,
+    pub plan_code: PlanCode,
+    pub plan_version: i32,
+    pub status: SubscriptionStatus,
+    pub period: Period,
+    /// Grows with every change; send it as `expected_version` to change only what you have seen.
+    pub version: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<PendingView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canceled_at: Option<Timestamp>,
+}
+
+impl From<&Subscription> for SubscriptionView {
+    fn from(subscription: &Subscription) -> Self {
+        let effective_at = subscription.period.end;
+        let pending = subscription.pending.clone().map(|pending| match pending {
+            Pending::Change { plan_code, plan_version } => {
+                PendingView::Change { plan_code, plan_version, effective_at }
+            }
+            Pending::Cancel { reason } => PendingView::Cancel { effective_at, reason },
+        });
+        Self {
+            subscription_id: subscription.subscription_id,
+            plan_code: subscription.plan_code.clone(),
+            plan_version: subscription.plan_version,
+            status: subscription.status,
+            period: subscription.period,
+            version: subscription.version,
+            pending,
+            canceled_at: subscription.canceled_at,
+        }
+    }
+}
+
+impl From<&WorkspaceState> for SubscriptionView {
+    fn from(state: &WorkspaceState) -> Self {
+        Self::from(&state.subscription)
+    }
+}

@@ -1,0 +1,95 @@
+//! Every way in which a command can be refused by the business, in order of precedence.
+//!
+//! A rejection is an expected answer, not an error. Except where [`Rejection::is_recorded`] says
+//! otherwise it is stored like any other answer, so that sending the command again gives it again.
+
+use super::credits::{Credits, OutOfRange};
+use super::event::LimitScope;
+use super::subscription::SubscriptionStatus;
+use super::text::{FeatureCode, PaymentReference, PlanCode};
+use super::time::Timestamp;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such workspace")]
+    WorkspaceNotFound,
+    #[error("the workspace exists with another definition")]
+    WorkspaceExists,
+    #[error("there is no plan {0}")]
+    PlanNotFound(PlanCode),
+    #[error("the subscription is at version {actual}, not {expected}")]
+    VersionMismatch { expected: i64, actual: i64 },
+    #[error("the subscription is {}", match .0 { SubscriptionStatus::Active => "active", SubscriptionStatus::Canceled => "canceled" })]
+    SubscriptionStatus(SubscriptionStatus),
+    #[error("the workspace already has this version of plan {0}")]
+    PlanUnchanged(PlanCode),
+    #[error(
+        "plans with periods of another length can only be changed to with credit_policy restart or at the period's end"
+    )]
+    RestartRequired,
+    #[error("nothing is scheduled that could be withdrawn")]
+    NothingScheduled,
+    #[error("the period ends at {ends_at}")]
+    ResetNotDue { ends_at: Timestamp },
+    #[error("the next period to begin starts at {next}")]
+    PeriodMismatch { next: Timestamp },
+    #[error("payment reference {0} was already used")]
+    PaymentReferenceUsed(PaymentReference),
+    #[error("feature {0} is not available to this workspace")]
+    FeatureDisabled(FeatureCode),
+    #[error("feature {0} has no unit price: name the credits")]
+    FeatureNotPriced(FeatureCode),
+    #[error("the limit of {limit} credits in this period would be exceeded: {used} used, {requested} requested")]
+    LimitExceeded { scope: LimitScope, limit: Credits, used: Credits, requested: Credits, resets_at: Timestamp },
+    #[error("the rate of {limit} credits in {window_s} seconds would be exceeded")]
+    RateExceeded {
+        limit: Credits,
+        window_s: u32,
+        /// Whole seconds until the window ends, at least one.
+        retry_after_s: u32,
+    },
+    #[error("{requested} credits requested, {available} available")]
+    InsufficientCredits { requested: Credits, available: Credits },
+    #[error("the balance would leave the range of ±10^12 credits")]
+    BalanceOutOfRange,
+}
+
+impl Rejection {
+    /// The stable code that callers match on.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::WorkspaceNotFound => "workspace-not-found",
+            Self::WorkspaceExists => "workspace-exists",
+            Self::PlanNotFound(_) => "plan-not-found",
+            Self::VersionMismatch { .. } => "version-mismatch",
+            Self::SubscriptionStatus(SubscriptionStatus::Active) => "subscription-active",
+            Self::SubscriptionStatus(SubscriptionStatus::Canceled) => "subscription-canceled",
+            Self::PlanUnchanged(_) => "plan-unchanged",
+            Self::RestartRequired => "restart-required",
+            Self::NothingScheduled => "nothing-scheduled",
+            Self::ResetNotDue { .. } => "reset-not-due",
+            Self::PeriodMismatch { .. } => "period-mismatch",
+            Self::PaymentReferenceUsed(_) => "payment-reference-used",
+            Self::FeatureDisabled(_) => "feature-disabled",
+            Self::FeatureNotPriced(_) => "feature-not-priced",
+            Self::LimitExceeded { .. } => "limit-exceeded",
+            Self::RateExceeded { .. } => "rate-exceeded",
+            Self::InsufficientCredits { .. } => "insufficient-credits",
+            Self::BalanceOutOfRange => "amount-out-of-range",
+        }
+    }
+
+    /// Whether the refusal is stored under the command's key. Not where there is nothing to store
+    /// it with, nor where the same command shall simply be tried again later.
+    #[must_use]
+    pub const fn is_recorded(&self) -> bool {
+        !matches!(self, Self::WorkspaceNotFound | Self::WorkspaceExists | Self::RateExceeded { .. })
+    }
+}
+
+impl From<OutOfRange> for Rejection {
+    fn from(_: OutOfRange) -> Self {
+        Self::BalanceOutOfRange
+    }
+}

@@ -1,0 +1,94 @@
+//! What a batch of commands needs to know, and what was found.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::change_set::CommandRecord;
+use super::grant::Grant;
+use super::ids::{EventId, Partition, WorkspaceId};
+use super::plan::PlanVersion;
+use super::subscription::{Pending, Subscription};
+use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
+use super::time::Timestamp;
+use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+
+/// The rows that a batch will look at. The store locks the partitions of the workspaces first, in
+/// ascending order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeySet {
+    pub workspaces: BTreeSet<WorkspaceId>,
+    pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
+    pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
+    /// Plans whose newest version is wanted.
+    pub plans: BTreeSet<PlanCode>,
+}
+
+impl KeySet {
+    #[must_use]
+    pub fn partitions(&self) -> BTreeSet<Partition> {
+        self.workspaces.iter().copied().map(Partition::of).collect()
+    }
+}
+
+/// The head of a partition's sequence of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionHead {
+    pub partition: Partition,
+    /// The last event's number; 0 before the first.
+    pub seq: i64,
+    pub last_event_id: Option<EventId>,
+    /// Grows by one with every batch that wrote to the partition: who holds the row's lock knows
+    /// from it whether a cached snapshot is still current.
+    pub version: i64,
+}
+
+/// Everything about one workspace that a decision may depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkspaceState {
+    pub workspace: Workspace,
+    pub credits: WorkspaceCredits,
+    pub subscription: Subscription,
+    /// The version that the subscription names.
+    pub plan: Arc<PlanVersion>,
+    /// The version that a pending change names.
+    pub pending_plan: Option<Arc<PlanVersion>>,
+    pub features: BTreeMap<FeatureCode, WorkspaceFeature>,
+    /// The open grants, in burn order.
+    pub grants: Vec<Grant>,
+}
+
+/// What the store found, and afterwards what the batch made of it: commands are decided one after
+/// the other against this running state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub heads: BTreeMap<Partition, PartitionHead>,
+    pub workspaces: HashMap<WorkspaceId, WorkspaceState>,
+    pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
+    pub payments: HashSet<(WorkspaceId, PaymentReference)>,
+    pub plans: HashMap<PlanCode, Arc<PlanVersion>>,
+}
+
+impl PartitionHead {
+    #[must_use]
+    pub const fn empty(partition: Partition) -> Self {
+        Self { partition, seq: 0, last_event_id: None, version: 0 }
+    }
+}
+
+impl WorkspaceState {
+    /// The instant at which a command is decided: when it was received, but never before what this
+    /// workspace has already seen.
+    #[must_use]
+    pub fn now(&self, received_at: Timestamp) -> Timestamp {
+        received_at.max(self.credits.updated_at)
+    }
+
+    /// The plan that is waiting for the period's end, if the pending change is one of plan.
+    #[must_use]
+    pub fn pending_plan(&self) -> Option<&Arc<PlanVersion>> {
+        match self.subscription.pending {
+            Some(Pending::Change { .. }) => self.pending_plan.as_ref(),
+            Some(Pending::Cancel { .. }) | None => None,
+        }
+    }
+}

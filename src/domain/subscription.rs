@@ -1,0 +1,89 @@
+//! What ties a workspace to a plan, and the one change that may be waiting for the period's end.
+
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::ids::{SubscriptionId, WorkspaceId};
+use super::period::{Period, Schedule};
+use super::text::{Label, PlanCode};
+use super::time::Timestamp;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscriptionStatus {
+    Active,
+    Canceled,
+}
+
+/// What an immediate change of plan does with the credits of the running period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CreditPolicy {
+    /// The difference of the allowances, for the part of the period that is left.
+    Prorate,
+    /// The whole difference of the allowances.
+    Full,
+    /// Nothing until the next period.
+    None,
+    /// The period ends now and a new one begins, with the new allowance.
+    Restart,
+}
+
+/// When a change takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Effective {
+    Immediate,
+    PeriodEnd,
+}
+
+/// What waits for the end of the period.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Another plan, at the version that was current when it was asked for.
+    Change {
+        plan_code: PlanCode,
+        plan_version: i32,
+    },
+    Cancel {
+        reason: Option<Label>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    pub workspace_id: WorkspaceId,
+    pub subscription_id: SubscriptionId,
+    pub plan_code: PlanCode,
+    pub plan_version: i32,
+    pub status: SubscriptionStatus,
+    /// Where all periods are counted from.
+    pub anchor: Timestamp,
+    pub period: Period,
+    /// How long `period` is: the plan's length when the period began.
+    pub period_months: u32,
+    /// Grows by one with every change; what `expected_version` is compared with.
+    pub version: i64,
+    pub pending: Option<Pending>,
+    pub canceled_at: Option<Timestamp>,
+    pub updated_at: Timestamp,
+}
+
+impl Subscription {
+    #[must_use]
+    pub fn schedule(&self, zone: Tz) -> Schedule {
+        Schedule { anchor: self.anchor, zone }
+    }
+
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.status == SubscriptionStatus::Active
+    }
+
+    /// Whether the current period is over, so that a boundary must be passed before anything else.
+    #[must_use]
+    pub fn is_boundary_due(&self, now: Timestamp) -> bool {
+        self.is_active() && self.period.end <= now
+    }
+}

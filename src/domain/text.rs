@@ -1,0 +1,244 @@
+//! Texts that callers send: codes, keys, references and names, each with its own type and bound.
+//!
+//! A text is checked once, where it is read; afterwards its type says that it is sound. Control
+//! characters and bidirectional overrides are refused everywhere (PostgreSQL stores no `\u0000`,
+//! and the rest only serves to deceive a reader). Identifiers must be in Unicode NFC, so that two
+//! that look alike to a machine's owner are one.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use unicode_normalization::is_nfc;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+/// Why a field's value was refused. The words are the stable codes of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldCode {
+    Invalid,
+    AmountOutOfRange,
+    InvalidText,
+}
+
+impl FieldCode {
+    pub const ALL: [Self; 3] = [Self::Invalid, Self::AmountOutOfRange, Self::InvalidText];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid-field",
+            Self::AmountOutOfRange => "amount-out-of-range",
+            Self::InvalidText => "invalid-text",
+        }
+    }
+}
+
+/// A refused value. Its text form, `code: detail`, survives the way through serde, whose errors
+/// can only carry text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", code.as_str())]
+pub struct FieldError {
+    pub code: FieldCode,
+    pub detail: String,
+}
+
+impl FieldError {
+    pub fn new(code: FieldCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+
+    #[must_use]
+    pub fn amount_out_of_range() -> Self {
+        Self::new(FieldCode::AmountOutOfRange, "the amount is zero, negative or too large for this field")
+    }
+}
+
+/// Refuses control characters, bidirectional controls and invisible line separators.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200E}' | '\u{200F}' | '\u{061C}' | '\u{2028}' | '\u{2029}' | '\u{FEFF}')
+        || ('\u{202A}'..='\u{202E}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c)
+}
+
+/// Checks a free text: 1 to `max` characters, none deceptive, in NFC.
+pub fn check_text(text: &str, max: usize) -> Result<(), FieldError> {
+    let refuse = |detail: String| Err(FieldError::new(FieldCode::InvalidText, detail));
+    if text.is_empty() || text.chars().nth(max).is_some() {
+        return refuse(format!("must have 1 to {max} characters"));
+    }
+    if text.chars().any(is_deceptive) {
+        return refuse("must not contain control characters or bidirectional overrides".into());
+    }
+    if !is_nfc(text) {
+        return refuse("must be in Unicode normalization form C".into());
+    }
+    Ok(())
+}
+
+/// Checks a code: 1 to 64 lower-case letters, digits and `_ . -`, beginning with a letter or digit.
+fn check_code(text: &str, max: usize) -> Result<(), FieldError> {
+    let tail = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
+    let head = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    if bytes.first().copied().is_some_and(head) && bytes.len() <= max && bytes.iter().copied().all(tail) {
+        return Ok(());
+    }
+    Err(FieldError::new(
+        FieldCode::InvalidText,
+        format!("must be 1 to {max} lower-case letters, digits, '_', '.' or '-', beginning with a letter or digit"),
+    ))
+}
+
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident, $check:expr, max = $max:literal, pattern = $pattern:expr, example = $example:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The most characters it may have.
+            pub const MAX_LEN: usize = $max;
+
+            pub fn new(text: &str) -> Result<Self, FieldError> {
+                let check: fn(&str, usize) -> Result<(), FieldError> = $check;
+                check(text, Self::MAX_LEN)?;
+                Ok(Self(text.into()))
+            }
+
+            /// A text that a store already holds: checked when it was written.
+            #[must_use]
+            pub fn from_stored(text: &str) -> Self {
+                Self(text.into())
+            }
+
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                Self::new(&text).map_err(de::Error::custom)
+            }
+        }
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                ObjectBuilder::new()
+                    .schema_type(SchemaType::new(Type::String))
+                    .min_length(Some(1))
+                    .max_length(Some(Self::MAX_LEN))
+                    .pattern($pattern)
+                    .examples([serde_json::json!($example)])
+                    .into()
+            }
+        }
+
+        impl ToSchema for $name {}
+    };
+}
+
+const CODE_PATTERN: Option<&str> = Some("^[a-z0-9][a-z0-9_.-]{0,63}$");
+
+text_type!(
+    /// The code of a feature, as plans name it.
+    FeatureCode, check_code, max = 64, pattern = CODE_PATTERN, example = "video.render"
+);
+text_type!(
+    /// The code of a plan; with a version it names one immutable [`super::plan::PlanVersion`].
+    PlanCode, check_code, max = 64, pattern = CODE_PATTERN, example = "pro"
+);
+text_type!(
+    /// The caller's own id of the person or service that used something.
+    UserId, check_text, max = 128, pattern = None::<&str>, example = "user-7"
+);
+text_type!(
+    /// What identifies a payment at the payment provider; unique per workspace.
+    PaymentReference, check_text, max = 128, pattern = None::<&str>, example = "pay_2f6d"
+);
+text_type!(
+    /// A name or reason for people to read.
+    Label, check_text, max = 200, pattern = None::<&str>, example = "Acme Studio"
+);
+text_type!(
+    /// What makes a command safe to send again, unique per workspace. Keys from callers hold
+    /// visible ASCII only; the system's own contain a space, so the two can never meet.
+    IdempotencyKey, check_key, max = 255, pattern = Some("^[!-~]{1,255}$"), example = "order-1042"
+);
+
+fn check_key(text: &str, max: usize) -> Result<(), FieldError> {
+    let visible = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+    if !text.is_empty() && text.len() <= max && text.bytes().all(visible) {
+        return Ok(());
+    }
+    Err(FieldError::new(
+        FieldCode::InvalidText,
+        format!("must be 1 to {max} visible ASCII characters without quotes and backslashes"),
+    ))
+}
+
+impl IdempotencyKey {
+    /// A key of the system's own, such as `system provision`.
+    #[must_use]
+    pub fn system(words: fmt::Arguments<'_>) -> Self {
+        Self(format!("system {words}").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_lower_case_ascii_of_bounded_length() {
+        for good in ["a", "video.render", "gpt-4o_mini", "0x", &"a".repeat(64)] {
+            assert!(FeatureCode::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "A", "-a", ".a", "a b", "a/b", "é", "a\n", &"a".repeat(65)] {
+            assert_eq!(FeatureCode::new(bad).unwrap_err().code, FieldCode::InvalidText, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_holds_no_deceptive_characters_and_is_nfc() {
+        for good in ["user-7", "Zoë", "名前", &"é".repeat(128)] {
+            assert!(UserId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a\u{0}", "a\u{202E}b", "a\u{2066}", "Zoe\u{308}", "a\tb", &"é".repeat(129)] {
+            assert!(UserId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_callers_key_can_never_equal_one_of_the_system() {
+        let system = IdempotencyKey::system(format_args!("provision"));
+        assert!(IdempotencyKey::new(system.as_str()).is_err());
+        assert!(IdempotencyKey::new("order-1042").is_ok());
+        assert!(IdempotencyKey::new("a\"b").is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! Instants: UTC, whole microseconds.
+//!
+//! A [`Timestamp`] is truncated when it is made, so what is decided, stored, hashed and answered is
+//! the same value on every database.
+
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::text::{FieldCode, FieldError};
+
+/// A UTC instant in microseconds since 1970, within the years 1900 to 9999.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// 1900-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z, in microseconds.
+const MIN_MICROS: i64 = -2_208_988_800_000_000;
+const MAX_MICROS: i64 = 253_402_300_799_999_999;
+
+impl Timestamp {
+    /// Truncates to microseconds and clamps to the years 1900 to 9999.
+    #[must_use]
+    pub fn from_datetime(at: DateTime<Utc>) -> Self {
+        Self::from_micros(at.timestamp_micros())
+    }
+
+    #[must_use]
+    pub const fn from_micros(micros: i64) -> Self {
+        if micros < MIN_MICROS {
+            Self(MIN_MICROS)
+        } else if micros > MAX_MICROS {
+            Self(MAX_MICROS)
+        } else {
+            Self(micros)
+        }
+    }
+
+    #[must_use]
+    pub const fn micros(self) -> i64 {
+        self.0
+    }
+
+    #[must_use]
+    pub fn to_datetime(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_micros(self.0).unwrap_or(DateTime::UNIX_EPOCH)
+    }
+
+    #[must_use]
+    pub fn plus(self, delta: TimeDelta) -> Self {
+        let micros = delta.num_microseconds().unwrap_or(i64::MAX);
+        Self::from_micros(self.0.saturating_add(micros))
+    }
+
+    #[must_use]
+    pub fn minus(self, delta: TimeDelta) -> Self {
+        self.plus(-delta)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_datetime().to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let refuse = |detail: &str| FieldError::new(FieldCode::Invalid, detail);
+        let at = DateTime::parse_from_rfc3339(text)
+            .map_err(|_| refuse("must be an RFC 3339 timestamp, such as 2026-01-31T09:00:00Z"))?;
+        let micros = at.timestamp_micros();
+        if (MIN_MICROS..=MAX_MICROS).contains(&micros) {
+            Ok(Self(micros))
+        } else {
+            Err(refuse("must be within the years 1900 to 9999"))
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl PartialSchema for Timestamp {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+            .description(Some("An RFC 3339 instant; in answers always UTC with microseconds."))
+            .examples([serde_json::json!("2026-01-31T09:00:00.000000Z")])
+            .into()
+    }
+}
+
+impl ToSchema for Timestamp {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nanoseconds_are_truncated_and_the_text_form_is_always_microseconds() {
+        let at: Timestamp = "2026-01-31T10:00:00.123456789+01:00".parse().unwrap();
+        assert_eq!(at.to_string(), "2026-01-31T09:00:00.123456Z");
+        let whole: Timestamp = "2026-01-31T09:00:00Z".parse().unwrap();
+        assert_eq!(whole.to_string(), "2026-01-31T09:00:00.000000Z");
+    }
+
+    #[test]
+    fn years_beyond_what_both_databases_keep_are_refused() {
+        for text in ["1899-12-31T23:59:59Z", "+10000-01-01T00:00:00Z", "yesterday", "2026-02-30T00:00:00Z", ""] {
+            assert!(text.parse::<Timestamp>().is_err(), "{text}");
+        }
+        assert!("9999-12-31T23:59:59.999999Z".parse::<Timestamp>().is_ok());
+        let last = Timestamp::from_micros(i64::MAX);
+        assert_eq!(last.plus(TimeDelta::days(1)), last);
+    }
+}

@@ -1,0 +1,118 @@
+//! A workspace and the caches of what it owns and used.
+
+use chrono_tz::Tz;
+
+use super::credits::Credits;
+use super::ids::{Partition, WorkspaceId};
+use super::plan::{FeatureTerms, UsageLimit};
+use super::text::{FeatureCode, Label};
+use super::time::Timestamp;
+
+/// The paying tenant. Written once, when it is provisioned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    pub workspace_id: WorkspaceId,
+    pub name: Label,
+    pub zone: Tz,
+    /// What this workspace agreed on instead of its plan's terms; survives a change of plan.
+    pub monthly_limit_override: Option<Credits>,
+    pub overdraft_limit_override: Option<Credits>,
+    pub created_at: Timestamp,
+}
+
+impl Workspace {
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        Partition::of(self.workspace_id)
+    }
+}
+
+/// The balance and the counters of a workspace: caches that can be computed again from the ledger,
+/// and the heads of its gap-free sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkspaceCredits {
+    pub workspace_id: WorkspaceId,
+    /// What the ledger says: the remaining credits of all grants less the debt.
+    pub current_credits: Credits,
+    /// Of these, what open holds reserve.
+    pub held_credits: Credits,
+    /// What was spent beyond the grants, and is owed.
+    pub debt_credits: Credits,
+    /// How far `debt_credits` may go.
+    pub overdraft_limit: Credits,
+    /// What was used in the current billing period.
+    pub used_this_month: Credits,
+    /// The last ledger entry's number.
+    pub entry_seq: i64,
+    /// The last usage log's number.
+    pub usage_seq: i64,
+    /// The last event's number: `workspace_seq` in the event.
+    pub event_seq: i64,
+    /// Bit n: the plan's n-th low-credit threshold has fired and is not armed again yet.
+    pub low_credit_fired: i16,
+    /// The soft monthly limit has been reported in this period.
+    pub monthly_limit_fired: bool,
+    /// What was used in the rate window that began at `window_start`.
+    pub window_start: Timestamp,
+    pub window_used: Credits,
+    /// When the last command of this workspace was decided. Time never runs backwards within a
+    /// workspace, whatever the clocks of the replicas say.
+    pub updated_at: Timestamp,
+}
+
+impl WorkspaceCredits {
+    #[must_use]
+    pub fn new(workspace_id: WorkspaceId, at: Timestamp) -> Self {
+        Self {
+            workspace_id,
+            current_credits: Credits::ZERO,
+            held_credits: Credits::ZERO,
+            debt_credits: Credits::ZERO,
+            overdraft_limit: Credits::ZERO,
+            used_this_month: Credits::ZERO,
+            entry_seq: 0,
+            usage_seq: 0,
+            event_seq: 0,
+            low_credit_fired: 0,
+            monthly_limit_fired: false,
+            window_start: at,
+            window_used: Credits::ZERO,
+            updated_at: at,
+        }
+    }
+}
+
+/// What a workspace may do with one feature, and what it did with it in this period.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkspaceFeature {
+    pub workspace_id: WorkspaceId,
+    pub feature_code: FeatureCode,
+    /// The terms of the plan; not enabled when the plan does not name the feature.
+    pub plan_terms: FeatureTerms,
+    /// What this workspace agreed on instead; survives a change of plan.
+    pub overrides: FeatureOverrides,
+    pub used_this_month: Credits,
+    /// The soft limit has been reported in this period.
+    pub limit_fired: bool,
+}
+
+/// A workspace's own terms for a feature; each, where given, stands before the plan's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeatureOverrides {
+    pub enabled: Option<bool>,
+    pub unit_price: Option<Credits>,
+    /// A hard limit.
+    pub limit: Option<Credits>,
+}
+
+impl WorkspaceFeature {
+    /// The terms in force: the plan's, with this workspace's overrides.
+    #[must_use]
+    pub fn terms(&self) -> FeatureTerms {
+        FeatureTerms {
+            enabled: self.overrides.enabled.unwrap_or(self.plan_terms.enabled),
+            unit_price: self.overrides.unit_price.or(self.plan_terms.unit_price),
+            limit: self.overrides.limit.map(UsageLimit::hard).or(self.plan_terms.limit),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! VisionScope Billing: usage credits and events.
+
+pub mod clock;
+pub mod domain;
+pub mod engine;
+pub mod store;

@@ -1,0 +1,141 @@
+//! The store: where decisions become durable, and where everything that is read comes from.
+//!
+//! A store never sees a command: only the keys to load and the rows to write. There are two, each
+//! with handwritten SQL in files of the same names: [`sqlite`], embedded and the default, and
+//! [`postgres`]. One conformance suite (`tests/conformance`) holds them to one behaviour.
+//!
+//! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`; its
+//! errors leave as a [`StoreError`], whose variant says what may be tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::views::{
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+};
+use crate::domain::change_set::ChangeSet;
+use crate::domain::entry::Entry;
+use crate::domain::event::EventRecord;
+use crate::domain::ids::{EventId, Partition, WorkspaceId};
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageLog;
+
+pub mod postgres;
+pub mod sqlite;
+pub mod views;
+
+/// What went wrong, by what may be done about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else's write came between, or a unique key was taken: nothing was written. Loading
+    /// and deciding again may give another result.
+    #[error("conflicting write: {0}")]
+    Conflict(String),
+    /// The database cannot be reached, is too slow, or is full. Whether a commit that was under way
+    /// took effect is unknown; the command's idempotency key settles it.
+    #[error("database unavailable: {0}")]
+    Unavailable(String),
+    /// What was read or written breaks an invariant. Trying again cannot help.
+    #[error("corrupt: {0}")]
+    Corrupt(String),
+}
+
+/// The write side, for the engine.
+#[async_trait]
+pub trait Store: Reads + Outbox {
+    /// Begins a transaction. Dropping it rolls back.
+    async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
+
+    /// Stores new plan versions. A version that is already there must be equal; one that is older
+    /// than what is there is kept as history.
+    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError>;
+
+    /// Applies the migrations that are missing.
+    async fn migrate(&self) -> Result<(), StoreError>;
+
+    /// Closes all connections.
+    async fn close(&self);
+}
+
+/// One write transaction.
+#[async_trait]
+pub trait WriteTx: Send {
+    /// Locks the partitions of the keys in ascending order, in a statement of its own, and then
+    /// reads: waiting for a lock does not refresh the snapshot of the statement that waits.
+    async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError>;
+
+    /// Writes all rows in a fixed number of statements and commits.
+    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError>;
+}
+
+/// What the API and the scheduler read. Every query names the workspace, but for those of the
+/// scheduler, the operator and a token for all workspaces.
+#[async_trait]
+pub trait Reads: Send + Sync {
+    /// The current state of one workspace, read without locks in one consistent view.
+    async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
+
+    /// Usage logs, newest first.
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError>;
+
+    /// Ledger entries, newest first.
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError>;
+
+    /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.
+    async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError>;
+
+    /// One event, if it is of that workspace (or whichever, with none named).
+    async fn event(
+        &self,
+        event_id: EventId,
+        workspace_id: Option<WorkspaceId>,
+    ) -> Result<Option<EventRecord>, StoreError>;
+
+    /// The newest version of every plan, by code.
+    async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError>;
+
+    /// Workspaces with a period that is over, or with expired grants that are not booked.
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+
+    /// Checks the invariants; every row is a violation. At most `limit` per invariant.
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;
+
+    /// Answers when the database does.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// The outbox as the publisher sees it. All times are the database's.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Takes every partition whose lease is free, expired or already this owner's, and extends it
+    /// by `ttl`. Taking over from another owner (or from nobody) raises the epoch.
+    async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError>;
+
+    /// Gives all leases of this owner back.
+    async fn release(&self, owner: &str) -> Result<(), StoreError>;
+
+    /// The last event's number of every partition, in order of partitions.
+    async fn heads(&self) -> Result<Vec<EventPosition>, StoreError>;
+
+    /// Events of one partition after `after`, in order, at most `limit`.
+    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
+
+    /// Notes that the events up to and with `seq_to` are in the stream of the lease's generation. It
+    /// continues where the last batch of that generation ended, and only while the lease's owner and
+    /// epoch are still in force.
+    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError>;
+
+    /// Stops the publishing of a partition whose stream says something else than the outbox.
+    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError>;
+
+    /// Begins a new, empty stream for a partition and lifts a divergence; the publisher fills it.
+    /// Returns its generation.
+    async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError>;
+
+    /// Where every partition stands.
+    async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError>;
+}
