@@ -180,6 +180,7 @@ create table credit_resets (
     subscription_id uuid        not null,
     period_start    timestamptz not null,
     period_end      timestamptz not null,
+    usage_seq       bigint      not null check (usage_seq >= 0),
     command_id      uuid        not null,
     recorded_at     timestamptz not null,
     primary key (workspace_id, subscription_id, period_start),

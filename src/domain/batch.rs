@@ -1,1 +1,327 @@
-//! batch
+//! A batch: many commands, decided one after the other against one running state.
+//!
+//! Deciding commands in a batch gives exactly what deciding them one at a time would: each sees
+//! what those before it did. What changed is gathered so that every row is written once, with its
+//! last value.
+
+use std::collections::BTreeSet;
+
+use super::change_set::{ChangeSet, CommandRecord, Rows};
+use super::commands::{Command, Decision, Effects, Envelope, decide};
+use super::event::{EventData, EventRecord};
+use super::grant::Grant;
+use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
+use super::receipt::Receipt;
+use super::rejection::Rejection;
+use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
+use super::text::FeatureCode;
+use super::time::Timestamp;
+
+/// What one command of a batch came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Accepted(Rendered),
+    Refused {
+        rejection: Rejection,
+        answer: Rendered,
+    },
+    /// The same command under the same key, decided before.
+    Replayed(Rendered),
+    /// The key was used with another body.
+    KeyReused,
+    /// A command of the scheduler that found nothing to do.
+    Nothing,
+}
+
+/// An answer as it is stored and sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The HTTP status.
+    pub status: u16,
+    pub body: String,
+}
+
+/// Turns a decision into the answer that is stored with it. The domain knows no HTTP; whoever runs
+/// a batch brings this along.
+pub trait Render: Send + Sync {
+    fn receipt(&self, receipt: &Receipt) -> Rendered;
+    fn rejection(&self, rejection: &Rejection) -> Rendered;
+}
+
+/// An event's data could not be written, or is not what its schema says: a defect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("event data does not fit its contract: {0}")]
+pub struct InvalidEvent(pub String);
+
+/// Writes and checks the data of an event.
+pub trait EventWriter: Send + Sync {
+    fn write(&self, data: &EventData) -> Result<String, InvalidEvent>;
+}
+
+/// The running state of a batch, and what it will write.
+pub struct Batch<'a> {
+    snapshot: Snapshot,
+    render: &'a dyn Render,
+    events: &'a dyn EventWriter,
+    touched: BTreeSet<WorkspaceId>,
+    new_workspaces: BTreeSet<WorkspaceId>,
+    new_grants: BTreeSet<(WorkspaceId, GrantId)>,
+    touched_grants: BTreeSet<(WorkspaceId, GrantId)>,
+    closed_grants: Vec<Grant>,
+    new_features: BTreeSet<(WorkspaceId, FeatureCode)>,
+    touched_features: BTreeSet<(WorkspaceId, FeatureCode)>,
+    touched_subscriptions: BTreeSet<WorkspaceId>,
+    touched_heads: BTreeSet<Partition>,
+    changes: ChangeSet,
+}
+
+impl<'a> Batch<'a> {
+    #[must_use]
+    pub fn new(snapshot: Snapshot, render: &'a dyn Render, events: &'a dyn EventWriter) -> Self {
+        Self {
+            snapshot,
+            render,
+            events,
+            touched: BTreeSet::new(),
+            new_workspaces: BTreeSet::new(),
+            new_grants: BTreeSet::new(),
+            touched_grants: BTreeSet::new(),
+            closed_grants: Vec::new(),
+            new_features: BTreeSet::new(),
+            touched_features: BTreeSet::new(),
+            touched_subscriptions: BTreeSet::new(),
+            touched_heads: BTreeSet::new(),
+            changes: ChangeSet::default(),
+        }
+    }
+
+    /// Decides one command and carries what follows into the running state. On an error nothing of
+    /// the command is kept.
+    pub fn run(&mut self, envelope: &Envelope) -> Result<Outcome, InvalidEvent> {
+        let key = (envelope.workspace_id, envelope.idempotency_key.clone());
+        if let Some(known) = self.snapshot.commands.get(&key) {
+            let same = known.fingerprint == envelope.fingerprint && known.command_type == envelope.command.name();
+            let answer = || Rendered { status: known.status.unsigned_abs(), body: known.body.clone() };
+            return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
+        }
+        if let Some(first) = envelope.prerequisite(&self.snapshot) {
+            self.run(&first)?;
+        }
+        match decide(&self.snapshot, envelope) {
+            Decision::Nothing => Ok(Outcome::Nothing),
+            Decision::Accepted { effects, receipt } => {
+                let answer = self.render.receipt(&receipt);
+                self.accept(envelope, *effects, "accepted", answer.clone())?;
+                Ok(Outcome::Accepted(answer))
+            }
+            Decision::Refused { rejection, event } => {
+                let answer = self.render.rejection(&rejection);
+                if let Some(state) = self.snapshot.workspaces.get(&envelope.workspace_id)
+                    && rejection.is_recorded()
+                {
+                    let effects = Effects::of_refusal(state, envelope, event);
+                    self.accept(envelope, effects, rejection.code(), answer.clone())?;
+                }
+                Ok(Outcome::Refused { rejection, answer })
+            }
+        }
+    }
+
+    /// The rows to write. The snapshot, as the batch leaves it, is what a store may keep in a cache.
+    #[must_use]
+    pub fn finish(mut self) -> (ChangeSet, Snapshot) {
+        for partition in &self.touched_heads {
+            if let Some(head) = self.snapshot.heads.get_mut(partition) {
+                head.version += 1;
+                self.changes.heads.push(*head);
+            }
+        }
+        for workspace_id in &self.touched {
+            let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
+            let is_new = self.new_workspaces.contains(workspace_id);
+            if is_new {
+                self.changes.workspaces.push(state.workspace.clone());
+            }
+            put(&mut self.changes.credits, is_new, state.credits.clone());
+            if is_new || self.touched_subscriptions.contains(workspace_id) {
+                put(&mut self.changes.subscriptions, is_new, state.subscription.clone());
+            }
+        }
+        for key in &self.touched_features {
+            let feature = self.snapshot.workspaces.get(&key.0).and_then(|state| state.features.get(&key.1));
+            if let Some(feature) = feature {
+                put(&mut self.changes.features, self.new_features.contains(key), feature.clone());
+            }
+        }
+        self.gather_grants();
+        (self.changes, self.snapshot)
+    }
+
+    fn gather_grants(&mut self) {
+        for grant in std::mem::take(&mut self.closed_grants) {
+            let key = (grant.workspace_id, grant.grant_id);
+            self.touched_grants.remove(&key);
+            put(&mut self.changes.grants, self.new_grants.contains(&key), grant);
+        }
+        let owners: BTreeSet<_> = self.touched_grants.iter().map(|(owner, _)| *owner).collect();
+        for owner in owners {
+            let Some(state) = self.snapshot.workspaces.get(&owner) else { continue };
+            for grant in &state.grants {
+                let key = (owner, grant.grant_id);
+                if self.touched_grants.contains(&key) {
+                    put(&mut self.changes.grants, self.new_grants.contains(&key), grant.clone());
+                }
+            }
+        }
+    }
+
+    /// Carries the effects of a recorded command into the running state and the rows to write.
+    fn accept(
+        &mut self,
+        envelope: &Envelope,
+        effects: Effects,
+        outcome: &str,
+        answer: Rendered,
+    ) -> Result<(), InvalidEvent> {
+        let mut written = Vec::with_capacity(effects.events.len());
+        for (event_id, data) in &effects.events {
+            written.push((*event_id, data.event_type(), self.events.write(data)?));
+        }
+        let workspace_id = envelope.workspace_id;
+        let now = effects.now;
+        self.apply(workspace_id, effects);
+        for (event_id, event_type, data) in written {
+            let (seq, workspace_seq) = self.next_place(workspace_id, event_id);
+            self.changes.events.push(EventRecord {
+                event_id,
+                event_type,
+                schema_version: event_type.schema_version(),
+                partition: Partition::of(workspace_id),
+                seq,
+                workspace_id,
+                workspace_seq,
+                occurred_at: now,
+                correlation_id: envelope.correlation_id.clone(),
+                causation_id: envelope.message_id.0,
+                traceparent: envelope.traceparent.clone(),
+                metadata: envelope.metadata.as_ref().map(super::metadata::Metadata::to_json),
+                data,
+            });
+        }
+        self.record_command(envelope, now, outcome, answer);
+        Ok(())
+    }
+
+    fn record_command(&mut self, envelope: &Envelope, now: Timestamp, outcome: &str, answer: Rendered) {
+        let record = CommandRecord {
+            workspace_id: envelope.workspace_id,
+            idempotency_key: envelope.idempotency_key.clone(),
+            command_id: envelope.message_id,
+            command_type: envelope.command.name().to_owned(),
+            fingerprint: envelope.fingerprint,
+            outcome: outcome.to_owned(),
+            status: i16::try_from(answer.status).unwrap_or(i16::MAX),
+            body: answer.body,
+            actor: envelope.actor.clone(),
+            correlation_id: envelope.correlation_id.clone(),
+            traceparent: envelope.traceparent.clone(),
+            metadata: envelope.metadata.clone(),
+            received_at: envelope.received_at,
+            recorded_at: now,
+        };
+        if let Command::PurchaseCredits(command) = &envelope.command
+            && outcome == "accepted"
+        {
+            self.snapshot.payments.insert((envelope.workspace_id, command.payment_reference.clone()));
+        }
+        let key = (envelope.workspace_id, envelope.idempotency_key.clone());
+        self.changes.commands.push(record.clone());
+        self.snapshot.commands.insert(key, record);
+    }
+
+    /// Gives an event its numbers, in the partition and in the workspace.
+    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64) {
+        let partition = Partition::of(workspace_id);
+        let head = self.snapshot.heads.entry(partition).or_insert(PartitionHead::empty(partition));
+        head.seq += 1;
+        head.last_event_id = Some(event_id);
+        let workspace_seq = self.snapshot.workspaces.get_mut(&workspace_id).map_or(0, |state| {
+            state.credits.event_seq += 1;
+            state.credits.event_seq
+        });
+        (head.seq, workspace_seq)
+    }
+
+    fn apply(&mut self, workspace_id: WorkspaceId, effects: Effects) {
+        self.touched.insert(workspace_id);
+        self.touched_heads.insert(Partition::of(workspace_id));
+        self.changes.entries.extend(effects.entries);
+        self.changes.usage_logs.extend(effects.usage_log);
+        self.changes.resets.extend(effects.resets);
+        if let (Some(workspace), Some(subscription), Some(plan)) =
+            (&effects.workspace, &effects.subscription, &effects.plan)
+        {
+            self.new_workspaces.insert(workspace_id);
+            let state = WorkspaceState {
+                workspace: workspace.clone(),
+                credits: effects.credits.clone(),
+                subscription: subscription.clone(),
+                plan: plan.clone(),
+                pending_plan: None,
+                features: std::collections::BTreeMap::new(),
+                grants: Vec::new(),
+            };
+            self.snapshot.workspaces.insert(workspace_id, state);
+        }
+        let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
+        state.credits = effects.credits;
+        if let Some(subscription) = effects.subscription {
+            self.touched_subscriptions.insert(workspace_id);
+            state.subscription = subscription;
+        }
+        if let Some(plan) = effects.plan {
+            state.plan = plan;
+        }
+        if effects.pending_plan.is_some() {
+            state.pending_plan = effects.pending_plan;
+        }
+        for (code, feature) in effects.features {
+            let key = (workspace_id, code.clone());
+            if state.features.insert(code, feature).is_none() {
+                self.new_features.insert(key.clone());
+            }
+            self.touched_features.insert(key);
+        }
+        let mut reordered = !effects.added_grants.is_empty();
+        for (place, grant) in effects.changed_grants {
+            self.touched_grants.insert((workspace_id, grant.grant_id));
+            if let Some(slot) = state.grants.get_mut(place) {
+                reordered |= slot.expires_at != grant.expires_at;
+                *slot = grant;
+            }
+        }
+        for grant in effects.added_grants {
+            self.new_grants.insert((workspace_id, grant.grant_id));
+            self.touched_grants.insert((workspace_id, grant.grant_id));
+            state.grants.push(grant);
+        }
+        self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));
+        if reordered {
+            state.grants.sort_by(Grant::burns_before);
+        }
+    }
+}
+
+fn put<T>(rows: &mut Rows<T>, is_new: bool, row: T) {
+    if is_new { rows.inserted.push(row) } else { rows.updated.push(row) }
+}
+
+impl Effects {
+    /// What a recorded refusal leaves: its event, and the instant.
+    fn of_refusal(state: &WorkspaceState, envelope: &Envelope, event: Option<EventData>) -> Self {
+        let mut effects = Self::none(state, envelope);
+        let event_id = || EventId(IdSequence::new(envelope.message_id).next());
+        effects.events.extend(event.map(|event| (event_id(), event)));
+        effects
+    }
+}

@@ -91,6 +91,8 @@ pub struct ResetRecord {
     pub workspace_id: WorkspaceId,
     pub subscription_id: SubscriptionId,
     pub period: Period,
+    /// The last usage log before the period: what came after it is used in this period.
+    pub usage_seq: i64,
     pub command_id: CommandId,
     pub recorded_at: Timestamp,
 }

@@ -33,6 +33,12 @@ pub enum Rejection {
     ResetNotDue { ends_at: Timestamp },
     #[error("the next period to begin starts at {next}")]
     PeriodMismatch { next: Timestamp },
+    #[error("{pointer} {detail}")]
+    FieldOutOfTime {
+        /// A JSON pointer into the command's body.
+        pointer: &'static str,
+        detail: &'static str,
+    },
     #[error("payment reference {0} was already used")]
     PaymentReferenceUsed(PaymentReference),
     #[error("feature {0} is not available to this workspace")]
@@ -70,6 +76,7 @@ impl Rejection {
             Self::NothingScheduled => "nothing-scheduled",
             Self::ResetNotDue { .. } => "reset-not-due",
             Self::PeriodMismatch { .. } => "period-mismatch",
+            Self::FieldOutOfTime { .. } => "invalid-field",
             Self::PaymentReferenceUsed(_) => "payment-reference-used",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",
@@ -84,7 +91,10 @@ impl Rejection {
     /// it with, nor where the same command shall simply be tried again later.
     #[must_use]
     pub const fn is_recorded(&self) -> bool {
-        !matches!(self, Self::WorkspaceNotFound | Self::WorkspaceExists | Self::RateExceeded { .. })
+        !matches!(
+            self,
+            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::FieldOutOfTime { .. } | Self::RateExceeded { .. }
+        )
     }
 }
 

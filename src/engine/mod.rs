@@ -1,27 +1,39 @@
 //! The engine: gathers concurrent commands into batches and makes each batch one transaction.
 //!
 //! [`Engine::submit`] hands an envelope to the lane that owns its workspace's partition and waits
-//! for the answer. The stored answer is rendered here, inside the transaction that makes the
-//! decision durable, by the [`Render`] that the composition root injects.
+//! for the answer. A lane (see [`lane`]) forms the next batch while the last one commits. What is
+//! decided, and what is answered, is the domain's ([`crate::domain::batch`]); the engine only knows
+//! when, with which others, and what to do when the database fails.
+//!
+//! Deliberately absent: any wait for Redis. After a commit the publisher is told, and that is all.
 
+mod lane;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::lane::{Job, Lane};
+use crate::domain::batch::{Batch, Outcome};
+pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
-use crate::domain::receipt::Receipt;
+use crate::domain::ids::Partition;
 use crate::domain::rejection::Rejection;
+use crate::store::Store;
 
-/// An answer as it is stored and sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
-    /// The HTTP status.
-    pub status: u16,
-    pub body: String,
-}
-
-/// Turns a decision into the answer that is stored with it.
-pub trait Render: Send + Sync + 'static {
-    fn receipt(&self, receipt: &Receipt) -> Rendered;
-    fn rejection(&self, rejection: &Rejection) -> Rendered;
+/// How the engine is sized.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// How many lanes there are; each owns every n-th partition.
+    pub lanes: usize,
+    /// How many commands may wait in one lane; one more is answered 503 at once.
+    pub queue_capacity: usize,
+    /// How many commands one transaction may hold.
+    pub max_batch: usize,
 }
 
 /// What a caller gets for a command.
@@ -54,16 +66,103 @@ pub enum EngineError {
     Failed,
 }
 
+/// Told after a commit that a partition has new events.
+pub trait CommitSignal: Send + Sync + 'static {
+    fn committed(&self, partition: Partition);
+}
+
+/// What the lanes work with.
+pub(crate) struct Parts {
+    pub store: Arc<dyn Store>,
+    pub render: Arc<dyn Render>,
+    pub events: Arc<dyn EventWriter>,
+    pub signal: Arc<dyn CommitSignal>,
+}
+
 /// The entry to all lanes. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    lanes: Vec<mpsc::Sender<Job>>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Engine {
+    /// Starts the lanes.
+    #[must_use]
+    pub fn start(
+        config: &EngineConfig,
+        store: Arc<dyn Store>,
+        render: Arc<dyn Render>,
+        events: Arc<dyn EventWriter>,
+        signal: Arc<dyn CommitSignal>,
+    ) -> Self {
+        let parts = Arc::new(Parts { store, render, events, signal });
+        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let lanes = (0..config.lanes.max(1))
+            .map(|number| {
+                let (sender, queue) = mpsc::channel(config.queue_capacity.max(1));
+                let lane = Lane::new(number, Arc::clone(&parts), queue, config.max_batch.max(1), stopping.clone());
+                tasks.spawn(lane.run());
+                sender
+            })
+            .collect();
+        tasks.close();
+        Self { inner: Arc::new(Inner { lanes, stopping, tasks }) }
+    }
+
     /// Waits until the command is decided and durable.
     pub async fn submit(&self, envelope: Envelope) -> Result<Reply, EngineError> {
-        let _ = (&self.inner, envelope);
-        Err(EngineError::Stopping)
+        if self.inner.stopping.is_cancelled() {
+            return Err(EngineError::Stopping);
+        }
+        let partition = usize::from(Partition::of(envelope.workspace_id).number());
+        let lane = partition % self.inner.lanes.len();
+        let (answer, answered) = oneshot::channel();
+        let sender = self.inner.lanes.get(lane).ok_or(EngineError::Failed)?;
+        sender.try_send(Job { envelope, answer, queued_at: Instant::now() }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => EngineError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => EngineError::Stopping,
+        })?;
+        answered.await.map_err(|_| EngineError::Failed)?
+    }
+
+    /// Takes no more commands, finishes those that wait, and returns when all lanes have ended.
+    pub async fn stop(&self) {
+        self.inner.stopping.cancel();
+        self.inner.tasks.wait().await;
+    }
+}
+
+/// Decides one command; a panic in a decision is that command's failure and nobody else's. The
+/// batch is not torn by it: a decision only reads, and its effects are applied afterwards.
+fn decide(batch: &mut Batch<'_>, envelope: &Envelope) -> Result<Outcome, EngineError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| batch.run(envelope)));
+    match outcome {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) => {
+            tracing::error!(%error, command_id = %envelope.message_id, "an event breaks its contract");
+            Err(EngineError::Failed)
+        }
+        Err(_) => {
+            tracing::error!(command_id = %envelope.message_id, command = envelope.command.name(), "a decision panicked");
+            Err(EngineError::Failed)
+        }
+    }
+}
+
+impl From<Outcome> for Reply {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Accepted(answer) => Self::Decided { answer, rejection: None },
+            Outcome::Refused { rejection, answer } => Self::Decided { answer, rejection: Some(rejection) },
+            Outcome::Replayed(answer) => Self::Replayed(answer),
+            Outcome::KeyReused => Self::KeyReused,
+            Outcome::Nothing => Self::Nothing,
+        }
     }
 }

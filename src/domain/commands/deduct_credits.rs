@@ -1,10 +1,23 @@
-//! DeductCredits.
-use super::{Effects, Refusal, Work};
-use crate::domain::credits::{PositiveCredits, Quantity};
-use crate::domain::receipt::Receipt;
+//! DeductCredits: charges for the use of a feature.
+//!
+//! The checks come in the documented order, cheapest and most specific first: feature enabled →
+//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first that
+//! fails is the answer.
+
+use chrono::TimeDelta;
+
+use super::work::{Effects, Work};
+use super::{Envelope, Refusal};
+use crate::domain::credits::{Credits, PositiveCredits, Quantity};
+use crate::domain::entry::Account;
+use crate::domain::event::{CreditConsumed, CreditLimitExceeded, GrantShare, LimitScope, UsageLimitExceeded};
+use crate::domain::plan::{LimitMode, RateLimit, UsageLimit};
+use crate::domain::receipt::{DeductReceipt, Receipt};
+use crate::domain::rejection::Rejection;
 use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
-use chrono::TimeDelta;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::WorkspaceFeature;
 
 /// How long before it is charged something may have been used.
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
@@ -26,11 +39,279 @@ pub struct DeductCredits {
     pub charge: Charge,
     pub user_id: Option<UserId>,
     /// When it was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
-    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt.
+    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. It is charged now, in the current period.
     pub occurred_at: Option<Timestamp>,
 }
+
+/// What a deduction is measured against.
+struct Assessment {
+    feature: WorkspaceFeature,
+    cost: Credits,
+    /// What can be spent on this feature, the overdraft included.
+    available_for_feature: Credits,
+    /// What can be spent on any feature, the overdraft included.
+    available: Credits,
+}
+
 impl DeductCredits {
-    pub(super) fn decide(&self, _work: Work<'_>) -> Result<(Effects, Receipt), Refusal> {
-        todo!()
+    pub(super) fn decide(&self, mut work: Work<'_>, envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
+        let now = work.now();
+        let occurred_at = self.occurred_at.unwrap_or(now);
+        if occurred_at < now.minus(OCCURRED_AT_MAX_AGE) || occurred_at > now.plus(OCCURRED_AT_MAX_AHEAD) {
+            let detail = "must be at most 35 days ago and at most 5 minutes ahead";
+            return Err(Rejection::FieldOutOfTime { pointer: "/occurred_at", detail }.into());
+        }
+        let assessment = self.assess(&work)?;
+        self.check_limits(&mut work, &assessment)?;
+        if assessment.cost > assessment.available_for_feature {
+            return Err(self.refuse_for_balance(&assessment));
+        }
+        let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
+        self.count(&mut work, &assessment)?;
+        work.settle_thresholds(assessment.available.minus(assessment.cost)?);
+        Ok(self.record(work, &assessment, grants, overdraft, occurred_at, envelope))
+    }
+
+    fn assess(&self, work: &Work<'_>) -> Result<Assessment, Refusal> {
+        let disabled = || Rejection::FeatureDisabled(self.feature_code.clone());
+        let feature = work.feature(&self.feature_code).ok_or_else(disabled)?.clone();
+        let terms = feature.terms();
+        if !terms.enabled {
+            return Err(disabled().into());
+        }
+        let cost = match self.charge {
+            Charge::Credits(credits) => credits.get(),
+            Charge::Quantity(quantity) => {
+                let not_priced = || Rejection::FeatureNotPriced(self.feature_code.clone());
+                quantity.cost(terms.unit_price.ok_or_else(not_priced)?)?
+            }
+        };
+        let (mut for_feature, mut for_others) = (work.overdraft_left(), Credits::ZERO);
+        for (_, grant) in work.grants().filter(|(_, grant)| work.is_spendable(grant)) {
+            let sum = if grant.is_for(&self.feature_code) { &mut for_feature } else { &mut for_others };
+            *sum = sum.plus(grant.remaining)?;
+        }
+        Ok(Assessment { feature, cost, available_for_feature: for_feature, available: for_feature.plus(for_others)? })
+    }
+
+    /// Limits belong to the periods of a running subscription; an ended one has neither.
+    fn check_limits(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
+        if !work.subscription().is_active() {
+            return Ok(());
+        }
+        let (feature, cost) = (&assessment.feature, assessment.cost);
+        if let Some(limit) = feature.terms().limit {
+            let passed = self.check_limit(work, LimitScope::Feature, limit, feature.used_this_month, cost)?;
+            if passed && !feature.limit_fired {
+                work.set_feature(WorkspaceFeature { limit_fired: true, ..feature.clone() });
+                self.raise_soft_limit(work, LimitScope::Feature, limit, feature.used_this_month, cost);
+            }
+        }
+        let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
+        if let Some(limit) = own.or(work.plan().monthly_limit) {
+            let used = work.balance().used_this_month;
+            let passed = self.check_limit(work, LimitScope::Workspace, limit, used, cost)?;
+            if passed && !work.balance().monthly_limit_fired {
+                work.credits().monthly_limit_fired = true;
+                self.raise_soft_limit(work, LimitScope::Workspace, limit, used, cost);
+            }
+        }
+        work.plan().rate_limit.map_or(Ok(()), |limit| check_rate(work, limit, cost))
+    }
+
+    /// Whether a soft limit is passed; a hard one refuses.
+    fn check_limit(
+        &self,
+        work: &Work<'_>,
+        scope: LimitScope,
+        limit: UsageLimit,
+        used: Credits,
+        cost: Credits,
+    ) -> Result<bool, Refusal> {
+        let within = used.plus(cost).is_ok_and(|sum| sum <= limit.credits);
+        match limit.mode {
+            LimitMode::Hard if !within => Err(Refusal {
+                rejection: Rejection::LimitExceeded {
+                    scope,
+                    limit: limit.credits,
+                    used,
+                    requested: cost,
+                    resets_at: work.subscription().period.end,
+                },
+                event: Some(self.limit_event(work, scope, limit, used, cost).into()),
+            }),
+            LimitMode::Hard | LimitMode::Soft => Ok(!within),
+        }
+    }
+
+    fn raise_soft_limit(
+        &self,
+        work: &mut Work<'_>,
+        scope: LimitScope,
+        limit: UsageLimit,
+        used: Credits,
+        cost: Credits,
+    ) {
+        let event = self.limit_event(work, scope, limit, used, cost);
+        work.raise(event);
+    }
+
+    fn limit_event(
+        &self,
+        work: &Work<'_>,
+        scope: LimitScope,
+        limit: UsageLimit,
+        used: Credits,
+        cost: Credits,
+    ) -> UsageLimitExceeded {
+        UsageLimitExceeded {
+            scope,
+            feature_code: self.feature_code.clone(),
+            user_id: self.user_id.clone(),
+            limit_credits: limit.credits,
+            used_credits: used,
+            requested_credits: cost,
+            refused: limit.mode == LimitMode::Hard,
+            resets_at: work.subscription().period.end,
+        }
+    }
+
+    fn refuse_for_balance(&self, assessment: &Assessment) -> Refusal {
+        Refusal {
+            rejection: Rejection::InsufficientCredits {
+                requested: assessment.cost,
+                available: assessment.available_for_feature,
+            },
+            event: Some(
+                CreditLimitExceeded {
+                    feature_code: self.feature_code.clone(),
+                    user_id: self.user_id.clone(),
+                    requested_credits: assessment.cost,
+                    available_credits: assessment.available_for_feature,
+                }
+                .into(),
+            ),
+        }
+    }
+
+    /// Takes the cost out of the grants in burn order, and what is left out of the overdraft.
+    fn burn(
+        &self,
+        work: &mut Work<'_>,
+        cost: Credits,
+        occurred_at: Timestamp,
+    ) -> Result<(Vec<GrantShare>, Option<Credits>), Refusal> {
+        let mut left = cost;
+        let mut shares = Vec::new();
+        let mut plan = Vec::new();
+        for (place, grant) in work.grants() {
+            if left.is_zero() {
+                break;
+            }
+            if work.is_spendable(grant) && grant.is_for(&self.feature_code) {
+                let part = left.min(grant.remaining);
+                left = left.minus(part)?;
+                plan.push((place, part));
+            }
+        }
+        for (place, part) in plan {
+            let consumed = Account::Consumed(self.feature_code.clone());
+            shares.push(work.take(place, part, consumed, occurred_at)?);
+        }
+        if left.is_zero() {
+            return Ok((shares, None));
+        }
+        work.book(Account::Debt, Account::Consumed(self.feature_code.clone()), left, occurred_at)?;
+        let credits = work.credits();
+        credits.debt_credits = credits.debt_credits.plus(left)?;
+        Ok((shares, Some(left)))
+    }
+
+    fn count(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
+        let cost = assessment.cost;
+        let mut feature = work.feature(&self.feature_code).unwrap_or(&assessment.feature).clone();
+        feature.used_this_month = feature.used_this_month.plus(cost)?;
+        work.set_feature(feature);
+        let credits = work.credits();
+        credits.used_this_month = credits.used_this_month.plus(cost)?;
+        credits.usage_seq += 1;
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        mut work: Work<'_>,
+        assessment: &Assessment,
+        grants: Vec<GrantShare>,
+        overdraft_credits: Option<Credits>,
+        occurred_at: Timestamp,
+        envelope: &Envelope,
+    ) -> (Effects, Receipt) {
+        let quantity = match self.charge {
+            Charge::Quantity(quantity) => Some(quantity),
+            Charge::Credits(_) => None,
+        };
+        let (command_id, recorded_at) = (work.command_id(), work.now());
+        let workspace_id = work.workspace().workspace_id;
+        let balance = work.balance();
+        let (usage_seq, current_credits, used_this_month) =
+            (balance.usage_seq, balance.current_credits, balance.used_this_month);
+        work.effects().usage_log = Some(UsageLog {
+            workspace_id,
+            seq: usage_seq,
+            command_id,
+            feature_code: self.feature_code.clone(),
+            user_id: self.user_id.clone(),
+            credits: assessment.cost,
+            quantity,
+            occurred_at,
+            recorded_at,
+            metadata: envelope.metadata.clone(),
+        });
+        work.raise_first(CreditConsumed {
+            feature_code: self.feature_code.clone(),
+            user_id: self.user_id.clone(),
+            credits: assessment.cost,
+            quantity,
+            grants: grants.clone(),
+            overdraft_credits,
+            current_credits,
+            used_this_month,
+            occurred_at,
+        });
+        let receipt = DeductReceipt {
+            command_id,
+            workspace_id,
+            usage_seq,
+            feature_code: self.feature_code.clone(),
+            credits: assessment.cost,
+            quantity,
+            grants,
+            overdraft_credits,
+            current_credits,
+            used_this_month,
+            recorded_at,
+        };
+        (work.into_effects(), Receipt::Deducted(receipt))
+    }
+}
+
+/// Counts the cost in the current window, aligned to the Unix epoch, or refuses it.
+fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<(), Refusal> {
+    let now = work.now();
+    let window = i64::from(limit.window_s.max(1)) * 1_000_000;
+    let start = Timestamp::from_micros(now.micros().div_euclid(window) * window);
+    let credits = work.credits();
+    let used = if credits.window_start == start { credits.window_used } else { Credits::ZERO };
+    match used.plus(cost) {
+        Ok(sum) if sum <= limit.credits => {
+            (credits.window_start, credits.window_used) = (start, sum);
+            Ok(())
+        }
+        _ => {
+            let left_micros = start.micros().saturating_add(window).saturating_sub(now.micros());
+            let retry_after_s = u32::try_from(left_micros.div_euclid(1_000_000) + 1).unwrap_or(limit.window_s);
+            Err(Rejection::RateExceeded { limit: limit.credits, window_s: limit.window_s, retry_after_s }.into())
+        }
     }
 }

@@ -1,11 +1,68 @@
-//! ExpireGrants.
-use super::{Effects, Refusal, Work};
-use crate::domain::receipt::Receipt;
+//! ExpireGrants: books grants that have reached their expiry with credits left.
+//!
+//! An expired grant cannot be spent from that instant on, booked or not; this only makes the ledger
+//! say so. Grants that belong to a period are left to the period's end, because what is left of
+//! them decides what rolls over.
+
+use super::advance_period::SCHEDULER;
+use super::work::{Effects, Work};
+use super::{Command, Envelope, Refusal, settle};
+use crate::domain::credits::Credits;
+use crate::domain::entry::Account;
+use crate::domain::event::CreditsExpired;
+use crate::domain::ids::{CommandId, WorkspaceId};
+use crate::domain::receipt::{InternalReceipt, Receipt};
+use crate::domain::text::IdempotencyKey;
+use crate::domain::time::Timestamp;
+
+/// How many grants one command books, so that its event stays bounded. The scheduler sends the next
+/// command while more are due.
+const MAX_GRANTS_PER_COMMAND: usize = 100;
+
 /// Books what has expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpireGrants;
+
 impl ExpireGrants {
-    pub(super) fn decide(&self, _work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
-        todo!()
+    #[must_use]
+    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
+        Envelope {
+            message_id: command_id,
+            idempotency_key: IdempotencyKey::system(format_args!("expire {command_id}")),
+            workspace_id,
+            actor: SCHEDULER.to_owned(),
+            correlation_id: command_id.to_string(),
+            causation_id: None,
+            traceparent: None,
+            received_at: now,
+            metadata: None,
+            fingerprint: [0; 32],
+            command: Command::ExpireGrants(Self),
+        }
+    }
+
+    pub(super) fn decide(&self, mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
+        let now = work.now();
+        let expired: Vec<_> = work
+            .grants()
+            .filter(|(_, grant)| !grant.source.is_periodic() && grant.remaining.is_positive())
+            .filter_map(|(place, grant)| Some((place, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
+            .take(MAX_GRANTS_PER_COMMAND)
+            .collect();
+        if expired.is_empty() {
+            return Ok(None);
+        }
+        let mut shares = Vec::with_capacity(expired.len());
+        for (place, remaining, expires_at) in expired {
+            shares.push(work.take(place, remaining, Account::Expired, expires_at)?);
+        }
+        let event = CreditsExpired {
+            credits: Credits::sum(shares.iter().map(|share| share.credits))?,
+            grants: shares,
+            current_credits: work.balance().current_credits,
+        };
+        work.raise(event);
+        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
+        Ok(Some((settle(work)?, Receipt::Internal(receipt))))
     }
 }

@@ -22,12 +22,12 @@ pub use self::cancel_subscription::CancelSubscription;
 pub use self::deduct_credits::{Charge, DeductCredits, OCCURRED_AT_MAX_AGE, OCCURRED_AT_MAX_AHEAD};
 pub use self::expire_grants::ExpireGrants;
 pub use self::process_subscription_change::ProcessSubscriptionChange;
-pub use self::provision_workspace::{FeatureAgreement, ProvisionWorkspace};
+pub use self::provision_workspace::{FeatureAgreement, MAX_AGREEMENTS, ProvisionWorkspace};
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;
 use self::work::Work;
-pub use self::work::{Effects, available_credits};
+pub use self::work::{Effects, available_credits, is_spendable};
 use super::event::EventData;
 use super::ids::{CommandId, WorkspaceId};
 use super::metadata::Metadata;
@@ -96,6 +96,22 @@ impl<R: Into<Rejection>> From<R> for Refusal {
     fn from(rejection: R) -> Self {
         Self { rejection: rejection.into(), event: None }
     }
+}
+
+/// Refuses a change of a subscription that the caller has not seen in its current version.
+fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<(), Refusal> {
+    let actual = work.subscription().version;
+    match expected {
+        Some(expected) if expected != actual => Err(Rejection::VersionMismatch { expected, actual }.into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Ends a command that changed what is available: fires and arms the low-credit thresholds.
+fn settle(mut work: Work<'_>) -> Result<Effects, Refusal> {
+    let available = work.available()?;
+    work.settle_thresholds(available);
+    Ok(work.into_effects())
 }
 
 impl Command {
@@ -184,7 +200,7 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
         (command, Some(state)) => {
             let work = Work::new(state, envelope);
             match command {
-                Command::DeductCredits(command) => command.decide(work).map(Some),
+                Command::DeductCredits(command) => command.decide(work, envelope).map(Some),
                 Command::PurchaseCredits(command) => command.decide(work, &snapshot.payments).map(Some),
                 Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),

@@ -1,18 +1,37 @@
-//! ProvisionWorkspace.
-use super::{Effects, Envelope, Refusal};
+//! ProvisionWorkspace: creates a workspace and subscribes it to its first plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+
+use super::advance_period::begin_period;
+use super::process_subscription_change::take_plan_terms;
+use super::work::{Effects, Work};
+use super::{Envelope, Refusal};
 use crate::domain::credits::Credits;
-use crate::domain::receipt::Receipt;
-use crate::domain::snapshot::Snapshot;
+use crate::domain::event::WorkspaceProvisioned;
+use crate::domain::ids::SubscriptionId;
+use crate::domain::period::Schedule;
+use crate::domain::plan::{FeatureTerms, PlanVersion};
+use crate::domain::receipt::{ProvisionReceipt, Receipt, SubscriptionView};
+use crate::domain::rejection::Rejection;
+use crate::domain::snapshot::{Snapshot, WorkspaceState};
+use crate::domain::subscription::{Subscription, SubscriptionStatus};
 use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::FeatureOverrides;
-use chrono_tz::Tz;
+use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
+
+/// How many features a workspace may have terms of its own for.
+pub const MAX_AGREEMENTS: usize = 200;
+
 /// What a workspace agreed on for one feature, whatever its plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeatureAgreement {
     pub feature_code: FeatureCode,
     pub overrides: FeatureOverrides,
 }
+
 /// Creates a workspace and subscribes it to its first plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProvisionWorkspace {
@@ -25,13 +44,101 @@ pub struct ProvisionWorkspace {
     pub overdraft_limit: Option<Credits>,
     pub features: Vec<FeatureAgreement>,
 }
+
 impl ProvisionWorkspace {
     /// The natural key of provisioning: a workspace is created once.
     #[must_use]
     pub fn idempotency_key() -> IdempotencyKey {
         IdempotencyKey::system(format_args!("provision"))
     }
-    pub(super) fn decide(&self, _snapshot: &Snapshot, _envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
-        todo!()
+
+    pub(super) fn decide(&self, snapshot: &Snapshot, envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
+        let now = envelope.received_at;
+        let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
+        let plan = Arc::clone(snapshot.plans.get(&self.plan_code).ok_or_else(unknown)?);
+        if self.anchor.is_some_and(|anchor| anchor > now) {
+            return Err(Rejection::FieldOutOfTime { pointer: "/anchor_at", detail: "must not be in the future" }.into());
+        }
+        let state = self.fresh_state(envelope, &plan);
+        let mut work = Work::new(&state, envelope);
+        take_plan_terms(&mut work, &plan);
+        work.settle_overdraft();
+        let reset = begin_period(&mut work, state.subscription.period)?;
+        work.effects().workspace = Some(state.workspace.clone());
+        // The first period is told by the provisioning itself.
+        work.effects().events.clear();
+        work.raise(WorkspaceProvisioned {
+            name: self.name.clone(),
+            time_zone: self.zone.name().to_owned(),
+            plan_code: plan.plan_code.clone(),
+            plan_version: plan.version,
+            period: reset.period,
+            granted: reset.granted,
+        });
+        // Even with nothing to change in them, these rows are new.
+        work.change_subscription();
+        let receipt = ProvisionReceipt {
+            command_id: work.command_id(),
+            workspace_id: envelope.workspace_id,
+            name: self.name.clone(),
+            time_zone: self.zone.name().to_owned(),
+            subscription: SubscriptionView::from(work.subscription()),
+            current_credits: work.balance().current_credits,
+            recorded_at: now,
+        };
+        let mut effects = work.into_effects();
+        effects.plan = Some(plan);
+        for (code, feature) in state.features {
+            effects.features.entry(code).or_insert(feature);
+        }
+        Ok((effects, Receipt::Provisioned(receipt)))
+    }
+
+    /// The workspace before its first period begins: no credits yet, the agreed overrides.
+    fn fresh_state(&self, envelope: &Envelope, plan: &Arc<PlanVersion>) -> WorkspaceState {
+        let (now, workspace_id) = (envelope.received_at, envelope.workspace_id);
+        let anchor = self.anchor.unwrap_or(now);
+        // The command creates one subscription, so the command's own id serves it too.
+        let subscription_id = SubscriptionId(envelope.message_id.0);
+        let schedule = Schedule { anchor, zone: self.zone };
+        let overridden = |agreement: &FeatureAgreement| WorkspaceFeature {
+            workspace_id,
+            feature_code: agreement.feature_code.clone(),
+            plan_terms: FeatureTerms::default(),
+            overrides: agreement.overrides,
+            used_this_month: Credits::ZERO,
+            limit_fired: false,
+        };
+        let features: BTreeMap<_, _> =
+            self.features.iter().map(|agreement| (agreement.feature_code.clone(), overridden(agreement))).collect();
+        WorkspaceState {
+            workspace: Workspace {
+                workspace_id,
+                name: self.name.clone(),
+                zone: self.zone,
+                monthly_limit_override: self.monthly_limit,
+                overdraft_limit_override: self.overdraft_limit,
+                created_at: now,
+            },
+            credits: WorkspaceCredits::new(workspace_id, now),
+            subscription: Subscription {
+                workspace_id,
+                subscription_id,
+                plan_code: plan.plan_code.clone(),
+                plan_version: plan.version,
+                status: SubscriptionStatus::Active,
+                anchor,
+                period: schedule.containing(now, plan.period_months),
+                period_months: plan.period_months,
+                version: 1,
+                pending: None,
+                canceled_at: None,
+                updated_at: now,
+            },
+            plan: Arc::clone(plan),
+            pending_plan: None,
+            features,
+            grants: Vec::new(),
+        }
     }
 }

@@ -1,30 +1,83 @@
-//! PurchaseCredits.
-use super::{Effects, Refusal, Work};
-use crate::domain::credits::PositiveCredits;
-use crate::domain::grant::Currency;
+//! PurchaseCredits: books credits that were paid for, and a bonus that came with them.
+//!
+//! The payment reference is unique per workspace whatever the idempotency key: a payment that is
+//! reported twice, by a webhook and by a frontend, is booked once.
+
+use std::collections::HashSet;
+
+use super::work::{Effects, GrantTerms, Work};
+use super::{Refusal, settle};
+use crate::domain::credits::{Credits, PositiveCredits};
+use crate::domain::event::CreditsPurchased;
+use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::ids::WorkspaceId;
-use crate::domain::receipt::Receipt;
+use crate::domain::receipt::{PurchaseReceipt, Receipt};
+use crate::domain::rejection::Rejection;
 use crate::domain::text::PaymentReference;
 use crate::domain::time::Timestamp;
-use std::collections::HashSet;
+
 /// Books credits that were paid for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PurchaseCredits {
     pub credits: PositiveCredits,
+    /// Credits given on top, as a promotion grant.
     pub bonus_credits: Option<PositiveCredits>,
     /// What was paid, in minor units of the currency; not negative.
     pub amount_minor: i64,
     pub currency: Currency,
     pub payment_reference: PaymentReference,
-    /// Later than the receipt of the command.
+    /// Later than the receipt of the command. It holds for the bonus too.
     pub expires_at: Option<Timestamp>,
 }
+
 impl PurchaseCredits {
     pub(super) fn decide(
         &self,
-        _work: Work<'_>,
-        _payments: &HashSet<(WorkspaceId, PaymentReference)>,
+        mut work: Work<'_>,
+        payments: &HashSet<(WorkspaceId, PaymentReference)>,
     ) -> Result<(Effects, Receipt), Refusal> {
-        todo!()
+        let (now, workspace_id) = (work.now(), work.workspace().workspace_id);
+        if payments.contains(&(workspace_id, self.payment_reference.clone())) {
+            return Err(Rejection::PaymentReferenceUsed(self.payment_reference.clone()).into());
+        }
+        if self.expires_at.is_some_and(|end| end <= now) {
+            return Err(Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" }.into());
+        }
+        let terms = || GrantTerms { effective_at: now, expires_at: self.expires_at, payment: None };
+        let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
+        let paid = GrantTerms { payment: Some((self.payment_reference.clone(), cost_basis)), ..terms() };
+        let purchase = work.issue(GrantSource::Purchase, self.credits.get(), paid)?;
+        let bonus = match self.bonus_credits {
+            Some(bonus) => Some(work.issue(GrantSource::Promotion, bonus.get(), terms())?),
+            None => None,
+        };
+        let bonus_credits = self.bonus_credits.map_or(Credits::ZERO, PositiveCredits::get);
+        let repaid_by_bonus = bonus.as_ref().map_or(Credits::ZERO, |bonus| bonus.debt_repaid);
+        let receipt = PurchaseReceipt {
+            command_id: work.command_id(),
+            workspace_id,
+            grant_id: purchase.grant_id,
+            credits: self.credits.get(),
+            bonus_grant_id: bonus.map(|bonus| bonus.grant_id),
+            bonus_credits,
+            payment_reference: self.payment_reference.clone(),
+            expires_at: self.expires_at,
+            debt_repaid: purchase.debt_repaid.plus(repaid_by_bonus)?,
+            current_credits: work.balance().current_credits,
+            recorded_at: now,
+        };
+        work.raise(CreditsPurchased {
+            grant_id: receipt.grant_id,
+            credits: receipt.credits,
+            bonus_grant_id: receipt.bonus_grant_id,
+            bonus_credits,
+            amount_minor: self.amount_minor,
+            currency: self.currency.as_str().to_owned(),
+            payment_reference: self.payment_reference.clone(),
+            expires_at: self.expires_at,
+            debt_repaid: receipt.debt_repaid,
+            current_credits: receipt.current_credits,
+        });
+        Ok((settle(work)?, Receipt::Purchased(receipt)))
     }
 }

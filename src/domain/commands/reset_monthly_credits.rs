@@ -1,15 +1,45 @@
-//! ResetMonthlyCredits.
-use super::{Effects, Refusal, Work};
-use crate::domain::receipt::Receipt;
+//! ResetMonthlyCredits: begins every billing period that is due, at a caller's request.
+//!
+//! The scheduler does the same without being asked; whoever comes first does it, because the reset
+//! of one period is found to be done by the state itself.
+
+use super::Refusal;
+use super::advance_period::pass_due_boundaries;
+use super::work::{Effects, Work};
+use crate::domain::receipt::{Receipt, ResetReceipt, SubscriptionView};
+use crate::domain::rejection::Rejection;
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::time::Timestamp;
+
 /// Begins every billing period that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResetMonthlyCredits {
-    /// The start of the period to begin; a guard against resetting another one.
+    /// The start of the first period to begin; a guard against resetting another one.
     pub period: Option<Timestamp>,
 }
+
 impl ResetMonthlyCredits {
-    pub(super) fn decide(&self, _work: Work<'_>) -> Result<(Effects, Receipt), Refusal> {
-        todo!()
+    pub(super) fn decide(&self, mut work: Work<'_>) -> Result<(Effects, Receipt), Refusal> {
+        let subscription = work.subscription();
+        if !subscription.is_active() {
+            return Err(Rejection::SubscriptionStatus(SubscriptionStatus::Canceled).into());
+        }
+        let next = subscription.period.end;
+        if self.period.is_some_and(|period| period != next) {
+            return Err(Rejection::PeriodMismatch { next }.into());
+        }
+        if !subscription.is_boundary_due(work.now()) {
+            return Err(Rejection::ResetNotDue { ends_at: next }.into());
+        }
+        let resets = pass_due_boundaries(&mut work)?;
+        let receipt = ResetReceipt {
+            command_id: work.command_id(),
+            workspace_id: work.workspace().workspace_id,
+            resets,
+            subscription: SubscriptionView::from(work.subscription()),
+            current_credits: work.balance().current_credits,
+            recorded_at: work.now(),
+        };
+        Ok((work.into_effects(), Receipt::Reset(receipt)))
     }
 }

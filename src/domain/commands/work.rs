@@ -1,20 +1,345 @@
-//! Work.
-use super::Envelope;
+//! The working copy that a command decides on: one workspace as it is, and what changed so far.
+//!
+//! It borrows the state and copies only what changes, so that a deduction from a workspace with a
+//! thousand grants copies the one grant it burns. Every movement of credits goes through
+//! [`Work::book`]: there is no other way to write an entry or to change the balance.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Envelope, Refusal};
+use crate::domain::change_set::ResetRecord;
 use crate::domain::credits::Credits;
+use crate::domain::entry::{Account, Entry};
+use crate::domain::event::{EventData, GrantShare, LowCreditWarning, SubscriptionSummary};
+use crate::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
+use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
+use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
+use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
+use crate::domain::subscription::Subscription;
+use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+
+/// What follows from an accepted (or recorded) command: the new values of the rows that changed,
+/// the rows to insert, and the events to raise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Effects {}
-pub(super) struct Work<'a> {
-    _s: &'a WorkspaceState,
+pub struct Effects {
+    pub now: Timestamp,
+    /// There when the workspace is new.
+    pub workspace: Option<Workspace>,
+    pub credits: WorkspaceCredits,
+    pub subscription: Option<Subscription>,
+    /// The plan in force, when it changed.
+    pub plan: Option<Arc<PlanVersion>>,
+    /// The plan of a pending change, when there is one now.
+    pub pending_plan: Option<Arc<PlanVersion>>,
+    /// New and changed features.
+    pub features: BTreeMap<FeatureCode, WorkspaceFeature>,
+    /// Changed grants, by their place in the state's list.
+    pub changed_grants: BTreeMap<usize, Grant>,
+    pub added_grants: Vec<Grant>,
+    pub entries: Vec<Entry>,
+    pub usage_log: Option<UsageLog>,
+    pub events: Vec<(EventId, EventData)>,
+    pub resets: Vec<ResetRecord>,
 }
-impl<'a> Work<'a> {
-    pub(super) fn new(s: &'a WorkspaceState, _e: &'a Envelope) -> Self {
-        Self { _s: s }
+
+impl Effects {
+    /// Nothing but the instant.
+    pub(in crate::domain) fn none(state: &WorkspaceState, envelope: &Envelope) -> Self {
+        let now = state.now(envelope.received_at);
+        let mut credits = state.credits.clone();
+        credits.updated_at = now;
+        Self {
+            now,
+            workspace: None,
+            credits,
+            subscription: None,
+            plan: None,
+            pending_plan: None,
+            features: BTreeMap::new(),
+            changed_grants: BTreeMap::new(),
+            added_grants: Vec::new(),
+            entries: Vec::new(),
+            usage_log: None,
+            events: Vec::new(),
+            resets: Vec::new(),
+        }
     }
 }
+
+/// One workspace while a command is being decided.
+pub(super) struct Work<'a> {
+    state: &'a WorkspaceState,
+    command_id: CommandId,
+    ids: IdSequence,
+    effects: Effects,
+}
+
+/// What a new grant needs beyond its source and amount.
+pub(super) struct GrantTerms {
+    pub effective_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
+}
+
+/// A grant that was just issued.
+pub(super) struct Issued {
+    pub grant_id: GrantId,
+    /// What of it went straight into an overdraft that was owed.
+    pub debt_repaid: Credits,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(state: &'a WorkspaceState, envelope: &Envelope) -> Self {
+        Self {
+            state,
+            command_id: envelope.message_id,
+            ids: IdSequence::new(envelope.message_id),
+            effects: Effects::none(state, envelope),
+        }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.effects.now
+    }
+
+    pub(super) fn command_id(&self) -> CommandId {
+        self.command_id
+    }
+
+    pub(super) fn workspace(&self) -> &'a Workspace {
+        &self.state.workspace
+    }
+
+    pub(super) fn credits(&mut self) -> &mut WorkspaceCredits {
+        &mut self.effects.credits
+    }
+
+    pub(super) fn balance(&self) -> &WorkspaceCredits {
+        &self.effects.credits
+    }
+
+    pub(super) fn effects(&mut self) -> &mut Effects {
+        &mut self.effects
+    }
+
+    pub(super) fn plan(&self) -> &Arc<PlanVersion> {
+        self.effects.plan.as_ref().unwrap_or(&self.state.plan)
+    }
+
+    pub(super) fn pending_plan(&self) -> Option<&Arc<PlanVersion>> {
+        self.state.pending_plan()
+    }
+
+    pub(super) fn subscription(&self) -> &Subscription {
+        self.effects.subscription.as_ref().unwrap_or(&self.state.subscription)
+    }
+
+    pub(super) fn change_subscription(&mut self) -> &mut Subscription {
+        let now = self.effects.now;
+        let subscription = self.effects.subscription.get_or_insert_with(|| self.state.subscription.clone());
+        subscription.updated_at = now;
+        subscription
+    }
+
+    pub(super) fn summary(&self) -> SubscriptionSummary {
+        let subscription = self.subscription();
+        SubscriptionSummary {
+            plan_code: subscription.plan_code.clone(),
+            plan_version: subscription.plan_version,
+            status: subscription.status,
+            period: subscription.period,
+            version: subscription.version,
+        }
+    }
+
+    pub(super) fn feature(&self, code: &FeatureCode) -> Option<&WorkspaceFeature> {
+        self.effects.features.get(code).or_else(|| self.state.features.get(code))
+    }
+
+    pub(super) fn feature_codes(&self) -> Vec<FeatureCode> {
+        self.state.features.keys().chain(self.effects.features.keys()).cloned().collect()
+    }
+
+    pub(super) fn set_feature(&mut self, feature: WorkspaceFeature) {
+        self.effects.features.insert(feature.feature_code.clone(), feature);
+    }
+
+    /// The grants as they are now, each with the place by which [`Work::take`] knows it.
+    pub(super) fn grants(&self) -> impl Iterator<Item = (usize, &Grant)> {
+        let known = self.state.grants.iter().enumerate();
+        let current = known.map(|(place, grant)| (place, self.effects.changed_grants.get(&place).unwrap_or(grant)));
+        let first_added = self.state.grants.len();
+        current.chain(self.effects.added_grants.iter().enumerate().map(move |(n, grant)| (first_added + n, grant)))
+    }
+
+    pub(super) fn change_grant(&mut self, place: usize) -> Option<&mut Grant> {
+        match place.checked_sub(self.state.grants.len()) {
+            Some(added) => self.effects.added_grants.get_mut(added),
+            None => {
+                let known = self.state.grants.get(place)?;
+                Some(self.effects.changed_grants.entry(place).or_insert_with(|| known.clone()))
+            }
+        }
+    }
+
+    /// Whether a grant can be spent now, on whichever feature it is for.
+    pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
+        let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
+        grant.is_spendable(self.effects.now) && !frozen
+    }
+
+    /// What could be spent now on any feature: see [`available_credits`].
+    pub(super) fn available(&self) -> Result<Credits, Refusal> {
+        let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
+        Ok(Credits::sum(spendable)?.plus(self.overdraft_left())?)
+    }
+
+    pub(super) fn overdraft_left(&self) -> Credits {
+        let credits = self.balance();
+        credits.overdraft_limit.less_down_to_zero(credits.debt_credits)
+    }
+
+    /// Writes one entry and carries it into the balance.
+    pub(super) fn book(
+        &mut self,
+        from: Account,
+        to: Account,
+        amount: Credits,
+        effective_at: Timestamp,
+    ) -> Result<(), Refusal> {
+        debug_assert!(amount.is_positive(), "an entry moves something");
+        let credits = &mut self.effects.credits;
+        if from.counts() {
+            credits.current_credits = credits.current_credits.minus(amount)?;
+        }
+        if to.counts() {
+            credits.current_credits = credits.current_credits.plus(amount)?;
+        }
+        credits.entry_seq += 1;
+        self.effects.entries.push(Entry {
+            workspace_id: self.state.workspace.workspace_id,
+            seq: credits.entry_seq,
+            command_id: self.command_id,
+            from,
+            to,
+            amount,
+            balance_after: credits.current_credits,
+            recorded_at: self.effects.now,
+            effective_at,
+        });
+        Ok(())
+    }
+
+    /// Moves credits out of a grant.
+    pub(super) fn take(
+        &mut self,
+        place: usize,
+        amount: Credits,
+        to: Account,
+        effective_at: Timestamp,
+    ) -> Result<GrantShare, Refusal> {
+        let grant = self.change_grant(place).ok_or(Rejection::BalanceOutOfRange)?;
+        debug_assert!(amount <= grant.remaining, "a grant never goes below zero");
+        grant.remaining = grant.remaining.minus(amount)?;
+        let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
+        self.book(Account::Grant(share.grant_id), to, amount, effective_at)?;
+        Ok(share)
+    }
+
+    /// Issues a grant, and pays back what is owed with it.
+    pub(super) fn issue(&mut self, source: GrantSource, amount: Credits, terms: GrantTerms) -> Result<Issued, Refusal> {
+        let grant_id = GrantId(self.ids.next());
+        let place = self.state.grants.len() + self.effects.added_grants.len();
+        let effective_at = terms.effective_at;
+        let (payment_reference, cost_basis) = terms.payment.unzip();
+        self.effects.added_grants.push(Grant {
+            workspace_id: self.state.workspace.workspace_id,
+            grant_id,
+            source,
+            amount,
+            remaining: amount,
+            held: Credits::ZERO,
+            priority: DEFAULT_PRIORITY,
+            effective_at,
+            expires_at: terms.expires_at,
+            feature_scope: None,
+            payment_reference,
+            cost_basis,
+        });
+        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
+        let debt_repaid = self.balance().debt_credits.min(amount);
+        if debt_repaid.is_positive() {
+            self.take(place, debt_repaid, Account::Debt, effective_at)?;
+            let credits = self.credits();
+            credits.debt_credits = credits.debt_credits.minus(debt_repaid)?;
+            self.settle_overdraft();
+        }
+        Ok(Issued { grant_id, debt_repaid })
+    }
+
+    /// Sets the overdraft limit that is in force: the agreed one, but never less than what is owed
+    /// already, which a lower limit does not call in.
+    pub(super) fn settle_overdraft(&mut self) {
+        let agreed = if self.subscription().is_active() {
+            self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
+        } else {
+            Credits::ZERO
+        };
+        let credits = self.credits();
+        credits.overdraft_limit = agreed.max(credits.debt_credits);
+    }
+
+    /// Fires each low-credit threshold that the available credits have reached, and arms those that
+    /// they are above again.
+    pub(super) fn settle_thresholds(&mut self, available: Credits) {
+        let plan = Arc::clone(self.plan());
+        for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
+            let mask = 1_i16 << bit;
+            if available > *threshold {
+                self.credits().low_credit_fired &= !mask;
+            } else if self.balance().low_credit_fired & mask == 0 {
+                self.credits().low_credit_fired |= mask;
+                self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
+            }
+        }
+    }
+
+    pub(super) fn raise(&mut self, event: impl Into<EventData>) {
+        let event_id = EventId(self.ids.next());
+        self.effects.events.push((event_id, event.into()));
+    }
+
+    /// Raises the event that tells what the command did, before those that tell what follows from it.
+    pub(super) fn raise_first(&mut self, event: impl Into<EventData>) {
+        let event_id = EventId(self.ids.next());
+        self.effects.events.insert(0, (event_id, event.into()));
+    }
+
+    pub(super) fn into_effects(self) -> Effects {
+        self.effects
+    }
+}
+
+/// Purchased credits of an ended subscription whose plan freezes them.
+fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSource) -> bool {
+    !subscription.is_active() && plan.purchased_on_cancel == PurchasedOnCancel::Freeze && source.follows_cancel_policy()
+}
+
+/// Whether a grant can be spent now, on whichever feature it is for.
+#[must_use]
+pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bool {
+    grant.is_spendable(now) && !is_frozen(&state.subscription, &state.plan, grant.source)
+}
+
 /// What can be spent now on any feature: spendable grants plus what is left of the overdraft.
 #[must_use]
-pub fn available_credits(_state: &WorkspaceState, _now: Timestamp) -> Credits {
-    todo!()
+pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
+    let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
+    let overdraft_left = state.credits.overdraft_limit.less_down_to_zero(state.credits.debt_credits);
+    Credits::sum(spendable).and_then(|sum| sum.plus(overdraft_left)).unwrap_or(Credits::MAX)
 }

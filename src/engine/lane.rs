@@ -1,0 +1,205 @@
+//! A lane: one queue, one transaction at a time, for the partitions it owns.
+//!
+//! It takes whatever waits (up to a bound), loads, decides each command in order, writes once,
+//! commits, and answers. While a batch commits, the queue fills the next one: the busier the lane,
+//! the fuller its batches, and the fewer commits a command costs.
+//!
+//! *What happens when a batch fails as a whole.* Every command has a key under which its answer is
+//! stored in the same transaction, so trying again is always safe, even after a commit whose fate
+//! is unknown: the second try waits for the first one's locks and finds its rows, or does not. So
+//! the commands of a failed batch are tried one by one; what fails again is answered as failed. With
+//! the database away, the first that finds it so speaks for all.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{EngineError, Parts, Reply, decide};
+use crate::domain::batch::Batch;
+use crate::domain::commands::Envelope;
+use crate::domain::ids::Partition;
+use crate::domain::snapshot::KeySet;
+use crate::store::StoreError;
+
+/// How long one transaction may take, whatever the database's own limits are: a lane that hangs
+/// would hold up every workspace of its partitions.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a command may wait in the queue. One that waited longer is not begun: its caller is
+/// about to give up, and the queue must drain faster than it fills.
+const MAX_QUEUE_TIME: Duration = Duration::from_secs(5);
+
+/// A command on its way through the lane.
+pub(super) struct Job {
+    pub envelope: Envelope,
+    pub answer: oneshot::Sender<Result<Reply, EngineError>>,
+    pub queued_at: Instant,
+}
+
+pub(super) struct Lane {
+    number: usize,
+    parts: Arc<Parts>,
+    queue: mpsc::Receiver<Job>,
+    max_batch: usize,
+    stopping: CancellationToken,
+}
+
+impl Lane {
+    pub(super) fn new(
+        number: usize,
+        parts: Arc<Parts>,
+        queue: mpsc::Receiver<Job>,
+        max_batch: usize,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { number, parts, queue, max_batch, stopping }
+    }
+
+    /// Runs until the engine stops and the queue is empty.
+    pub(super) async fn run(mut self) {
+        let stopping = self.stopping.clone();
+        let mut jobs = Vec::with_capacity(self.max_batch);
+        loop {
+            let taken = tokio::select! {
+                biased;
+                taken = self.queue.recv_many(&mut jobs, self.max_batch) => taken,
+                () = stopping.cancelled(), if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+            };
+            if taken == 0 {
+                return;
+            }
+            metrics::gauge!("visionscope_engine_queue_depth", "lane" => self.number.to_string())
+                .set(count(self.queue.len()));
+            let batch = self.shed(std::mem::take(&mut jobs));
+            self.process(batch).await;
+            jobs.reserve(self.max_batch);
+        }
+    }
+
+    /// Answers those that waited too long, and whose caller is gone: their work is not begun.
+    fn shed(&self, jobs: Vec<Job>) -> Vec<Job> {
+        let mut fresh = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if job.queued_at.elapsed() > MAX_QUEUE_TIME {
+                reply(job, Err(EngineError::Overloaded));
+            } else if !job.answer.is_closed() {
+                fresh.push(job);
+            }
+        }
+        fresh
+    }
+
+    async fn process(&self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let size = jobs.len();
+        let envelopes: Vec<&Envelope> = jobs.iter().map(|job| &job.envelope).collect();
+        match self.transact(&envelopes).await {
+            Ok(replies) => answer_all(jobs, replies),
+            Err(error) => {
+                tracing::warn!(%error, lane = self.number, size, "a batch failed; its commands are tried one by one");
+                self.process_one_by_one(jobs, &error).await;
+            }
+        }
+        metrics::histogram!("visionscope_engine_batch_size").record(count(size));
+        metrics::histogram!("visionscope_engine_batch_seconds").record(began.elapsed().as_secs_f64());
+    }
+
+    async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError) {
+        // A batch of one that cannot be written will not be a second time, unless somebody else's
+        // write came between.
+        let mut given_up = match batch_error {
+            StoreError::Corrupt(_) if jobs.len() == 1 => Some(EngineError::Failed),
+            StoreError::Corrupt(_) | StoreError::Conflict(_) | StoreError::Unavailable(_) => None,
+        };
+        for job in jobs {
+            if let Some(error) = given_up {
+                reply(job, Err(error));
+                continue;
+            }
+            match self.transact(&[&job.envelope]).await {
+                Ok(mut replies) => reply(job, replies.pop().unwrap_or(Err(EngineError::Failed))),
+                Err(error) => {
+                    tracing::error!(%error, command_id = %job.envelope.message_id, "a command could not be written");
+                    let answer = match error {
+                        StoreError::Unavailable(_) => {
+                            given_up = Some(EngineError::Unavailable);
+                            EngineError::Unavailable
+                        }
+                        StoreError::Conflict(_) => EngineError::Unavailable,
+                        StoreError::Corrupt(_) => EngineError::Failed,
+                    };
+                    reply(job, Err(answer));
+                }
+            }
+        }
+    }
+
+    /// One transaction: load, decide, write, commit.
+    async fn transact(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
+        tokio::time::timeout(TRANSACTION_TIMEOUT, self.transact_unbounded(envelopes))
+            .await
+            .map_err(|_| StoreError::Unavailable("the transaction took too long".into()))?
+    }
+
+    async fn transact_unbounded(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
+        let mut keys = KeySet::default();
+        for envelope in envelopes {
+            envelope.add_keys(&mut keys);
+        }
+        let mut transaction = self.parts.store.begin().await?;
+        let snapshot = transaction.load(&keys).await?;
+        let mut batch = Batch::new(snapshot, &*self.parts.render, &*self.parts.events);
+        let mut outcomes = Vec::with_capacity(envelopes.len());
+        for envelope in envelopes {
+            outcomes.push(decide(&mut batch, envelope).map(Reply::from));
+        }
+        let (changes, _) = batch.finish();
+        if changes.is_empty() {
+            return Ok(outcomes);
+        }
+        let partitions: BTreeSet<Partition> = changes.heads.iter().map(|head| head.partition).collect();
+        transaction.commit(changes).await?;
+        for partition in partitions {
+            self.parts.signal.committed(partition);
+        }
+        Ok(outcomes)
+    }
+}
+
+fn answer_all(jobs: Vec<Job>, replies: Vec<Result<Reply, EngineError>>) {
+    for (job, answer) in jobs.into_iter().zip(replies) {
+        reply(job, answer);
+    }
+}
+
+fn reply(job: Job, answer: Result<Reply, EngineError>) {
+    let outcome = match &answer {
+        Ok(Reply::Decided { rejection: None, .. }) => "accepted",
+        Ok(Reply::Decided { rejection: Some(rejection), .. }) => rejection.code(),
+        Ok(Reply::Replayed(_)) => "replayed",
+        Ok(Reply::KeyReused) => "key-reused",
+        Ok(Reply::Nothing) => "nothing",
+        Err(EngineError::Overloaded) => "overloaded",
+        Err(EngineError::Stopping) => "stopping",
+        Err(EngineError::Unavailable) => "unavailable",
+        Err(EngineError::Failed) => "failed",
+    };
+    let command = job.envelope.command.name();
+    metrics::counter!("visionscope_engine_commands_total", "command" => command, "outcome" => outcome).increment(1);
+    // A caller that went away finds its answer under its key.
+    let _ = job.answer.send(answer);
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a gauge needs no more than 52 bits")]
+fn count(n: usize) -> f64 {
+    n as f64
+}
