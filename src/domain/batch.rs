@@ -320,7 +320,7 @@ impl Effects {
     /// What a recorded refusal leaves: its event, and the instant.
     fn of_refusal(state: &WorkspaceState, envelope: &Envelope, event: Option<EventData>) -> Self {
         let mut effects = Self::none(state, envelope);
-        let event_id = || EventId(IdSequence::new(envelope.message_id).next());
+        let event_id = || EventId(IdSequence::new(envelope.message_id).draw());
         effects.events.extend(event.map(|event| (event_id(), event)));
         effects
     }

@@ -52,6 +52,22 @@ uuid_type!(
     SubscriptionId
 );
 
+impl CommandId {
+    /// The id of a command that the system sends because of this one. Its own derived ids must not
+    /// meet those of this command, so the random bits are mixed beyond recognition (the finalizer of
+    /// SplitMix64, which is a bijection) and not just moved along the sequence.
+    #[must_use]
+    pub fn of_internal_command(self) -> Self {
+        let bits = self.0.as_u128();
+        let mut low = u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+        low = (low ^ (low >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        low = (low ^ (low >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        low ^= low >> 31;
+        let variant = (low & (u64::MAX >> 2)) | (0b10 << 62);
+        Self(Uuid::from_u128((bits & !u128::from(u64::MAX)) | u128::from(variant)))
+    }
+}
+
 /// How many partitions there are. Fixed when a database is created, because the hash below and the
 /// sequence numbers of every stream depend on it.
 pub const PARTITIONS: u8 = 16;
@@ -114,7 +130,7 @@ impl IdSequence {
     }
 
     /// The next id: a version 7 UUID (RFC 9562) when the base is one.
-    pub fn next(&mut self) -> Uuid {
+    pub fn draw(&mut self) -> Uuid {
         const VARIANT_AND_RANDOM: u128 = (1 << 64) - 1;
         self.next += 1;
         let low = u64::try_from(self.base & VARIANT_AND_RANDOM).unwrap_or_default();
@@ -137,15 +153,27 @@ mod tests {
         let base = CommandId(Uuid::parse_str("019a0000-0000-7000-8000-000000000001").unwrap());
         let later = Uuid::parse_str("019a0000-0001-7000-8000-000000000000").unwrap();
         let mut sequence = IdSequence::new(base);
-        let ids: Vec<_> = (0..10_000).map(|_| sequence.next()).collect();
+        let ids: Vec<_> = (0..10_000).map(|_| sequence.draw()).collect();
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
         assert!(ids.iter().all(|id| *id < later && id.get_version_num() == 7 && *id != base.0));
     }
 
     #[test]
+    fn the_ids_of_an_internal_command_never_meet_those_of_the_command_behind_it() {
+        let base = CommandId(Uuid::parse_str("019a0000-0000-7000-8000-000000000001").unwrap());
+        let draw = |base: CommandId| {
+            let mut sequence = IdSequence::new(base);
+            (0..1000).map(|_| sequence.draw()).collect::<HashSet<_>>()
+        };
+        let internal = base.of_internal_command();
+        assert_eq!(internal.0.get_version_num(), 7);
+        assert!(draw(base).is_disjoint(&draw(internal)));
+    }
+
+    #[test]
     fn deriving_twice_gives_the_same_ids() {
         let base = CommandId(Uuid::from_u128(7));
-        assert_eq!(IdSequence::new(base).next(), IdSequence::new(base).next());
+        assert_eq!(IdSequence::new(base).draw(), IdSequence::new(base).draw());
     }
 
     #[test]
@@ -157,5 +185,5 @@ mod tests {
     }
 
     /// What the hash gave when it was introduced.
-    const PINNED: [u8; 3] = [0, 0, 0];
+    const PINNED: [u8; 3] = [12, 11, 13];
 }

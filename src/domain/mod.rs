@@ -22,6 +22,8 @@ pub mod receipt;
 pub mod rejection;
 pub mod snapshot;
 pub mod subscription;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod text;
 pub mod time;
 pub mod usage;

@@ -76,14 +76,14 @@ impl Lane {
             }
             metrics::gauge!("visionscope_engine_queue_depth", "lane" => self.number.to_string())
                 .set(count(self.queue.len()));
-            let batch = self.shed(std::mem::take(&mut jobs));
+            let batch = Self::shed(std::mem::take(&mut jobs));
             self.process(batch).await;
             jobs.reserve(self.max_batch);
         }
     }
 
     /// Answers those that waited too long, and whose caller is gone: their work is not begun.
-    fn shed(&self, jobs: Vec<Job>) -> Vec<Job> {
+    fn shed(jobs: Vec<Job>) -> Vec<Job> {
         let mut fresh = Vec::with_capacity(jobs.len());
         for job in jobs {
             if job.queued_at.elapsed() > MAX_QUEUE_TIME {

@@ -55,7 +55,7 @@ impl AdvancePeriod {
         }
     }
 
-    pub(super) fn decide(&self, mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
+    pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
         if !work.subscription().is_boundary_due(work.now()) {
             return Ok(None);
         }
@@ -75,7 +75,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
                 end_subscription(work, boundary, reason)?;
                 break;
             }
-            Some(Pending::Change { .. }) => take_pending_plan(work, boundary)?,
+            Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
             None => {}
         }
         let zone = work.workspace().zone;
@@ -87,12 +87,10 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
     Ok(resets)
 }
 
-fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) -> Result<(), Refusal> {
-    let Some(plan) = work.pending_plan().cloned() else {
-        return Ok(());
-    };
+fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
+    let Some(plan) = work.pending_plan().cloned() else { return };
     let before = work.summary();
-    let features = switch_plan(work, plan);
+    let features = switch_plan(work, &plan);
     let event = SubscriptionChanged {
         change: SubscriptionChangeKind::Changed,
         effective_at: boundary,
@@ -108,7 +106,6 @@ fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) -> Result<(), Ref
         reason: None,
     };
     work.raise(event);
-    Ok(())
 }
 
 /// Ends what is left of the period's credits, rolls over what the plan allows, grants the new

@@ -10,7 +10,9 @@ use super::work::{Effects, Work};
 use super::{Envelope, Refusal};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::entry::Account;
-use crate::domain::event::{CreditConsumed, CreditLimitExceeded, GrantShare, LimitScope, UsageLimitExceeded};
+use crate::domain::event::{
+    CreditConsumed, CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded,
+};
 use crate::domain::plan::{LimitMode, RateLimit, UsageLimit};
 use crate::domain::receipt::{DeductReceipt, Receipt};
 use crate::domain::rejection::Rejection;
@@ -138,7 +140,7 @@ impl DeductCredits {
                     requested: cost,
                     resets_at: work.subscription().period.end,
                 },
-                event: Some(self.limit_event(work, scope, limit, used, cost).into()),
+                event: Some(Box::new(self.limit_event(work, scope, limit, used, cost).into())),
             }),
             LimitMode::Hard | LimitMode::Soft => Ok(!within),
         }
@@ -182,15 +184,12 @@ impl DeductCredits {
                 requested: assessment.cost,
                 available: assessment.available_for_feature,
             },
-            event: Some(
-                CreditLimitExceeded {
-                    feature_code: self.feature_code.clone(),
-                    user_id: self.user_id.clone(),
-                    requested_credits: assessment.cost,
-                    available_credits: assessment.available_for_feature,
-                }
-                .into(),
-            ),
+            event: Some(Box::new(EventData::from(CreditLimitExceeded {
+                feature_code: self.feature_code.clone(),
+                user_id: self.user_id.clone(),
+                requested_credits: assessment.cost,
+                available_credits: assessment.available_for_feature,
+            }))),
         }
     }
 

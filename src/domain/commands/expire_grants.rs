@@ -41,7 +41,7 @@ impl ExpireGrants {
         }
     }
 
-    pub(super) fn decide(&self, mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
+    pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
         let now = work.now();
         let expired: Vec<_> = work
             .grants()

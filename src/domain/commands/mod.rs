@@ -13,6 +13,8 @@ mod provision_workspace;
 mod purchase_credits;
 mod reset_monthly_credits;
 mod resume_subscription;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use uuid::Uuid;
@@ -89,7 +91,7 @@ pub enum Decision {
 #[derive(Debug)]
 struct Refusal {
     rejection: Rejection,
-    event: Option<EventData>,
+    event: Option<Box<EventData>>,
 }
 
 impl<R: Into<Rejection>> From<R> for Refusal {
@@ -180,7 +182,7 @@ impl Envelope {
         if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }
-        let command_id = CommandId(super::ids::IdSequence::new(self.message_id).next());
+        let command_id = self.message_id.of_internal_command();
         let mut envelope = AdvancePeriod::envelope(command_id, state, now);
         envelope.causation_id = Some(self.message_id.0);
         envelope.correlation_id.clone_from(&self.correlation_id);
@@ -206,8 +208,8 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),
                 Command::CancelSubscription(command) => command.decide(work).map(Some),
                 Command::ResumeSubscription(command) => command.decide(work).map(Some),
-                Command::AdvancePeriod(command) => command.decide(work),
-                Command::ExpireGrants(command) => command.decide(work),
+                Command::AdvancePeriod(AdvancePeriod) => AdvancePeriod::decide(work),
+                Command::ExpireGrants(ExpireGrants) => ExpireGrants::decide(work),
                 Command::ProvisionWorkspace(_) => Err(Rejection::WorkspaceExists.into()),
             }
         }
@@ -215,6 +217,6 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
     match outcome {
         Ok(Some((effects, receipt))) => Decision::Accepted { effects: Box::new(effects), receipt },
         Ok(None) => Decision::Nothing,
-        Err(Refusal { rejection, event }) => Decision::Refused { rejection, event },
+        Err(Refusal { rejection, event }) => Decision::Refused { rejection, event: event.map(|event| *event) },
     }
 }

@@ -54,7 +54,7 @@ impl ProcessSubscriptionChange {
         match (active, self.effective) {
             (false, Effective::PeriodEnd) => Err(Rejection::SubscriptionStatus(SubscriptionStatus::Canceled).into()),
             (false, Effective::Immediate) => {
-                self.change_now(&mut work, plan, before, SubscriptionChangeKind::Reactivated)
+                self.change_now(&mut work, &plan, before, SubscriptionChangeKind::Reactivated)
             }
             (true, effective) => {
                 let same = (&before.plan_code, before.plan_version) == (&plan.plan_code, plan.version);
@@ -66,7 +66,7 @@ impl ProcessSubscriptionChange {
                     self.schedule(&mut work, plan, before);
                     Ok(CreditEffect::default())
                 } else {
-                    self.change_now(&mut work, plan, before, SubscriptionChangeKind::Changed)
+                    self.change_now(&mut work, &plan, before, SubscriptionChangeKind::Changed)
                 }
             }
         }
@@ -99,7 +99,7 @@ impl ProcessSubscriptionChange {
     fn change_now(
         &self,
         work: &mut Work<'_>,
-        plan: Arc<PlanVersion>,
+        plan: &Arc<PlanVersion>,
         before: SubscriptionSummary,
         change: SubscriptionChangeKind,
     ) -> Result<CreditEffect, Refusal> {
@@ -182,16 +182,16 @@ fn take_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credits,
 
 /// Puts another plan in force: the subscription, the terms of every feature (what the workspace
 /// agreed on for itself stays), the overdraft and the thresholds. Returns what changed per feature.
-pub(super) fn switch_plan(work: &mut Work<'_>, plan: Arc<PlanVersion>) -> Vec<FeatureChange> {
+pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<FeatureChange> {
     let subscription = work.change_subscription();
     subscription.plan_code = plan.plan_code.clone();
     subscription.plan_version = plan.version;
     subscription.pending = None;
     subscription.version += 1;
-    work.effects().plan = Some(Arc::clone(&plan));
+    work.effects().plan = Some(Arc::clone(plan));
     work.credits().low_credit_fired = 0;
     work.settle_overdraft();
-    take_plan_terms(work, &plan)
+    take_plan_terms(work, plan)
 }
 
 /// Gives every feature of the plan, and every one that the workspace had, the plan's terms.

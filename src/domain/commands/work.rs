@@ -178,13 +178,11 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn change_grant(&mut self, place: usize) -> Option<&mut Grant> {
-        match place.checked_sub(self.state.grants.len()) {
-            Some(added) => self.effects.added_grants.get_mut(added),
-            None => {
-                let known = self.state.grants.get(place)?;
-                Some(self.effects.changed_grants.entry(place).or_insert_with(|| known.clone()))
-            }
+        if let Some(added) = place.checked_sub(self.state.grants.len()) {
+            return self.effects.added_grants.get_mut(added);
         }
+        let known = self.state.grants.get(place)?;
+        Some(self.effects.changed_grants.entry(place).or_insert_with(|| known.clone()))
     }
 
     /// Whether a grant can be spent now, on whichever feature it is for.
@@ -253,7 +251,7 @@ impl<'a> Work<'a> {
 
     /// Issues a grant, and pays back what is owed with it.
     pub(super) fn issue(&mut self, source: GrantSource, amount: Credits, terms: GrantTerms) -> Result<Issued, Refusal> {
-        let grant_id = GrantId(self.ids.next());
+        let grant_id = GrantId(self.ids.draw());
         let place = self.state.grants.len() + self.effects.added_grants.len();
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
@@ -310,13 +308,13 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn raise(&mut self, event: impl Into<EventData>) {
-        let event_id = EventId(self.ids.next());
+        let event_id = EventId(self.ids.draw());
         self.effects.events.push((event_id, event.into()));
     }
 
     /// Raises the event that tells what the command did, before those that tell what follows from it.
     pub(super) fn raise_first(&mut self, event: impl Into<EventData>) {
-        let event_id = EventId(self.ids.next());
+        let event_id = EventId(self.ids.draw());
         self.effects.events.insert(0, (event_id, event.into()));
     }
 

@@ -1,0 +1,227 @@
+//! Deductions, purchases and expiry.
+
+use crate::domain::batch::Outcome;
+use crate::domain::commands::{Charge, Command, DeductCredits, ExpireGrants, PurchaseCredits};
+use crate::domain::credits::Credits;
+use crate::domain::event::EventType::{
+    CreditConsumed, CreditLimitExceeded, CreditsExpired, CreditsPurchased, LowCreditWarning, UsageLimitExceeded,
+};
+use crate::domain::grant::Currency;
+use crate::domain::plan::tests::pro;
+use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
+use crate::domain::testing::{World, deduct, json, purchase};
+use crate::domain::text::{FeatureCode, PaymentReference};
+
+fn plan(change: impl FnOnce(&mut PlanVersion)) -> PlanVersion {
+    let mut plan = pro();
+    change(&mut plan);
+    plan
+}
+
+#[test]
+fn a_deduction_takes_the_credits_and_tells_of_it() {
+    let mut world = World::on(pro());
+    let ran = world.deduct("render", "2.5").accepted();
+    assert_eq!(world.balance(), "997.5");
+    assert_eq!(ran.events(), [CreditConsumed]);
+    assert_eq!(ran.data(CreditConsumed)["credits"], "2.5");
+    assert_eq!(ran.receipt()["current_credits"], "997.5");
+    assert_eq!(ran.receipt()["usage_seq"], 1);
+    assert_eq!(ran.changes.usage_logs.len(), 1);
+    assert_eq!(ran.changes.entries.len(), 1);
+}
+
+#[test]
+fn a_quantity_costs_its_price_rounded_up_to_one_micro_credit() {
+    let mut world = World::on(pro());
+    world.run(deduct("render", Charge::Quantity(json("0.333333")))).accepted();
+    assert_eq!(world.balance(), "999.833333");
+}
+
+#[test]
+fn the_checks_of_a_deduction_come_in_the_documented_order() {
+    let everything = plan(|plan| {
+        plan.allowance = Credits::whole(5);
+        plan.monthly_limit = Some(UsageLimit::hard(Credits::whole(40)));
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(20), window_s: 60 });
+    });
+    let mut world = World::on(everything);
+    let table = [
+        ("missing", "100", "feature-disabled"),
+        ("upscale", "51", "limit-exceeded"),
+        ("render", "41", "limit-exceeded"),
+        ("render", "21", "rate-exceeded"),
+        ("render", "6", "insufficient-credits"),
+    ];
+    for (feature, credits, code) in table {
+        assert_eq!(world.deduct(feature, credits).code(), code, "{feature} {credits}");
+    }
+    world.deduct("render", "5").accepted();
+}
+
+#[test]
+fn a_feature_without_a_price_wants_credits_named() {
+    let mut world = World::on(plan(|plan| {
+        plan.features.get_mut("render").unwrap().unit_price = None;
+    }));
+    assert_eq!(world.run(deduct("render", Charge::Quantity(json("1")))).code(), "feature-not-priced");
+    world.deduct("render", "1").accepted();
+}
+
+#[test]
+fn a_refusal_changes_no_credits_and_is_recorded_with_its_event() {
+    let mut world = World::on(pro());
+    let ran = world.deduct("render", "1000.000001");
+    assert_eq!(ran.code(), "insufficient-credits");
+    assert_eq!(ran.events(), [CreditLimitExceeded]);
+    assert_eq!(ran.changes.commands.len(), 1);
+    assert!(ran.changes.entries.is_empty() && ran.changes.usage_logs.is_empty());
+    assert_eq!(world.balance(), "1000");
+    let limited = world.deduct("upscale", "50.000001");
+    assert_eq!(limited.events(), [UsageLimitExceeded]);
+    assert_eq!(limited.data(UsageLimitExceeded)["refused"], true);
+    world.deduct("upscale", "50").accepted();
+}
+
+#[test]
+fn a_refusal_for_the_rate_leaves_no_trace_and_succeeds_in_the_next_window() {
+    let mut world = World::on(plan(|plan| {
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
+    }));
+    world.deduct("render", "10").accepted();
+    let ran = world.at("2026-01-31T00:00:59.5Z").deduct("render", "1");
+    assert_eq!(ran.code(), "rate-exceeded");
+    assert!(ran.changes.is_empty());
+    world.at("2026-01-31T00:01:00Z").deduct("render", "10").accepted();
+}
+
+#[test]
+fn a_warning_is_raised_when_a_threshold_is_crossed_and_not_once_per_deduction() {
+    let mut world = World::on(pro());
+    assert_eq!(world.deduct("render", "899").events(), [CreditConsumed]);
+    assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, LowCreditWarning]);
+    assert_eq!(world.deduct("render", "1").events(), [CreditConsumed]);
+    // Back above: armed again.
+    world.purchase("10", "pay-1").accepted();
+    assert_eq!(world.deduct("render", "10").events(), [CreditConsumed, LowCreditWarning]);
+}
+
+#[test]
+fn a_soft_limit_is_told_once_a_period_and_refuses_nothing() {
+    let mut world = World::on(plan(|plan| {
+        plan.monthly_limit = Some(UsageLimit { credits: Credits::whole(10), mode: LimitMode::Soft });
+    }));
+    assert_eq!(world.deduct("render", "10").events(), [CreditConsumed]);
+    assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, UsageLimitExceeded]);
+    assert_eq!(world.deduct("render", "1").events(), [CreditConsumed]);
+    world.at("2026-02-28T00:00:00Z");
+    world.deduct("render", "10").accepted();
+    let again = world.deduct("render", "1");
+    assert_eq!(again.data(UsageLimitExceeded)["refused"], false);
+}
+
+#[test]
+fn an_overdraft_is_spent_after_the_grants_and_paid_back_by_the_next_ones() {
+    let mut world = World::on(plan(|plan| plan.overdraft_limit = Credits::whole(50)));
+    let ran = world.deduct("render", "1030").accepted();
+    assert_eq!(ran.receipt()["overdraft_credits"], "30");
+    assert_eq!(world.balance(), "-30");
+    assert_eq!(world.deduct("render", "20.000001").code(), "insufficient-credits");
+    world.deduct("render", "20").accepted();
+    let paid = world.purchase("60", "pay-1").accepted();
+    assert_eq!(paid.receipt()["debt_repaid"], "50");
+    assert_eq!(world.balance(), "10");
+}
+
+#[test]
+fn a_purchase_with_a_bonus_makes_two_grants_and_promotion_burns_first() {
+    let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
+    let Command::PurchaseCredits(bought) = purchase("100", "pay-1") else { unreachable!() };
+    let with_bonus = PurchaseCredits { bonus_credits: Some(json("20")), ..bought };
+    let ran = world.run(Command::PurchaseCredits(with_bonus)).accepted();
+    assert_eq!(ran.events(), [CreditsPurchased]);
+    assert_eq!(ran.receipt()["current_credits"], "120");
+    let spent = world.deduct("render", "30").accepted();
+    let sources: Vec<_> =
+        spent.receipt()["grants"].as_array().unwrap().iter().map(|share| share["source"].clone()).collect();
+    assert_eq!(sources, ["promotion", "purchase"]);
+}
+
+#[test]
+fn a_payment_reference_is_booked_once_whatever_the_key() {
+    let mut world = World::on(pro());
+    world.purchase("100", "pay-1").accepted();
+    assert_eq!(world.purchase("100", "pay-1").code(), "payment-reference-used");
+    assert_eq!(world.balance(), "1100");
+}
+
+#[test]
+fn a_balance_beyond_the_range_is_refused_at_its_exact_bound() {
+    let mut world = World::on(plan(|plan| plan.allowance = Credits::whole(1)));
+    world.purchase("999999999999", "pay-1").accepted();
+    assert_eq!(world.purchase("0.000001", "pay-2").code(), "amount-out-of-range");
+}
+
+#[test]
+fn an_expired_grant_cannot_be_spent_from_that_instant_booked_or_not() {
+    let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
+    world.run(Command::PurchaseCredits(PurchaseCredits {
+        credits: json("10"),
+        bonus_credits: None,
+        amount_minor: 1,
+        currency: Currency::new("USD").unwrap(),
+        payment_reference: PaymentReference::new("pay-1").unwrap(),
+        expires_at: Some("2026-02-10T00:00:00Z".parse().unwrap()),
+    }));
+    world.at("2026-02-09T23:59:59.999999Z").deduct("render", "1").accepted();
+    world.at("2026-02-10T00:00:00Z");
+    assert_eq!(world.deduct("render", "1").code(), "insufficient-credits");
+    let booked = world.run(Command::ExpireGrants(ExpireGrants)).accepted();
+    assert_eq!(booked.events(), [CreditsExpired]);
+    assert_eq!(world.balance(), "0");
+    assert_eq!(world.run(Command::ExpireGrants(ExpireGrants)).outcome, Outcome::Nothing);
+}
+
+#[test]
+fn usage_may_lie_a_bounded_time_back_or_ahead() {
+    let mut world = World::on(pro());
+    world.at("2026-02-20T00:00:00Z");
+    let table = [
+        ("2026-01-16T00:00:00Z", true),
+        ("2026-01-15T23:59:59.999999Z", false),
+        ("2026-02-20T00:05:00Z", true),
+        ("2026-02-20T00:05:00.000001Z", false),
+    ];
+    for (occurred_at, good) in table {
+        let command = DeductCredits {
+            feature_code: FeatureCode::new("render").unwrap(),
+            charge: Charge::Credits(json("1")),
+            user_id: None,
+            occurred_at: Some(occurred_at.parse().unwrap()),
+        };
+        let ran = world.run(Command::DeductCredits(command));
+        assert_eq!(matches!(ran.outcome, Outcome::Accepted(_)), good, "{occurred_at}");
+    }
+}
+
+#[test]
+fn the_same_command_under_the_same_key_gives_the_same_answer_and_another_body_is_refused() {
+    let mut world = World::on(pro());
+    let envelope = world.envelope(deduct("render", Charge::Credits(json("1"))));
+    let Outcome::Accepted(first) = world.run_envelope(&envelope).outcome else { unreachable!() };
+    let again = world.run_envelope(&envelope);
+    assert_eq!(again.outcome, Outcome::Replayed(first));
+    assert!(again.changes.is_empty());
+    let mut other = envelope.clone();
+    other.fingerprint = [1; 32];
+    assert_eq!(world.run_envelope(&other).outcome, Outcome::KeyReused);
+    assert_eq!(world.balance(), "999");
+}
+
+#[test]
+fn time_never_runs_backwards_within_a_workspace() {
+    let mut world = World::on(pro());
+    world.at("2026-02-10T00:00:00Z").deduct("render", "1").accepted();
+    let ran = world.at("2026-02-01T00:00:00Z").deduct("render", "1").accepted();
+    assert_eq!(ran.receipt()["recorded_at"], "2026-02-10T00:00:00.000000Z");
+}

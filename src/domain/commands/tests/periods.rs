@@ -1,0 +1,96 @@
+//! Resets, rollover, and the boundary that a late command passes by itself.
+
+use crate::domain::commands::{AdvancePeriod, Command, ResetMonthlyCredits};
+use crate::domain::credits::Credits;
+use crate::domain::event::EventType::{CreditConsumed, CreditReset};
+use crate::domain::plan::tests::pro;
+use crate::domain::testing::World;
+
+fn reset(period: Option<&str>) -> Command {
+    Command::ResetMonthlyCredits(ResetMonthlyCredits { period: period.map(|at| at.parse().unwrap()) })
+}
+
+#[test]
+fn a_reset_expires_the_rest_rolls_over_to_the_cap_and_grants_anew() {
+    let mut world = World::on(pro());
+    world.deduct("render", "700").accepted();
+    world.purchase("50", "pay-1").accepted();
+    let ran = world.at("2026-02-28T00:00:00Z").run(reset(None)).accepted();
+    let data = ran.data(CreditReset);
+    assert_eq!(data["expired"], "100");
+    assert_eq!(data["rolled_over"], "200");
+    assert_eq!(data["granted"], "1000");
+    assert_eq!(data["previously_used"], "700");
+    // Bought credits are untouched.
+    assert_eq!(world.balance(), "1250");
+    assert_eq!(world.state().credits.used_this_month, Credits::ZERO);
+    assert_eq!(ran.receipt()["subscription"]["period"]["end"], "2026-03-31T00:00:00.000000Z");
+}
+
+#[test]
+fn what_was_rolled_over_once_ends_with_the_next_period() {
+    let mut world = World::on(pro());
+    world.at("2026-02-28T00:00:00Z").run(reset(None)).accepted();
+    assert_eq!(world.balance(), "1200");
+    let ran = world.at("2026-03-31T00:00:00Z").run(reset(None)).accepted();
+    assert_eq!(ran.data(CreditReset)["rolled_over"], "200");
+    assert_eq!(ran.data(CreditReset)["expired"], "1000");
+    assert_eq!(world.balance(), "1200");
+}
+
+#[test]
+fn missed_periods_are_caught_up_in_order() {
+    let mut world = World::on(pro());
+    let ran = world.at("2026-05-15T00:00:00Z").run(reset(Some("2026-02-28T00:00:00Z"))).accepted();
+    let starts: Vec<_> = ran.receipt()["resets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|reset| reset["period"]["start"].as_str().unwrap()[..10].to_owned())
+        .collect();
+    assert_eq!(starts, ["2026-02-28", "2026-03-31", "2026-04-30"]);
+    assert_eq!(world.balance(), "1200");
+    assert_eq!(ran.changes.resets.len(), 3);
+}
+
+#[test]
+fn a_reset_before_its_time_or_of_another_period_is_refused() {
+    let mut world = World::on(pro());
+    assert_eq!(world.at("2026-02-27T23:59:59.999999Z").run(reset(None)).code(), "reset-not-due");
+    assert_eq!(world.at("2026-02-28T00:00:00Z").run(reset(Some("2026-03-31T00:00:00Z"))).code(), "period-mismatch");
+    world.run(reset(None)).accepted();
+    assert_eq!(world.run(reset(None)).code(), "reset-not-due");
+}
+
+#[test]
+fn a_command_that_meets_an_ended_period_passes_the_boundary_first() {
+    let mut world = World::on(pro());
+    world.deduct("render", "1000").accepted();
+    let ran = world.at("2026-02-28T00:00:00Z").deduct("render", "1000").accepted();
+    assert_eq!(&ran.events()[..2], [CreditReset, CreditConsumed]);
+    let commands: Vec<_> = ran.changes.commands.iter().map(|command| command.command_type.as_str()).collect();
+    assert_eq!(commands, ["AdvancePeriod", "DeductCredits"]);
+    assert_eq!(world.balance(), "0");
+}
+
+#[test]
+fn advancing_twice_begins_a_period_once() {
+    let mut world = World::on(pro());
+    world.at("2026-02-28T00:00:00Z");
+    let first = world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    assert_eq!(first.changes.resets.len(), 1);
+    assert!(world.run(Command::AdvancePeriod(AdvancePeriod)).changes.is_empty());
+}
+
+#[test]
+fn a_long_absence_is_caught_up_in_bounded_commands() {
+    let mut world = World::on(pro());
+    world.at("2036-01-31T00:00:00Z");
+    let mut commands = 0;
+    while world.state().subscription.is_boundary_due(world.now) {
+        world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+        commands += 1;
+    }
+    assert_eq!(commands, 4, "120 periods, 36 at a time");
+    assert_eq!(world.balance(), "1200");
+}

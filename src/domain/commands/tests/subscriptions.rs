@@ -1,0 +1,166 @@
+//! Changes of plan, cancellation and its withdrawal.
+
+use crate::domain::commands::{AdvancePeriod, Command, ProcessSubscriptionChange, ResumeSubscription};
+use crate::domain::credits::Credits;
+use crate::domain::event::EventType::{CreditReset, SubscriptionChanged};
+use crate::domain::plan::tests::pro;
+use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
+use crate::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
+use crate::domain::testing::World;
+use crate::domain::text::PlanCode;
+
+use Effective::{Immediate, PeriodEnd};
+
+fn scale() -> PlanVersion {
+    let mut plan = PlanVersion { plan_code: PlanCode::new("scale").unwrap(), allowance: Credits::whole(3000), ..pro() };
+    plan.features.remove("upscale");
+    plan
+}
+
+fn world() -> World {
+    let mut world = World::on(pro());
+    world.add_plan(scale());
+    world
+}
+
+#[test]
+fn each_credit_policy_gives_its_share_of_a_higher_allowance() {
+    // Half of the 28 days are left.
+    let table = [
+        (CreditPolicy::Prorate, "2000"),
+        (CreditPolicy::Full, "3000"),
+        (CreditPolicy::None, "1000"),
+        (CreditPolicy::Restart, "3200"),
+    ];
+    for (policy, balance) in table {
+        let mut world = world();
+        let ran = world.at("2026-02-14T00:00:00Z").change("scale", Immediate, policy).accepted();
+        assert_eq!(world.balance(), balance, "{policy:?}");
+        assert_eq!(ran.events()[0], SubscriptionChanged);
+        assert_eq!(world.state().subscription.version, 2);
+    }
+}
+
+#[test]
+fn a_lower_allowance_takes_only_what_is_unspent_and_tells_what_it_could_not() {
+    let mut world = World::on(scale());
+    world.add_plan(pro());
+    world.purchase("500", "pay-1").accepted();
+    world.deduct("render", "2500").accepted();
+    let ran = world.change("pro", Immediate, CreditPolicy::Full).accepted();
+    assert_eq!(ran.receipt()["credits_removed"], "500");
+    assert_eq!(ran.receipt()["credits_uncollected"], "1500");
+    assert_eq!(world.balance(), "500", "bought credits are untouched");
+}
+
+#[test]
+fn a_change_tells_before_and_after_of_every_feature_that_changed() {
+    let mut world = world();
+    let ran = world.change("scale", Immediate, CreditPolicy::None).accepted();
+    let features = ran.data(SubscriptionChanged)["features"].clone();
+    assert_eq!(features.as_array().unwrap().len(), 1);
+    assert_eq!(features[0]["feature_code"], "upscale");
+    assert_eq!(features[0]["before"]["enabled"], true);
+    assert_eq!(features[0]["after"]["enabled"], false);
+    assert_eq!(world.deduct("upscale", "1").code(), "feature-disabled");
+}
+
+#[test]
+fn a_change_at_the_periods_end_waits_and_then_grants_the_new_allowance() {
+    let mut world = world();
+    world.change("scale", PeriodEnd, CreditPolicy::None).accepted();
+    assert_eq!(world.balance(), "1000");
+    let ran = world.at("2026-02-28T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    assert_eq!(ran.events(), [SubscriptionChanged, CreditReset]);
+    assert_eq!(world.balance(), "3200");
+    assert_eq!(world.state().subscription.pending, None);
+}
+
+#[test]
+fn plans_of_another_period_length_want_a_restart_or_the_periods_end() {
+    let mut world = world();
+    let yearly = PlanVersion { plan_code: PlanCode::new("yearly").unwrap(), period_months: 12, ..pro() };
+    world.add_plan(yearly);
+    assert_eq!(world.change("yearly", Immediate, CreditPolicy::Prorate).code(), "restart-required");
+    world.change("yearly", PeriodEnd, CreditPolicy::None).accepted();
+    world.at("2026-02-28T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    // Still counted from the original anchor, the 31st.
+    assert_eq!(world.state().subscription.period.end.to_string(), "2027-02-28T00:00:00.000000Z");
+    let back = world.change("pro", PeriodEnd, CreditPolicy::None).accepted();
+    assert_eq!(back.receipt()["subscription"]["pending"]["kind"], "change");
+    world.at("2027-02-28T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    assert_eq!(world.state().subscription.period.end.to_string(), "2027-03-31T00:00:00.000000Z");
+}
+
+#[test]
+fn the_same_plan_again_and_a_stale_version_are_refused() {
+    let mut world = world();
+    assert_eq!(world.change("pro", Immediate, CreditPolicy::Full).code(), "plan-unchanged");
+    assert_eq!(world.change("none", Immediate, CreditPolicy::Full).code(), "plan-not-found");
+    let stale = ProcessSubscriptionChange {
+        plan_code: PlanCode::new("scale").unwrap(),
+        effective: Immediate,
+        credit_policy: CreditPolicy::None,
+        expected_version: Some(2),
+    };
+    assert_eq!(world.run(Command::ProcessSubscriptionChange(stale)).code(), "version-mismatch");
+    world.change("pro", Immediate, CreditPolicy::Restart).accepted();
+}
+
+#[test]
+fn a_cancellation_at_the_periods_end_can_be_withdrawn_until_it_takes_effect() {
+    let resume = || Command::ResumeSubscription(ResumeSubscription { expected_version: None });
+    let mut world = world();
+    assert_eq!(world.run(resume()).code(), "nothing-scheduled");
+    world.cancel(PeriodEnd).accepted();
+    world.run(resume()).accepted();
+    world.cancel(PeriodEnd).accepted();
+    world.at("2026-02-28T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    assert_eq!(world.state().subscription.status, SubscriptionStatus::Canceled);
+    assert_eq!(world.run(resume()).code(), "subscription-canceled");
+    assert_eq!(world.balance(), "0");
+}
+
+#[test]
+fn bought_credits_follow_the_plan_when_the_subscription_ends() {
+    let table = [
+        (PurchasedOnCancel::Keep, true, true),
+        (PurchasedOnCancel::Freeze, false, false),
+        (PurchasedOnCancel::ExpireAfterDays(10), true, false),
+    ];
+    for (policy, spendable_now, spendable_later) in table {
+        let mut world = World::on(PlanVersion { purchased_on_cancel: policy, ..pro() });
+        world.purchase("500", "pay-1").accepted();
+        world.cancel(Immediate).accepted();
+        assert_eq!(world.balance(), "500", "{policy:?}: the allowance is gone");
+        let spent = |world: &mut World| {
+            matches!(world.deduct("render", "1").outcome, crate::domain::batch::Outcome::Accepted(_))
+        };
+        assert_eq!(spent(&mut world), spendable_now, "{policy:?}");
+        assert_eq!(spent(world.at("2026-02-10T00:00:00Z")), spendable_later, "{policy:?}");
+    }
+}
+
+#[test]
+fn an_ended_subscription_begins_anew_with_frozen_credits_thawed() {
+    let mut world = World::on(PlanVersion { purchased_on_cancel: PurchasedOnCancel::Freeze, ..pro() });
+    world.purchase("500", "pay-1").accepted();
+    world.cancel(Immediate).accepted();
+    assert_eq!(world.cancel(Immediate).code(), "subscription-canceled");
+    assert_eq!(world.change("pro", PeriodEnd, CreditPolicy::None).code(), "subscription-canceled");
+    let ran = world.at("2026-06-05T12:00:00Z").change("pro", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(ran.data(SubscriptionChanged)["change"], "reactivated");
+    assert_eq!(world.state().subscription.period.end.to_string(), "2026-07-05T12:00:00.000000Z");
+    world.deduct("render", "1500").accepted();
+}
+
+#[test]
+fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
+    use crate::domain::workspace::FeatureOverrides;
+    let mut world = world();
+    let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
+    let render = state.features.get_mut("render").unwrap();
+    render.overrides = FeatureOverrides { unit_price: Some(Credits::whole(9)), ..FeatureOverrides::default() };
+    world.change("scale", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(world.state().features["render"].terms().unit_price, Some(Credits::whole(9)));
+}

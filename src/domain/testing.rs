@@ -1,0 +1,252 @@
+//! A small world for the domain's own tests: one workspace, a clock that the test moves, and every
+//! command run through a batch as in production.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::batch::{Batch, EventWriter, InvalidEvent, Outcome, Render, Rendered};
+use super::change_set::ChangeSet;
+use super::commands::{
+    CancelSubscription, Charge, Command, DeductCredits, Envelope, ProcessSubscriptionChange, ProvisionWorkspace,
+    PurchaseCredits,
+};
+use super::entry::{Account, Entry};
+use super::event::{EventData, EventRecord, EventType};
+use super::grant::Currency;
+use super::ids::{CommandId, WorkspaceId};
+use super::plan::PlanVersion;
+use super::receipt::Receipt;
+use super::rejection::Rejection;
+use super::snapshot::{Snapshot, WorkspaceState};
+use super::subscription::{CreditPolicy, Effective};
+use super::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
+use super::time::Timestamp;
+
+/// Renders with the texts of the types themselves.
+pub(crate) struct PlainRender;
+
+impl Render for PlainRender {
+    fn receipt(&self, receipt: &Receipt) -> Rendered {
+        Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
+    }
+
+    fn rejection(&self, rejection: &Rejection) -> Rendered {
+        Rendered { status: 400, body: rejection.code().into() }
+    }
+}
+
+impl EventWriter for PlainRender {
+    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
+        serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
+    }
+}
+
+pub(crate) struct World {
+    pub snapshot: Snapshot,
+    pub now: Timestamp,
+    pub workspace_id: WorkspaceId,
+    pub entries: Vec<Entry>,
+    pub events: Vec<EventRecord>,
+    next: u128,
+}
+
+impl World {
+    /// A workspace on that plan, provisioned at 2026-01-31T00:00:00Z.
+    pub(crate) fn on(plan: PlanVersion) -> Self {
+        let mut world = Self {
+            snapshot: Snapshot::default(),
+            now: "2026-01-31T00:00:00Z".parse().unwrap(),
+            workspace_id: WorkspaceId(Uuid::from_u128(1)),
+            entries: Vec::new(),
+            events: Vec::new(),
+            next: 1,
+        };
+        let plan_code = plan.plan_code.clone();
+        world.add_plan(plan);
+        let command = ProvisionWorkspace {
+            name: Label::new("Acme").unwrap(),
+            plan_code,
+            zone: chrono_tz::UTC,
+            anchor: None,
+            monthly_limit: None,
+            overdraft_limit: None,
+            features: Vec::new(),
+        };
+        world.run(Command::ProvisionWorkspace(command)).accepted();
+        world
+    }
+
+    pub(crate) fn add_plan(&mut self, plan: PlanVersion) {
+        self.snapshot.plans.insert(plan.plan_code.clone(), Arc::new(plan));
+    }
+
+    pub(crate) fn at(&mut self, time: &str) -> &mut Self {
+        self.now = time.parse().unwrap();
+        self
+    }
+
+    pub(crate) fn state(&self) -> &WorkspaceState {
+        &self.snapshot.workspaces[&self.workspace_id]
+    }
+
+    pub(crate) fn balance(&self) -> String {
+        self.state().credits.current_credits.to_string()
+    }
+
+    pub(crate) fn envelope(&mut self, command: Command) -> Envelope {
+        self.next += 1;
+        let message_id = CommandId(Uuid::from_u128((7 << 76) | (2 << 62) | (self.next << 40)));
+        Envelope {
+            message_id,
+            idempotency_key: IdempotencyKey::new(&format!("key-{}", self.next)).unwrap(),
+            workspace_id: self.workspace_id,
+            actor: "tester".into(),
+            correlation_id: "test".into(),
+            causation_id: None,
+            traceparent: None,
+            received_at: self.now,
+            metadata: None,
+            fingerprint: [0; 32],
+            command,
+        }
+    }
+
+    pub(crate) fn run(&mut self, command: Command) -> Ran {
+        let envelope = self.envelope(command);
+        self.run_envelope(&envelope)
+    }
+
+    /// Runs one command in a batch of its own, carries it over, and audits the world.
+    pub(crate) fn run_envelope(&mut self, envelope: &Envelope) -> Ran {
+        let mut batch = Batch::new(self.snapshot.clone(), &PlainRender, &PlainRender);
+        let outcome = batch.run(envelope).unwrap();
+        let (changes, snapshot) = batch.finish();
+        self.snapshot = snapshot;
+        self.entries.extend(changes.entries.clone());
+        self.events.extend(changes.events.clone());
+        self.audit();
+        Ran { outcome, changes }
+    }
+
+    pub(crate) fn deduct(&mut self, feature: &str, credits: &str) -> Ran {
+        self.run(deduct(feature, Charge::Credits(json(credits))))
+    }
+
+    pub(crate) fn purchase(&mut self, credits: &str, reference: &str) -> Ran {
+        self.run(purchase(credits, reference))
+    }
+
+    pub(crate) fn change(&mut self, plan: &str, effective: Effective, credit_policy: CreditPolicy) -> Ran {
+        self.run(Command::ProcessSubscriptionChange(ProcessSubscriptionChange {
+            plan_code: PlanCode::new(plan).unwrap(),
+            effective,
+            credit_policy,
+            expected_version: None,
+        }))
+    }
+
+    pub(crate) fn cancel(&mut self, effective: Effective) -> Ran {
+        self.run(Command::CancelSubscription(CancelSubscription { effective, reason: None, expected_version: None }))
+    }
+
+    /// Computes everything again from the entries, and compares.
+    fn audit(&self) {
+        let Some(state) = self.snapshot.workspaces.get(&self.workspace_id) else { return };
+        let mut balances: BTreeMap<String, i64> = BTreeMap::new();
+        let mut running = 0;
+        for (n, entry) in self.entries.iter().enumerate() {
+            assert_eq!(entry.seq, i64::try_from(n).unwrap() + 1, "entries have no gap");
+            let key = |account: &Account| {
+                account.grant_id().map_or_else(|| account.label().into_owned(), |id| id.to_string())
+            };
+            *balances.entry(key(&entry.from)).or_default() -= entry.amount.micro();
+            *balances.entry(key(&entry.to)).or_default() += entry.amount.micro();
+            running += i64::from(entry.to.counts()) * entry.amount.micro();
+            running -= i64::from(entry.from.counts()) * entry.amount.micro();
+            assert_eq!(entry.balance_after.micro(), running, "balance_after chains");
+        }
+        assert_eq!(balances.values().sum::<i64>(), 0, "every transaction sums to zero");
+        let credits = &state.credits;
+        assert_eq!(credits.current_credits.micro(), running, "the balance is the ledger's");
+        assert_eq!(-balances.get("debt").copied().unwrap_or(0), credits.debt_credits.micro(), "debt is the ledger's");
+        assert!(credits.debt_credits <= credits.overdraft_limit, "never below the overdraft limit");
+        for grant in &state.grants {
+            let booked = balances.remove(&grant.grant_id.to_string()).unwrap_or(0);
+            assert_eq!(booked, grant.remaining.micro(), "what remains of a grant is the ledger's");
+            assert!(grant.is_open(), "closed grants are out of the way");
+        }
+        for (account, balance) in balances {
+            assert!(Uuid::parse_str(&account).is_err() || balance == 0, "closed grants are empty");
+        }
+        assert!(state.grants.is_sorted_by(|one, next| one.burns_before(next).is_le()), "grants are in burn order");
+        let ids: BTreeSet<_> = self.events.iter().map(|event| event.event_id).collect();
+        assert_eq!(ids.len(), self.events.len(), "no two events have one id");
+        for (n, event) in self.events.iter().enumerate() {
+            assert_eq!(event.workspace_seq, i64::try_from(n).unwrap() + 1, "events have no gap");
+        }
+    }
+}
+
+/// What came of one command.
+pub(crate) struct Ran {
+    pub outcome: Outcome,
+    pub changes: ChangeSet,
+}
+
+impl Ran {
+    pub(crate) fn accepted(self) -> Self {
+        assert!(matches!(self.outcome, Outcome::Accepted(_)), "{:?}", self.outcome);
+        self
+    }
+
+    /// The code of the rejection.
+    pub(crate) fn code(&self) -> &'static str {
+        match &self.outcome {
+            Outcome::Refused { rejection, .. } => rejection.code(),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    pub(crate) fn events(&self) -> Vec<EventType> {
+        self.changes.events.iter().map(|event| event.event_type).collect()
+    }
+
+    /// The data of the first event of that type.
+    pub(crate) fn data(&self, event_type: EventType) -> serde_json::Value {
+        let event = self.changes.events.iter().find(|event| event.event_type == event_type).unwrap();
+        serde_json::from_str(&event.data).unwrap()
+    }
+
+    pub(crate) fn receipt(&self) -> serde_json::Value {
+        match &self.outcome {
+            Outcome::Accepted(answer) => serde_json::from_str(&answer.body).unwrap(),
+            other => panic!("not accepted: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn json<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    serde_json::from_value(text.into()).unwrap()
+}
+
+pub(crate) fn deduct(feature: &str, charge: Charge) -> Command {
+    Command::DeductCredits(DeductCredits {
+        feature_code: FeatureCode::new(feature).unwrap(),
+        charge,
+        user_id: None,
+        occurred_at: None,
+    })
+}
+
+pub(crate) fn purchase(credits: &str, reference: &str) -> Command {
+    Command::PurchaseCredits(PurchaseCredits {
+        credits: json(credits),
+        bonus_credits: None,
+        amount_minor: 1000,
+        currency: Currency::new("EUR").unwrap(),
+        payment_reference: PaymentReference::new(reference).unwrap(),
+        expires_at: None,
+    })
+}
