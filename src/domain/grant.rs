@@ -60,11 +60,13 @@ impl GrantSource {
         matches!(self, Self::Purchase | Self::Promotion)
     }
 
-    /// Promotional credits burn before paid ones that end at the same time.
+    /// Among grants that end at the same time: promotional credits before paid ones, and rolled over
+    /// ones before the allowance, because they cannot roll over again.
     const fn burns_at(self) -> u8 {
         match self {
             Self::Promotion => 0,
-            Self::Allowance | Self::Rollover | Self::Purchase | Self::Adjustment => 1,
+            Self::Rollover => 1,
+            Self::Allowance | Self::Purchase | Self::Adjustment => 2,
         }
     }
 }
@@ -126,7 +128,8 @@ impl Grant {
     }
 
     /// The order of burning among grants that serve a feature: scoped ones first, then lower
-    /// priority, sooner expiry (none last), promotion before paid, older, smaller id.
+    /// priority, sooner expiry (none last), promotion before rollover before the rest, older, smaller
+    /// id.
     #[must_use]
     pub fn burns_before(&self, other: &Self) -> Ordering {
         self.burn_key().cmp(&other.burn_key())
@@ -193,6 +196,7 @@ mod tests {
             Grant { priority: 10, ..grant(8) },
             Grant { expires_at: at(100), ..grant(7) },
             Grant { expires_at: at(200), source: GrantSource::Promotion, ..grant(6) },
+            Grant { expires_at: at(200), source: GrantSource::Rollover, ..grant(15) },
             Grant { expires_at: at(200), ..grant(5) },
             Grant { effective_at: Timestamp::from_micros(5), ..grant(4) },
             grant(2),

@@ -1,0 +1,80 @@
+//! Random commands against an independent model, on both databases.
+//!
+//! Each case runs one random history three times: one command at a time through the engine, compared
+//! step by step with the model; the same envelopes in batches on another database, which must give
+//! the same answers byte for byte; and all of them again, which must replay the stored answers. In
+//! the end both databases are audited.
+
+#[path = "../databases/mod.rs"]
+mod databases;
+mod model;
+mod world;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::databases::Database;
+use crate::model::{CREDIT, Policy, Step};
+use crate::world::World;
+
+/// Histories per database; each has up to 40 commands.
+const CASES: u32 = 48;
+
+fn amounts() -> impl Strategy<Value = i128> {
+    prop_oneof![
+        8 => (1..60 * CREDIT),
+        1 => Just(1),
+        1 => (60 * CREDIT..900 * CREDIT),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let policy =
+        prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
+    prop_oneof![
+        10 => (any::<bool>(), amounts()).prop_map(|(second, amount)| Step::Deduct { second, amount }),
+        3 => (amounts(), 0..12_u8, proptest::option::of(1..60_u8)).prop_map(|(amount, reference, expires_after_days)| {
+            Step::Purchase { amount, reference, expires_after_days }
+        }),
+        3 => (1..45 * 86_400_i64).prop_map(|seconds| Step::Wait { seconds }),
+        1 => Just(Step::Wait { seconds: 400 * 86_400 }),
+        2 => (0..3_usize, any::<bool>(), policy).prop_map(|(plan, now, policy)| Step::Change { plan, now, policy }),
+        1 => any::<bool>().prop_map(|now| Step::Cancel { now }),
+        1 => Just(Step::Resume),
+        1 => Just(Step::Reset),
+        1 => Just(Step::Sweep),
+    ]
+}
+
+fn histories() -> impl Strategy<Value = (usize, Vec<Step>, Vec<usize>)> {
+    (0..3_usize, vec(steps(), 1..40), vec(1..10_usize, 1..8))
+}
+
+fn every_history_goes_as_the_model_says(one: Database, other: Database) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let world = runtime.block_on(World::open(one, other));
+    let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
+    let result = runner.run(&histories(), |(plan, steps, batch_sizes)| {
+        runtime.block_on(world.run(plan, &steps, &batch_sizes)).map_err(TestCaseError::fail)
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    runtime.block_on(world.audit_and_close());
+}
+
+#[test]
+fn every_history_goes_as_the_model_says_on_sqlite() {
+    every_history_goes_as_the_model_says(Database::Sqlite, Database::Sqlite);
+}
+
+#[test]
+fn every_history_goes_as_the_model_says_on_postgres() {
+    every_history_goes_as_the_model_says(Database::Postgres, Database::Postgres);
+}
+
+#[test]
+fn both_databases_give_the_same_answers_byte_for_byte() {
+    every_history_goes_as_the_model_says(Database::Sqlite, Database::Postgres);
+}

@@ -1,0 +1,345 @@
+//! An independent model of the product's rules, written from the documentation and not from the
+//! code: plain integers, one workspace, UTC. It predicts the outcome and the balance of every
+//! command.
+
+use chrono::{DateTime, Months, Utc};
+
+/// Micro-credits.
+pub type Amount = i128;
+
+pub const CREDIT: Amount = 1_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Rollover,
+    Allowance,
+    Bought,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lot {
+    kind: Kind,
+    left: Amount,
+    end: Option<i64>,
+    born: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub code: &'static str,
+    pub allowance: Amount,
+    pub rollover_cap: Amount,
+    pub overdraft: Amount,
+    pub monthly_limit: Option<Amount>,
+    /// Whether the second feature is part of it, and the limit of that feature.
+    pub second_feature_limit: Option<Amount>,
+    pub freezes: bool,
+}
+
+pub const PLANS: [Plan; 3] = [
+    Plan {
+        code: "basic",
+        allowance: 100 * CREDIT,
+        rollover_cap: 20 * CREDIT,
+        overdraft: 0,
+        monthly_limit: None,
+        second_feature_limit: None,
+        freezes: false,
+    },
+    Plan {
+        code: "plus",
+        allowance: 300 * CREDIT,
+        rollover_cap: 0,
+        overdraft: 30 * CREDIT,
+        monthly_limit: Some(350 * CREDIT),
+        second_feature_limit: Some(40 * CREDIT),
+        freezes: true,
+    },
+    Plan {
+        code: "max",
+        allowance: 500 * CREDIT + 1,
+        rollover_cap: 1000 * CREDIT,
+        overdraft: 7,
+        monthly_limit: None,
+        second_feature_limit: Some(1000 * CREDIT),
+        freezes: false,
+    },
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    None,
+    Full,
+    Prorate,
+    Restart,
+}
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Deduct { second: bool, amount: Amount },
+    Purchase { amount: Amount, reference: u8, expires_after_days: Option<u8> },
+    Wait { seconds: i64 },
+    Change { plan: usize, now: bool, policy: Policy },
+    Cancel { now: bool },
+    Resume,
+    Reset,
+    Sweep,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Change(usize),
+    Cancel,
+}
+
+/// What the model says comes of a step: `accepted`, the code of a refusal, or `nothing`.
+pub type Predicted = &'static str;
+
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub now: i64,
+    lots: Vec<Lot>,
+    debt: Amount,
+    used: Amount,
+    used_second: Amount,
+    plan: usize,
+    active: bool,
+    anchor: i64,
+    month: u32,
+    pending: Option<Pending>,
+    references: Vec<u8>,
+}
+
+impl Model {
+    pub fn new(plan: usize, now: i64) -> Self {
+        let mut model = Self {
+            now,
+            lots: Vec::new(),
+            debt: 0,
+            used: 0,
+            used_second: 0,
+            plan,
+            active: true,
+            anchor: now,
+            month: 0,
+            pending: None,
+            references: Vec::new(),
+        };
+        model.give(Kind::Allowance, PLANS[plan].allowance, Some(model.boundary(1)), now);
+        model
+    }
+
+    pub fn balance(&self) -> Amount {
+        self.lots.iter().map(|lot| lot.left).sum::<Amount>() - self.debt
+    }
+
+    pub fn used(&self) -> Amount {
+        self.used
+    }
+
+    pub fn step(&mut self, step: &Step) -> Predicted {
+        match *step {
+            Step::Wait { seconds } => {
+                self.now += seconds * 1_000_000;
+                "nothing"
+            }
+            Step::Sweep => self.sweep(),
+            Step::Reset => self.reset(),
+            Step::Deduct { second, amount } => {
+                self.pass_boundaries();
+                self.deduct(second, amount)
+            }
+            Step::Purchase { amount, reference, expires_after_days } => {
+                self.pass_boundaries();
+                if self.references.contains(&reference) {
+                    return "payment-reference-used";
+                }
+                self.references.push(reference);
+                let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
+                self.give(Kind::Bought, amount, end, self.now);
+                "accepted"
+            }
+            Step::Change { plan, now, policy } => {
+                self.pass_boundaries();
+                self.change(plan, now, policy)
+            }
+            Step::Cancel { now } => {
+                self.pass_boundaries();
+                match (self.active, now) {
+                    (false, _) => "subscription-canceled",
+                    (true, true) => self.end(),
+                    (true, false) => {
+                        self.pending = Some(Pending::Cancel);
+                        "accepted"
+                    }
+                }
+            }
+            Step::Resume => {
+                self.pass_boundaries();
+                match (self.active, self.pending.take()) {
+                    (false, _) => "subscription-canceled",
+                    (true, None) => "nothing-scheduled",
+                    (true, Some(_)) => "accepted",
+                }
+            }
+        }
+    }
+
+    fn boundary(&self, month: u32) -> i64 {
+        let anchor: DateTime<Utc> = DateTime::from_timestamp_micros(self.anchor).unwrap();
+        anchor.checked_add_months(Months::new(month)).unwrap().timestamp_micros()
+    }
+
+    fn is_due(&self) -> bool {
+        self.active && self.boundary(self.month + 1) <= self.now
+    }
+
+    fn give(&mut self, kind: Kind, amount: Amount, end: Option<i64>, born: i64) {
+        let repaid = self.debt.min(amount);
+        self.debt -= repaid;
+        self.lots.push(Lot { kind, left: amount - repaid, end, born });
+    }
+
+    fn pass_boundaries(&mut self) -> u32 {
+        let mut passed = 0;
+        while self.is_due() {
+            match self.pending.take() {
+                Some(Pending::Cancel) => {
+                    self.end();
+                    return passed;
+                }
+                Some(Pending::Change(plan)) => self.plan = plan,
+                None => {}
+            }
+            self.month += 1;
+            self.begin_period();
+            passed += 1;
+        }
+        passed
+    }
+
+    fn begin_period(&mut self) {
+        let cap = PLANS[self.plan].rollover_cap;
+        let unspent: Amount = self.lots.iter().filter(|lot| lot.kind == Kind::Allowance).map(|lot| lot.left).sum();
+        self.lots.retain(|lot| lot.kind == Kind::Bought);
+        self.used = 0;
+        self.used_second = 0;
+        let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
+        if unspent.min(cap) > 0 {
+            self.give(Kind::Rollover, unspent.min(cap), Some(end), start);
+        }
+        self.give(Kind::Allowance, PLANS[self.plan].allowance, Some(end), start);
+    }
+
+    fn reset(&mut self) -> Predicted {
+        if !self.active {
+            return "subscription-canceled";
+        }
+        if !self.is_due() {
+            return "reset-not-due";
+        }
+        self.pass_boundaries();
+        "accepted"
+    }
+
+    fn sweep(&mut self) -> Predicted {
+        let now = self.now;
+        let dead = |lot: &Lot| lot.kind == Kind::Bought && lot.left > 0 && lot.end.is_some_and(|end| end <= now);
+        if !self.lots.iter().any(dead) {
+            return "nothing";
+        }
+        self.lots.retain(|lot| !dead(lot));
+        "accepted"
+    }
+
+    fn spendable(&self, lot: &Lot) -> bool {
+        let frozen = !self.active && PLANS[self.plan].freezes && lot.kind == Kind::Bought;
+        lot.left > 0 && lot.end.is_none_or(|end| end > self.now) && !frozen
+    }
+
+    fn overdraft(&self) -> Amount {
+        if self.active { PLANS[self.plan].overdraft } else { 0 }
+    }
+
+    fn deduct(&mut self, second: bool, amount: Amount) -> Predicted {
+        let plan = PLANS[self.plan];
+        if second && plan.second_feature_limit.is_none() {
+            return "feature-disabled";
+        }
+        if self.active {
+            let limit = plan.second_feature_limit.filter(|_| second);
+            if limit.is_some_and(|limit| self.used_second + amount > limit) {
+                return "limit-exceeded";
+            }
+            if plan.monthly_limit.is_some_and(|limit| self.used + amount > limit) {
+                return "limit-exceeded";
+            }
+        }
+        let spendable: Amount = self.lots.iter().filter(|lot| self.spendable(lot)).map(|lot| lot.left).sum();
+        if amount > spendable + (self.overdraft() - self.debt).max(0) {
+            return "insufficient-credits";
+        }
+        let mut order: Vec<usize> = (0..self.lots.len()).filter(|n| self.spendable(&self.lots[*n])).collect();
+        order.sort_by_key(|n| {
+            let lot = &self.lots[*n];
+            (lot.end.unwrap_or(i64::MAX), lot.kind != Kind::Rollover, lot.born)
+        });
+        let mut left = amount;
+        for n in order {
+            let part = left.min(self.lots[n].left);
+            self.lots[n].left -= part;
+            left -= part;
+        }
+        self.debt += left;
+        self.used += amount;
+        self.used_second += if second { amount } else { 0 };
+        "accepted"
+    }
+
+    fn change(&mut self, plan: usize, now: bool, policy: Policy) -> Predicted {
+        let restarts = now && (policy == Policy::Restart || !self.active);
+        if !self.active && !now {
+            return "subscription-canceled";
+        }
+        if self.active && plan == self.plan && !restarts {
+            return "plan-unchanged";
+        }
+        if !now {
+            self.pending = Some(Pending::Change(plan));
+            return "accepted";
+        }
+        let (old, new) = (PLANS[self.plan].allowance, PLANS[plan].allowance);
+        self.plan = plan;
+        self.pending = None;
+        self.active = true;
+        if restarts {
+            self.anchor = self.now;
+            self.month = 0;
+            self.begin_period();
+            return "accepted";
+        }
+        let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
+        let share = |difference: Amount| match policy {
+            Policy::Full => difference,
+            Policy::Prorate => difference * Amount::from(end - self.now) / Amount::from(end - start),
+            Policy::None | Policy::Restart => 0,
+        };
+        if new > old && share(new - old) > 0 {
+            self.give(Kind::Allowance, share(new - old), Some(end), self.now);
+        }
+        let mut loss = share((old - new).max(0));
+        for lot in self.lots.iter_mut().filter(|lot| lot.kind == Kind::Allowance) {
+            let part = loss.min(lot.left);
+            lot.left -= part;
+            loss -= part;
+        }
+        "accepted"
+    }
+
+    fn end(&mut self) -> Predicted {
+        self.lots.retain(|lot| lot.kind == Kind::Bought);
+        self.active = false;
+        self.pending = None;
+        "accepted"
+    }
+}

@@ -1,0 +1,292 @@
+//! Runs a history on real stores and compares it with the model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use uuid::Uuid;
+use visionscope_billing::clock::{Clock, SystemClock};
+use visionscope_billing::domain::batch::{Batch, EventWriter, InvalidEvent, Outcome};
+use visionscope_billing::domain::commands::{
+    CancelSubscription, Charge, Command, DeductCredits, Envelope, ExpireGrants, ProcessSubscriptionChange,
+    ProvisionWorkspace, PurchaseCredits, ResetMonthlyCredits, ResumeSubscription,
+};
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::grant::Currency;
+use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
+use visionscope_billing::domain::receipt::Receipt;
+use visionscope_billing::domain::rejection::Rejection;
+use visionscope_billing::domain::snapshot::KeySet;
+use visionscope_billing::domain::subscription::{CreditPolicy, Effective};
+use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Rendered, Reply};
+use visionscope_billing::store::Store;
+
+use crate::databases::{Database, TestDatabase};
+use crate::model::{Amount, Model, PLANS, Plan, Policy, Step};
+
+/// 2026-01-15T12:00:00Z: a day that every month has.
+const START: i64 = 1_768_478_400_000_000;
+
+pub struct World {
+    one: TestDatabase,
+    other: TestDatabase,
+    engine: Engine,
+    render: Arc<Codes>,
+    histories: AtomicU64,
+}
+
+/// Answers with the receipt's own JSON, or with the code of the rejection.
+struct Codes;
+
+impl Render for Codes {
+    fn receipt(&self, receipt: &Receipt) -> Rendered {
+        Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
+    }
+
+    fn rejection(&self, rejection: &Rejection) -> Rendered {
+        Rendered { status: 400, body: rejection.code().to_owned() }
+    }
+}
+
+impl EventWriter for Codes {
+    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
+        serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
+    }
+}
+
+impl CommitSignal for Codes {
+    fn committed(&self, _: Partition) {}
+}
+
+impl World {
+    pub async fn open(one: Database, other: Database) -> Self {
+        let (one, other) = (one.create().await, other.create().await);
+        let plans: Vec<_> = PLANS.iter().map(plan_version).collect();
+        one.store.put_plans(&plans).await.unwrap();
+        other.store.put_plans(&plans).await.unwrap();
+        let render = Arc::new(Codes);
+        let config = EngineConfig { lanes: 2, queue_capacity: 1000, max_batch: 100 };
+        let engine =
+            Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
+        Self { one, other, engine, render, histories: AtomicU64::new(0) }
+    }
+
+    /// Runs one history; an error says where the product and the model part.
+    pub async fn run(&self, plan: usize, steps: &[Step], batch_sizes: &[usize]) -> Result<(), String> {
+        let workspace_id = WorkspaceId(SystemClock.new_id());
+        let number = self.histories.fetch_add(1, Ordering::SeqCst);
+        let mut model = Model::new(plan, START);
+        let provision = envelope(workspace_id, START, provision(plan));
+        let mut envelopes = vec![provision.clone()];
+        let mut answers = vec![self.submit(&provision).await?];
+        for (n, step) in steps.iter().enumerate() {
+            let predicted = model.step(step);
+            let Some(command) = command(step, number, model.now) else { continue };
+            let envelope = envelope(workspace_id, model.now, command);
+            let reply = self.submit(&envelope).await?;
+            let context = format!("step {n} {step:?} of {steps:?} on plan {plan}");
+            if outcome(&reply) != predicted {
+                return Err(format!("{context}: got {reply:?}, the model says {predicted}"));
+            }
+            self.compare(workspace_id, &model, predicted).await.map_err(|error| format!("{context}: {error}"))?;
+            envelopes.push(envelope);
+            answers.push(reply);
+        }
+        self.run_in_batches(&envelopes, &answers, batch_sizes).await?;
+        self.replay(&envelopes, &answers).await
+    }
+
+    async fn submit(&self, envelope: &Envelope) -> Result<Reply, String> {
+        self.engine.submit(envelope.clone()).await.map_err(|error| error.to_string())
+    }
+
+    async fn compare(&self, workspace_id: WorkspaceId, model: &Model, predicted: &str) -> Result<(), String> {
+        let state = self.one.store.workspace(workspace_id).await.unwrap().unwrap();
+        let credits = &state.credits;
+        // Only an accepted command writes the boundaries that the model has passed already.
+        let seen = (Amount::from(credits.current_credits.micro()), Amount::from(credits.used_this_month.micro()));
+        if predicted != "nothing" && seen != (model.balance(), model.used()) {
+            return Err(format!("balance and usage are {seen:?}, the model says {:?}", (model.balance(), model.used())));
+        }
+        Ok(())
+    }
+
+    /// The same envelopes, several to a transaction, on the other database.
+    async fn run_in_batches(&self, envelopes: &[Envelope], answers: &[Reply], sizes: &[usize]) -> Result<(), String> {
+        let mut sizes = sizes.iter().cycle();
+        let mut done = 0;
+        while done < envelopes.len() {
+            let size = (*sizes.next().unwrap_or(&1)).min(envelopes.len() - done);
+            let mut keys = KeySet::default();
+            envelopes[done..done + size].iter().for_each(|envelope| envelope.add_keys(&mut keys));
+            let mut transaction = self.other.store.begin().await.map_err(|error| error.to_string())?;
+            let snapshot = transaction.load(&keys).await.map_err(|error| error.to_string())?;
+            let mut batch = Batch::new(snapshot, &*self.render, &*self.render);
+            for n in done..done + size {
+                let outcome = batch.run(&envelopes[n]).map_err(|error| error.to_string())?;
+                if body(&Reply::from(outcome.clone())) != body(&answers[n]) {
+                    let command = &envelopes[n].command;
+                    return Err(format!("in a batch {command:?} gives {outcome:?}, alone {:?}", answers[n]));
+                }
+                if matches!(outcome, Outcome::KeyReused) {
+                    return Err("a fresh key was found reused".into());
+                }
+            }
+            let (changes, _) = batch.finish();
+            if !changes.is_empty() {
+                transaction.commit(changes).await.map_err(|error| error.to_string())?;
+            }
+            done += size;
+        }
+        Ok(())
+    }
+
+    /// Everything that was recorded answers again with the same bytes.
+    async fn replay(&self, envelopes: &[Envelope], answers: &[Reply]) -> Result<(), String> {
+        for (envelope, answer) in envelopes.iter().zip(answers) {
+            let is_recorded = match answer {
+                Reply::Decided { rejection, .. } => rejection.as_ref().is_none_or(Rejection::is_recorded),
+                Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing => false,
+            };
+            let again = self.submit(envelope).await?;
+            if is_recorded && (!matches!(again, Reply::Replayed(_)) || body(&again) != body(answer)) {
+                return Err(format!("{:?} answered {answer:?} and then {again:?}", envelope.command));
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn audit_and_close(self) {
+        for database in [&self.one, &self.other] {
+            let findings = database.store.audit(5).await.unwrap();
+            assert_eq!(findings, [], "the audit finds nothing");
+        }
+        self.engine.stop().await;
+        self.one.close().await;
+        self.other.close().await;
+    }
+}
+
+fn outcome(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Decided { rejection: None, .. } => "accepted",
+        Reply::Decided { rejection: Some(rejection), .. } => rejection.code(),
+        Reply::Nothing => "nothing",
+        Reply::Replayed(_) => "replayed",
+        Reply::KeyReused => "key-reused",
+    }
+}
+
+fn body(reply: &Reply) -> &str {
+    match reply {
+        Reply::Decided { answer, .. } | Reply::Replayed(answer) => &answer.body,
+        Reply::Nothing | Reply::KeyReused => "",
+    }
+}
+
+fn envelope(workspace_id: WorkspaceId, now: i64, command: Command) -> Envelope {
+    let message_id = SystemClock.new_command_id();
+    Envelope {
+        message_id,
+        idempotency_key: IdempotencyKey::new(&message_id.to_string()).unwrap(),
+        workspace_id,
+        actor: "model".into(),
+        correlation_id: Uuid::nil().to_string(),
+        causation_id: None,
+        traceparent: None,
+        received_at: Timestamp::from_micros(now),
+        metadata: None,
+        fingerprint: [7; 32],
+        command,
+    }
+}
+
+fn credits(amount: Amount) -> Credits {
+    Credits::from_micro(i64::try_from(amount).unwrap()).unwrap()
+}
+
+fn read<T: serde::de::DeserializeOwned>(amount: Amount) -> T {
+    serde_json::from_value(credits(amount).to_string().into()).unwrap()
+}
+
+fn provision(plan: usize) -> Command {
+    Command::ProvisionWorkspace(ProvisionWorkspace {
+        name: Label::new("Model").unwrap(),
+        plan_code: PlanCode::new(PLANS[plan].code).unwrap(),
+        zone: chrono_tz::UTC,
+        anchor: None,
+        monthly_limit: None,
+        overdraft_limit: None,
+        features: Vec::new(),
+    })
+}
+
+fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
+    let effective = |now: bool| if now { Effective::Immediate } else { Effective::PeriodEnd };
+    Some(match *step {
+        Step::Wait { .. } => return None,
+        Step::Sweep => Command::ExpireGrants(ExpireGrants),
+        Step::Reset => Command::ResetMonthlyCredits(ResetMonthlyCredits { period: None }),
+        Step::Resume => Command::ResumeSubscription(ResumeSubscription { expected_version: None }),
+        Step::Cancel { now } => Command::CancelSubscription(CancelSubscription {
+            effective: effective(now),
+            reason: None,
+            expected_version: None,
+        }),
+        Step::Change { plan, now, policy } => Command::ProcessSubscriptionChange(ProcessSubscriptionChange {
+            plan_code: PlanCode::new(PLANS[plan].code).unwrap(),
+            effective: effective(now),
+            credit_policy: match policy {
+                Policy::None => CreditPolicy::None,
+                Policy::Full => CreditPolicy::Full,
+                Policy::Prorate => CreditPolicy::Prorate,
+                Policy::Restart => CreditPolicy::Restart,
+            },
+            expected_version: None,
+        }),
+        Step::Deduct { second, amount } => Command::DeductCredits(DeductCredits {
+            feature_code: FeatureCode::new(if second { "second" } else { "first" }).unwrap(),
+            charge: Charge::Credits(read(amount)),
+            user_id: None,
+            occurred_at: None,
+        }),
+        Step::Purchase { amount, reference, expires_after_days } => {
+            Command::PurchaseCredits(PurchaseCredits {
+                credits: read(amount),
+                bonus_credits: None,
+                amount_minor: 100,
+                currency: Currency::new("EUR").unwrap(),
+                payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),
+                expires_at: expires_after_days
+                    .map(|days| Timestamp::from_micros(now + i64::from(days) * 86_400_000_000)),
+            })
+        }
+    })
+}
+
+fn plan_version(plan: &Plan) -> PlanVersion {
+    let enabled = FeatureTerms { enabled: true, unit_price: None, limit: None };
+    let mut features = BTreeMap::from([(FeatureCode::new("first").unwrap(), enabled)]);
+    if let Some(limit) = plan.second_feature_limit {
+        let limited = FeatureTerms { limit: Some(UsageLimit::hard(credits(limit))), ..enabled };
+        features.insert(FeatureCode::new("second").unwrap(), limited);
+    }
+    PlanVersion {
+        plan_code: PlanCode::new(plan.code).unwrap(),
+        version: 1,
+        name: Label::new(plan.code).unwrap(),
+        period_months: 1,
+        allowance: credits(plan.allowance),
+        rollover_cap: credits(plan.rollover_cap),
+        overdraft_limit: credits(plan.overdraft),
+        monthly_limit: plan.monthly_limit.map(|limit| UsageLimit::hard(credits(limit))),
+        rate_limit: None,
+        low_credit_thresholds: vec![Credits::whole(50), Credits::whole(10)],
+        purchased_on_cancel: if plan.freezes { PurchasedOnCancel::Freeze } else { PurchasedOnCancel::Keep },
+        features,
+    }
+}
