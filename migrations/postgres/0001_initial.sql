@@ -209,7 +209,7 @@ insert into stream_partition (partition, seq, version) select n, 0, 0 from gener
 insert into stream_lease (partition, epoch, leased_until, generation) select n, 0, '-infinity', 1 from generate_series(0, 15) as n;
 
 create table event_outbox (
-    partition      smallint    not null references stream_partition,
+    partition      smallint    not null check (partition between 0 and 15),
     seq            bigint      not null check (seq >= 1),
     event_id       uuid        not null unique,
     workspace_id   uuid        not null references workspaces,
@@ -228,7 +228,7 @@ create table event_outbox (
 
 -- What was published, a row per batch: the outbox itself is never updated.
 create table stream_batch (
-    partition    smallint    not null references stream_partition,
+    partition    smallint    not null check (partition between 0 and 15),
     generation   integer     not null,
     seq_from     bigint      not null check (seq_from >= 1),
     seq_to       bigint      not null,

@@ -1,1 +1,209 @@
-//! PostgreSQL
+//! The store on PostgreSQL: for production, with any number of replicas.
+//!
+//! Invariants: every write transaction locks its partitions first, so writers of one partition are
+//! strictly serial and none ever waits in a circle. `synchronous_commit` is on: what is committed
+//! survives. Every wait has an end, on the server (statement, lock and idle timeouts) and here (the
+//! pool and [`ANSWER_TIMEOUT`], for a server that has gone without a word).
+//!
+//! Deliberately absent: LISTEN/NOTIFY (the publisher is woken in its process and polls otherwise),
+//! advisory locks (the partition's row is the lock), and statements for single rows on the write path.
+
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
+
+use self::error::{of_migration, store_error};
+use self::plans::PlanCache;
+use self::write::PostgresTx;
+use crate::domain::plan::PlanVersion;
+use crate::store::{Store, StoreError, WriteTx};
+
+mod audit;
+mod error;
+mod load;
+mod outbox;
+mod plans;
+mod rare;
+mod reads;
+mod rows;
+mod write;
+
+/// How long one operation of the store, of a handful of statements, may take before the server is
+/// given up: longer than the server's own timeouts, which tell the reason.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was idle for less is taken as it is: a ping would cost each batch a round trip.
+const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
+/// How long a connection that comes back may take to show that it still works.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long migrating may take, and waiting for another replica that migrates.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long closing waits for connections that are in use.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the database is, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    pub url: SecretString,
+    pub max_connections: u32,
+    /// For a free connection of the pool, or a new one.
+    pub acquire_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    /// After this a transaction whose owner hangs loses its locks.
+    pub idle_in_transaction_timeout: Duration,
+}
+
+impl PostgresConfig {
+    /// The defaults for a database.
+    #[must_use]
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            max_connections: 16,
+            acquire_timeout: Duration::from_millis(500),
+            statement_timeout: Duration::from_secs(2),
+            lock_timeout: Duration::from_secs(1),
+            idle_in_transaction_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn connect_options(&self) -> Result<PgConnectOptions, StoreError> {
+        // The parser's error may repeat the url, and with it the password.
+        let options = PgConnectOptions::from_str(self.url.expose_secret())
+            .map_err(|_| StoreError::Unavailable("the database url cannot be read".into()))?;
+        let ms = |timeout: Duration| timeout.as_millis().to_string();
+        Ok(options
+            .application_name("visionscope")
+            .options([
+                ("synchronous_commit", "on".to_owned()),
+                ("default_transaction_isolation", "read committed".to_owned()),
+                ("statement_timeout", ms(self.statement_timeout)),
+                ("lock_timeout", ms(self.lock_timeout)),
+                ("idle_in_transaction_session_timeout", ms(self.idle_in_transaction_timeout)),
+            ])
+            .options(PLANNING)
+            .disable_statement_logging())
+    }
+}
+
+/// Every statement reaches few rows by index. A plan made once for that stays right while the tables
+/// grow; one made while they were empty would scan them until the next analyze.
+const PLANNING: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+];
+
+/// The store on a PostgreSQL database. Cheap to clone.
+#[derive(Clone)]
+pub struct PostgresStore {
+    pool: PgPool,
+    plans: Arc<PlanCache>,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").finish_non_exhaustive()
+    }
+}
+
+impl PostgresStore {
+    /// Opens the pool and its first connection.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(config.acquire_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_WHEN_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    match tokio::time::timeout(RELEASE_TIMEOUT, connection.ping()).await {
+                        Ok(answer) => answer.map(|()| true),
+                        Err(_) => Err(sqlx::Error::PoolTimedOut),
+                    }
+                })
+            })
+            .connect_with(config.connect_options()?)
+            .await
+            .map_err(store_error)?;
+        Ok(Self { pool, plans: Arc::default() })
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        let tx = in_time(async { self.pool.begin().await.map_err(store_error) }).await?;
+        Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
+        in_time(plans::put(&self.pool, plans)).await
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let ms = MIGRATE_TIMEOUT.as_millis().to_string();
+        let options = PgConnectOptions::clone(&self.pool.connect_options())
+            .options([("statement_timeout", &ms), ("lock_timeout", &ms)]);
+        let work = async {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(self.pool.options().get_acquire_timeout())
+                .connect_with(options)
+                .await
+                .map_err(store_error)?;
+            let migrated = sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(of_migration);
+            pool.close().await;
+            migrated
+        };
+        within(MIGRATE_TIMEOUT, work).await
+    }
+
+    async fn close(&self) {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.pool.close()).await;
+    }
+}
+
+/// Every statement of this store, for the test that prepares them all.
+#[doc(hidden)]
+pub fn statements() -> impl Iterator<Item = &'static str> {
+    [
+        load::STATEMENTS,
+        write::STATEMENTS,
+        rare::STATEMENTS,
+        plans::STATEMENTS,
+        reads::STATEMENTS,
+        outbox::STATEMENTS,
+        audit::STATEMENTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}
+
+/// Waits for an operation, but not for ever.
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    within(ANSWER_TIMEOUT, work).await
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
+}

@@ -1,0 +1,65 @@
+//! What an error of PostgreSQL means for the one who called: the only place that knows SQLSTATEs.
+//!
+//! A state that is not listed is [`StoreError::Corrupt`]: trying again cannot be shown to help.
+
+use sqlx::error::DatabaseError;
+
+use crate::store::StoreError;
+
+/// Somebody else's write came between: unique and exclusion violations, serialization failure,
+/// deadlock, lock timeout.
+const CONFLICTS: [&str; 5] = ["23505", "23P01", "40001", "40P01", "55P03"];
+
+/// The server cannot do it now: a statement or idle timeout, or a database that only reads because
+/// it is a standby after a failover.
+const UNAVAILABLE: [&str; 3] = ["57014", "25P03", "25006"];
+
+/// Classes of the same: no connection, not authorized, resources (disk full, too many connections),
+/// operator's intervention (shutdown, crash), the server's own IO.
+const UNAVAILABLE_CLASSES: [&str; 5] = ["08", "28", "53", "57", "58"];
+
+/// The meaning of an error.
+pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Database(error) => of_database(error.as_ref()),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed => StoreError::Unavailable(error.to_string()),
+        sqlx::Error::Migrate(error) => of_migration(*error),
+        other => StoreError::Corrupt(other.to_string()),
+    }
+}
+
+/// The meaning of an error while migrating: of the database, or of the history of migrations.
+pub(super) fn of_migration(error: sqlx::migrate::MigrateError) -> StoreError {
+    match error {
+        sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => {
+            store_error(error)
+        }
+        other => StoreError::Corrupt(other.to_string()),
+    }
+}
+
+/// A stored value that the domain does not know.
+pub(super) fn unreadable(what: &str, value: &str) -> StoreError {
+    StoreError::Corrupt(format!("stored {what} {value:?} cannot be read"))
+}
+
+fn of_database(error: &dyn DatabaseError) -> StoreError {
+    let code = error.code().unwrap_or_default();
+    let text = match error.constraint() {
+        Some(constraint) => format!("{code} on {constraint}: {}", error.message()),
+        None => format!("{code}: {}", error.message()),
+    };
+    if CONFLICTS.contains(&&*code) {
+        StoreError::Conflict(text)
+    } else if UNAVAILABLE.contains(&&*code) || UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class)) {
+        StoreError::Unavailable(text)
+    } else {
+        StoreError::Corrupt(text)
+    }
+}

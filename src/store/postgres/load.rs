@@ -1,0 +1,229 @@
+//! What a batch looks at, read in a fixed number of statements whatever the number of keys.
+//!
+//! The first one locks. It stands alone, because waiting for a lock does not refresh the snapshot of
+//! the statement that waits; the statements after it see what the holder before has committed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use sqlx::postgres::PgConnection;
+use uuid::Uuid;
+
+use super::error::store_error;
+use super::plans::{PlanCache, PlanKey, latest_versions};
+use super::rows;
+use super::write::Columns;
+use crate::domain::change_set::CommandRecord;
+use crate::domain::grant::Grant;
+use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
+use crate::domain::subscription::{Pending, Subscription};
+use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
+use crate::domain::workspace::WorkspaceFeature;
+use crate::store::StoreError;
+
+pub(super) const STATEMENTS: &[&str] = &[
+    LOCK_PARTITIONS,
+    COMMANDS_BY_KEYS,
+    WORKSPACES_BY_IDS,
+    FEATURES_BY_WORKSPACES,
+    OPEN_GRANTS_BY_WORKSPACES,
+    USED_PAYMENTS,
+];
+
+/// Locks and reads everything under the keys.
+pub(super) async fn load(
+    connection: &mut PgConnection,
+    cache: &PlanCache,
+    keys: &KeySet,
+) -> Result<Snapshot, StoreError> {
+    let heads = lock_partitions(connection, &keys.partitions()).await?;
+    let commands = commands(connection, &keys.commands).await?;
+    let payments = used_payments(connection, &keys.payments).await?;
+    let plans = newest_plans(connection, cache, &keys.plans).await?;
+    let ids: Vec<Uuid> = keys.workspaces.iter().map(|id| id.0).collect();
+    let workspaces = workspaces(connection, cache, &ids).await?;
+    Ok(Snapshot { heads, workspaces, commands, payments, plans })
+}
+
+const LOCK_PARTITIONS: &str = "
+select partition, seq, last_event_id, version
+from stream_partition
+where partition = any($1::smallint[])
+order by partition
+for no key update";
+
+async fn lock_partitions(
+    connection: &mut PgConnection,
+    partitions: &BTreeSet<Partition>,
+) -> Result<BTreeMap<Partition, PartitionHead>, StoreError> {
+    let numbers: Vec<i16> = partitions.iter().map(|partition| partition.stored()).collect();
+    let rows = sqlx::query(LOCK_PARTITIONS).bind(numbers).fetch_all(connection).await.map_err(store_error)?;
+    if rows.len() != partitions.len() {
+        return Err(StoreError::Corrupt("a row of stream_partition is missing".into()));
+    }
+    rows.iter().map(|row| rows::head(row).map(|head| (head.partition, head))).collect()
+}
+
+const COMMANDS_BY_KEYS: &str = "
+select c.*
+from unnest($1::uuid[], $2::text[]) as k (workspace_id, idempotency_key)
+join commands c on c.workspace_id = k.workspace_id and c.idempotency_key = k.idempotency_key";
+
+async fn commands(
+    connection: &mut PgConnection,
+    keys: &BTreeSet<(WorkspaceId, IdempotencyKey)>,
+) -> Result<HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>, StoreError> {
+    let rows = sqlx::query(COMMANDS_BY_KEYS)
+        .column(keys, |(workspace_id, _)| workspace_id.0)
+        .column(keys, |(_, key)| key.as_str())
+        .fetch_all(connection)
+        .await
+        .map_err(store_error)?;
+    rows.iter()
+        .map(|row| {
+            let command = rows::command(row)?;
+            Ok(((command.workspace_id, command.idempotency_key.clone()), command))
+        })
+        .collect()
+}
+
+const WORKSPACES_BY_IDS: &str = "
+select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
+    c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.entry_seq,
+    c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
+    c.updated_at as credits_updated_at
+from workspaces w
+join workspace_credits c on c.workspace_id = w.workspace_id
+join subscriptions s on s.workspace_id = w.workspace_id
+where w.workspace_id = any($1::uuid[])";
+
+/// The states of the workspaces that exist.
+pub(super) async fn workspaces(
+    connection: &mut PgConnection,
+    cache: &PlanCache,
+    ids: &[Uuid],
+) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    let found = sqlx::query(WORKSPACES_BY_IDS).bind(ids).fetch_all(&mut *connection).await.map_err(store_error)?;
+    if found.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut features = features(connection, ids).await?;
+    let mut grants = open_grants(connection, ids).await?;
+    let subscriptions = found.iter().map(rows::subscription).collect::<Result<Vec<_>, _>>()?;
+    let plans = cache.get(connection, &subscriptions.iter().flat_map(plan_keys).collect()).await?;
+    found
+        .iter()
+        .zip(subscriptions)
+        .map(|(row, subscription)| {
+            let id = subscription.workspace_id;
+            let pending_plan = match pending_key(&subscription) {
+                Some(key) => Some(plan_of(&plans, &key)?),
+                None => None,
+            };
+            let state = WorkspaceState {
+                workspace: rows::workspace(row)?,
+                credits: rows::workspace_credits(row)?,
+                plan: plan_of(&plans, &(subscription.plan_code.clone(), subscription.plan_version))?,
+                pending_plan,
+                features: features.remove(&id).unwrap_or_default(),
+                grants: grants.remove(&id).unwrap_or_default(),
+                subscription,
+            };
+            Ok((id, state))
+        })
+        .collect()
+}
+
+fn plan_keys(subscription: &Subscription) -> impl Iterator<Item = PlanKey> + use<> {
+    let current = (subscription.plan_code.clone(), subscription.plan_version);
+    std::iter::once(current).chain(pending_key(subscription))
+}
+
+fn pending_key(subscription: &Subscription) -> Option<PlanKey> {
+    match &subscription.pending {
+        Some(Pending::Change { plan_code, plan_version }) => Some((plan_code.clone(), *plan_version)),
+        Some(Pending::Cancel { .. }) | None => None,
+    }
+}
+
+fn plan_of(plans: &HashMap<PlanKey, Arc<PlanVersion>>, key: &PlanKey) -> Result<Arc<PlanVersion>, StoreError> {
+    plans
+        .get(key)
+        .cloned()
+        .ok_or_else(|| StoreError::Corrupt(format!("plan {} version {} is not stored", key.0, key.1)))
+}
+
+const FEATURES_BY_WORKSPACES: &str = "
+select * from workspace_features where workspace_id = any($1::uuid[])";
+
+async fn features(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<WorkspaceId, BTreeMap<FeatureCode, WorkspaceFeature>>, StoreError> {
+    let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
+    let mut features: HashMap<_, BTreeMap<_, _>> = HashMap::with_capacity(ids.len());
+    for row in &rows {
+        let feature = rows::feature(row)?;
+        features.entry(feature.workspace_id).or_default().insert(feature.feature_code.clone(), feature);
+    }
+    Ok(features)
+}
+
+const OPEN_GRANTS_BY_WORKSPACES: &str = "
+select * from credit_grants where workspace_id = any($1::uuid[]) and is_open";
+
+async fn open_grants(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<WorkspaceId, Vec<Grant>>, StoreError> {
+    let rows = sqlx::query(OPEN_GRANTS_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
+    let mut grants: HashMap<_, Vec<Grant>> = HashMap::with_capacity(ids.len());
+    for row in &rows {
+        let grant = rows::grant(row)?;
+        grants.entry(grant.workspace_id).or_default().push(grant);
+    }
+    grants.values_mut().for_each(|of_one| of_one.sort_by(Grant::burns_before));
+    Ok(grants)
+}
+
+const USED_PAYMENTS: &str = "
+select k.workspace_id, k.payment_reference
+from unnest($1::uuid[], $2::text[]) as k (workspace_id, payment_reference)
+join credit_grants g on g.workspace_id = k.workspace_id and g.payment_reference = k.payment_reference
+where g.payment_reference is not null and g.source = 'purchase'";
+
+async fn used_payments(
+    connection: &mut PgConnection,
+    keys: &BTreeSet<(WorkspaceId, PaymentReference)>,
+) -> Result<HashSet<(WorkspaceId, PaymentReference)>, StoreError> {
+    if keys.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = sqlx::query(USED_PAYMENTS)
+        .column(keys, |(workspace_id, _)| workspace_id.0)
+        .column(keys, |(_, reference)| reference.as_str())
+        .fetch_all(connection)
+        .await
+        .map_err(store_error)?;
+    rows.iter()
+        .map(|row| {
+            let reference = rows::get::<&str>(row, "payment_reference")?;
+            Ok((rows::workspace_id(row)?, PaymentReference::from_stored(reference)))
+        })
+        .collect()
+}
+
+async fn newest_plans(
+    connection: &mut PgConnection,
+    cache: &PlanCache,
+    codes: &BTreeSet<PlanCode>,
+) -> Result<HashMap<PlanCode, Arc<PlanVersion>>, StoreError> {
+    if codes.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let keys = latest_versions(connection, codes.iter()).await?;
+    let plans = cache.get(connection, &keys).await?;
+    keys.iter().map(|key| Ok((key.0.clone(), plan_of(&plans, key)?))).collect()
+}

@@ -1,0 +1,204 @@
+//! The outbox as the publisher sees it. Leases are told by the database's clock, never by ours.
+//!
+//! Taking a lease and recording a batch meet at the row of `stream_lease`: who records holds it
+//! locked and has shown that its epoch is still in force, so two publishers can never both record.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use sqlx::{Postgres, Transaction};
+
+use super::error::store_error;
+use super::rows::{self, get};
+use super::{PostgresStore, in_time};
+use crate::domain::event::EventRecord;
+use crate::domain::ids::Partition;
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use crate::store::{Outbox, StoreError};
+
+pub(super) const STATEMENTS: &[&str] = &[
+    TAKE_LEASES,
+    RELEASE_LEASES,
+    HEADS,
+    EVENTS_OF_PARTITION,
+    LOCK_LEASE,
+    INSERT_BATCH,
+    MARK_DIVERGED,
+    START_GENERATION,
+    STATUS,
+];
+
+/// Own leases are waited for, those of others only taken when free: a publisher that records is not
+/// robbed of its lease by the moment that takes.
+const TAKE_LEASES: &str = "
+with own as (
+    select partition from stream_lease where owner = $1 order by partition for update
+), free as (
+    select partition from stream_lease
+    where owner is distinct from $1 and (owner is null or leased_until <= clock_timestamp())
+    order by partition
+    for update skip locked
+), taken as (
+    update stream_lease l
+    set epoch = case when l.owner = $1 and l.leased_until > clock_timestamp() then l.epoch else l.epoch + 1 end,
+        owner = $1,
+        leased_until = clock_timestamp() + $2::bigint * interval '1 microsecond'
+    from (select partition from own union all select partition from free) m
+    where l.partition = m.partition
+    returning l.partition, l.owner, l.epoch, l.generation, l.diverged_seq
+)
+select t.*, coalesce((
+    select b.seq_to from stream_batch b
+    where b.partition = t.partition and b.generation = t.generation
+    order by b.seq_to desc limit 1
+), 0) as published_seq
+from taken t
+order by t.partition";
+
+const RELEASE_LEASES: &str = "
+update stream_lease set owner = null, leased_until = '-infinity' where owner = $1";
+
+const HEADS: &str = "
+select partition, seq from stream_partition order by partition";
+
+const EVENTS_OF_PARTITION: &str = "
+select * from event_outbox where partition = $1 and seq > $2 order by seq limit $3";
+
+const LOCK_LEASE: &str = "
+select 1 from stream_lease where partition = $1 and owner = $2 and epoch = $3 and generation = $4 for update";
+
+const INSERT_BATCH: &str = "
+insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
+select $1, $2, last.seq + 1, $3, clock_timestamp()
+from (
+    select coalesce(max(seq_to), 0) as seq from stream_batch where partition = $1 and generation = $2
+) last
+where last.seq < $3";
+
+const MARK_DIVERGED: &str = "
+update stream_lease set diverged_seq = $2 where partition = $1";
+
+const START_GENERATION: &str = "
+update stream_lease set generation = generation + 1, diverged_seq = null where partition = $1 returning generation";
+
+const STATUS: &str = "
+select l.partition, l.generation, p.seq, b.seq_to as published_seq, l.diverged_seq, l.owner, l.epoch,
+    l.owner is not null and l.leased_until > clock_timestamp() as is_leased,
+    (select o.occurred_at from event_outbox o where o.partition = l.partition and o.seq > b.seq_to order by o.seq limit 1)
+        as oldest_waiting_at
+from stream_lease l
+join stream_partition p on p.partition = l.partition
+cross join lateral (
+    select coalesce(max(s.seq_to), 0) as seq_to from stream_batch s
+    where s.partition = l.partition and s.generation = l.generation
+) b
+order by l.partition";
+
+#[async_trait]
+impl Outbox for PostgresStore {
+    async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
+        let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+        let rows = in_time(async {
+            sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.pool).await.map_err(store_error)
+        })
+        .await?;
+        rows.iter().map(lease).collect()
+    }
+
+    async fn release(&self, owner: &str) -> Result<(), StoreError> {
+        in_time(async {
+            sqlx::query(RELEASE_LEASES).bind(owner).execute(&self.pool).await.map_err(store_error)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
+        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
+    }
+
+    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let statement = sqlx::query(EVENTS_OF_PARTITION).bind(partition.stored()).bind(after).bind(i64::from(limit));
+        let rows = in_time(async { statement.fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::event).collect()
+    }
+
+    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+        in_time(async {
+            let mut tx = self.pool.begin().await.map_err(store_error)?;
+            let recorded = record(&mut tx, lease, seq_to).await?;
+            tx.commit().await.map_err(store_error)?;
+            Ok(recorded)
+        })
+        .await
+    }
+
+    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
+        in_time(async {
+            let statement = sqlx::query(MARK_DIVERGED).bind(partition.stored()).bind(seq);
+            statement.execute(&self.pool).await.map_err(store_error)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
+        let statement = sqlx::query(START_GENERATION).bind(partition.stored());
+        let row = in_time(async { statement.fetch_one(&self.pool).await.map_err(store_error) }).await?;
+        get(&row, "generation")
+    }
+
+    async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        rows.iter().map(status).collect()
+    }
+}
+
+async fn record(tx: &mut Transaction<'_, Postgres>, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    let held = sqlx::query(LOCK_LEASE)
+        .bind(lease.partition.stored())
+        .bind(&lease.owner)
+        .bind(lease.epoch)
+        .bind(lease.generation)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    if held.is_none() {
+        return Ok(Recorded::LeaseLost);
+    }
+    sqlx::query(INSERT_BATCH)
+        .bind(lease.partition.stored())
+        .bind(lease.generation)
+        .bind(seq_to)
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    Ok(Recorded::Done)
+}
+
+fn lease(row: &PgRow) -> Result<Lease, StoreError> {
+    Ok(Lease {
+        partition: rows::partition(row)?,
+        owner: get(row, "owner")?,
+        epoch: get(row, "epoch")?,
+        generation: get(row, "generation")?,
+        published_seq: get(row, "published_seq")?,
+        diverged_seq: get(row, "diverged_seq")?,
+    })
+}
+
+fn status(row: &PgRow) -> Result<PartitionStatus, StoreError> {
+    Ok(PartitionStatus {
+        partition: rows::partition(row)?,
+        generation: get(row, "generation")?,
+        seq: get(row, "seq")?,
+        published_seq: get(row, "published_seq")?,
+        diverged_seq: get(row, "diverged_seq")?,
+        owner: get(row, "owner")?,
+        epoch: get(row, "epoch")?,
+        is_leased: get(row, "is_leased")?,
+        oldest_waiting_at: rows::maybe_at(row, "oldest_waiting_at")?,
+    })
+}
