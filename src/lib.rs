@@ -1,7 +1,14 @@
 //! VisionScope Billing: usage credits and events.
+//!
+//! One way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`].
+//! Nothing on the right knows anything on its left; only [`app`] knows all.
 
 pub mod clock;
 pub mod domain;
+pub mod store;
 pub mod engine;
 pub mod scheduler;
-pub mod store;
+pub mod stream;
+pub mod publisher;
+pub mod outbox;
+pub mod contract;

@@ -1,0 +1,76 @@
+//! How the publisher is, for `/readyz` and the metrics.
+
+use std::time::Duration;
+
+use super::breaker::BreakerState;
+use crate::domain::ids::Partition;
+use crate::domain::time::Timestamp;
+use crate::store::views::PartitionStatus;
+
+/// An age of the oldest waiting event from which publishing counts as degraded. Idle, an event takes
+/// milliseconds; under load, a batch or two.
+const DEGRADED_LAG: Duration = Duration::from_secs(10);
+
+/// How the publisher of this process is. It never makes a server unready: commands go on without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublisherHealth {
+    pub breaker: BreakerState,
+    /// Whether the last look at the outbox failed.
+    pub is_outbox_down: bool,
+    /// Partitions that stopped because their stream says something else than the outbox.
+    pub diverged: Vec<Partition>,
+    /// How many partitions this process publishes.
+    pub leased: usize,
+    /// Events that wait, over all partitions and publishers.
+    pub lag_events: i64,
+    /// The age of the oldest of them.
+    pub lag: Duration,
+}
+
+impl PublisherHealth {
+    /// Whether events are, or will soon be, late.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.breaker != BreakerState::Closed
+            || self.is_outbox_down
+            || !self.diverged.is_empty()
+            || self.lag >= DEGRADED_LAG
+    }
+
+    pub(super) fn look_at(&mut self, partitions: &[PartitionStatus], now: Timestamp) {
+        self.diverged = partitions.iter().filter(|p| p.diverged_seq.is_some()).map(|p| p.partition).collect();
+        self.lag_events = partitions.iter().map(|p| p.seq.saturating_sub(p.published_seq).max(0)).sum();
+        let oldest = partitions.iter().filter_map(|p| p.oldest_waiting_at).min();
+        let micros = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest.micros()));
+        self.lag = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_the_sum_of_events_and_the_age_of_the_oldest() {
+        let status = |number, seq, published_seq, oldest: Option<i64>| PartitionStatus {
+            partition: Partition::new(number).unwrap(),
+            generation: 1,
+            seq,
+            published_seq,
+            diverged_seq: (number == 2).then_some(7),
+            owner: None,
+            epoch: 0,
+            is_leased: false,
+            oldest_waiting_at: oldest.map(Timestamp::from_micros),
+        };
+        let mut health = PublisherHealth::default();
+        assert!(!health.is_degraded());
+        let now = Timestamp::from_micros(20_000_000);
+        health.look_at(&[status(0, 5, 5, None), status(1, 9, 4, Some(5_000_000))], now);
+        assert_eq!((health.lag_events, health.lag), (5, Duration::from_secs(15)));
+        assert!(health.is_degraded());
+        health.look_at(&[status(0, 5, 5, None), status(2, 9, 9, None)], now);
+        assert_eq!((health.lag_events, health.lag, health.diverged.len()), (0, Duration::ZERO, 1));
+        assert!(health.is_degraded());
+    }
+}

@@ -1,0 +1,136 @@
+//! The publisher: brings events from the outbox to the stream, each exactly once and in order.
+//!
+//! One task per process. It leases partitions, so that replicas share the work; wakes on a signal
+//! after a commit ([`Wake`]) and polls otherwise; and moves each partition on its own
+//! ([`partition`](self)): a partition that is diverged or slow holds up no other. Leases only save
+//! work: that an event is never doubled or lost follows from compare-and-append alone.
+//!
+//! Commands never wait for anything here. The stream may be down for as long as it likes: the circuit
+//! breaker keeps the loop from running hot, and events wait in the outbox.
+//!
+//! Deliberately absent: which stream or which database it is, and any state on disk: where a
+//! partition stands is what the outbox has recorded and what the stream holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::breaker::Breaker;
+pub use self::breaker::BreakerState;
+pub use self::health::PublisherHealth;
+pub use self::measure::describe as describe_metrics;
+use self::partition::Ends;
+use self::run::Run;
+pub use self::wake::Wake;
+use crate::clock::Clock;
+use crate::store::Outbox;
+use crate::stream::EventStream;
+
+mod breaker;
+mod health;
+mod measure;
+mod partition;
+mod run;
+mod wake;
+
+/// How long a lease lasts: how late events may be when a publisher dies without giving it back.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often to look for events that another replica committed. With the reading and the append it
+/// keeps them within 50 ms.
+const SHARED_HEADS_EVERY: Duration = Duration::from_millis(20);
+/// The same when all commits are in this process and signal: only a net below the signals.
+const EMBEDDED_HEADS_EVERY: Duration = Duration::from_secs(1);
+/// How often a partition without events asks whether its stream still ends where it should: how long
+/// a wiped stream stays empty while nothing happens.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often lag and divergences are looked up for the metrics and `/readyz`.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// How long publishing what is there may hold up a stop.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// The publisher's rhythm.
+#[derive(Clone, Copy, Debug)]
+pub struct PublisherConfig {
+    pub lease_ttl: Duration,
+    pub heads_every: Duration,
+    pub probe_every: Duration,
+    pub status_every: Duration,
+    pub stop_within: Duration,
+}
+
+impl PublisherConfig {
+    /// For a database that several replicas write to.
+    #[must_use]
+    pub const fn shared() -> Self {
+        Self {
+            lease_ttl: LEASE_TTL,
+            heads_every: SHARED_HEADS_EVERY,
+            probe_every: PROBE_EVERY,
+            status_every: STATUS_EVERY,
+            stop_within: STOP_WITHIN,
+        }
+    }
+
+    /// For the embedded database, which only this process writes to.
+    #[must_use]
+    pub const fn embedded() -> Self {
+        Self { heads_every: EMBEDDED_HEADS_EVERY, ..Self::shared() }
+    }
+}
+
+/// A publisher that is about to run.
+pub struct Publisher {
+    ends: Ends,
+    wake: Wake,
+    clock: Arc<dyn Clock>,
+    config: PublisherConfig,
+}
+
+impl Publisher {
+    #[must_use]
+    pub fn new(
+        outbox: Arc<dyn Outbox>,
+        stream: Arc<dyn EventStream>,
+        wake: Wake,
+        clock: Arc<dyn Clock>,
+        config: PublisherConfig,
+    ) -> Self {
+        let owner = clock.new_id().to_string();
+        let ends = Ends { outbox, stream, breaker: Breaker::new(), owner, lease_ttl: config.lease_ttl };
+        Self { ends, wake, clock, config }
+    }
+
+    /// Starts the task. When `stop` is cancelled it publishes what is there, for a bounded time, and
+    /// gives its leases back.
+    #[must_use]
+    pub fn spawn(self, stop: CancellationToken) -> PublisherHandle {
+        let (report, health) = watch::channel(PublisherHealth::default());
+        let run = Run::new(Arc::new(self.ends), self.wake, self.clock, self.config, report);
+        PublisherHandle { task: tokio::spawn(run.run(stop)), health }
+    }
+}
+
+/// A running publisher.
+#[derive(Debug)]
+pub struct PublisherHandle {
+    task: JoinHandle<()>,
+    health: watch::Receiver<PublisherHealth>,
+}
+
+impl PublisherHandle {
+    /// How it is, now and from now on. A closed channel means that the task is gone.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<PublisherHealth> {
+        self.health.clone()
+    }
+
+    /// Waits until the task has ended. Bounded by the configuration once it was told to stop.
+    pub async fn stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the publisher did not end by itself");
+        }
+    }
+}

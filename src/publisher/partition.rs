@@ -1,0 +1,164 @@
+//! One partition's way into its stream: read what comes next, append it, record it.
+//!
+//! The position is a belief, and every append checks it. It starts at what was recorded, goes back
+//! when the stream is found to end earlier, and forward with each append, so a crash anywhere, a
+//! second publisher or a stream that lost its tail all lead to the same stream.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::breaker::{Breaker, Broken};
+use super::measure;
+use crate::domain::event::EventRecord;
+use crate::domain::ids::EventId;
+use crate::store::views::{Lease, Recorded};
+use crate::store::{Outbox, StoreError};
+use crate::stream::{Appended, EventStream, MAX_BATCH_EVENTS, Previous, StreamError, batch_len};
+
+/// How long one call to the outbox may take. The stores have shorter bounds of their own; this one
+/// holds whatever they do.
+pub(super) const OUTBOX_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all partitions of a publisher share.
+pub(super) struct Ends {
+    pub(super) outbox: Arc<dyn Outbox>,
+    pub(super) stream: Arc<dyn EventStream>,
+    pub(super) breaker: Breaker,
+    pub(super) owner: String,
+    pub(super) lease_ttl: Duration,
+}
+
+/// What came of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// All that the outbox has is in the stream.
+    Idle,
+    /// Some events went out; whether the outbox had more than fitted into the batch.
+    Published { is_more: bool },
+    /// The stream ends at this number; publishing continues there.
+    Rewound { top_seq: i64 },
+    /// Another publisher has the partition.
+    LeaseLost,
+    /// The stream says something else than the outbox, and that is noted.
+    Diverged { seq: i64 },
+}
+
+/// Why a step failed. All of it is tried again after a pause.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Outbox(#[from] StoreError),
+    #[error(transparent)]
+    Stream(StreamError),
+    #[error("the circuit breaker is open")]
+    BreakerOpen,
+}
+
+impl From<Broken<StreamError>> for StepError {
+    fn from(broken: Broken<StreamError>) -> Self {
+        match broken {
+            Broken::Open => Self::BreakerOpen,
+            Broken::Failed(error) => Self::Stream(error),
+        }
+    }
+}
+
+/// How far a leased partition is published.
+#[derive(Clone, Debug)]
+pub(super) struct Progress {
+    pub(super) lease: Lease,
+    /// The last event believed to be in the stream; 0 for none.
+    pub(super) position: i64,
+    /// That event's id, once it was read.
+    event_id: Option<EventId>,
+    recorded: i64,
+}
+
+impl Progress {
+    pub(super) fn of(lease: Lease) -> Self {
+        Self { position: lease.published_seq, event_id: None, recorded: lease.published_seq, lease }
+    }
+
+    /// One batch. With nothing to publish, a probe still asks the stream whether it ends where it
+    /// should.
+    pub(super) async fn advance(&mut self, ends: &Ends, is_probe: bool) -> Result<Step, StepError> {
+        let (previous, events, is_more) = self.next_batch(ends).await?;
+        if events.is_empty() && !is_probe {
+            return Ok(Step::Idle);
+        }
+        let started = Instant::now();
+        let append = ends.stream.append(self.lease.partition, self.lease.generation, previous, &events);
+        let appended = ends.breaker.call(append).await?;
+        measure::append_took(started.elapsed());
+        match appended {
+            Appended::Ok => self.appended(ends, &events, is_more).await,
+            Appended::Behind { top_seq } if (0..self.position).contains(&top_seq) => {
+                (self.position, self.event_id) = (top_seq, None);
+                Ok(Step::Rewound { top_seq })
+            }
+            Appended::Behind { top_seq } => {
+                Err(StepError::Stream(StreamError::Corrupt(format!("behind {} at {top_seq}", self.position))))
+            }
+            Appended::Diverged { seq } => self.diverged(ends, seq).await,
+        }
+    }
+
+    /// The event before the next ones; the next ones, as many as fit into one append; and whether
+    /// there may be more.
+    async fn next_batch(&mut self, ends: &Ends) -> Result<(Previous, Vec<EventRecord>, bool), StepError> {
+        let is_unknown = self.position > 0 && self.event_id.is_none();
+        let after = self.position - i64::from(is_unknown);
+        let limit = MAX_BATCH_EVENTS + u32::from(is_unknown);
+        let mut events = in_time(ends.outbox.read(self.lease.partition, after, limit)).await?;
+        if is_unknown {
+            let found = events.first().filter(|event| event.seq == self.position).map(|event| event.event_id);
+            let Some(event_id) = found else {
+                let partition = self.lease.partition.number();
+                let reason = format!("event {} of partition {partition} is not in the outbox", self.position);
+                return Err(StoreError::Corrupt(reason).into());
+            };
+            self.event_id = Some(event_id);
+            events.remove(0);
+        }
+        let fits = batch_len(&events);
+        let is_more = fits < events.len() || fits == usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX);
+        events.truncate(fits);
+        Ok((self.event_id.map(|event_id| (self.position, event_id)), events, is_more))
+    }
+
+    async fn appended(&mut self, ends: &Ends, events: &[EventRecord], is_more: bool) -> Result<Step, StepError> {
+        let Some(last) = events.last() else { return Ok(Step::Idle) };
+        (self.position, self.event_id) = (last.seq, Some(last.event_id));
+        measure::published(events.len());
+        // After a rewind the first batches were recorded long ago.
+        if last.seq > self.recorded {
+            match in_time(ends.outbox.record(&self.lease, last.seq)).await? {
+                Recorded::Done => self.recorded = last.seq,
+                Recorded::LeaseLost => return Ok(Step::LeaseLost),
+            }
+        }
+        Ok(Step::Published { is_more })
+    }
+
+    /// A publisher that lost its lease long ago may compare with what was since trimmed or rebuilt,
+    /// so only one whose lease is still in force may stop the partition.
+    async fn diverged(&mut self, ends: &Ends, seq: i64) -> Result<Step, StepError> {
+        let leases = in_time(ends.outbox.lease(&ends.owner, ends.lease_ttl)).await?;
+        let mine = (self.lease.partition, self.lease.epoch, self.lease.generation);
+        if !leases.iter().any(|lease| (lease.partition, lease.epoch, lease.generation) == mine) {
+            return Ok(Step::LeaseLost);
+        }
+        in_time(ends.outbox.mark_diverged(self.lease.partition, seq)).await?;
+        Ok(Step::Diverged { seq })
+    }
+}
+
+/// Waits for the outbox, but not for ever.
+pub(super) async fn in_time<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match timeout(OUTBOX_TIMEOUT, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Unavailable("no answer from the outbox in time".into())),
+    }
+}

@@ -1,0 +1,407 @@
+//! The publisher's loop: what to do next, and what follows from what was done.
+//!
+//! Everything that waits for a database or a stream is a future in one bounded set, so that the loop
+//! itself only ever waits for the first of: something done, a signal, a deadline, the stop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::{Backoff, BreakerState};
+use super::partition::{Ends, Progress, Step, StepError, in_time};
+use super::{PublisherConfig, PublisherHealth, Wake, measure};
+use crate::clock::Clock;
+use crate::domain::ids::{PARTITIONS, Partition};
+use crate::store::StoreError;
+use crate::store::views::{EventPosition, Lease, PartitionStatus};
+use crate::stream::StreamError;
+
+/// Partitions that are worked on at a time: enough to keep the database and the stream busy at once,
+/// and few enough to leave the database's connections to the commands.
+const MAX_AT_WORK: usize = 8;
+/// Leases are renewed this many times per lifetime, so that one failure loses none.
+const RENEWALS_PER_TTL: u32 = 3;
+/// Looking for heads takes at most one part in this many of the time, however slow the database is.
+const HEADS_SHARE: u32 = 4;
+/// How long giving the leases back may take at the end; without it they expire.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A leased partition.
+struct Slot {
+    lease: Lease,
+    /// Away while a step is under way.
+    progress: Option<Progress>,
+    is_signalled: bool,
+    /// The last event known to be in the outbox.
+    head: i64,
+    probe_at: Instant,
+    /// After a failure, nothing is tried before this.
+    not_before: Instant,
+    backoff: Option<Backoff>,
+    is_stopped: bool,
+}
+
+impl Slot {
+    fn new(lease: Lease, now: Instant, probe_every: Duration) -> Self {
+        // The partitions take turns with their probes.
+        let turn = u32::from(lease.partition.number()) + 1;
+        Self {
+            progress: Some(Progress::of(lease.clone())),
+            is_signalled: true,
+            head: lease.published_seq,
+            probe_at: now + probe_every / u32::from(PARTITIONS) * turn,
+            not_before: now,
+            backoff: None,
+            is_stopped: lease.diverged_seq.is_some(),
+            lease,
+        }
+    }
+
+    fn is_same(&self, lease: &Lease) -> bool {
+        (self.lease.epoch, self.lease.generation) == (lease.epoch, lease.generation)
+    }
+
+    /// When the next step may begin; never while one is under way or the partition is stopped.
+    fn due(&self) -> Option<Instant> {
+        let progress = self.progress.as_ref().filter(|_| !self.is_stopped)?;
+        let has_work = self.is_signalled || self.head > progress.position;
+        Some(if has_work { self.not_before } else { self.not_before.max(self.probe_at) })
+    }
+}
+
+/// Something that was waited for.
+enum Done {
+    Leased(Result<Vec<Lease>, StoreError>),
+    Heads(Result<Vec<EventPosition>, StoreError>, Duration),
+    Status(Result<Vec<PartitionStatus>, StoreError>),
+    Advanced(Progress, Result<Step, StepError>),
+}
+
+/// A task that comes again and again, and is away while it is under way.
+struct Chore {
+    at: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Chore {
+    fn new(at: Instant) -> Self {
+        Self { at: Some(at), backoff: Backoff::new() }
+    }
+
+    fn begins(&mut self, now: Instant) -> bool {
+        self.at.take_if(|at| *at <= now).is_some()
+    }
+
+    fn again<T>(&mut self, result: &Result<T, StoreError>, after: Duration) {
+        let pause = if result.is_ok() {
+            self.backoff = Backoff::new();
+            after
+        } else {
+            self.backoff.pause()
+        };
+        self.at = Some(Instant::now() + pause);
+    }
+}
+
+pub(super) struct Run {
+    ends: Arc<Ends>,
+    wake: Wake,
+    clock: Arc<dyn Clock>,
+    config: PublisherConfig,
+    slots: BTreeMap<Partition, Slot>,
+    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    at_work: usize,
+    /// The partition after which the next turn begins.
+    turn: Option<Partition>,
+    leasing: Chore,
+    heads: Chore,
+    status: Chore,
+    health: PublisherHealth,
+    report: watch::Sender<PublisherHealth>,
+}
+
+impl Run {
+    pub(super) fn new(
+        ends: Arc<Ends>,
+        wake: Wake,
+        clock: Arc<dyn Clock>,
+        config: PublisherConfig,
+        report: watch::Sender<PublisherHealth>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            ends,
+            wake,
+            clock,
+            config,
+            slots: BTreeMap::new(),
+            work: FuturesUnordered::new(),
+            at_work: 0,
+            turn: None,
+            leasing: Chore::new(now),
+            heads: Chore::new(now),
+            status: Chore::new(now),
+            health: PublisherHealth::default(),
+            report,
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let wake = self.wake.clone();
+        loop {
+            self.begin_chores();
+            self.begin_steps();
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = wake.signalled() => self.signalled(),
+                Some(done) = self.work.next(), if !self.work.is_empty() => self.handle(done),
+                () = sleep_until(deadline) => {}
+            }
+        }
+        self.finish().await;
+    }
+
+    fn signalled(&mut self) {
+        for partition in self.wake.take() {
+            if let Some(slot) = self.slots.get_mut(&partition) {
+                slot.is_signalled = true;
+            }
+        }
+    }
+
+    fn begin_chores(&mut self) {
+        let now = Instant::now();
+        if self.leasing.begins(now) {
+            let (ends, ttl) = (Arc::clone(&self.ends), self.config.lease_ttl);
+            let lease = async move { Done::Leased(in_time(ends.outbox.lease(&ends.owner, ttl)).await) };
+            self.work.push(lease.boxed());
+        }
+        if !self.slots.is_empty() && self.heads.begins(now) {
+            let ends = Arc::clone(&self.ends);
+            let heads = async move { Done::Heads(in_time(ends.outbox.heads()).await, now.elapsed()) };
+            self.work.push(heads.boxed());
+        }
+        if self.status.begins(now) {
+            let ends = Arc::clone(&self.ends);
+            self.work.push(async move { Done::Status(in_time(ends.outbox.status()).await) }.boxed());
+        }
+    }
+
+    /// Begins a step of every partition that is due, as many as there is room for, in turn.
+    fn begin_steps(&mut self) {
+        let now = Instant::now();
+        let due = |(_, slot): &(&Partition, &Slot)| slot.due().is_some_and(|at| at <= now);
+        let mut ready: Vec<Partition> = self.slots.iter().filter(due).map(|(partition, _)| *partition).collect();
+        let first = ready.iter().position(|partition| Some(*partition) > self.turn).unwrap_or(0);
+        ready.rotate_left(first);
+        for partition in ready.into_iter().take(MAX_AT_WORK.saturating_sub(self.at_work)) {
+            let Some(slot) = self.slots.get_mut(&partition) else { continue };
+            let Some(mut progress) = slot.progress.take() else { continue };
+            slot.is_signalled = false;
+            let is_probe = slot.probe_at <= now;
+            if is_probe {
+                slot.probe_at = now + self.config.probe_every;
+            }
+            let ends = Arc::clone(&self.ends);
+            let step = async move {
+                let step = progress.advance(&ends, is_probe).await;
+                Done::Advanced(progress, step)
+            };
+            self.work.push(step.boxed());
+            self.at_work += 1;
+            self.turn = Some(partition);
+        }
+    }
+
+    /// When the loop has to look again, if nothing happens before.
+    fn deadline(&self) -> Instant {
+        let heads = self.heads.at.filter(|_| !self.slots.is_empty());
+        let has_room = self.at_work < MAX_AT_WORK;
+        let steps = self.slots.values().filter_map(|slot| slot.due().filter(|_| has_room));
+        let chores = [self.leasing.at, heads, self.status.at].into_iter().flatten();
+        chores.chain(steps).min().unwrap_or_else(|| Instant::now() + self.config.lease_ttl)
+    }
+
+    fn handle(&mut self, done: Done) {
+        match done {
+            Done::Leased(leases) => {
+                self.leasing.again(&leases, self.config.lease_ttl / RENEWALS_PER_TTL);
+                self.outbox_answered(leases).map_or((), |leases| self.take_leases(leases));
+            }
+            Done::Heads(heads, took) => {
+                self.heads.again(&heads, self.config.heads_every.max(took * HEADS_SHARE));
+                for head in self.outbox_answered(heads).into_iter().flatten() {
+                    if let Some(slot) = self.slots.get_mut(&head.partition) {
+                        slot.head = slot.head.max(head.seq);
+                    }
+                }
+            }
+            Done::Status(status) => {
+                self.status.again(&status, self.config.status_every);
+                if let Some(status) = self.outbox_answered(status) {
+                    self.health.look_at(&status, self.clock.now());
+                }
+                self.tell();
+            }
+            Done::Advanced(progress, step) => {
+                self.at_work -= 1;
+                self.advanced(progress, step);
+            }
+        }
+    }
+
+    fn outbox_answered<T>(&mut self, result: Result<T, StoreError>) -> Option<T> {
+        if let Err(error) = &result
+            && !self.health.is_outbox_down
+        {
+            tracing::warn!(%error, "the outbox cannot be read");
+        }
+        self.health.is_outbox_down = result.is_err();
+        result.ok()
+    }
+
+    /// Keeps what is still ours, begins what is new or has another generation, drops the rest. A step
+    /// that is under way for a dropped lease is ignored when it ends.
+    fn take_leases(&mut self, leases: Vec<Lease>) {
+        let now = Instant::now();
+        self.slots.retain(|partition, _| leases.iter().any(|lease| lease.partition == *partition));
+        for lease in leases {
+            let kept = self.slots.get_mut(&lease.partition).filter(|slot| slot.is_same(&lease));
+            if let Some(slot) = kept {
+                slot.is_stopped |= lease.diverged_seq.is_some();
+            } else {
+                self.slots.insert(lease.partition, Slot::new(lease, now, self.config.probe_every));
+            }
+        }
+        self.health.leased = self.slots.len();
+    }
+
+    fn advanced(&mut self, progress: Progress, step: Result<Step, StepError>) {
+        let was_broken = self.health.breaker != BreakerState::Closed;
+        self.note_breaker();
+        let partition = progress.lease.partition;
+        let Some(slot) = self.slots.get_mut(&partition).filter(|slot| slot.is_same(&progress.lease)) else { return };
+        let number = partition.number();
+        match step {
+            Ok(Step::Idle) => slot.head = slot.head.min(progress.position),
+            Ok(Step::Published { is_more }) => slot.is_signalled |= is_more,
+            Ok(Step::Rewound { top_seq }) => {
+                tracing::warn!(partition = number, top_seq, "the stream lost its tail; publishing again from there");
+                slot.is_signalled = true;
+            }
+            Ok(Step::LeaseLost) => {
+                tracing::info!(partition = number, "another publisher has the partition");
+                self.slots.remove(&partition);
+                return;
+            }
+            Ok(Step::Diverged { seq }) => {
+                tracing::error!(partition = number, seq, "the stream differs from the outbox; publishing is stopped");
+                slot.is_stopped = true;
+                self.health.diverged.push(partition);
+            }
+            Err(error) => {
+                log_failure(number, &error, slot.backoff.is_none());
+                let pause = slot.backoff.get_or_insert_with(Backoff::new).pause();
+                slot.not_before = Instant::now() + pause;
+                slot.is_signalled = true;
+                slot.progress = Some(progress);
+                return;
+            }
+        }
+        slot.backoff = None;
+        slot.progress = Some(progress);
+        self.tell();
+        if was_broken && self.health.breaker == BreakerState::Closed {
+            self.resume();
+        }
+    }
+
+    /// The stream is back: nobody needs to sit out a pause.
+    fn resume(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.not_before = Instant::now();
+        }
+    }
+
+    fn note_breaker(&mut self) {
+        let state = self.ends.breaker.state();
+        if state == self.health.breaker {
+            return;
+        }
+        if state == BreakerState::Closed {
+            tracing::info!("the stream answers again");
+        } else if self.health.breaker == BreakerState::Closed {
+            tracing::warn!("the stream does not answer; events wait");
+        }
+        self.health.breaker = state;
+        self.tell();
+    }
+
+    fn tell(&self) {
+        measure::report(&self.health);
+        self.report.send_if_modified(|health| {
+            let is_new = *health != self.health;
+            if is_new {
+                health.clone_from(&self.health);
+            }
+            is_new
+        });
+    }
+
+    /// Publishes what is there and gives the leases back, both for a bounded time.
+    async fn finish(mut self) {
+        if self.ends.breaker.state() == BreakerState::Closed
+            && timeout(self.config.stop_within, self.drain()).await.is_err()
+        {
+            tracing::warn!("stopping before all events were published; the next publisher continues");
+        }
+        // What is under way is dropped: whether it took effect, the next publisher will find out.
+        self.work.clear();
+        let released = timeout(RELEASE_TIMEOUT, self.ends.outbox.release(&self.ends.owner)).await;
+        if !matches!(released, Ok(Ok(()))) {
+            tracing::warn!("the leases could not be given back; they expire");
+        }
+    }
+
+    async fn drain(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.is_signalled = true;
+        }
+        self.begin_steps();
+        while let Some(done) = self.work.next().await {
+            // Nothing is leased or looked up any more, and what fails is left to the next publisher.
+            if let Done::Advanced(progress, step) = done {
+                if step.is_err() {
+                    self.slots.remove(&progress.lease.partition);
+                }
+                self.at_work -= 1;
+                self.advanced(progress, step);
+            }
+            if self.ends.breaker.state() != BreakerState::Closed {
+                return;
+            }
+            self.begin_steps();
+        }
+    }
+}
+
+/// One line when a partition begins to fail; what cannot heal by itself is an error each time.
+fn log_failure(partition: u8, error: &StepError, is_first: bool) {
+    match error {
+        StepError::Outbox(StoreError::Corrupt(_))
+        | StepError::Stream(StreamError::Corrupt(_) | StreamError::Configuration(_)) => {
+            tracing::error!(partition, %error, "a partition cannot be published");
+        }
+        _ if is_first => tracing::warn!(partition, %error, "publishing is delayed"),
+        _ => tracing::debug!(partition, %error, "publishing is delayed"),
+    }
+}

@@ -1,0 +1,284 @@
+//! The event stream on Redis 6 or later: one node or a cluster.
+//!
+//! Every wait has an end: for a connection of the pool, for opening and checking one, and for each
+//! answer. Connecting is lazy, so a server starts while Redis is down. An address may hold a
+//! password: it is kept as a secret and is in no error and no log.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_redis::redis::aio::ConnectionLike;
+use deadpool_redis::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, Value, cmd};
+use deadpool_redis::{Pool, PoolConfig, Runtime, Timeouts, cluster};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    Appended, EntryId, EventStream, MAX_BATCH_EVENTS, Previous, StreamEntry, StreamError, envelope_json,
+    generation_key, stream_key,
+};
+use crate::domain::event::EventRecord;
+use crate::domain::ids::Partition;
+
+/// How long a publisher waits for one answer. A healthy Redis answers an append within 10 ms; one
+/// that needs a second is treated as down, and the append is compared again later.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long opening a connection may take: a name look-up, TCP, TLS and a login.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait for a connection of the pool. More than the answer before it may take.
+const WAIT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Connections per process: one for each partition that a publisher works on at a time, and some for
+/// the operator's commands.
+const MAX_CONNECTIONS: usize = 12;
+/// Fields of one event among the script's arguments: see `append.lua`.
+const ARGUMENTS_PER_EVENT: usize = 5;
+
+const APPEND: &str = include_str!("append.lua");
+
+/// Where Redis is.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// `redis://` or `rediss://` (TLS). Of a cluster, any of its nodes.
+    pub urls: Vec<SecretString>,
+    /// Whether it is a cluster. More than one address always is.
+    pub is_cluster: bool,
+    pub response_timeout: Duration,
+}
+
+impl RedisConfig {
+    /// A single node, or a cluster when there are several addresses, separated by commas.
+    #[must_use]
+    pub fn from_urls(urls: &SecretString) -> Self {
+        let urls: Vec<SecretString> =
+            urls.expose_secret().split(',').map(str::trim).filter(|url| !url.is_empty()).map(Into::into).collect();
+        Self { is_cluster: urls.len() > 1, urls, response_timeout: RESPONSE_TIMEOUT }
+    }
+}
+
+/// Connections to one node or to a cluster.
+enum Connections {
+    Node(Pool),
+    Cluster(cluster::Pool),
+}
+
+/// The stream on Redis.
+pub struct RedisStream {
+    connections: Connections,
+    response_timeout: Duration,
+    append: Script,
+}
+
+impl fmt::Debug for RedisStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStream").finish_non_exhaustive()
+    }
+}
+
+impl RedisStream {
+    /// Checks the configuration; connects later, when the first command is sent.
+    pub fn new(config: &RedisConfig) -> Result<Self, StreamError> {
+        // TLS needs one process-wide provider. A second call finds it installed, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let urls: Vec<String> = config.urls.iter().map(|url| url.expose_secret().to_owned()).collect();
+        let pool = PoolConfig {
+            max_size: MAX_CONNECTIONS,
+            timeouts: Timeouts {
+                wait: Some(WAIT_TIMEOUT),
+                create: Some(CONNECT_TIMEOUT),
+                recycle: Some(config.response_timeout),
+            },
+            ..PoolConfig::default()
+        };
+        // The messages of these errors may quote the address, so none is passed on.
+        let refuse = |_| StreamError::Configuration("the Redis address cannot be used".into());
+        let connections = match urls.as_slice() {
+            [] => return Err(StreamError::Configuration("no Redis address is given".into())),
+            [url] if !config.is_cluster => {
+                let manager = deadpool_redis::Manager::new(url.as_str()).map_err(refuse)?;
+                let builder = Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
+                Connections::Node(builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?)
+            }
+            urls => {
+                let nodes = urls.iter().map(String::as_str).collect();
+                let manager = cluster::Manager::new(nodes, false).map_err(refuse)?;
+                let builder = cluster::Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
+                Connections::Cluster(builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?)
+            }
+        };
+        Ok(Self { connections, response_timeout: config.response_timeout, append: Script::new(APPEND) })
+    }
+
+    async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        match &self.connections {
+            Connections::Node(pool) => {
+                let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
+                self.ask(command, &mut connection).await
+            }
+            Connections::Cluster(pool) => {
+                let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
+                self.ask(command, &mut connection).await
+            }
+        }
+    }
+
+    async fn ask<T: FromRedisValue>(
+        &self,
+        command: &Cmd,
+        connection: &mut (impl ConnectionLike + Send),
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.response_timeout, command.query_async(connection)).await {
+            Ok(answer) => answer.map_err(Failure::Answer),
+            Err(_) => Err(Failure::Connection("no answer in time".into())),
+        }
+    }
+
+    /// Runs the script by its hash, and by its text on a node that does not know it: a restarted or
+    /// newly promoted one.
+    async fn run_append(&self, keys: [&str; 2], arguments: &[String]) -> Result<(String, i64), Failure> {
+        let command = |verb: &str, script: &str| {
+            let mut command = cmd(verb);
+            command.arg(script).arg(keys.len()).arg(&keys[..]).arg(arguments);
+            command
+        };
+        match self.query(&command("EVALSHA", self.append.get_hash())).await {
+            Err(Failure::Answer(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.query(&command("EVAL", APPEND)).await
+            }
+            answer => answer,
+        }
+    }
+}
+
+/// Why there is no answer.
+enum Failure {
+    Connection(String),
+    Answer(RedisError),
+}
+
+impl From<Failure> for StreamError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Connection(reason) => Self::Unavailable(reason),
+            Failure::Answer(error) => match error.kind() {
+                ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Corrupt(error.to_string()),
+                _ => Self::Unavailable(error.to_string()),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl EventStream for RedisStream {
+    async fn append(
+        &self,
+        partition: Partition,
+        generation: i32,
+        previous: Previous,
+        events: &[EventRecord],
+    ) -> Result<Appended, StreamError> {
+        if events.len() > usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX) {
+            return Err(StreamError::Corrupt(format!("{} events are too many for one append", events.len())));
+        }
+        let mut arguments = Vec::with_capacity(4 + ARGUMENTS_PER_EVENT * events.len());
+        let (seq, event_id) = previous.map_or((0, String::new()), |(seq, event_id)| (seq, event_id.to_string()));
+        arguments.extend([generation.to_string(), seq.to_string(), event_id, events.len().to_string()]);
+        for (event, expected) in events.iter().zip(seq + 1..) {
+            if event.seq != expected || event.partition != partition {
+                return Err(StreamError::Corrupt(format!("event {} is not number {expected}", event.event_id)));
+            }
+            arguments.extend([
+                event.seq.to_string(),
+                event.event_id.to_string(),
+                event.event_type.as_str().to_owned(),
+                event.workspace_id.to_string(),
+                envelope_json(event)?,
+            ]);
+        }
+        let (stream, pointer) = (stream_key(partition, generation), generation_key(partition));
+        let (word, seq) = self.run_append([&stream, &pointer], &arguments).await?;
+        match word.as_str() {
+            "OK" => Ok(Appended::Ok),
+            "BEHIND" => Ok(Appended::Behind { top_seq: seq }),
+            "DIVERGED" => Ok(Appended::Diverged { seq }),
+            _ => Err(StreamError::Corrupt(format!("the script answered {word}"))),
+        }
+    }
+
+    async fn read(
+        &self,
+        partition: Partition,
+        generation: i32,
+        after: EntryId,
+        limit: u32,
+    ) -> Result<Vec<StreamEntry>, StreamError> {
+        let from = EntryId { seq: after.seq, sub: after.sub.saturating_add(1) };
+        let mut command = cmd("XRANGE");
+        command.arg(stream_key(partition, generation)).arg(from.to_string()).arg("+").arg("COUNT").arg(limit);
+        let entries: Vec<RawEntry> = self.query(&command).await?;
+        entries.into_iter().map(entry).collect()
+    }
+
+    async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError> {
+        let mut command = cmd("XREVRANGE");
+        command.arg(stream_key(partition, generation)).arg("+").arg("-").arg("COUNT").arg(1);
+        let entries: Vec<RawEntry> = self.query(&command).await?;
+        entries.into_iter().next().map(entry).transpose()
+    }
+
+    async fn ping(&self) -> Result<(), StreamError> {
+        self.query::<Value>(&cmd("PING")).await.map(|_| ()).map_err(Into::into)
+    }
+}
+
+/// An entry's id and its fields, name after value.
+type RawEntry = (String, Vec<Vec<u8>>);
+
+fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
+    let place = || -> Option<EntryId> {
+        let (seq, sub) = id.split_once('-')?;
+        Some(EntryId { seq: seq.parse().ok()?, sub: sub.parse().ok()? })
+    };
+    let id = place().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))?;
+    let mut entry = StreamEntry { id, ..StreamEntry::default() };
+    for pair in fields.chunks_exact(2) {
+        // What is no text differs from every event, so a lossy reading shows the difference too.
+        let value = String::from_utf8_lossy(&pair[1]).into_owned();
+        match pair[0].as_slice() {
+            b"event_id" => entry.event_id = value,
+            b"event_type" => entry.event_type = value,
+            b"workspace_id" => entry.workspace_id = value,
+            b"event" => entry.event = value,
+            _ => {}
+        }
+    }
+    Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_addresses_are_a_cluster_and_a_bad_one_is_refused_without_being_quoted() {
+        let config = |urls: &str| RedisConfig::from_urls(&urls.into());
+        assert!(!config("redis://127.0.0.1:1").is_cluster);
+        assert!(config("redis://127.0.0.1:1, redis://127.0.0.1:2").is_cluster);
+        for bad in ["", "http://:hunter2@host", "redis://:hunter2@host:port"] {
+            let error = RedisStream::new(&config(bad)).unwrap_err();
+            assert!(matches!(error, StreamError::Configuration(_)), "{bad}");
+            assert!(!error.to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn tls_addresses_are_taken_and_nothing_is_connected_yet() {
+        assert!(RedisStream::new(&RedisConfig::from_urls(&"rediss://127.0.0.1:1".into())).is_ok());
+    }
+
+    #[test]
+    fn an_entry_with_missing_fields_is_read_as_empty_texts() {
+        let read = entry(("5-1".into(), vec![b"event_id".to_vec(), b"a".to_vec(), b"x".to_vec()])).unwrap();
+        assert_eq!((read.id, read.event_id.as_str(), read.event.as_str()), (EntryId { seq: 5, sub: 1 }, "a", ""));
+        assert!(entry(("five".into(), vec![])).is_err());
+    }
+}
