@@ -1,1 +1,182 @@
+//! The contracts of events: a JSON Schema per event type and one for the envelope.
+//!
+//! They are generated from the types in [`crate::domain::event`], kept under `openapi/events/` for
+//! consumers, and held current by a test. The same schemas check every event when it is written, so
+//! that what a consumer validates against is what it gets.
+//!
+//! A schema stays open (`additionalProperties` is not refused): a field may be added without a new
+//! version. Amounts are decimal strings with a pattern, never JSON numbers.
 
+use std::path::Path;
+
+use jsonschema::Validator;
+use serde_json::{Map, Value, json};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::domain::event::{EventData, EventEnvelope, EventType};
+
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+/// Where OpenAPI keeps shared schemas; in a document of its own they are under `$defs`.
+const COMPONENTS: &str = "#/components/schemas/";
+/// Formats that OpenAPI adds to JSON Schema; strict validators refuse names that they do not know.
+const OPENAPI_FORMATS: [&str; 2] = ["int32", "int64"];
+
+/// A generated file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Below `openapi/events/`.
+    pub file_name: String,
+    pub text: String,
+}
+
+/// Event data that its own schema refuses: a defect of the server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} breaks its contract at {pointer:?}: {detail}", event_type.as_str())]
+pub struct ContractViolation {
+    pub event_type: EventType,
+    /// A JSON pointer into the data.
+    pub pointer: String,
+    /// What is wrong, without the value.
+    pub detail: String,
+}
+
+/// The compiled schemas of all event types.
+pub struct Contract {
+    /// In the order of [`EventType::ALL`].
+    validators: Vec<(EventType, Validator)>,
+}
+
+impl Contract {
+    /// Compiles the schemas; once per process, it takes some milliseconds.
+    #[must_use]
+    pub fn new() -> Self {
+        let compile = |event_type: EventType| {
+            let validator = jsonschema::options().should_validate_formats(true).build(&event_schema(event_type));
+            (event_type, validator.expect("a generated schema is a schema: the tests compile them all"))
+        };
+        Self { validators: EventType::ALL.iter().copied().map(compile).collect() }
+    }
+
+    /// Checks what is about to be written as an event's data.
+    pub fn check(&self, data: &EventData) -> Result<(), ContractViolation> {
+        let event_type = data.event_type();
+        match serde_json::to_value(data) {
+            Ok(value) => self.check_value(event_type, &value),
+            Err(error) => Err(violation(event_type, "", error.to_string())),
+        }
+    }
+
+    /// Checks data that is JSON already.
+    pub fn check_json(&self, event_type: EventType, data: &str) -> Result<(), ContractViolation> {
+        match serde_json::from_str(data) {
+            Ok(value) => self.check_value(event_type, &value),
+            Err(error) => Err(violation(event_type, "", error.to_string())),
+        }
+    }
+
+    fn check_value(&self, event_type: EventType, value: &Value) -> Result<(), ContractViolation> {
+        let found = self.validators.iter().find(|(of, _)| *of == event_type);
+        let Some((_, validator)) = found else {
+            return Err(violation(event_type, "", "there is no schema for it".into()));
+        };
+        if validator.is_valid(value) {
+            return Ok(());
+        }
+        match validator.validate(value) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(violation(event_type, error.instance_path().as_str(), error.masked().to_string())),
+        }
+    }
+}
+
+impl Default for Contract {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn violation(event_type: EventType, pointer: &str, detail: String) -> ContractViolation {
+    ContractViolation { event_type, pointer: pointer.to_owned(), detail }
+}
+
+/// The schema of one event type's data, as a document of its own.
+#[must_use]
+pub fn event_schema(event_type: EventType) -> Value {
+    let name = event_type.as_str();
+    let id = format!("urn:visionscope:event:{name}:v{}", event_type.schema_version());
+    let (schema, parts) = event_type.schema();
+    document(&id, name, schema, parts)
+}
+
+/// The schema of the envelope that every event goes out in.
+#[must_use]
+pub fn envelope_schema() -> Value {
+    let mut parts = Vec::new();
+    EventEnvelope::schemas(&mut parts);
+    document("urn:visionscope:event:envelope", "EventEnvelope", EventEnvelope::schema(), parts)
+}
+
+/// All generated files.
+#[must_use]
+pub fn documents() -> Vec<Document> {
+    let of_event = |event_type: &EventType| Document {
+        file_name: format!("{}.v{}.json", event_type.as_str(), event_type.schema_version()),
+        text: text(&event_schema(*event_type)),
+    };
+    let envelope = Document { file_name: "envelope.json".into(), text: text(&envelope_schema()) };
+    EventType::ALL.iter().map(of_event).chain([envelope]).collect()
+}
+
+/// Writes all generated files into a folder.
+pub fn write_all(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    documents().into_iter().try_for_each(|document| std::fs::write(folder.join(document.file_name), document.text))
+}
+
+fn text(schema: &Value) -> String {
+    format!("{schema:#}\n")
+}
+
+fn document(id: &str, title: &str, schema: RefOr<Schema>, parts: Vec<(String, RefOr<Schema>)>) -> Value {
+    let as_json = |schema: RefOr<Schema>| {
+        let mut value = serde_json::to_value(schema).expect("a schema is JSON");
+        localize(&mut value);
+        value
+    };
+    let mut root = Map::new();
+    root.insert("$schema".into(), DRAFT.into());
+    root.insert("$id".into(), id.into());
+    root.insert("title".into(), title.into());
+    if let Value::Object(members) = as_json(schema) {
+        root.extend(members);
+    }
+    let defs: std::collections::BTreeMap<_, _> =
+        parts.into_iter().map(|(name, schema)| (name, as_json(schema))).collect();
+    root.insert("$defs".into(), json!(defs));
+    Value::Object(root)
+}
+
+/// Turns what is OpenAPI's own into plain JSON Schema: references, an example, names of formats.
+fn localize(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::String(reference)) = members.get_mut("$ref")
+                && let Some(name) = reference.strip_prefix(COMPONENTS)
+            {
+                *reference = format!("#/$defs/{name}");
+            }
+            if members.get("format").and_then(Value::as_str).is_some_and(|format| OPENAPI_FORMATS.contains(&format)) {
+                members.remove("format");
+            }
+            if members.contains_key("type")
+                && let Some(example) = members.remove("example")
+            {
+                members.insert("examples".into(), json!([example]));
+            }
+            members.values_mut().for_each(localize);
+        }
+        Value::Array(items) => items.iter_mut().for_each(localize),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}

@@ -1,1 +1,188 @@
+//! What an operator can do about the outbox: see where it stands, compare it with the stream, and
+//! build a stream anew. The command line prints what these functions return.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+pub use self::verify::{Finding, FindingKind, PartitionVerdict, VerifyReport, verify};
+use crate::clock::Clock;
+use crate::domain::ids::Partition;
+use crate::domain::time::Timestamp;
+use crate::publisher::{Publisher, PublisherConfig, Wake};
+use crate::store::views::PartitionStatus;
+use crate::store::{Outbox, StoreError};
+use crate::stream::{EventStream, StreamError, generation_key, stream_key};
+
+mod verify;
+
+/// How often a rebuild looks how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// Why an operation could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// Where a partition stands, in the outbox and in the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PartitionLine {
+    pub partition: Partition,
+    pub generation: i32,
+    /// The stream's key.
+    pub stream: String,
+    /// The last event in the outbox.
+    pub seq: i64,
+    /// The last event recorded as published.
+    pub published_seq: i64,
+    /// The last entry of the stream; none when it is empty or cannot be asked.
+    pub stream_seq: Option<u64>,
+    pub waiting: i64,
+    pub oldest_waiting_at: Option<Timestamp>,
+    pub diverged_seq: Option<i64>,
+    /// The publisher that has it, while its lease is in force.
+    pub publisher: Option<String>,
+}
+
+/// `outbox status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StatusReport {
+    pub partitions: Vec<PartitionLine>,
+    /// Why the stream could not be asked.
+    pub stream_error: Option<String>,
+}
+
+impl StatusReport {
+    /// Nothing waits and nothing has diverged.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.stream_error.is_none()
+            && self.partitions.iter().all(|line| line.waiting == 0 && line.diverged_seq.is_none())
+    }
+}
+
+/// Where every partition stands. A stream that is down is told in the report and is no error.
+pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<StatusReport, OutboxError> {
+    let mut report = StatusReport { partitions: Vec::new(), stream_error: None };
+    for status in outbox.status().await? {
+        let mut stream_seq = None;
+        // The first failure is enough: each further one would cost its whole timeout.
+        if report.stream_error.is_none() {
+            match stream.top(status.partition, status.generation).await {
+                Ok(top) => stream_seq = top.map(|entry| entry.id.seq),
+                Err(error) => report.stream_error = Some(error.to_string()),
+            }
+        }
+        report.partitions.push(PartitionLine {
+            partition: status.partition,
+            generation: status.generation,
+            stream: stream_key(status.partition, status.generation),
+            seq: status.seq,
+            published_seq: status.published_seq,
+            stream_seq,
+            waiting: status.seq.saturating_sub(status.published_seq).max(0),
+            oldest_waiting_at: status.oldest_waiting_at,
+            diverged_seq: status.diverged_seq,
+            publisher: status.owner.filter(|_| status.is_leased),
+        });
+    }
+    Ok(report)
+}
+
+/// A partition that was rebuilt, or is being.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RebuiltPartition {
+    pub partition: Partition,
+    pub generation: i32,
+    /// The key of the new stream.
+    pub stream: String,
+    /// The key that tells consumers which generation to read.
+    pub pointer: String,
+    /// The key of the old stream. It is left to the operator to delete, once all consumers moved on.
+    pub old_stream: String,
+    /// The last event when the rebuild began: what must be published for it to be done.
+    pub target_seq: i64,
+    pub published_seq: i64,
+    /// The new stream differs too: something else writes to it.
+    pub diverged_seq: Option<i64>,
+}
+
+impl RebuiltPartition {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.diverged_seq.is_none() && self.published_seq >= self.target_seq
+    }
+}
+
+/// `outbox rebuild`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RebuildReport {
+    pub partitions: Vec<RebuiltPartition>,
+}
+
+impl RebuildReport {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.partitions.iter().all(RebuiltPartition::is_done)
+    }
+}
+
+/// Begins a new generation of these partitions' streams and waits, for a bounded time, until it holds
+/// all events. Running publishers fill it; partitions that none of them holds are filled here. What
+/// is not done in time goes on wherever a publisher runs.
+pub async fn rebuild(
+    outbox: Arc<dyn Outbox>,
+    stream: Arc<dyn EventStream>,
+    clock: Arc<dyn Clock>,
+    partitions: &[Partition],
+    within: Duration,
+) -> Result<RebuildReport, OutboxError> {
+    let before = outbox.status().await?;
+    let mut report = RebuildReport { partitions: Vec::new() };
+    for status in before.iter().filter(|status| partitions.contains(&status.partition)) {
+        let generation = outbox.start_generation(status.partition).await?;
+        report.partitions.push(RebuiltPartition {
+            partition: status.partition,
+            generation,
+            stream: stream_key(status.partition, generation),
+            pointer: generation_key(status.partition),
+            old_stream: stream_key(status.partition, status.generation),
+            target_seq: status.seq,
+            published_seq: 0,
+            diverged_seq: None,
+        });
+    }
+    let stop = CancellationToken::new();
+    let publisher = Publisher::new(Arc::clone(&outbox), stream, Wake::new(), clock, PublisherConfig::embedded());
+    let running = publisher.spawn(stop.clone());
+    let outcome = follow(&*outbox, &mut report, Instant::now() + within).await;
+    stop.cancel();
+    running.stopped().await;
+    outcome.map(|()| report)
+}
+
+async fn follow(outbox: &dyn Outbox, report: &mut RebuildReport, deadline: Instant) -> Result<(), OutboxError> {
+    loop {
+        let statuses = outbox.status().await?;
+        for rebuilt in &mut report.partitions {
+            let of_it = |status: &&PartitionStatus| {
+                (status.partition, status.generation) == (rebuilt.partition, rebuilt.generation)
+            };
+            if let Some(status) = statuses.iter().find(of_it) {
+                (rebuilt.published_seq, rebuilt.diverged_seq) = (status.published_seq, status.diverged_seq);
+            }
+        }
+        let is_settled = |rebuilt: &RebuiltPartition| rebuilt.is_done() || rebuilt.diverged_seq.is_some();
+        if report.partitions.iter().all(is_settled) || Instant::now() >= deadline {
+            return Ok(());
+        }
+        sleep(PROGRESS_EVERY).await;
+    }
+}

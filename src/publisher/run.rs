@@ -235,7 +235,9 @@ impl Run {
         match done {
             Done::Leased(leases) => {
                 self.leasing.again(&leases, self.config.lease_ttl / RENEWALS_PER_TTL);
-                self.outbox_answered(leases).map_or((), |leases| self.take_leases(leases));
+                if let Some(leases) = self.outbox_answered(leases) {
+                    self.take_leases(leases);
+                }
             }
             Done::Heads(heads, took) => {
                 self.heads.again(&heads, self.config.heads_every.max(took * HEADS_SHARE));

@@ -1,0 +1,241 @@
+//! Compares the stream with the outbox, entry by entry, page by page, in constant memory.
+//!
+//! It may run while events are published: a page of the stream is read before the outbox's part of
+//! it, and an event is in the outbox before it is in the stream.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::OutboxError;
+use crate::domain::event::EventRecord;
+use crate::domain::ids::Partition;
+use crate::store::Outbox;
+use crate::store::views::PartitionStatus;
+use crate::stream::{EntryId, EventStream, StreamEntry, envelope_json};
+
+/// How many entries and events are held at a time.
+const PAGE: u32 = 500;
+/// Findings that are listed per partition; the others are counted.
+const MAX_FINDINGS: usize = 100;
+
+/// How the stream differs from the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// Published events are not at their place.
+    Missing,
+    /// An event is in the stream a second time.
+    Doubled,
+    /// An event is at another's place, and not at its own.
+    Reordered,
+    /// The event is there, but not with the bytes of the outbox.
+    Altered,
+    /// An entry is of no event in the outbox.
+    Foreign,
+}
+
+/// One difference, or a run of missing events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub kind: FindingKind,
+    /// The place in the outbox; of a run, the first.
+    pub seq: i64,
+    /// Of a run of missing events, the last.
+    pub seq_to: i64,
+    /// The entry that is wrong; none where one is missing.
+    pub entry: Option<String>,
+    pub event_id: String,
+}
+
+/// What was compared in one partition, and what differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PartitionVerdict {
+    pub partition: Partition,
+    pub generation: i32,
+    pub entries: u64,
+    /// Events that are not published yet and not in the stream: no fault.
+    pub waiting: i64,
+    pub findings: Vec<Finding>,
+    /// How many differences there are, listed or not; a run counts as one.
+    pub differences: u64,
+}
+
+/// `outbox verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    pub partitions: Vec<PartitionVerdict>,
+}
+
+impl VerifyReport {
+    /// The stream is the outbox: nothing lost, doubled, reordered or altered.
+    #[must_use]
+    pub fn is_equal(&self) -> bool {
+        self.partitions.iter().all(|verdict| verdict.differences == 0)
+    }
+}
+
+/// Compares every entry of the current generations with the outbox.
+pub async fn verify(
+    outbox: &dyn Outbox,
+    stream: &dyn EventStream,
+    partitions: &[Partition],
+) -> Result<VerifyReport, OutboxError> {
+    let mut report = VerifyReport { partitions: Vec::new() };
+    for status in outbox.status().await? {
+        if partitions.contains(&status.partition) {
+            let comparison = Comparison::new(outbox, stream, &status);
+            report.partitions.push(comparison.run(&status).await?);
+        }
+    }
+    Ok(report)
+}
+
+/// What an envelope says about its own place.
+#[derive(Deserialize)]
+struct Claim {
+    seq: i64,
+}
+
+struct Comparison<'a> {
+    outbox: &'a dyn Outbox,
+    stream: &'a dyn EventStream,
+    /// Events of the outbox that were not yet met in the stream.
+    events: VecDeque<EventRecord>,
+    /// The last event that was read from the outbox.
+    read_to: i64,
+    /// The last event that was found missing.
+    missing_to: i64,
+    verdict: PartitionVerdict,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(outbox: &'a dyn Outbox, stream: &'a dyn EventStream, status: &PartitionStatus) -> Self {
+        let verdict = PartitionVerdict {
+            partition: status.partition,
+            generation: status.generation,
+            entries: 0,
+            waiting: 0,
+            findings: Vec::new(),
+            differences: 0,
+        };
+        Self { outbox, stream, events: VecDeque::new(), read_to: 0, missing_to: 0, verdict }
+    }
+
+    async fn run(mut self, status: &PartitionStatus) -> Result<PartitionVerdict, OutboxError> {
+        let mut after = EntryId::START;
+        let mut top = 0;
+        loop {
+            let entries = self.stream.read(status.partition, status.generation, after, PAGE).await?;
+            for entry in &entries {
+                self.compare(entry).await?;
+            }
+            let Some(last) = entries.last() else { break };
+            after = last.id;
+            top = self.read_to.min(i64::try_from(last.id.seq).unwrap_or(i64::MAX));
+        }
+        while let Some(event) = self.next_up_to(status.published_seq).await? {
+            self.missing(&event);
+        }
+        self.verdict.waiting = status.seq.saturating_sub(status.published_seq.max(top)).max(0);
+        Ok(self.verdict)
+    }
+
+    async fn compare(&mut self, entry: &StreamEntry) -> Result<(), OutboxError> {
+        self.verdict.entries += 1;
+        let seq = i64::try_from(entry.id.seq).unwrap_or(i64::MAX);
+        if entry.id.sub != 0 || !self.is_place(seq).await? {
+            let kind = self.elsewhere(entry).await?;
+            self.found(kind, seq, Some(entry), &entry.event_id);
+            return Ok(());
+        }
+        while let Some(event) = self.next_up_to(seq - 1).await? {
+            self.missing(&event);
+        }
+        let Some(event) = self.next_up_to(seq).await? else { return Ok(()) };
+        if entry.event_id == event.event_id.to_string() {
+            if !is_equal(entry, &event)? {
+                self.found(FindingKind::Altered, seq, Some(entry), &entry.event_id);
+            }
+            return Ok(());
+        }
+        let kind = match self.elsewhere(entry).await? {
+            FindingKind::Foreign => FindingKind::Altered,
+            kind => kind,
+        };
+        self.found(kind, seq, Some(entry), &entry.event_id);
+        if kind == FindingKind::Doubled {
+            self.missing(&event);
+        }
+        Ok(())
+    }
+
+    /// Whether the outbox has an event of that number.
+    async fn is_place(&mut self, seq: i64) -> Result<bool, OutboxError> {
+        if self.events.is_empty() && self.read_to + 1 == seq {
+            self.read_page().await?;
+        }
+        let is_held = |events: &VecDeque<EventRecord>| events.iter().any(|event| event.seq == seq);
+        if self.events.front().is_some_and(|event| event.seq <= seq) && seq <= self.read_to {
+            return Ok(is_held(&self.events));
+        }
+        let at = self.outbox.read(self.verdict.partition, seq.saturating_sub(1), 1).await?;
+        Ok(at.first().is_some_and(|event| event.seq == seq))
+    }
+
+    async fn read_page(&mut self) -> Result<(), OutboxError> {
+        let events = self.outbox.read(self.verdict.partition, self.read_to, PAGE).await?;
+        self.read_to = events.last().map_or(self.read_to, |event| event.seq);
+        self.events = events.into();
+        Ok(())
+    }
+
+    /// What an entry is that is not at its event's place.
+    async fn elsewhere(&self, entry: &StreamEntry) -> Result<FindingKind, OutboxError> {
+        let Ok(Claim { seq }) = serde_json::from_str(&entry.event) else { return Ok(FindingKind::Foreign) };
+        let partition = self.verdict.partition;
+        let at = self.outbox.read(partition, seq.saturating_sub(1), 1).await?;
+        if !at.first().is_some_and(|event| event.seq == seq && event.event_id.to_string() == entry.event_id) {
+            return Ok(FindingKind::Foreign);
+        }
+        let before = EntryId { seq: EntryId::of(seq).seq.saturating_sub(1), sub: u64::MAX };
+        let there = self.stream.read(partition, self.verdict.generation, before, 1).await?;
+        let is_there = |other: &StreamEntry| other.id == EntryId::of(seq) && other.event_id == entry.event_id;
+        Ok(if there.first().is_some_and(is_there) { FindingKind::Doubled } else { FindingKind::Reordered })
+    }
+
+    /// The next event of the outbox, if it is at or before that number.
+    async fn next_up_to(&mut self, seq: i64) -> Result<Option<EventRecord>, OutboxError> {
+        if self.events.is_empty() && self.read_to < seq {
+            self.read_page().await?;
+        }
+        Ok(self.events.pop_front_if(|event| event.seq <= seq))
+    }
+
+    fn missing(&mut self, event: &EventRecord) {
+        let continues = self.missing_to + 1 == event.seq && event.seq > 1;
+        self.missing_to = event.seq;
+        if continues {
+            let run = self.verdict.findings.last_mut().filter(|finding| finding.seq_to + 1 == event.seq);
+            if let Some(run) = run.filter(|finding| finding.kind == FindingKind::Missing) {
+                run.seq_to = event.seq;
+            }
+            return;
+        }
+        self.found(FindingKind::Missing, event.seq, None, &event.event_id.to_string());
+    }
+
+    fn found(&mut self, kind: FindingKind, seq: i64, entry: Option<&StreamEntry>, event_id: &str) {
+        self.verdict.differences += 1;
+        if self.verdict.findings.len() < MAX_FINDINGS {
+            let entry = entry.map(|entry| entry.id.to_string());
+            self.verdict.findings.push(Finding { kind, seq, seq_to: seq, entry, event_id: event_id.to_owned() });
+        }
+    }
+}
+
+fn is_equal(entry: &StreamEntry, event: &EventRecord) -> Result<bool, OutboxError> {
+    Ok(entry.event == envelope_json(event)?
+        && entry.event_type == event.event_type.as_str()
+        && entry.workspace_id == event.workspace_id.to_string())
+}
