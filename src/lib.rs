@@ -4,8 +4,10 @@
 //! Nothing on the right knows anything on its left; only [`app`] knows all.
 
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod store;
+pub mod telemetry;
 pub mod engine;
 pub mod scheduler;
 pub mod stream;

@@ -1,0 +1,179 @@
+//! The bounds of every value, and the rules between values.
+//!
+//! A bound is there to catch a mistake (a unit taken for another, a zero that means "never"), not to
+//! tune: the upper ones lie far above what makes sense.
+
+use std::ops::RangeInclusive;
+
+use reqwest::Url;
+use secrecy::ExposeSecret;
+use tracing_subscriber::EnvFilter;
+
+use super::Config;
+use super::sections::{Algorithm, AuthKey};
+use crate::domain::ids::PARTITIONS;
+
+/// From a tenth of a second, below which a loaded machine fails for no reason, to five minutes,
+/// above which nobody still waits.
+const TIMEOUT_MS: RangeInclusive<u64> = 100..=300_000;
+/// A publisher's lease that is renewed less than three times in its life is lost to one slow answer.
+const POLLS_PER_LEASE: u64 = 3;
+
+/// Collects what is wrong, by key.
+struct Check(Vec<(String, String)>);
+
+impl Check {
+    fn refuse(&mut self, key: impl Into<String>, problem: impl Into<String>) {
+        self.0.push((key.into(), problem.into()));
+    }
+
+    fn range(&mut self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) {
+        if !value.try_into().is_ok_and(|value| range.contains(&value)) {
+            self.refuse(key, format!("must be {} to {}", range.start(), range.end()));
+        }
+    }
+
+    fn text(&mut self, key: &str, value: &str, max: usize) {
+        if value.trim().is_empty() || value.len() > max {
+            self.refuse(key, format!("must have 1 to {max} bytes"));
+        }
+    }
+}
+
+/// Returns every value that is out of its bounds, with its key.
+pub(super) fn check(config: &Config) -> Vec<(String, String)> {
+    let mut check = Check(Vec::new());
+    server(&mut check, config);
+    database_and_redis(&mut check, config);
+    auth(&mut check, config);
+    work(&mut check, config);
+    telemetry(&mut check, config);
+    check.0
+}
+
+fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
+    if let Some(workers) = server.workers {
+        check.range("server.workers", workers, 1..=512);
+    }
+    check.range("server.max_connections", server.max_connections, 1..=100_000);
+    check.range("server.client_request_timeout_ms", server.client_request_timeout_ms, TIMEOUT_MS);
+    check.range("server.body_timeout_ms", server.body_timeout_ms, TIMEOUT_MS);
+    check.range("server.keep_alive_s", server.keep_alive_s, 1..=3_600);
+    check.range("server.shutdown_timeout_s", server.shutdown_timeout_s, 1..=300);
+    for (n, origin) in server.cors_allowed_origins.iter().enumerate() {
+        let same = |url: Url| url.origin().ascii_serialization() == *origin;
+        if !Url::parse(origin).is_ok_and(same) {
+            let problem = "must be an origin without a path, such as https://console.example.com";
+            check.refuse(format!("server.cors_allowed_origins[{n}]"), problem);
+        }
+    }
+    check.range("limits.workspace_in_flight", limits.workspace_in_flight, 1..=100_000);
+    check.range("limits.workspace_rate_per_s", limits.workspace_rate_per_s, 1..=10_000_000);
+}
+
+fn database_and_redis(check: &mut Check, Config { database, redis, .. }: &Config) {
+    if let Some(url) = &database.url
+        && !has_scheme(url.expose_secret(), &["postgres", "postgresql"])
+    {
+        let problem = "must be a postgres:// address; leave it out to use the embedded database";
+        check.refuse("database.url", problem);
+    }
+    if database.path.as_os_str().is_empty() {
+        check.refuse("database.path", "must name a file");
+    }
+    check.range("database.max_connections", database.max_connections, 1..=1_000);
+    check.range("database.acquire_timeout_ms", database.acquire_timeout_ms, TIMEOUT_MS);
+    check.range("database.statement_timeout_ms", database.statement_timeout_ms, TIMEOUT_MS);
+    check.range("database.lock_timeout_ms", database.lock_timeout_ms, TIMEOUT_MS);
+    if database.lock_timeout_ms > database.statement_timeout_ms {
+        check.refuse("database.lock_timeout_ms", "must not be more than database.statement_timeout_ms");
+    }
+    check.range("database.readers", database.readers, 1..=64);
+
+    let urls = redis.urls();
+    if redis.url.is_some() && !urls.iter().all(|url| has_scheme(url.expose_secret(), &["redis", "rediss"])) {
+        check.refuse("redis.url", "must be a redis:// or rediss:// address");
+    }
+    if !redis.cluster && urls.len() > 1 {
+        check.refuse("redis.url", "must be one address unless redis.cluster is true");
+    }
+    if redis.cluster && urls.is_empty() {
+        check.refuse("redis.cluster", "needs redis.url");
+    }
+    check.range("redis.pool_size", redis.pool_size, 1..=256);
+    check.range("redis.response_timeout_ms", redis.response_timeout_ms, TIMEOUT_MS);
+    check.range("redis.connect_timeout_ms", redis.connect_timeout_ms, TIMEOUT_MS);
+}
+
+fn auth(check: &mut Check, Config { auth, .. }: &Config) {
+    check.text("auth.issuer", &auth.issuer, 512);
+    check.text("auth.audience", &auth.audience, 512);
+    check.range("auth.jwks_refresh_s", auth.jwks_refresh_s, 30..=86_400);
+    if auth.jwks_url.as_deref().is_some_and(|url| !is_safe_for_keys(url)) {
+        check.refuse("auth.jwks_url", "must be an https:// address (http:// only on a loopback address)");
+    }
+    for (n, key) in auth.keys.iter().enumerate() {
+        check.text(&format!("auth.keys[{n}].kid"), &key.kid, 128);
+        if auth.keys[..n].iter().any(|other| other.kid == key.kid) {
+            check.refuse(format!("auth.keys[{n}].kid"), format!("{} is already the id of another key", key.kid));
+        }
+        if let Some(problem) = wrong_fields(key) {
+            check.refuse(format!("auth.keys[{n}]"), problem);
+        }
+    }
+}
+
+/// Exactly one source of exactly the kind of key that the algorithm takes.
+fn wrong_fields(key: &AuthKey) -> Option<&'static str> {
+    let secrets = usize::from(key.secret.is_some()) + usize::from(key.secret_file.is_some());
+    let publics = usize::from(key.public_key_pem.is_some()) + usize::from(key.public_key_file.is_some());
+    match (key.alg, secrets, publics) {
+        (Algorithm::Hs256, 1, 0) | (Algorithm::Rs256 | Algorithm::Es256 | Algorithm::EdDsa, 0, 1) => None,
+        (Algorithm::Hs256, _, _) => Some("HS256 needs exactly one of secret and secret_file, and no public key"),
+        (Algorithm::Rs256 | Algorithm::Es256 | Algorithm::EdDsa, _, _) => {
+            Some("this algorithm needs exactly one of public_key_pem and public_key_file, and no secret")
+        }
+    }
+}
+
+fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config) {
+    if let Some(lanes) = engine.lanes {
+        check.range("engine.lanes", lanes, 1..=u64::from(PARTITIONS));
+    }
+    check.range("engine.queue_capacity", engine.queue_capacity, 1..=1_000_000);
+    check.range("engine.max_batch", engine.max_batch, 1..=10_000);
+    check.range("publisher.lease_ttl_ms", publisher.lease_ttl_ms, 1_000..=300_000);
+    check.range("publisher.poll_ms", publisher.poll_ms, 10..=60_000);
+    if publisher.poll_ms.saturating_mul(POLLS_PER_LEASE) > publisher.lease_ttl_ms {
+        check.refuse("publisher.poll_ms", "must be at most a third of publisher.lease_ttl_ms");
+    }
+    check.range("publisher.batch_events", publisher.batch_events, 1..=10_000);
+    check.range("scheduler.interval_ms", scheduler.interval_ms, 100..=3_600_000);
+    check.range("scheduler.batch", scheduler.batch, 1..=10_000);
+}
+
+fn telemetry(check: &mut Check, Config { telemetry, .. }: &Config) {
+    if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
+        check.refuse("telemetry.log_filter", format!("is no filter: {error}"));
+    }
+    if let Some(endpoint) = &telemetry.otlp_endpoint
+        && !has_scheme(endpoint, &["http", "https"])
+    {
+        check.refuse("telemetry.otlp_endpoint", "must be an http:// or https:// address");
+    }
+    if let Some(instance) = &telemetry.service_instance {
+        check.text("telemetry.service_instance", instance, 128);
+    }
+}
+
+fn has_scheme(url: &str, schemes: &[&str]) -> bool {
+    Url::parse(url).is_ok_and(|url| schemes.contains(&url.scheme()) && url.host().is_some())
+}
+
+/// Whoever can alter the answer of this address can sign tokens.
+fn is_safe_for_keys(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let is_loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    url.scheme() == "https" || (url.scheme() == "http" && is_loopback)
+}

@@ -1,0 +1,144 @@
+//! Every key there is, with its default and its meaning: the one list that the defaults, the check
+//! for unknown keys and `docs/CONFIGURATION.md` come from.
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Such as `server.bind`; `[]` stands for any element of a list of tables.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As it would stand in an environment variable; none for a key that may be left out.
+    pub default: Option<&'static str>,
+    /// One line for the documentation, with the unit and the bounds.
+    pub meaning: &'static str,
+}
+
+/// What an environment variable's text stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    One,
+    /// Texts with commas between them.
+    List,
+}
+
+const fn key(name: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: Kind::One, default: Some(default), meaning }
+}
+
+const fn optional(name: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: Kind::One, default: None, meaning }
+}
+
+const fn list(name: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: Kind::List, default: Some(""), meaning }
+}
+
+/// All keys, by section.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("server.bind", "127.0.0.1:8080", "Address and port to listen on. Other than a loopback address only with `auth.keys` or `auth.jwks_url`."),
+    optional("server.workers", "Threads that serve requests, 1 to 512. Without it, one per processor."),
+    key("server.max_connections", "4096", "Open connections per worker, 1 to 100000."),
+    key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),
+    key("server.body_timeout_ms", "10000", "Time for a request's whole body to arrive, 100 to 300000."),
+    key("server.keep_alive_s", "75", "Time an idle connection stays open, 1 to 3600."),
+    key("server.shutdown_timeout_s", "10", "Time that requests under way get to end when the server stops, 1 to 300."),
+    list("server.cors_allowed_origins", "Origins whose pages may call the API from a browser."),
+
+    optional("database.url", "A `postgres://` address (secret). Without it, the embedded SQLite database."),
+    key("database.path", "data/visionscope.db", "File of the embedded database, relative to the working directory. Its folder also holds the development key."),
+    key("database.max_connections", "10", "PostgreSQL connections per replica, 1 to 1000."),
+    key("database.acquire_timeout_ms", "500", "Time to wait for a free connection before answering 503, 100 to 300000."),
+    key("database.statement_timeout_ms", "5000", "Time for one statement, 100 to 300000."),
+    key("database.lock_timeout_ms", "2000", "Time to wait for a lock, 100 to `database.statement_timeout_ms`."),
+    key("database.readers", "4", "Connections of the embedded database that only read, 1 to 64."),
+
+    optional("redis.url", "A `redis://` or `rediss://` address (secret); of a cluster, one or more with commas between them. Without it, nothing is published and events are read over HTTP."),
+    key("redis.cluster", "false", "Whether `redis.url` is a Redis Cluster."),
+    key("redis.pool_size", "8", "Connections to Redis, 1 to 256."),
+    key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
+    key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
+
+    key("auth.issuer", "visionscope-billing", "What a token's `iss` must be."),
+    key("auth.audience", "visionscope-billing", "What a token's `aud` must hold."),
+    optional("auth.keys[].kid", "Id of the key, as a token's header names it."),
+    optional("auth.keys[].alg", "`HS256`, `RS256`, `ES256` or `EdDSA`: the only algorithm this key is used with."),
+    optional("auth.keys[].secret", "Secret of an `HS256` key, at least 32 bytes."),
+    optional("auth.keys[].secret_file", "File with that secret; a line break at its end is cut off."),
+    optional("auth.keys[].public_key_pem", "Public key of the other algorithms, PEM."),
+    optional("auth.keys[].public_key_file", "File with that public key."),
+    optional("auth.jwks_url", "`https://` address of a JSON Web Key Set."),
+    key("auth.jwks_refresh_s", "300", "Time after which the key set is fetched again, 30 to 86400."),
+
+    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it, what suits the database."),
+    key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
+    key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
+
+    key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
+    key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
+    key("publisher.poll_ms", "1000", "Longest time between two looks at the outbox, 10 to a third of `publisher.lease_ttl_ms`."),
+    key("publisher.batch_events", "256", "Events in one append, 1 to 10000."),
+
+    key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
+    key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),
+    key("scheduler.batch", "200", "Workspaces taken in one look, 1 to 10000."),
+
+    key("limits.workspace_in_flight", "512", "Requests of one workspace at once, per replica, 1 to 100000."),
+    key("limits.workspace_rate_per_s", "10000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
+
+    key("telemetry.log_format", "text", "`text` or `json`."),
+    key("telemetry.log_filter", "info,sqlx=warn,actix_server=warn", "What is logged, in the form of `RUST_LOG`."),
+    optional("telemetry.otlp_endpoint", "Base address of an OTLP/HTTP receiver, such as `http://127.0.0.1:4318`. Without it, no traces are sent."),
+    optional("telemetry.service_instance", "Name of this replica in traces."),
+
+    optional("plans.file", "File with the plans. Without it, `plans.toml` of the configuration's folder, or the built-in plans."),
+];
+
+/// The names of the sections, each once.
+pub fn sections() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    KEYS.iter().filter_map(move |key| {
+        let section = key.name.split('.').next()?;
+        let is_new = section != last;
+        last = section;
+        is_new.then_some(section)
+    })
+}
+
+/// `auth.keys[3].kid` → `auth.keys[].kid`.
+fn without_indexes(key: &str) -> String {
+    key.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
+/// The key of that name.
+#[must_use]
+pub fn find(key: &str) -> Option<&'static Key> {
+    let name = without_indexes(key);
+    KEYS.iter().find(|known| known.name == name)
+}
+
+/// Whether it is a key, or on the way to one.
+pub(super) fn is_known(key: &str) -> bool {
+    let name = without_indexes(key);
+    let leads_to = |known: &Key| known.name.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['.', '[']));
+    find(key).is_some() || KEYS.iter().any(leads_to)
+}
+
+/// Whether a value at this place may be a secret, or hold one.
+pub(super) fn is_secret(key: &str) -> bool {
+    let is_plain = |field: &str| key.starts_with("auth.keys[") && key.ends_with(field);
+    key == "auth"
+        || (key.starts_with("auth.keys") && ![".kid", ".alg"].into_iter().any(is_plain))
+        || ["database", "redis", "database.url", "redis.url"].contains(&key)
+}
+
+/// The table of `docs/CONFIGURATION.md`.
+#[must_use]
+pub fn to_markdown() -> String {
+    let rows = KEYS.iter().map(|Key { name, default, meaning, .. }| {
+        let default =
+            default.filter(|text| !text.is_empty()).map_or_else(|| "–".to_owned(), |text| format!("`{text}`"));
+        format!("| `{name}` | {default} | {meaning} |\n")
+    });
+    std::iter::once("| key | default | meaning |\n|---|---|---|\n".to_owned()).chain(rows).collect()
+}

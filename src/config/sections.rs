@@ -1,0 +1,234 @@
+//! The sections and the types of their values. Defaults stand in [`super::keys`], bounds in
+//! `super::bounds`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+/// The HTTP server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub bind: SocketAddr,
+    /// Threads that serve requests; without it, one per processor.
+    pub workers: Option<u16>,
+    /// Open connections per worker.
+    pub max_connections: u32,
+    pub client_request_timeout_ms: u64,
+    pub body_timeout_ms: u64,
+    pub keep_alive_s: u64,
+    pub shutdown_timeout_s: u64,
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// PostgreSQL, or the embedded SQLite file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// A `postgres://` address; without it, the embedded database is used.
+    pub url: Option<SecretString>,
+    /// The file of the embedded database.
+    pub path: PathBuf,
+    pub max_connections: u32,
+    pub acquire_timeout_ms: u64,
+    pub statement_timeout_ms: u64,
+    pub lock_timeout_ms: u64,
+    /// Connections of the embedded database that only read.
+    pub readers: u32,
+}
+
+/// Where the event streams are.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// A `redis://` or `rediss://` address; of a cluster, one or more with commas between them.
+    /// Without it, nothing is published and events are read over HTTP.
+    pub url: Option<SecretString>,
+    pub cluster: bool,
+    pub pool_size: u32,
+    pub response_timeout_ms: u64,
+    pub connect_timeout_ms: u64,
+}
+
+/// How bearer tokens are checked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    pub issuer: String,
+    pub audience: String,
+    pub keys: Vec<AuthKey>,
+    pub jwks_url: Option<String>,
+    pub jwks_refresh_s: u64,
+}
+
+/// A key that is known beforehand, with the one algorithm it may be used with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthKey {
+    /// What a token's header calls it.
+    pub kid: String,
+    pub alg: Algorithm,
+    pub(super) secret: Option<SecretString>,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) public_key_pem: Option<String>,
+    pub(super) public_key_file: Option<PathBuf>,
+}
+
+/// The algorithms of RFC 7518 and RFC 8037 that tokens may be signed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Algorithm {
+    #[serde(rename = "HS256")]
+    Hs256,
+    #[serde(rename = "RS256")]
+    Rs256,
+    #[serde(rename = "ES256")]
+    Es256,
+    #[serde(rename = "EdDSA")]
+    EdDsa,
+}
+
+/// What a key's signatures are checked with.
+#[derive(Clone, Debug)]
+pub enum KeyMaterial<'a> {
+    /// Of HS256: at least 32 bytes.
+    Secret(&'a SecretString),
+    /// Of all others: a public key in PEM form.
+    PublicPem(&'a str),
+}
+
+/// The lanes and their batches.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Without it, the engine takes what suits the database.
+    pub lanes: Option<u8>,
+    /// Commands that may wait in one lane.
+    pub queue_capacity: usize,
+    /// Commands in one transaction.
+    pub max_batch: usize,
+}
+
+/// The task that brings events from the database into Redis.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publisher {
+    pub enabled: bool,
+    pub lease_ttl_ms: u64,
+    pub poll_ms: u64,
+    pub batch_events: u32,
+}
+
+/// The task that issues due resets, changes, cancellations and expiries.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduler {
+    pub enabled: bool,
+    pub interval_ms: u64,
+    pub batch: u32,
+}
+
+/// What one workspace may ask of one replica.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    pub workspace_in_flight: u32,
+    pub workspace_rate_per_s: u32,
+}
+
+/// Logs and traces.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    pub log_format: LogFormat,
+    /// In the form of `tracing_subscriber::EnvFilter`.
+    pub log_filter: String,
+    /// The base address of an OTLP/HTTP receiver; without it, no traces are sent.
+    pub otlp_endpoint: Option<String>,
+    pub service_instance: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where the plans come from.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plans {
+    pub file: Option<PathBuf>,
+}
+
+/// The shortest secret of HS256: as long as its hash (RFC 7518, section 3.2).
+const MIN_SECRET_BYTES: usize = 32;
+
+impl Redis {
+    /// The addresses of the nodes; one, unless it is a cluster.
+    #[must_use]
+    pub fn urls(&self) -> Vec<SecretString> {
+        let urls = self.url.iter().flat_map(|url| url.expose_secret().split(','));
+        urls.map(str::trim).filter(|url| !url.is_empty()).map(SecretString::from).collect()
+    }
+}
+
+impl Server {
+    #[must_use]
+    pub const fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+}
+
+impl AuthKey {
+    /// What its signatures are checked with; files have been read when the configuration was.
+    #[must_use]
+    pub fn material(&self) -> Option<KeyMaterial<'_>> {
+        match self.alg {
+            Algorithm::Hs256 => self.secret.as_ref().map(KeyMaterial::Secret),
+            Algorithm::Rs256 | Algorithm::Es256 | Algorithm::EdDsa => {
+                self.public_key_pem.as_deref().map(KeyMaterial::PublicPem)
+            }
+        }
+    }
+
+    /// Reads the file that holds the secret or key, and checks what it holds.
+    fn read_file(&mut self) -> Result<(), (&'static str, String)> {
+        let read = |field: &'static str, file: &PathBuf| {
+            std::fs::read_to_string(file).map_err(|error| (field, format!("cannot read {}: {error}", file.display())))
+        };
+        if let Some(file) = &self.secret_file {
+            self.secret = Some(SecretString::from(read("secret_file", file)?.trim_end()));
+        }
+        if let Some(file) = &self.public_key_file {
+            self.public_key_pem = Some(read("public_key_file", file)?);
+        }
+        let field_of = |inline, in_file, is_file: bool| if is_file { in_file } else { inline };
+        match self.material() {
+            Some(KeyMaterial::Secret(secret)) if secret.expose_secret().len() < MIN_SECRET_BYTES => {
+                let field = field_of("secret", "secret_file", self.secret_file.is_some());
+                Err((field, format!("must have at least {MIN_SECRET_BYTES} bytes")))
+            }
+            Some(KeyMaterial::PublicPem(pem)) if !pem.contains("-----BEGIN ") || pem.contains("PRIVATE KEY") => {
+                let field = field_of("public_key_pem", "public_key_file", self.public_key_file.is_some());
+                Err((field, "must be a public key in PEM form".to_owned()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Auth {
+    /// Reads the files of all keys. Returns what was wrong, by key.
+    pub(super) fn read_key_files(&mut self) -> Vec<(String, String)> {
+        let read = self.keys.iter_mut().enumerate().map(|(n, key)| (n, key.read_file()));
+        read.filter_map(|(n, result)| {
+            let (field, problem) = result.err()?;
+            Some((format!("auth.keys[{n}].{field}"), problem))
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,140 @@
+//! The names of all metrics, each with what it counts: the only place where a name is spelled.
+//!
+//! Labels have few values (a route, a command's type, an outcome): never a workspace, a user or a
+//! key, each of which would make a series of its own.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A metric's description.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    /// Label names, in the order in which they are given.
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($constant:ident = $name:literal, $kind:ident, $unit:ident, [$($label:literal),*], $help:literal;)+) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)+
+
+        /// All metrics.
+        pub const METRICS: &[Metric] = &[
+            $(Metric { name: $constant, kind: Kind::$kind, unit: Unit::$unit, labels: &[$($label),*], help: $help }),+
+        ];
+    };
+}
+
+metrics_table! {
+    HTTP_REQUESTS = "visionscope_http_requests_total", Counter, Count, ["method", "route", "status"],
+        "Requests answered.";
+    HTTP_REQUEST_SECONDS = "visionscope_http_request_seconds", Histogram, Seconds, ["method", "route"],
+        "Time from a request's head to its answer.";
+    HTTP_SHED = "visionscope_http_shed_total", Counter, Count, ["reason"],
+        "Requests refused to protect the server.";
+
+    ENGINE_BATCH_SIZE = "visionscope_engine_batch_size", Histogram, Count, [],
+        "Commands in one transaction.";
+    ENGINE_BATCH_SECONDS = "visionscope_engine_batch_seconds", Histogram, Seconds, [],
+        "Time of one transaction, from begin to commit.";
+    ENGINE_QUEUE_DEPTH = "visionscope_engine_queue_depth", Gauge, Count, ["lane"],
+        "Commands that wait in a lane.";
+    ENGINE_COMMANDS = "visionscope_engine_commands_total", Counter, Count, ["type", "outcome"],
+        "Commands decided, by type and outcome.";
+    ENGINE_RETRIES = "visionscope_engine_retries_total", Counter, Count, ["reason"],
+        "Batches that failed as a whole and were tried again.";
+
+    STORE_ERRORS = "visionscope_store_errors_total", Counter, Count, ["kind"],
+        "Failed calls of the database, by what may be done about it.";
+    STORE_CONNECTIONS = "visionscope_store_connections", Gauge, Count, ["state"],
+        "Connections of the database's pool.";
+
+    OUTBOX_LAG_EVENTS = "visionscope_outbox_lag_events", Gauge, Count, ["partition"],
+        "Events that are stored but not published.";
+    OUTBOX_LAG_SECONDS = "visionscope_outbox_lag_seconds", Gauge, Seconds, ["partition"],
+        "Age of the oldest event that is not published.";
+    OUTBOX_PUBLISHED = "visionscope_outbox_published_total", Counter, Count, [],
+        "Events appended to a stream.";
+
+    PUBLISHER_APPEND_SECONDS = "visionscope_publisher_append_seconds", Histogram, Seconds, ["outcome"],
+        "Time of one append to a stream.";
+    PUBLISHER_BREAKER_STATE = "visionscope_publisher_breaker_state", Gauge, Count, [],
+        "Circuit breaker around Redis: 0 closed, 1 half open, 2 open.";
+    PUBLISHER_DIVERGED_PARTITIONS = "visionscope_publisher_diverged_partitions", Gauge, Count, [],
+        "Partitions whose stream says something else than the outbox.";
+
+    SCHEDULER_DUE = "visionscope_scheduler_due_total", Counter, Count, ["work"],
+        "Workspaces for which the scheduler found something due.";
+
+    PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", Gauge, Bytes, [],
+        "Memory of this process that is in use.";
+    PROCESS_THREADS = "process_threads", Gauge, Count, [],
+        "Threads of this process.";
+}
+
+/// Tells the recorder what every metric is.
+pub(super) fn describe() {
+    for Metric { name, kind, unit, help, .. } in METRICS {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+        }
+    }
+}
+
+/// The table of `docs/OPERATIONS.md`.
+#[must_use]
+pub fn to_markdown() -> String {
+    let rows = METRICS.iter().map(|Metric { name, kind, labels, help, .. }| {
+        let labels = if labels.is_empty() { "–".to_owned() } else { format!("`{}`", labels.join("`, `")) };
+        let kind = format!("{kind:?}").to_lowercase();
+        format!("| `{name}` | {kind} | {labels} | {help} |\n")
+    });
+    std::iter::once("| metric | kind | labels | meaning |\n|---|---|---|---|\n".to_owned()).chain(rows).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_tells_its_kind_and_unit() {
+        for metric in METRICS {
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_seconds"), metric.unit == Unit::Seconds, "{}", metric.name);
+            assert!(metric.name.starts_with("visionscope_") || metric.name.starts_with("process_"), "{}", metric.name);
+        }
+        let histograms = METRICS.iter().filter(|metric| metric.kind == Kind::Histogram);
+        for metric in histograms {
+            let has_buckets = metric.name.ends_with("_seconds") || metric.name.ends_with("_size");
+            assert!(has_buckets, "{} would be rendered as a summary", metric.name);
+        }
+    }
+
+    /// To write it anew: `UPDATE_DOCS=1 cargo test --lib telemetry`.
+    #[test]
+    fn the_documentation_holds_the_table_of_all_metrics() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATIONS.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let (begin, end) = ("<!-- metrics: begin -->\n", "<!-- metrics: end -->");
+        let (head, rest) = text.split_once(begin).expect("the mark where the table begins");
+        let (table, tail) = rest.split_once(end).expect("the mark where the table ends");
+        let expected = to_markdown();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(file, format!("{head}{begin}{expected}{end}{tail}")).unwrap();
+            return;
+        }
+        assert_eq!(table, expected, "docs/OPERATIONS.md differs from src/telemetry/metric.rs");
+    }
+}
