@@ -172,22 +172,18 @@ from workspace_credits
 where debt_credits > overdraft_limit or current_credits < -overdraft_limit
 limit $1";
 
-/// Commands at the very instant of a reset may stand before or after it: both sums are right.
 const USED_IS_SUM_OF_USAGE_LOGS: &str = "
 select c.workspace_id, null::uuid as event_id,
-    format('used_this_month is %s, the usage logs say %s', c.used_this_month, u.used) as detail
+    format('used_this_month is %s, the usage logs since the last reset say %s', c.used_this_month, u.used) as detail
 from workspace_credits c
-join workspaces w on w.workspace_id = c.workspace_id
 cross join lateral (
-    select coalesce(max(r.recorded_at), w.created_at) as began_at
-    from credit_resets r where r.workspace_id = c.workspace_id
+    select coalesce(max(r.usage_seq), 0) as usage_seq from credit_resets r where r.workspace_id = c.workspace_id
 ) p
 cross join lateral (
-    select coalesce(sum(l.credits), 0) as used,
-        coalesce(sum(l.credits) filter (where l.recorded_at > p.began_at), 0) as used_after
-    from usage_logs l where l.workspace_id = c.workspace_id and l.recorded_at >= p.began_at
+    select coalesce(sum(l.credits), 0) as used
+    from usage_logs l where l.workspace_id = c.workspace_id and l.seq > p.usage_seq
 ) u
-where c.used_this_month not between u.used_after and u.used
+where c.used_this_month <> u.used
 limit $1";
 
 const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "

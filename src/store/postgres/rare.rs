@@ -186,8 +186,9 @@ fn bind_grants<'q>(statement: Statement<'q>, rows: &[Grant]) -> Statement<'q> {
 }
 
 const INSERT_RESETS: &str = "
-insert into credit_resets (workspace_id, subscription_id, period_start, period_end, command_id, recorded_at)
-select * from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::uuid[], $6::timestamptz[])";
+insert into credit_resets (workspace_id, subscription_id, period_start, period_end, usage_seq, command_id, recorded_at)
+select * from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::uuid[],
+    $7::timestamptz[])";
 
 fn bind_resets<'q>(statement: Statement<'q>, rows: &[ResetRecord]) -> Statement<'q> {
     statement
@@ -195,6 +196,7 @@ fn bind_resets<'q>(statement: Statement<'q>, rows: &[ResetRecord]) -> Statement<
         .column(rows, |row| row.subscription_id.0)
         .column(rows, |row| at(row.period.start))
         .column(rows, |row| at(row.period.end))
+        .column(rows, |row| row.usage_seq)
         .column(rows, |row| row.command_id.0)
         .column(rows, |row| at(row.recorded_at))
 }
