@@ -1,0 +1,119 @@
+//! Fresh, migrated databases for tests that run on both kinds.
+//!
+//! PostgreSQL: a database of its own per test, cloned from a migrated template on the server of
+//! `DATABASE_URL`. SQLite: a file of its own in a temporary folder.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+use visionscope_billing::store::Store;
+use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
+use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    Sqlite,
+    Postgres,
+}
+
+/// A database of its own, and the store on it.
+pub struct TestDatabase {
+    pub store: Arc<dyn Store>,
+    kind: Kind,
+}
+
+enum Kind {
+    Sqlite(TempDir),
+    Postgres(String),
+}
+
+static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A new connection may have to wait for two cores that run all tests.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Database {
+    pub async fn create(self) -> TestDatabase {
+        match self {
+            Self::Sqlite => {
+                let folder = TempDir::new().unwrap();
+                let config = SqliteConfig { readers: 2, ..SqliteConfig::new(folder.path().join("test.db")) };
+                let store = SqliteStore::open(&config).await.unwrap();
+                store.migrate().await.unwrap();
+                TestDatabase { store: Arc::new(store), kind: Kind::Sqlite(folder) }
+            }
+            Self::Postgres => {
+                let template = TEMPLATE.get_or_init(make_template).await;
+                let name = fresh_name("test");
+                admin(&format!("create database {name} template {template}")).await;
+                let store = connect(&name).await;
+                TestDatabase { store: Arc::new(store), kind: Kind::Postgres(name) }
+            }
+        }
+    }
+}
+
+impl TestDatabase {
+    /// A second store on the same database: another replica.
+    pub async fn replica(&self) -> Arc<dyn Store> {
+        match &self.kind {
+            Kind::Sqlite(folder) => {
+                let config = SqliteConfig { readers: 2, ..SqliteConfig::new(folder.path().join("test.db")) };
+                Arc::new(SqliteStore::open(&config).await.unwrap())
+            }
+            Kind::Postgres(name) => Arc::new(connect(name).await),
+        }
+    }
+
+    pub async fn close(self) {
+        self.store.close().await;
+        if let Kind::Postgres(name) = &self.kind {
+            admin(&format!("drop database {name} with (force)")).await;
+        }
+    }
+}
+
+async fn make_template() -> String {
+    let name = fresh_name("template");
+    admin(&format!("create database {name}")).await;
+    let store = connect(&name).await;
+    store.migrate().await.unwrap();
+    store.close().await;
+    name
+}
+
+async fn connect(name: &str) -> PostgresStore {
+    let url = server().database(name).to_url_lossy().to_string();
+    let config = PostgresConfig {
+        max_connections: 8,
+        acquire_timeout: ACQUIRE_TIMEOUT,
+        ..PostgresConfig::new(SecretString::from(url))
+    };
+    PostgresStore::connect(&config).await.unwrap()
+}
+
+fn server() -> PgConnectOptions {
+    let url = std::env::var("DATABASE_URL")
+        .expect("DATABASE_URL names no PostgreSQL server: run the tests with scripts/test, which starts one");
+    PgConnectOptions::from_str(&url).expect("DATABASE_URL is a postgres:// url")
+}
+
+/// Unique on the server: the process's id, and a number within the process.
+fn fresh_name(kind: &str) -> String {
+    format!("vs_{kind}_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn admin(sql: &str) {
+    let mut connection: PgConnection = server().connect().await.expect("the server of DATABASE_URL answers");
+    connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+    connection.close().await.unwrap();
+}
