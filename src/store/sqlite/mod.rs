@@ -1,1 +1,140 @@
-//! SQLite
+//! The store in a SQLite file: embedded, the default, nothing to install.
+//!
+//! Invariants: one connection writes, in transactions that take the write lock before they read, so
+//! all writers are strictly serial. The log is synced before a commit is answered
+//! (`synchronous = FULL`): what is committed survives the power. Readers have their own connections,
+//! cannot write, and neither wait for the writer nor hold it up.
+//!
+//! Deliberately absent: locks of partitions (the write lock is the lock), statements for single rows
+//! on the write path, and a second writing process's protection: SQLite's own locks make one wait
+//! for the other, and beyond a bound give [`StoreError::Unavailable`].
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqlitePool;
+
+use self::connection::Writer;
+use self::plans::PlanCache;
+use self::write::SqliteTx;
+use crate::domain::plan::PlanVersion;
+use crate::store::{Store, StoreError, WriteTx};
+
+mod audit;
+mod connection;
+mod error;
+mod json;
+mod load;
+mod outbox;
+mod plans;
+mod rare;
+mod reads;
+mod rows;
+mod write;
+
+/// How long one operation of the store, of a handful of statements, may take before it is given up:
+/// longer than the waits for connections and locks, which tell the reason.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long migrating may take.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long closing waits for connections that are in use.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections for reading: pages are small and come from memory, so few serve many requests.
+const DEFAULT_READERS: u32 = 4;
+
+/// Where the file is, and how many connections read from it.
+#[derive(Clone, Debug)]
+pub struct SqliteConfig {
+    /// Created when it is missing, with its folder.
+    pub path: PathBuf,
+    pub readers: u32,
+}
+
+impl SqliteConfig {
+    /// The defaults for a file.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), readers: DEFAULT_READERS }
+    }
+}
+
+/// The store in a SQLite file. Cheap to clone.
+#[derive(Clone)]
+pub struct SqliteStore {
+    writer: Arc<Writer>,
+    readers: SqlitePool,
+    plans: Arc<PlanCache>,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the file, or creates an empty one, which [`Store::migrate`] fills.
+    pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
+        let writer = in_time(Writer::open(&config.path)).await?;
+        let readers = connection::readers(&config.path, config.readers);
+        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default() })
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        let tx = in_time(self.writer.begin()).await?;
+        Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
+        in_time(plans::put(&self.writer, plans)).await
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        within(MIGRATE_TIMEOUT, self.writer.migrate()).await
+    }
+
+    async fn close(&self) {
+        // Readers first: the last connection to close copies the log into the file.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.readers.close()).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.close()).await;
+    }
+}
+
+/// Every statement of this store, for the test that prepares them all.
+#[doc(hidden)]
+pub fn statements() -> impl Iterator<Item = &'static str> {
+    [
+        connection::STATEMENTS,
+        load::STATEMENTS,
+        write::STATEMENTS,
+        rare::STATEMENTS,
+        plans::STATEMENTS,
+        reads::STATEMENTS,
+        outbox::STATEMENTS,
+        audit::STATEMENTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}
+
+/// Waits for an operation, but not for ever.
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    within(ANSWER_TIMEOUT, work).await
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
+}
+
+#[cfg(test)]
+mod tests;

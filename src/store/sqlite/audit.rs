@@ -1,0 +1,308 @@
+//! The invariants of `docs/invariants.md` as statements that must return no row.
+//!
+//! Each returns the workspace and the event concerned, where there is one, and what is wrong. They
+//! recompute every cache from history and trust nothing that the write path derived. What a
+//! constraint already forbids (two commands of one key, two resets of one period, two grants of one
+//! payment, a grant of another workspace) is not asked again.
+//!
+//! No index leads by command: commands are looked up in a list that the statement makes once
+//! (`not in`, a materialized subquery), never one by one.
+
+use std::time::Duration;
+
+use sqlx::sqlite::SqlitePool;
+use uuid::Uuid;
+
+use super::error::store_error;
+use super::reads::BEGIN_READING;
+use super::rows::get;
+use crate::domain::ids::{EventId, WorkspaceId};
+use crate::store::StoreError;
+use crate::store::views::AuditFinding;
+
+/// An audit reads all of history, so it gets more time than anything else.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1800);
+
+pub(super) const STATEMENTS: &[&str] = &[
+    BALANCE_IS_SUM_OF_ENTRIES,
+    BALANCE_AFTER_CHAINS,
+    BALANCE_IS_SUM_OF_GRANTS,
+    HELD_IS_SUM_OF_GRANTS,
+    GRANT_IS_SUM_OF_ENTRIES,
+    DEBT_IS_SUM_OF_ENTRIES,
+    NEVER_BELOW_OVERDRAFT,
+    USED_IS_SUM_OF_USAGE_LOGS,
+    DEDUCTION_HAS_ONE_USAGE_LOG,
+    USAGE_LOG_HAS_DEDUCTION,
+    USAGE_LOG_IS_SUM_OF_ENTRIES,
+    DEDUCTION_HAS_EVENT,
+    REFUSAL_HAS_NO_ENTRY,
+    ROW_HAS_COMMAND,
+    ENTRY_SEQ_HAS_NO_GAP,
+    USAGE_SEQ_HAS_NO_GAP,
+    WORKSPACE_SEQ_HAS_NO_GAP,
+    PARTITION_SEQ_HAS_NO_GAP,
+    EVENT_IS_IN_ITS_PARTITION,
+    BATCHES_HAVE_NO_GAP,
+];
+
+const INVARIANTS: &[(&str, &str)] = &[
+    ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
+    ("balance-after-chains", BALANCE_AFTER_CHAINS),
+    ("balance-is-sum-of-grants", BALANCE_IS_SUM_OF_GRANTS),
+    ("held-is-sum-of-grants", HELD_IS_SUM_OF_GRANTS),
+    ("grant-is-sum-of-entries", GRANT_IS_SUM_OF_ENTRIES),
+    ("debt-is-sum-of-entries", DEBT_IS_SUM_OF_ENTRIES),
+    ("never-below-overdraft", NEVER_BELOW_OVERDRAFT),
+    ("used-is-sum-of-usage-logs", USED_IS_SUM_OF_USAGE_LOGS),
+    ("deduction-has-one-usage-log", DEDUCTION_HAS_ONE_USAGE_LOG),
+    ("usage-log-has-deduction", USAGE_LOG_HAS_DEDUCTION),
+    ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
+    ("deduction-has-event", DEDUCTION_HAS_EVENT),
+    ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
+    ("row-has-command", ROW_HAS_COMMAND),
+    ("entry-seq-has-no-gap", ENTRY_SEQ_HAS_NO_GAP),
+    ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
+    ("workspace-seq-has-no-gap", WORKSPACE_SEQ_HAS_NO_GAP),
+    ("partition-seq-has-no-gap", PARTITION_SEQ_HAS_NO_GAP),
+    ("event-is-in-its-partition", EVENT_IS_IN_ITS_PARTITION),
+    ("batches-have-no-gap", BATCHES_HAVE_NO_GAP),
+];
+
+/// Runs every invariant in one view of the database.
+pub(super) async fn run(pool: &SqlitePool, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
+    let mut tx = pool.begin_with(BEGIN_READING).await.map_err(store_error)?;
+    let mut findings = Vec::new();
+    for (invariant, statement) in INVARIANTS {
+        let statement = sqlx::query(*statement).bind(i64::from(limit));
+        for row in statement.fetch_all(&mut *tx).await.map_err(store_error)? {
+            findings.push(AuditFinding {
+                invariant,
+                workspace_id: get::<Option<Uuid>>(&row, "workspace_id")?.map(WorkspaceId),
+                event_id: get::<Option<Uuid>>(&row, "event_id")?.map(EventId),
+                detail: get(&row, "detail")?,
+            });
+        }
+    }
+    tx.commit().await.map_err(store_error)?;
+    Ok(findings)
+}
+
+const BALANCE_IS_SUM_OF_ENTRIES: &str = "
+select c.workspace_id, null as event_id,
+    format('current_credits is %s, the entries say %s', c.current_credits, coalesce(e.balance, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(amount * ((to_account in ('grant', 'held', 'debt'))
+        - (from_account in ('grant', 'held', 'debt')))) as balance
+    from credit_entries group by workspace_id
+) e on e.workspace_id = c.workspace_id
+where c.current_credits <> coalesce(e.balance, 0)
+limit ?1";
+
+const BALANCE_AFTER_CHAINS: &str = "
+select e.workspace_id, null as event_id,
+    format('entry %s says %s, after %s and %s', e.seq, e.balance_after, e.balance_before, e.moved) as detail
+from (
+    select workspace_id, seq, balance_after,
+        lag(balance_after, 1, 0) over (partition by workspace_id order by seq) as balance_before,
+        amount * ((to_account in ('grant', 'held', 'debt'))
+            - (from_account in ('grant', 'held', 'debt'))) as moved
+    from credit_entries
+) e
+where e.balance_after <> e.balance_before + e.moved
+limit ?1";
+
+const BALANCE_IS_SUM_OF_GRANTS: &str = "
+select c.workspace_id, null as event_id,
+    format('current_credits is %s, the grants hold %s, the debt is %s', c.current_credits, coalesce(g.total, 0),
+        c.debt_credits) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(remaining + held) as total from credit_grants group by workspace_id
+) g on g.workspace_id = c.workspace_id
+where c.current_credits <> coalesce(g.total, 0) - c.debt_credits
+limit ?1";
+
+const HELD_IS_SUM_OF_GRANTS: &str = "
+select c.workspace_id, null as event_id,
+    format('held_credits is %s, the grants say %s', c.held_credits, coalesce(g.held, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(held) as held from credit_grants group by workspace_id
+) g on g.workspace_id = c.workspace_id
+where c.held_credits <> coalesce(g.held, 0)
+limit ?1";
+
+const GRANT_IS_SUM_OF_ENTRIES: &str = "
+select g.workspace_id, null as event_id,
+    format('grant %s has %s remaining and %s held, the entries say %s and %s', lower(hex(g.grant_id)), g.remaining, g.held,
+        coalesce(e.remaining, 0), coalesce(e.held, 0)) as detail
+from credit_grants g
+left join (
+    select workspace_id, grant_id,
+        sum(amount * ((to_account = 'grant') - (from_account = 'grant'))) as remaining,
+        sum(amount * ((to_account = 'held') - (from_account = 'held'))) as held
+    from credit_entries where grant_id is not null group by workspace_id, grant_id
+) e on e.workspace_id = g.workspace_id and e.grant_id = g.grant_id
+where g.remaining <> coalesce(e.remaining, 0) or g.held <> coalesce(e.held, 0)
+limit ?1";
+
+const DEBT_IS_SUM_OF_ENTRIES: &str = "
+select c.workspace_id, null as event_id,
+    format('debt_credits is %s, the entries say %s', c.debt_credits, coalesce(e.debt, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(amount * ((from_account = 'debt') - (to_account = 'debt'))) as debt
+    from credit_entries where from_account = 'debt' or to_account = 'debt' group by workspace_id
+) e on e.workspace_id = c.workspace_id
+where c.debt_credits <> coalesce(e.debt, 0)
+limit ?1";
+
+const NEVER_BELOW_OVERDRAFT: &str = "
+select workspace_id, null as event_id,
+    format('the balance is %s, the debt %s, the limit %s', current_credits, debt_credits, overdraft_limit) as detail
+from workspace_credits
+where debt_credits > overdraft_limit or current_credits < -overdraft_limit
+limit ?1";
+
+/// Commands at the very instant of a reset may stand before or after it: both sums are right.
+const USED_IS_SUM_OF_USAGE_LOGS: &str = "
+with period as (
+    select c.workspace_id, c.used_this_month, coalesce((
+        select max(r.recorded_at) from credit_resets r where r.workspace_id = c.workspace_id
+    ), w.created_at) as began_at
+    from workspace_credits c
+    join workspaces w on w.workspace_id = c.workspace_id
+), logged as (
+    select p.workspace_id, p.used_this_month, coalesce(sum(l.credits), 0) as used,
+        coalesce(sum(l.credits) filter (where l.recorded_at > p.began_at), 0) as used_after
+    from period p
+    left join usage_logs l on l.workspace_id = p.workspace_id and l.recorded_at >= p.began_at
+    group by p.workspace_id, p.used_this_month
+)
+select workspace_id, null as event_id,
+    format('used_this_month is %s, the usage logs say %s', used_this_month, used) as detail
+from logged
+where used_this_month not between used_after and used
+limit ?1";
+
+const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "
+select c.workspace_id, null as event_id,
+    format('command %s has %s usage logs', lower(hex(c.command_id)), coalesce(u.logs, 0)) as detail
+from commands c
+left join (
+    select workspace_id, command_id, count(*) as logs from usage_logs group by workspace_id, command_id
+) u on u.workspace_id = c.workspace_id and u.command_id = c.command_id
+where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(u.logs, 0) <> 1
+limit ?1";
+
+const USAGE_LOG_HAS_DEDUCTION: &str = "
+select u.workspace_id, null as event_id, format('usage log %s has no accepted deduction', u.seq) as detail
+from usage_logs u
+where (u.workspace_id, u.command_id) not in (
+    select workspace_id, command_id from commands where command_type = 'DeductCredits' and outcome = 'accepted'
+)
+limit ?1";
+
+const USAGE_LOG_IS_SUM_OF_ENTRIES: &str = "
+select u.workspace_id, null as event_id,
+    format('usage log %s says %s, the entries %s', u.seq, u.credits, coalesce(e.consumed, 0)) as detail
+from usage_logs u
+left join (
+    select workspace_id, command_id, to_account, sum(amount) as consumed
+    from credit_entries where to_account like 'consumed:%' group by workspace_id, command_id, to_account
+) e on e.workspace_id = u.workspace_id and e.command_id = u.command_id and e.to_account = 'consumed:' || u.feature_code
+where u.credits <> coalesce(e.consumed, 0)
+limit ?1";
+
+const DEDUCTION_HAS_EVENT: &str = "
+select c.workspace_id, null as event_id,
+    format('command %s raised no CreditConsumed', lower(hex(c.command_id))) as detail
+from commands c
+where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and (c.workspace_id, c.command_id) not in (
+    select workspace_id, causation_id from event_outbox where event_type = 'CreditConsumed'
+)
+limit ?1";
+
+const REFUSAL_HAS_NO_ENTRY: &str = "
+with refused as materialized (
+    select workspace_id, command_id, outcome from commands where outcome <> 'accepted'
+)
+select c.workspace_id, null as event_id,
+    format('command %s was refused (%s) and has entry %s', lower(hex(c.command_id)), c.outcome, e.seq) as detail
+from credit_entries e
+cross join refused c on c.workspace_id = e.workspace_id and c.command_id = e.command_id
+limit ?1";
+
+const ROW_HAS_COMMAND: &str = "
+select r.workspace_id, null as event_id, format('%s %s has no command', r.what, r.seq) as detail
+from (
+    select 'entry' as what, workspace_id, seq, command_id from credit_entries
+    union all select 'usage log', workspace_id, seq, command_id from usage_logs
+    union all select 'reset', workspace_id, 0, command_id from credit_resets
+) r
+where (r.workspace_id, r.command_id) not in (select workspace_id, command_id from commands)
+limit ?1";
+
+const ENTRY_SEQ_HAS_NO_GAP: &str = "
+select c.workspace_id, null as event_id,
+    format('%s entries up to %s, the head is %s', coalesce(e.rows, 0), coalesce(e.last, 0), c.entry_seq) as detail
+from workspace_credits c
+left join (
+    select workspace_id, count(*) as rows, max(seq) as last from credit_entries group by workspace_id
+) e on e.workspace_id = c.workspace_id
+where coalesce(e.rows, 0) <> c.entry_seq or coalesce(e.last, 0) <> c.entry_seq
+limit ?1";
+
+const USAGE_SEQ_HAS_NO_GAP: &str = "
+select c.workspace_id, null as event_id,
+    format('%s usage logs up to %s, the head is %s', coalesce(u.rows, 0), coalesce(u.last, 0), c.usage_seq) as detail
+from workspace_credits c
+left join (
+    select workspace_id, count(*) as rows, max(seq) as last from usage_logs group by workspace_id
+) u on u.workspace_id = c.workspace_id
+where coalesce(u.rows, 0) <> c.usage_seq or coalesce(u.last, 0) <> c.usage_seq
+limit ?1";
+
+const WORKSPACE_SEQ_HAS_NO_GAP: &str = "
+select c.workspace_id, null as event_id,
+    format('%s events up to %s, the head is %s', coalesce(o.rows, 0), coalesce(o.last, 0), c.event_seq) as detail
+from workspace_credits c
+left join (
+    select workspace_id, count(*) as rows, max(workspace_seq) as last from event_outbox group by workspace_id
+) o on o.workspace_id = c.workspace_id
+where coalesce(o.rows, 0) <> c.event_seq or coalesce(o.last, 0) <> c.event_seq
+limit ?1";
+
+const PARTITION_SEQ_HAS_NO_GAP: &str = "
+select null as workspace_id, p.last_event_id as event_id,
+    format('partition %s has %s events up to %s, the head is %s', p.partition, coalesce(o.rows, 0),
+        coalesce(o.last, 0), p.seq) as detail
+from stream_partition p
+left join (
+    select partition, count(*) as rows, max(seq) as last from event_outbox group by partition
+) o on o.partition = p.partition
+left join event_outbox e on e.partition = p.partition and e.seq = p.seq
+where coalesce(o.rows, 0) <> p.seq or coalesce(o.last, 0) <> p.seq or e.event_id is distinct from p.last_event_id
+limit ?1";
+
+const EVENT_IS_IN_ITS_PARTITION: &str = "
+select o.workspace_id, o.event_id,
+    format('the event is in partition %s, its workspace in %s', o.partition, w.partition) as detail
+from event_outbox o
+join workspaces w on w.workspace_id = o.workspace_id
+where o.partition <> w.partition
+limit ?1";
+
+const BATCHES_HAVE_NO_GAP: &str = "
+select null as workspace_id, null as event_id,
+    format('partition %s generation %s: the batch from %s follows %s', b.partition, b.generation, b.seq_from, b.before)
+        as detail
+from (
+    select partition, generation, seq_from,
+        lag(seq_to, 1, 0) over (partition by partition, generation order by seq_to) as before
+    from stream_batch
+) b
+where b.seq_from <> b.before + 1
+limit ?1";

@@ -1,0 +1,201 @@
+//! How the file is opened, and the one connection that writes to it.
+//!
+//! SQLite has one writer at a time, so this store has one writing connection and tasks wait for it
+//! in order: no writer ever meets another one's lock within the process. A transaction takes the
+//! connection out of its slot and puts it back when it ended well; whatever else happens (an error,
+//! a cancelled task, a rollback that SQLite has made on its own because the disk is full), the slot
+//! stays empty or is filled after a proven rollback, and the next transaction opens a new connection.
+//!
+//! Deliberately absent: sqlx's own transactions for writing. They count their depth themselves and
+//! would take the connection for one in a transaction after SQLite has rolled back on its own.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
+
+use super::error::{of_migration, store_error};
+use crate::store::StoreError;
+
+pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
+
+/// How long a transaction waits for the writing connection: many batches' worth.
+const WRITER_WAIT: Duration = Duration::from_millis(500);
+/// How long a read waits for a free connection.
+const READER_WAIT: Duration = Duration::from_millis(500);
+/// How long SQLite waits for the lock of another process (`visionscope verify`, a backup). Within
+/// this process nobody waits for a lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a rollback may take before the connection is given up.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// To how much the write-ahead log shrinks after it was checkpointed, in bytes: a burst does not
+/// keep the disk.
+const LOG_SIZE_LIMIT: &str = "67108864";
+/// The log is copied into the file after so many pages (of 4 KiB): a page that many batches change
+/// is copied once for all of them.
+const CHECKPOINT_PAGES: &str = "4000";
+/// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. The
+/// operating system caches the file too.
+const WRITER_CACHE: &str = "-32768";
+const READER_CACHE: &str = "-8192";
+/// Rows that the connection's thread may be ahead of its reader.
+const ROW_BUFFER: usize = 512;
+
+const BEGIN: &str = "begin immediate";
+const COMMIT: &str = "commit";
+const ROLLBACK: &str = "rollback";
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .foreign_keys(true)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .row_buffer_size(ROW_BUFFER)
+        .pragma("temp_store", "memory")
+        .pragma("mmap_size", "0")
+        // So that REPLACE fires the triggers that protect history.
+        .pragma("recursive_triggers", "on")
+        .disable_statement_logging()
+}
+
+/// The pool of connections that cannot write.
+pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
+    let options = options(path).read_only(true).pragma("query_only", "on").pragma("cache_size", READER_CACHE);
+    SqlitePoolOptions::new()
+        .max_connections(connections.max(1))
+        .acquire_timeout(READER_WAIT)
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // A read that was cancelled may leave its transaction open, and with it an old view.
+        .after_release(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
+        .connect_lazy_with(options)
+}
+
+type Slot = Arc<Mutex<Option<SqliteConnection>>>;
+
+/// The one connection that writes.
+pub(super) struct Writer {
+    options: SqliteConnectOptions,
+    slot: Slot,
+    is_closed: AtomicBool,
+}
+
+impl Writer {
+    /// Creates the file, if it is missing, and opens it.
+    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+        create_file(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+        let options = options(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .pragma("journal_size_limit", LOG_SIZE_LIMIT)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .pragma("cache_size", WRITER_CACHE);
+        let connection = options.connect().await.map_err(store_error)?;
+        Ok(Self { options, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
+    }
+
+    /// Waits for the connection and begins a transaction that may write.
+    pub(super) async fn begin(&self) -> Result<Transaction, StoreError> {
+        let mut transaction = self.acquire().await?;
+        sqlx::query(BEGIN).execute(transaction.connection()).await.map_err(store_error)?;
+        Ok(transaction)
+    }
+
+    /// Applies the migrations, each in its own transaction.
+    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        let mut held = self.acquire().await?;
+        let migrator = sqlx::migrate!("migrations/sqlite");
+        migrator.run_direct(None, held.connection(), false).await.map_err(of_migration)?;
+        held.put_back();
+        Ok(())
+    }
+
+    /// Closes the connection; nothing begins afterwards. Waits for the transaction under way.
+    pub(super) async fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        let connection = self.slot.lock().await.take();
+        if let Some(connection) = connection
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "closing the database");
+        }
+    }
+
+    async fn acquire(&self) -> Result<Transaction, StoreError> {
+        let mut slot = timeout(WRITER_WAIT, Arc::clone(&self.slot).lock_owned())
+            .await
+            .map_err(|_| StoreError::Unavailable("the writing connection is busy".into()))?;
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("the database is closed".into()));
+        }
+        let connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await.map_err(store_error)?,
+        };
+        Ok(Transaction(Some(Held { slot, connection })))
+    }
+}
+
+struct Held {
+    slot: OwnedMutexGuard<Option<SqliteConnection>>,
+    connection: SqliteConnection,
+}
+
+/// The writing connection, in a transaction. Dropping it rolls back.
+pub(super) struct Transaction(Option<Held>);
+
+impl Transaction {
+    pub(super) fn connection(&mut self) -> &mut SqliteConnection {
+        &mut self.0.as_mut().expect("it is held until the transaction is consumed").connection
+    }
+
+    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
+        sqlx::query(COMMIT).execute(self.connection()).await.map_err(store_error)?;
+        self.put_back();
+        Ok(())
+    }
+
+    fn put_back(&mut self) {
+        if let Some(mut held) = self.0.take() {
+            *held.slot = Some(held.connection);
+        }
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let (Some(mut held), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else { return };
+        // The slot stays locked meanwhile. When the rollback fails, the connection is dropped, which
+        // closes it, which rolls back.
+        runtime.spawn(async move {
+            let rollback = sqlx::query(ROLLBACK).execute(&mut held.connection);
+            if let Ok(Ok(_)) = timeout(ROLLBACK_TIMEOUT, rollback).await {
+                *held.slot = Some(held.connection);
+            }
+        });
+    }
+}
+
+/// Creates the folder and the file, readable only by its owner; SQLite gives the log the same mode.
+fn create_file(path: &Path) -> std::io::Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut file = std::fs::OpenOptions::new();
+    file.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
+    match file.open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}

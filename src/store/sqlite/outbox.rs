@@ -1,0 +1,224 @@
+//! The outbox as the publisher sees it. Leases are told by the database's clock: SQLite has none but
+//! the machine's, so it is asked within the statement, and every process on the file sees the same.
+//!
+//! Taking a lease and recording a batch are write transactions, so they are serial: who records has
+//! shown that its epoch is still in force, and two publishers can never both record.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteRow;
+
+use super::connection::Transaction;
+use super::error::store_error;
+use super::rows::{self, get};
+use super::{SqliteStore, in_time};
+use crate::domain::event::EventRecord;
+use crate::domain::ids::Partition;
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use crate::store::{Outbox, StoreError};
+
+pub(super) const STATEMENTS: &[&str] = &[
+    TAKE_LEASES,
+    RELEASE_LEASES,
+    HEADS,
+    EVENTS_OF_PARTITION,
+    LEASE_IN_FORCE,
+    INSERT_BATCH,
+    MARK_DIVERGED,
+    START_GENERATION,
+    STATUS,
+];
+
+/// The database's clock, in microseconds since 1970. It has a resolution of a millisecond.
+macro_rules! now {
+    () => {
+        "(cast(round(unixepoch('subsec') * 1000) as integer) * 1000)"
+    };
+}
+
+const TAKE_LEASES: &str = concat!(
+    "
+update stream_lease
+set epoch = case when owner = ?1 and leased_until > ",
+    now!(),
+    " then epoch else epoch + 1 end, owner = ?1, leased_until = ",
+    now!(),
+    " + ?2
+where owner is null or owner = ?1 or leased_until <= ",
+    now!(),
+    "
+returning partition, owner, epoch, generation, diverged_seq, coalesce((
+    select max(b.seq_to) from stream_batch b
+    where b.partition = stream_lease.partition and b.generation = stream_lease.generation
+), 0) as published_seq"
+);
+
+const RELEASE_LEASES: &str = "
+update stream_lease set owner = null, leased_until = 0 where owner = ?1";
+
+const HEADS: &str = "
+select partition, seq from stream_partition order by partition";
+
+const EVENTS_OF_PARTITION: &str = "
+select * from event_outbox where partition = ?1 and seq > ?2 order by seq limit ?3";
+
+const LEASE_IN_FORCE: &str = "
+select 1 from stream_lease where partition = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
+
+const INSERT_BATCH: &str = concat!(
+    "
+insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
+select ?1, ?2, last.seq + 1, ?3, ",
+    now!(),
+    "
+from (
+    select coalesce(max(seq_to), 0) as seq from stream_batch where partition = ?1 and generation = ?2
+) last
+where last.seq < ?3"
+);
+
+const MARK_DIVERGED: &str = "
+update stream_lease set diverged_seq = ?2 where partition = ?1";
+
+const START_GENERATION: &str = "
+update stream_lease set generation = generation + 1, diverged_seq = null where partition = ?1 returning generation";
+
+const STATUS: &str = concat!(
+    "
+select l.partition, l.generation, l.seq, l.published_seq, l.diverged_seq, l.owner, l.epoch,
+    l.owner is not null and l.leased_until > ",
+    now!(),
+    " as is_leased,
+    (select o.occurred_at from event_outbox o
+        where o.partition = l.partition and o.seq > l.published_seq order by o.seq limit 1) as oldest_waiting_at
+from (
+    select l.*, p.seq, coalesce((
+        select max(b.seq_to) from stream_batch b where b.partition = l.partition and b.generation = l.generation
+    ), 0) as published_seq
+    from stream_lease l
+    join stream_partition p on p.partition = l.partition
+) l
+order by l.partition"
+);
+
+#[async_trait]
+impl Outbox for SqliteStore {
+    async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
+        let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            let statement = sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us);
+            let rows = statement.fetch_all(tx.connection()).await.map_err(store_error)?;
+            let mut leases = rows.iter().map(lease).collect::<Result<Vec<_>, _>>()?;
+            tx.commit().await?;
+            leases.sort_by_key(|lease| lease.partition);
+            Ok(leases)
+        })
+        .await
+    }
+
+    async fn release(&self, owner: &str) -> Result<(), StoreError> {
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            sqlx::query(RELEASE_LEASES).bind(owner).execute(tx.connection()).await.map_err(store_error)?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
+        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
+    }
+
+    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let statement = sqlx::query(EVENTS_OF_PARTITION).bind(partition.stored()).bind(after).bind(i64::from(limit));
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::event).collect()
+    }
+
+    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            let recorded = record(&mut tx, lease, seq_to).await?;
+            tx.commit().await?;
+            Ok(recorded)
+        })
+        .await
+    }
+
+    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            let statement = sqlx::query(MARK_DIVERGED).bind(partition.stored()).bind(seq);
+            statement.execute(tx.connection()).await.map_err(store_error)?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            let statement = sqlx::query(START_GENERATION).bind(partition.stored());
+            let row = statement.fetch_one(tx.connection()).await.map_err(store_error)?;
+            let generation = get(&row, "generation")?;
+            tx.commit().await?;
+            Ok(generation)
+        })
+        .await
+    }
+
+    async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(status).collect()
+    }
+}
+
+async fn record(tx: &mut Transaction, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    let held = sqlx::query(LEASE_IN_FORCE)
+        .bind(lease.partition.stored())
+        .bind(&lease.owner)
+        .bind(lease.epoch)
+        .bind(lease.generation)
+        .fetch_optional(tx.connection())
+        .await
+        .map_err(store_error)?;
+    if held.is_none() {
+        return Ok(Recorded::LeaseLost);
+    }
+    sqlx::query(INSERT_BATCH)
+        .bind(lease.partition.stored())
+        .bind(lease.generation)
+        .bind(seq_to)
+        .execute(tx.connection())
+        .await
+        .map_err(store_error)?;
+    Ok(Recorded::Done)
+}
+
+fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
+    Ok(Lease {
+        partition: rows::partition(row)?,
+        owner: get(row, "owner")?,
+        epoch: get(row, "epoch")?,
+        generation: get(row, "generation")?,
+        published_seq: get(row, "published_seq")?,
+        diverged_seq: get(row, "diverged_seq")?,
+    })
+}
+
+fn status(row: &SqliteRow) -> Result<PartitionStatus, StoreError> {
+    Ok(PartitionStatus {
+        partition: rows::partition(row)?,
+        generation: get(row, "generation")?,
+        seq: get(row, "seq")?,
+        published_seq: get(row, "published_seq")?,
+        diverged_seq: get(row, "diverged_seq")?,
+        owner: get(row, "owner")?,
+        epoch: get(row, "epoch")?,
+        is_leased: get(row, "is_leased")?,
+        oldest_waiting_at: rows::maybe_at(row, "oldest_waiting_at")?,
+    })
+}

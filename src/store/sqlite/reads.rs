@@ -1,0 +1,173 @@
+//! What the API and the scheduler read. Pages go by the number of the last row seen, never by offset.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::error::store_error;
+use super::load::workspaces;
+use super::plans::all_latest_versions;
+use super::rows::{self, get};
+use super::{SqliteStore, audit, in_time, json, within};
+use crate::domain::entry::Entry;
+use crate::domain::event::EventRecord;
+use crate::domain::ids::{EventId, WorkspaceId};
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageLog;
+use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, UsageQuery};
+use crate::store::{Reads, StoreError};
+
+pub(super) const STATEMENTS: &[&str] =
+    &[BEGIN_READING, USAGE_PAGE, LEDGER_PAGE, EVENTS_OF_WORKSPACE, EVENTS_OF_ALL, EVENT_BY_ID, DUE, PING];
+
+/// Several statements that must see one state of the database.
+pub(super) const BEGIN_READING: &str = "begin deferred";
+
+const USAGE_PAGE: &str = "
+select * from usage_logs
+where workspace_id = ?1 and seq < ?2
+    and (?3 is null or feature_code = ?3)
+    and (?4 is null or recorded_at >= ?4)
+    and (?5 is null or recorded_at < ?5)
+order by seq desc
+limit ?6";
+
+const LEDGER_PAGE: &str = "
+select * from credit_entries
+where workspace_id = ?1 and seq < ?2
+    and (?3 is null or to_account = 'consumed:' || ?3)
+    and (?4 is null or recorded_at >= ?4)
+    and (?5 is null or recorded_at < ?5)
+order by seq desc
+limit ?6";
+
+const EVENTS_OF_WORKSPACE: &str = "
+select * from event_outbox where workspace_id = ?1 and workspace_seq > ?2 order by workspace_seq limit ?3";
+
+/// The numbers of a partition have no gap, so a range of them is a limit.
+const EVENTS_OF_ALL: &str = "
+select o.*
+from json_each(?1) a
+cross join event_outbox o on o.partition = a.value ->> 0 and o.seq > a.value ->> 1 and o.seq <= (a.value ->> 1) + ?2
+order by o.partition, o.seq";
+
+const EVENT_BY_ID: &str = "
+select * from event_outbox where event_id = ?1 and (?2 is null or workspace_id = ?2)";
+
+/// At most `?2` of each kind, the longest due first, so that neither kind keeps the other waiting.
+const DUE: &str = "
+select * from (
+    select workspace_id, 1 as is_boundary from subscriptions
+    where status = 'active' and period_end <= ?1
+    order by period_end
+    limit ?2
+)
+union all
+select * from (
+    select workspace_id, 0 from credit_grants
+    where is_open = 1 and expires_at is not null and expires_at <= ?1 and source not in ('allowance', 'rollover')
+        and remaining > 0
+    group by workspace_id
+    order by min(expires_at)
+    limit ?2
+)";
+
+const PING: &str = "select 1";
+
+#[async_trait]
+impl Reads for SqliteStore {
+    async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
+        in_time(async {
+            let mut tx = self.readers.begin_with(BEGIN_READING).await.map_err(store_error)?;
+            let mut found = workspaces(&mut tx, &self.plans, &[workspace_id.0]).await?;
+            tx.commit().await.map_err(store_error)?;
+            Ok(found.remove(&workspace_id))
+        })
+        .await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
+        let statement = sqlx::query(USAGE_PAGE)
+            .bind(query.workspace_id.0)
+            .bind(query.before_seq.unwrap_or(i64::MAX))
+            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.from.map(Timestamp::micros))
+            .bind(query.to.map(Timestamp::micros))
+            .bind(i64::from(query.limit));
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::usage_log).collect()
+    }
+
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
+        let statement = sqlx::query(LEDGER_PAGE)
+            .bind(query.workspace_id.0)
+            .bind(query.before_seq.unwrap_or(i64::MAX))
+            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.from.map(Timestamp::micros))
+            .bind(query.to.map(Timestamp::micros))
+            .bind(i64::from(query.limit));
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::entry).collect()
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
+        let statement = match query {
+            EventQuery::OfWorkspace { workspace_id, after, limit } => {
+                sqlx::query(EVENTS_OF_WORKSPACE).bind(workspace_id.0).bind(after).bind(i64::from(*limit))
+            }
+            EventQuery::OfAll { after, limit } => {
+                let after = json::rows(after, |row, position| {
+                    row.int(position.partition.stored()).int(position.seq);
+                });
+                sqlx::query(EVENTS_OF_ALL).bind(after).bind(i64::from(*limit))
+            }
+        };
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::event).collect()
+    }
+
+    async fn event(
+        &self,
+        event_id: EventId,
+        workspace_id: Option<WorkspaceId>,
+    ) -> Result<Option<EventRecord>, StoreError> {
+        let statement = sqlx::query(EVENT_BY_ID).bind(event_id.0).bind(workspace_id.map(|id| id.0));
+        let row = in_time(async { statement.fetch_optional(&self.readers).await.map_err(store_error) }).await?;
+        row.as_ref().map(rows::event).transpose()
+    }
+
+    async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+        in_time(async {
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            let keys = all_latest_versions(&mut connection).await?;
+            let plans = self.plans.get(&mut connection, &keys).await?;
+            Ok(keys.iter().filter_map(|key| plans.get(key).cloned()).collect())
+        })
+        .await
+    }
+
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let statement = sqlx::query(DUE).bind(now.micros()).bind(i64::from(limit));
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        rows.iter()
+            .map(|row| {
+                let work = if get(row, "is_boundary")? { DueWork::Boundary } else { DueWork::Expiry };
+                Ok(DueWorkspace { workspace_id: rows::workspace_id(row)?, work })
+            })
+            .collect()
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
+        within(audit::TIMEOUT, audit::run(&self.readers, limit)).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        in_time(async {
+            sqlx::query(PING).execute(&self.readers).await.map_err(store_error)?;
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,408 @@
+//! What only SQLite can get wrong. What both stores promise is in `tests/conformance`.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+
+use sqlx::{Executor, SqlSafeStr};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::change_set::{ChangeSet, CommandRecord, Rows};
+use crate::domain::credits::Credits;
+use crate::domain::entry::{Account, Entry};
+use crate::domain::event::{EventRecord, EventType};
+use crate::domain::grant::{CostBasis, Currency, Grant, GrantSource};
+use crate::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use crate::domain::metadata::Metadata;
+use crate::domain::period::Period;
+use crate::domain::plan::tests::pro;
+use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
+use crate::domain::subscription::{Subscription, SubscriptionStatus};
+use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
+use crate::store::{Outbox, Reads};
+
+const NOON: Timestamp = Timestamp::from_micros(1_800_000_000_000_001);
+
+async fn store() -> (TempDir, SqliteStore) {
+    let folder = TempDir::new().unwrap();
+    let store = SqliteStore::open(&SqliteConfig::new(folder.path().join("data/billing.db"))).await.unwrap();
+    store.migrate().await.unwrap();
+    store.put_plans(&[pro()]).await.unwrap();
+    (folder, store)
+}
+
+fn workspace(id: u128) -> WorkspaceId {
+    WorkspaceId(Uuid::from_u128(id))
+}
+
+fn keys(workspace_id: WorkspaceId) -> KeySet {
+    KeySet { workspaces: BTreeSet::from([workspace_id]), ..KeySet::default() }
+}
+
+fn state(workspace_id: WorkspaceId) -> WorkspaceState {
+    let plan = Arc::new(pro());
+    let features = plan.features.iter().map(|(code, terms)| {
+        let overrides = FeatureOverrides { enabled: Some(true), unit_price: None, limit: Some(Credits::whole(9)) };
+        let feature = WorkspaceFeature {
+            workspace_id,
+            feature_code: code.clone(),
+            plan_terms: *terms,
+            overrides,
+            used_this_month: Credits::ZERO,
+            limit_fired: true,
+        };
+        (code.clone(), feature)
+    });
+    WorkspaceState {
+        workspace: Workspace {
+            workspace_id,
+            name: Label::new("Zoë \"\\ & 東京").unwrap(),
+            zone: chrono_tz::Europe::Berlin,
+            monthly_limit_override: None,
+            overdraft_limit_override: Some(Credits::whole(5)),
+            created_at: NOON,
+        },
+        credits: WorkspaceCredits { current_credits: Credits::whole(10), ..WorkspaceCredits::new(workspace_id, NOON) },
+        subscription: Subscription {
+            workspace_id,
+            subscription_id: SubscriptionId(Uuid::from_u128(7)),
+            plan_code: plan.plan_code.clone(),
+            plan_version: plan.version,
+            status: SubscriptionStatus::Active,
+            anchor: NOON,
+            period: Period { offset_months: 0, start: NOON, end: Timestamp::from_micros(NOON.micros() + 10) },
+            period_months: 1,
+            version: 1,
+            pending: None,
+            canceled_at: None,
+            updated_at: NOON,
+        },
+        features: features.collect(),
+        plan,
+        pending_plan: None,
+        grants: vec![Grant {
+            workspace_id,
+            grant_id: GrantId(Uuid::from_u128(8)),
+            source: GrantSource::Purchase,
+            amount: Credits::whole(10),
+            remaining: Credits::whole(10),
+            held: Credits::ZERO,
+            priority: 50,
+            effective_at: NOON,
+            expires_at: Some(NOON),
+            feature_scope: None,
+            payment_reference: Some(PaymentReference::new("p-1").unwrap()),
+            cost_basis: Some(CostBasis { amount_minor: 1, currency: Currency::new("EUR").unwrap() }),
+        }],
+    }
+}
+
+fn provisioning(state: &WorkspaceState) -> ChangeSet {
+    let inserted = |rows| Rows { inserted: rows, updated: Vec::new() };
+    ChangeSet {
+        workspaces: vec![state.workspace.clone()],
+        credits: inserted(vec![state.credits.clone()]),
+        subscriptions: Rows { inserted: vec![state.subscription.clone()], updated: Vec::new() },
+        features: Rows { inserted: state.features.values().cloned().collect(), updated: Vec::new() },
+        grants: Rows { inserted: state.grants.clone(), updated: Vec::new() },
+        ..ChangeSet::default()
+    }
+}
+
+async fn provision(store: &SqliteStore, workspace_id: WorkspaceId) -> WorkspaceState {
+    let state = state(workspace_id);
+    store.begin().await.unwrap().commit(provisioning(&state)).await.unwrap();
+    state
+}
+
+/// A deduction of one credit as the engine would write it.
+fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
+    let state = &snapshot.workspaces[&workspace_id];
+    let head = snapshot.heads[&Partition::of(workspace_id)];
+    let number = state.credits.entry_seq + 1;
+    let command_id = CommandId(Uuid::from_u128(workspace_id.0.as_u128() << 32 | u128::from(number.unsigned_abs())));
+    let mut credits = state.credits.clone();
+    credits.entry_seq = number;
+    credits.usage_seq = number;
+    credits.event_seq = number;
+    credits.current_credits = credits.current_credits.minus(Credits::from_micro(1).unwrap()).unwrap();
+    let mut grant = state.grants[0].clone();
+    grant.remaining = grant.remaining.minus(Credits::from_micro(1).unwrap()).unwrap();
+    let feature = FeatureCode::new("render").unwrap();
+    let event_id = EventId(command_id.0);
+    ChangeSet {
+        heads: vec![PartitionHead {
+            seq: head.seq + 1,
+            last_event_id: Some(event_id),
+            version: head.version + 1,
+            ..head
+        }],
+        entries: vec![Entry {
+            workspace_id,
+            seq: number,
+            command_id,
+            from: Account::Grant(grant.grant_id),
+            to: Account::Consumed(feature.clone()),
+            amount: Credits::from_micro(1).unwrap(),
+            balance_after: credits.current_credits,
+            recorded_at: NOON,
+            effective_at: NOON,
+        }],
+        usage_logs: vec![UsageLog {
+            workspace_id,
+            seq: number,
+            command_id,
+            feature_code: feature,
+            user_id: None,
+            credits: Credits::from_micro(1).unwrap(),
+            quantity: None,
+            occurred_at: NOON,
+            recorded_at: NOON,
+            metadata: Metadata::from_stored("{\"a\":\"\\\"\"}"),
+        }],
+        commands: vec![CommandRecord {
+            workspace_id,
+            idempotency_key: IdempotencyKey::new(&format!("k-{number}")).unwrap(),
+            command_id,
+            command_type: "DeductCredits".into(),
+            fingerprint: [0xa5; 32],
+            outcome: "accepted".into(),
+            status: 200,
+            body: "{\"text\": \"\\u0000 \\\" é\u{2028}\"}\n".into(),
+            actor: "test".into(),
+            correlation_id: "c-1".into(),
+            traceparent: None,
+            metadata: None,
+            received_at: NOON,
+            recorded_at: NOON,
+        }],
+        events: vec![EventRecord {
+            event_id,
+            event_type: EventType::CreditConsumed,
+            schema_version: 1,
+            partition: head.partition,
+            seq: head.seq + 1,
+            workspace_id,
+            workspace_seq: number,
+            occurred_at: NOON,
+            correlation_id: "c-1".into(),
+            causation_id: command_id.0,
+            traceparent: None,
+            metadata: None,
+            data: "{}".into(),
+        }],
+        credits: Rows { inserted: Vec::new(), updated: vec![credits] },
+        grants: Rows { inserted: Vec::new(), updated: vec![grant] },
+        ..ChangeSet::default()
+    }
+}
+
+async fn deduct(store: &SqliteStore, workspace_id: WorkspaceId) -> Result<ChangeSet, StoreError> {
+    let mut tx = store.begin().await?;
+    let changes = deduction(&tx.load(&keys(workspace_id)).await?, workspace_id);
+    tx.commit(changes.clone()).await?;
+    Ok(changes)
+}
+
+#[tokio::test]
+async fn every_statement_prepares() {
+    let (_folder, store) = store().await;
+    let mut tx = store.writer.begin().await.unwrap();
+    let mut count = 0;
+    for statement in statements() {
+        let prepared = tx.connection().prepare(sqlx::AssertSqlSafe(statement).into_sql_str()).await;
+        prepared.unwrap_or_else(|error| panic!("{error}: {statement}"));
+        count += 1;
+    }
+    assert!(count > 50, "{count}");
+}
+
+#[tokio::test]
+async fn no_statement_of_the_write_path_scans_a_table() {
+    let (_folder, store) = store().await;
+    let mut tx = store.writer.begin().await.unwrap();
+    for statement in [load::STATEMENTS, write::STATEMENTS, rare::STATEMENTS].into_iter().flatten() {
+        let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(explain).bind("[]").fetch_all(tx.connection()).await.unwrap();
+        for (_, _, _, step) in plan {
+            let is_rows_of_parameter = step.contains("VIRTUAL TABLE") || step.contains("CONSTANT");
+            assert!(is_rows_of_parameter || !step.starts_with("SCAN"), "{step}: {statement}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_back_equal() {
+    let (_folder, store) = store().await;
+    let mut expected = provision(&store, workspace(1)).await;
+    let changes = deduct(&store, workspace(1)).await.unwrap();
+    expected.credits = changes.credits.updated[0].clone();
+    expected.grants = changes.grants.updated.clone();
+
+    assert_eq!(store.workspace(workspace(1)).await.unwrap(), Some(expected));
+    assert_eq!(store.workspace(workspace(2)).await.unwrap(), None);
+    let mut tx = store.begin().await.unwrap();
+    let command = changes.commands[0].clone();
+    let key = (workspace(1), command.idempotency_key.clone());
+    let snapshot = tx.load(&KeySet { commands: BTreeSet::from([key.clone()]), ..keys(workspace(1)) }).await.unwrap();
+    assert_eq!(snapshot.commands[&key], command);
+    let partition = Partition::of(workspace(1));
+    assert_eq!(snapshot.heads[&partition], changes.heads[0]);
+    assert_eq!(store.read(partition, 0, 10).await.unwrap(), changes.events);
+    let violated: BTreeSet<_> = store.audit(10).await.unwrap().iter().map(|found| found.invariant).collect();
+    let of_a_grant_from_nowhere = ["balance-after-chains", "balance-is-sum-of-entries", "grant-is-sum-of-entries"];
+    assert_eq!(violated, BTreeSet::from(of_a_grant_from_nowhere));
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_leaves_nothing_and_the_next_one_works() {
+    let (_folder, store) = store().await;
+    let before = provision(&store, workspace(1)).await;
+    let mut tx = store.writer.begin().await.unwrap();
+    tx.connection().execute("update workspace_credits set used_this_month = 3").await.unwrap();
+    drop(tx);
+    deduct(&store, workspace(1)).await.unwrap();
+    let after = store.workspace(workspace(1)).await.unwrap().unwrap();
+    assert_eq!(after.credits.used_this_month, before.credits.used_this_month);
+}
+
+#[tokio::test]
+async fn a_duplicate_key_is_a_conflict_and_a_missing_row_or_broken_rule_is_corruption() {
+    let (_folder, store) = store().await;
+    let state = provision(&store, workspace(1)).await;
+    let commit = async |changes| store.begin().await.unwrap().commit(changes).await;
+    assert!(matches!(commit(provisioning(&state)).await, Err(StoreError::Conflict(_))));
+
+    let mut changes = deduct(&store, workspace(1)).await.unwrap();
+    assert!(matches!(commit(changes.clone()).await, Err(StoreError::Conflict(_))), "a stale head");
+    changes = ChangeSet { credits: changes.credits, ..ChangeSet::default() };
+    changes.credits.updated[0].workspace_id = workspace(2);
+    assert!(matches!(commit(changes.clone()).await, Err(StoreError::Corrupt(_))), "no such row");
+    changes.credits.updated[0].workspace_id = workspace(1);
+    changes.credits.updated[0].debt_credits = Credits::whole(1);
+    assert!(matches!(commit(changes).await, Err(StoreError::Corrupt(_))), "beyond the overdraft");
+}
+
+#[tokio::test]
+async fn history_can_be_neither_changed_nor_deleted_nor_replaced() {
+    let (_folder, store) = store().await;
+    provision(&store, workspace(1)).await;
+    deduct(&store, workspace(1)).await.unwrap();
+    for table in ["plan_versions", "plan_features", "commands", "credit_entries", "usage_logs", "event_outbox"] {
+        let column = if table.starts_with("plan") { "plan_code" } else { "workspace_id" };
+        for statement in [
+            format!("update {table} set {column} = {column}"),
+            format!("delete from {table}"),
+            format!("insert or replace into {table} select * from {table}"),
+        ] {
+            let mut tx = store.writer.begin().await.unwrap();
+            let refused = tx.connection().execute(sqlx::AssertSqlSafe(statement.clone())).await;
+            let text = refused.map_err(error::store_error).unwrap_err().to_string();
+            assert!(text.contains("history is immutable"), "{statement}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn readers_see_what_is_committed_while_a_write_transaction_is_open() {
+    let (_folder, store) = store().await;
+    let before = provision(&store, workspace(1)).await;
+    let mut tx = store.writer.begin().await.unwrap();
+    tx.connection().execute("update workspace_credits set used_this_month = 3").await.unwrap();
+    assert_eq!(store.workspace(workspace(1)).await.unwrap(), Some(before));
+    tx.commit().await.unwrap();
+    let after = store.workspace(workspace(1)).await.unwrap().unwrap();
+    assert_eq!(after.credits.used_this_month, Credits::from_micro(3).unwrap());
+    let refused = sqlx::query("delete from stream_lease").execute(&store.readers).await;
+    assert!(refused.is_err(), "a reader cannot write");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn eight_writers_of_one_process_never_find_the_database_locked() {
+    const EACH: usize = 40;
+    let (_folder, store) = store().await;
+    provision(&store, workspace(1)).await;
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for _ in 0..EACH {
+                    deduct(&store, workspace(1)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let state = store.workspace(workspace(1)).await.unwrap().unwrap();
+    assert_eq!(state.credits.entry_seq, 8 * 40);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_unavailable_and_once_there_is_room_writing_goes_on() {
+    let (_folder, store) = store().await;
+    provision(&store, workspace(1)).await;
+    let mut tx = store.writer.begin().await.unwrap();
+    tx.connection().execute("pragma max_page_count = 1").await.unwrap();
+    let full = tx.connection().execute("create table filler as select zeroblob(1000000) as bytes").await;
+    assert!(matches!(full.map_err(error::store_error), Err(StoreError::Unavailable(_))));
+    drop(tx);
+    let mut tx = store.writer.begin().await.unwrap();
+    tx.connection().execute("pragma max_page_count = 1000000").await.unwrap();
+    drop(tx);
+    deduct(&store, workspace(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_process_that_writes_is_waited_for_and_then_reported_as_unavailable() {
+    let (folder, store) = store().await;
+    let path = folder.path().join("data/billing.db");
+    let other = SqliteStore::open(&SqliteConfig::new(path)).await.unwrap();
+    let held = other.writer.begin().await.unwrap();
+    let refused = store.begin().await.map(|_| ());
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    held.commit().await.unwrap();
+    store.begin().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_file_is_its_owners_alone_durable_and_found_again() {
+    let (folder, store) = store().await;
+    let expected = provision(&store, workspace(1)).await;
+    let path = folder.path().join("data/billing.db");
+    for suffix in ["", "-wal", "-shm"] {
+        let file = std::fs::metadata(format!("{}{suffix}", path.display())).unwrap();
+        assert_eq!(file.permissions().mode() & 0o777, 0o600, "{suffix}");
+    }
+    let mut tx = store.writer.begin().await.unwrap();
+    for (pragma, expected) in [("journal_mode", "wal"), ("synchronous", "2"), ("foreign_keys", "1")] {
+        let query = sqlx::AssertSqlSafe(format!("select cast({pragma} as text) from pragma_{pragma}"));
+        let value: String = sqlx::query_scalar(query).fetch_one(tx.connection()).await.unwrap();
+        assert_eq!(value, expected, "{pragma}");
+    }
+    drop(tx);
+    store.close().await;
+    assert!(matches!(store.begin().await.map(|_| ()), Err(StoreError::Unavailable(_))));
+    let again = SqliteStore::open(&SqliteConfig::new(path)).await.unwrap();
+    again.migrate().await.unwrap();
+    assert_eq!(again.workspace(workspace(1)).await.unwrap(), Some(expected));
+}
+
+#[tokio::test]
+async fn a_lease_is_kept_by_its_owner_and_taken_over_with_a_higher_epoch_when_it_ends() {
+    let (_folder, store) = store().await;
+    let long = Duration::from_secs(60);
+    let first = store.lease("one", long).await.unwrap();
+    assert_eq!(first.iter().map(|lease| lease.partition).collect::<Vec<_>>(), Partition::all().collect::<Vec<_>>());
+    assert_eq!(store.lease("one", Duration::ZERO).await.unwrap()[0].epoch, first[0].epoch);
+    let second = store.lease("two", long).await.unwrap();
+    assert_eq!((second.len(), second[0].epoch), (16, first[0].epoch + 1));
+    assert!(store.lease("one", long).await.unwrap().is_empty());
+    assert!(store.status().await.unwrap().iter().all(|status| status.is_leased));
+}

@@ -1,0 +1,297 @@
+//! One write transaction: load, then all rows of a batch in a fixed number of statements, then commit.
+//!
+//! Each table's rows go in one statement with one parameter (see [`super::json`]); a table without
+//! rows costs nothing. Tables that only some commands write to are in [`super::rare`]. The heads of the partitions are written first: their version guards
+//! everything after them. A row to update that is not there is corruption: it was loaded in this
+//! transaction.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteConnection;
+
+use super::connection::Transaction;
+use super::error::store_error;
+use super::json::{self, JsonRow};
+use super::plans::{PlanCache, limit_mode};
+use super::{in_time, load, rare};
+use crate::domain::change_set::{ChangeSet, CommandRecord};
+use crate::domain::credits::Quantity;
+use crate::domain::entry::Entry;
+use crate::domain::event::EventRecord;
+use crate::domain::grant::Grant;
+use crate::domain::metadata::Metadata;
+use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
+use crate::domain::text::UserId;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
+use crate::store::{StoreError, WriteTx};
+
+pub(super) const STATEMENTS: &[&str] = &[
+    UPDATE_HEADS,
+    UPDATE_CREDITS,
+    UPDATE_FEATURES,
+    UPDATE_GRANTS,
+    INSERT_COMMANDS,
+    INSERT_ENTRIES,
+    INSERT_USAGE_LOGS,
+    INSERT_EVENTS,
+];
+
+/// A transaction on the writing connection.
+pub(super) struct SqliteTx {
+    tx: Transaction,
+    plans: Arc<PlanCache>,
+}
+
+impl SqliteTx {
+    pub(super) fn new(tx: Transaction, plans: Arc<PlanCache>) -> Self {
+        Self { tx, plans }
+    }
+}
+
+#[async_trait]
+impl WriteTx for SqliteTx {
+    async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
+        in_time(load::load(self.tx.connection(), &self.plans, keys)).await
+    }
+
+    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError> {
+        let mut tx = self.tx;
+        in_time(async move {
+            write(tx.connection(), &changes).await?;
+            tx.commit().await
+        })
+        .await
+    }
+}
+
+/// The heads first: nothing is written below one that another batch has moved.
+async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
+    update_heads(connection, &changes.heads).await?;
+    rare::write(connection, changes).await?;
+    update(connection, UPDATE_CREDITS, &changes.credits.updated, credits).await?;
+    update(connection, UPDATE_FEATURES, &changes.features.updated, feature).await?;
+    update(connection, UPDATE_GRANTS, &changes.grants.updated, grant_state).await?;
+    insert(connection, INSERT_COMMANDS, &changes.commands, command).await?;
+    insert(connection, INSERT_ENTRIES, &changes.entries, entry).await?;
+    insert(connection, INSERT_USAGE_LOGS, &changes.usage_logs, usage_log).await?;
+    insert(connection, INSERT_EVENTS, &changes.events, event).await
+}
+
+/// Inserts the rows, if there are any.
+pub(super) async fn insert<T>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    items: &[T],
+    columns: fn(&mut JsonRow<'_>, &T),
+) -> Result<(), StoreError> {
+    execute(connection, statement, items, columns).await.map(|_| ())
+}
+
+/// Updates the rows, if there are any; each must be there.
+pub(super) async fn update<T>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    items: &[T],
+    columns: fn(&mut JsonRow<'_>, &T),
+) -> Result<(), StoreError> {
+    let missing = items.len() - execute(connection, statement, items, columns).await?;
+    if missing == 0 {
+        return Ok(());
+    }
+    let table = statement.split_whitespace().nth(1).unwrap_or_default();
+    Err(StoreError::Corrupt(format!("{missing} rows to update are not in {table}")))
+}
+
+/// Runs a statement over the rows, if there are any; gives how many it wrote.
+async fn execute<T>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    items: &[T],
+    columns: fn(&mut JsonRow<'_>, &T),
+) -> Result<usize, StoreError> {
+    if items.is_empty() {
+        return Ok(0);
+    }
+    let result = sqlx::query(statement).bind(json::rows(items, columns)).execute(connection).await;
+    let written = result.map_err(store_error)?.rows_affected();
+    usize::try_from(written)
+        .ok()
+        .filter(|written| *written <= items.len())
+        .ok_or_else(|| StoreError::Corrupt(format!("{written} rows were written for {}", items.len())))
+}
+
+const UPDATE_HEADS: &str = "
+update stream_partition
+set seq = n.seq, last_event_id = n.last_event_id, version = n.version
+from (
+    select value ->> 0 as partition, value ->> 1 as seq, unhex(value ->> 2) as last_event_id, value ->> 3 as version
+    from json_each(?1)
+) n
+where stream_partition.partition = n.partition and stream_partition.version = n.version - 1";
+
+async fn update_heads(connection: &mut SqliteConnection, heads: &[PartitionHead]) -> Result<(), StoreError> {
+    let written = execute(connection, UPDATE_HEADS, heads, |row, head: &PartitionHead| {
+        row.int(head.partition.stored()).int(head.seq).maybe_id(head.last_event_id.map(|id| id.0)).int(head.version);
+    })
+    .await?;
+    if written == heads.len() {
+        return Ok(());
+    }
+    Err(StoreError::Conflict("another batch wrote to the partition after it was loaded".into()))
+}
+
+const UPDATE_CREDITS: &str = "
+update workspace_credits
+set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.row ->> 3,
+    overdraft_limit = n.row ->> 4, used_this_month = n.row ->> 5, entry_seq = n.row ->> 6, usage_seq = n.row ->> 7,
+    event_seq = n.row ->> 8, low_credit_fired = n.row ->> 9, monthly_limit_fired = n.row ->> 10,
+    window_start = n.row ->> 11, window_used = n.row ->> 12, updated_at = n.row ->> 13
+from (select unhex(value ->> 0) as workspace_id, value as row from json_each(?1)) n
+where workspace_credits.workspace_id = n.workspace_id";
+
+pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
+    row.id(credits.workspace_id.0)
+        .credits(credits.current_credits)
+        .credits(credits.held_credits)
+        .credits(credits.debt_credits)
+        .credits(credits.overdraft_limit)
+        .credits(credits.used_this_month)
+        .int(credits.entry_seq)
+        .int(credits.usage_seq)
+        .int(credits.event_seq)
+        .int(credits.low_credit_fired)
+        .int(credits.monthly_limit_fired)
+        .at(credits.window_start)
+        .credits(credits.window_used)
+        .at(credits.updated_at);
+}
+
+const UPDATE_FEATURES: &str = "
+update workspace_features
+set plan_enabled = n.row ->> 2, plan_unit_price = n.row ->> 3, plan_limit_amount = n.row ->> 4,
+    plan_limit_mode = n.row ->> 5, override_enabled = n.row ->> 6, override_unit_price = n.row ->> 7,
+    override_limit = n.row ->> 8, used_this_month = n.row ->> 9, limit_fired = n.row ->> 10
+from (select unhex(value ->> 0) as workspace_id, value ->> 1 as feature_code, value as row from json_each(?1)) n
+where workspace_features.workspace_id = n.workspace_id and workspace_features.feature_code = n.feature_code";
+
+pub(super) fn feature(row: &mut JsonRow<'_>, feature: &WorkspaceFeature) {
+    let (terms, overrides) = (&feature.plan_terms, &feature.overrides);
+    row.id(feature.workspace_id.0)
+        .text(feature.feature_code.as_str())
+        .int(terms.enabled)
+        .maybe_credits(terms.unit_price)
+        .maybe_credits(terms.limit.map(|limit| limit.credits))
+        .maybe_text(terms.limit.map(|limit| limit_mode(limit.mode)))
+        .maybe_int(overrides.enabled)
+        .maybe_credits(overrides.unit_price)
+        .maybe_credits(overrides.limit)
+        .credits(feature.used_this_month)
+        .int(feature.limit_fired);
+}
+
+const UPDATE_GRANTS: &str = "
+update credit_grants
+set remaining = n.row ->> 2, held = n.row ->> 3, expires_at = n.row ->> 4, is_open = n.row ->> 5
+from (select unhex(value ->> 0) as workspace_id, unhex(value ->> 1) as grant_id, value as row from json_each(?1)) n
+where credit_grants.workspace_id = n.workspace_id and credit_grants.grant_id = n.grant_id";
+
+fn grant_state(row: &mut JsonRow<'_>, grant: &Grant) {
+    row.id(grant.workspace_id.0)
+        .id(grant.grant_id.0)
+        .credits(grant.remaining)
+        .credits(grant.held)
+        .maybe_at(grant.expires_at)
+        .int(grant.is_open());
+}
+
+const INSERT_COMMANDS: &str = "
+insert into commands (
+    workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body, actor,
+    correlation_id, traceparent, metadata, received_at, recorded_at)
+select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
+    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
+from json_each(?1)";
+
+fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
+    row.id(command.workspace_id.0)
+        .text(command.idempotency_key.as_str())
+        .id(command.command_id.0)
+        .text(&command.command_type)
+        .bytes(&command.fingerprint)
+        .text(&command.outcome)
+        .int(command.status)
+        .text(&command.body)
+        .text(&command.actor)
+        .text(&command.correlation_id)
+        .maybe_text(command.traceparent.as_deref())
+        .maybe_text(command.metadata.as_ref().map(Metadata::to_json).as_deref())
+        .at(command.received_at)
+        .at(command.recorded_at);
+}
+
+const INSERT_ENTRIES: &str = "
+insert into credit_entries (
+    workspace_id, seq, command_id, from_account, to_account, grant_id, amount, balance_after, recorded_at,
+    effective_at)
+select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6,
+    value ->> 7, value ->> 8, value ->> 9
+from json_each(?1)";
+
+fn entry(row: &mut JsonRow<'_>, entry: &Entry) {
+    row.id(entry.workspace_id.0)
+        .int(entry.seq)
+        .id(entry.command_id.0)
+        .text(&entry.from.label())
+        .text(&entry.to.label())
+        .maybe_id(entry.grant_id().map(|id| id.0))
+        .credits(entry.amount)
+        .credits(entry.balance_after)
+        .at(entry.recorded_at)
+        .at(entry.effective_at);
+}
+
+const INSERT_USAGE_LOGS: &str = "
+insert into usage_logs (
+    workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata)
+select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+    value ->> 7, value ->> 8, value ->> 9
+from json_each(?1)";
+
+fn usage_log(row: &mut JsonRow<'_>, log: &UsageLog) {
+    row.id(log.workspace_id.0)
+        .int(log.seq)
+        .id(log.command_id.0)
+        .text(log.feature_code.as_str())
+        .maybe_text(log.user_id.as_ref().map(UserId::as_str))
+        .credits(log.credits)
+        .maybe_int(log.quantity.map(Quantity::micro))
+        .at(log.occurred_at)
+        .at(log.recorded_at)
+        .maybe_text(log.metadata.as_ref().map(Metadata::to_json).as_deref());
+}
+
+const INSERT_EVENTS: &str = "
+insert into event_outbox (
+    partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version, occurred_at, correlation_id,
+    causation_id, traceparent, metadata, data)
+select value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3), value ->> 4, value ->> 5, value ->> 6,
+    value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12
+from json_each(?1)";
+
+fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
+    row.int(event.partition.stored())
+        .int(event.seq)
+        .id(event.event_id.0)
+        .id(event.workspace_id.0)
+        .int(event.workspace_seq)
+        .text(event.event_type.as_str())
+        .int(event.schema_version)
+        .at(event.occurred_at)
+        .text(&event.correlation_id)
+        .id(event.causation_id)
+        .maybe_text(event.traceparent.as_deref())
+        .maybe_text(event.metadata.as_deref())
+        .text(&event.data);
+}
