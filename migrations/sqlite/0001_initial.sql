@@ -216,7 +216,7 @@ insert into stream_partition (partition, seq, version) select n, 0, 0 from numbe
 insert into stream_lease (partition, epoch, leased_until, generation) select partition, 0, 0, 1 from stream_partition;
 
 create table event_outbox (
-    partition      integer not null references stream_partition,
+    partition      integer not null check (partition between 0 and 15),
     seq            integer not null check (seq >= 1),
     event_id       blob    not null unique check (length(event_id) = 16),
     workspace_id   blob    not null references workspaces,
@@ -235,7 +235,7 @@ create table event_outbox (
 
 -- What was published, a row per batch: the outbox itself is never updated.
 create table stream_batch (
-    partition    integer not null references stream_partition,
+    partition    integer not null check (partition between 0 and 15),
     generation   integer not null,
     seq_from     integer not null check (seq_from >= 1),
     seq_to       integer not null,

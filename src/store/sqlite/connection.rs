@@ -37,14 +37,14 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// To how much the write-ahead log shrinks after it was checkpointed, in bytes: a burst does not
 /// keep the disk.
-const LOG_SIZE_LIMIT: &str = "67108864";
+const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
 /// The log is copied into the file after so many pages (of 4 KiB): a page that many batches change
 /// is copied once for all of them.
-const CHECKPOINT_PAGES: &str = "4000";
+const CHECKPOINT_PAGES: i64 = 4_000;
 /// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. The
 /// operating system caches the file too.
-const WRITER_CACHE: &str = "-32768";
-const READER_CACHE: &str = "-8192";
+const WRITER_CACHE: i64 = -32 * 1024;
+const READER_CACHE: i64 = -8 * 1024;
 /// Rows that the connection's thread may be ahead of its reader.
 const ROW_BUFFER: usize = 512;
 
@@ -68,7 +68,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// The pool of connections that cannot write.
 pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
-    let options = options(path).read_only(true).pragma("query_only", "on").pragma("cache_size", READER_CACHE);
+    let options =
+        options(path).read_only(true).pragma("query_only", "on").pragma("cache_size", READER_CACHE.to_string());
     SqlitePoolOptions::new()
         .max_connections(connections.max(1))
         .acquire_timeout(READER_WAIT)
@@ -95,9 +96,9 @@ impl Writer {
         create_file(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
         let options = options(path)
             .journal_mode(SqliteJournalMode::Wal)
-            .pragma("journal_size_limit", LOG_SIZE_LIMIT)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
-            .pragma("cache_size", WRITER_CACHE);
+            .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+            .pragma("cache_size", WRITER_CACHE.to_string());
         let connection = options.connect().await.map_err(store_error)?;
         Ok(Self { options, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
     }

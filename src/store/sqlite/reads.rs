@@ -14,6 +14,7 @@ use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
+use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, UsageQuery};
@@ -92,7 +93,7 @@ impl Reads for SqliteStore {
         let statement = sqlx::query(USAGE_PAGE)
             .bind(query.workspace_id.0)
             .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
             .bind(query.from.map(Timestamp::micros))
             .bind(query.to.map(Timestamp::micros))
             .bind(i64::from(query.limit));
@@ -104,7 +105,7 @@ impl Reads for SqliteStore {
         let statement = sqlx::query(LEDGER_PAGE)
             .bind(query.workspace_id.0)
             .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
             .bind(query.from.map(Timestamp::micros))
             .bind(query.to.map(Timestamp::micros))
             .bind(i64::from(query.limit));

@@ -119,85 +119,95 @@ async fn provision(store: &SqliteStore, workspace_id: WorkspaceId) -> WorkspaceS
     state
 }
 
-/// A deduction of one credit as the engine would write it.
+/// A deduction of one micro-credit as the engine would write it.
 fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
     let state = &snapshot.workspaces[&workspace_id];
     let head = snapshot.heads[&Partition::of(workspace_id)];
+    let micro = Credits::from_micro(1).unwrap();
     let number = state.credits.entry_seq + 1;
     let command_id = CommandId(Uuid::from_u128(workspace_id.0.as_u128() << 32 | u128::from(number.unsigned_abs())));
     let mut credits = state.credits.clone();
-    credits.entry_seq = number;
-    credits.usage_seq = number;
-    credits.event_seq = number;
-    credits.current_credits = credits.current_credits.minus(Credits::from_micro(1).unwrap()).unwrap();
+    (credits.entry_seq, credits.usage_seq, credits.event_seq) = (number, number, number);
+    credits.current_credits = credits.current_credits.minus(micro).unwrap();
     let mut grant = state.grants[0].clone();
-    grant.remaining = grant.remaining.minus(Credits::from_micro(1).unwrap()).unwrap();
+    grant.remaining = grant.remaining.minus(micro).unwrap();
     let feature = FeatureCode::new("render").unwrap();
-    let event_id = EventId(command_id.0);
+    let entry = Entry {
+        workspace_id,
+        seq: number,
+        command_id,
+        from: Account::Grant(grant.grant_id),
+        to: Account::Consumed(feature.clone()),
+        amount: micro,
+        balance_after: credits.current_credits,
+        recorded_at: NOON,
+        effective_at: NOON,
+    };
+    let usage_log = UsageLog {
+        workspace_id,
+        seq: number,
+        command_id,
+        feature_code: feature,
+        user_id: None,
+        credits: micro,
+        quantity: None,
+        occurred_at: NOON,
+        recorded_at: NOON,
+        metadata: Metadata::from_stored("{\"a\":\"\\\"\"}"),
+    };
+    let event = event(workspace_id, number, head.seq + 1);
     ChangeSet {
         heads: vec![PartitionHead {
-            seq: head.seq + 1,
-            last_event_id: Some(event_id),
+            seq: event.seq,
+            last_event_id: Some(event.event_id),
             version: head.version + 1,
             ..head
         }],
-        entries: vec![Entry {
-            workspace_id,
-            seq: number,
-            command_id,
-            from: Account::Grant(grant.grant_id),
-            to: Account::Consumed(feature.clone()),
-            amount: Credits::from_micro(1).unwrap(),
-            balance_after: credits.current_credits,
-            recorded_at: NOON,
-            effective_at: NOON,
-        }],
-        usage_logs: vec![UsageLog {
-            workspace_id,
-            seq: number,
-            command_id,
-            feature_code: feature,
-            user_id: None,
-            credits: Credits::from_micro(1).unwrap(),
-            quantity: None,
-            occurred_at: NOON,
-            recorded_at: NOON,
-            metadata: Metadata::from_stored("{\"a\":\"\\\"\"}"),
-        }],
-        commands: vec![CommandRecord {
-            workspace_id,
-            idempotency_key: IdempotencyKey::new(&format!("k-{number}")).unwrap(),
-            command_id,
-            command_type: "DeductCredits".into(),
-            fingerprint: [0xa5; 32],
-            outcome: "accepted".into(),
-            status: 200,
-            body: "{\"text\": \"\\u0000 \\\" é\u{2028}\"}\n".into(),
-            actor: "test".into(),
-            correlation_id: "c-1".into(),
-            traceparent: None,
-            metadata: None,
-            received_at: NOON,
-            recorded_at: NOON,
-        }],
-        events: vec![EventRecord {
-            event_id,
-            event_type: EventType::CreditConsumed,
-            schema_version: 1,
-            partition: head.partition,
-            seq: head.seq + 1,
-            workspace_id,
-            workspace_seq: number,
-            occurred_at: NOON,
-            correlation_id: "c-1".into(),
-            causation_id: command_id.0,
-            traceparent: None,
-            metadata: None,
-            data: "{}".into(),
-        }],
+        entries: vec![entry],
+        usage_logs: vec![usage_log],
+        commands: vec![command(workspace_id, command_id, number)],
+        events: vec![event],
         credits: Rows { inserted: Vec::new(), updated: vec![credits] },
         grants: Rows { inserted: Vec::new(), updated: vec![grant] },
         ..ChangeSet::default()
+    }
+}
+
+fn command(workspace_id: WorkspaceId, command_id: CommandId, number: i64) -> CommandRecord {
+    CommandRecord {
+        workspace_id,
+        idempotency_key: IdempotencyKey::new(&format!("k-{number}")).unwrap(),
+        command_id,
+        command_type: "DeductCredits".into(),
+        fingerprint: [0xa5; 32],
+        outcome: "accepted".into(),
+        status: 200,
+        body: "{\"text\": \"\\u0000 \\\" é\u{2028}\"}\n".into(),
+        actor: "test".into(),
+        correlation_id: "c-1".into(),
+        traceparent: None,
+        metadata: None,
+        received_at: NOON,
+        recorded_at: NOON,
+    }
+}
+
+fn event(workspace_id: WorkspaceId, workspace_seq: i64, seq: i64) -> EventRecord {
+    let id = Uuid::from_u128(workspace_id.0.as_u128() << 32 | u128::from(workspace_seq.unsigned_abs()));
+    EventRecord {
+        event_id: EventId(id),
+        event_type: EventType::CreditConsumed,
+        schema_version: 1,
+        partition: Partition::of(workspace_id),
+        seq,
+        workspace_id,
+        workspace_seq,
+        occurred_at: NOON,
+        correlation_id: "c-1".into(),
+        causation_id: id,
+        traceparent: None,
+        metadata: None,
+        data: "{}".into(),
     }
 }
 
@@ -219,6 +229,15 @@ async fn every_statement_prepares() {
         count += 1;
     }
     assert!(count > 50, "{count}");
+}
+
+#[test]
+fn every_statement_is_listed() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+    let sources = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let is_declaration = |line: &&str| line.contains("const ") && line.contains(": &str =");
+    let declared: usize = sources.map(|source| source.lines().filter(is_declaration).count()).sum();
+    assert_eq!(statements().count(), declared - 1, "one is the line above");
 }
 
 #[tokio::test]
@@ -397,7 +416,7 @@ async fn the_file_is_its_owners_alone_durable_and_found_again() {
 #[tokio::test]
 async fn a_lease_is_kept_by_its_owner_and_taken_over_with_a_higher_epoch_when_it_ends() {
     let (_folder, store) = store().await;
-    let long = Duration::from_secs(60);
+    let long = Duration::from_mins(1);
     let first = store.lease("one", long).await.unwrap();
     assert_eq!(first.iter().map(|lease| lease.partition).collect::<Vec<_>>(), Partition::all().collect::<Vec<_>>());
     assert_eq!(store.lease("one", Duration::ZERO).await.unwrap()[0].epoch, first[0].epoch);
