@@ -5,12 +5,12 @@
 
 pub mod clock;
 pub mod config;
-pub mod domain;
-pub mod store;
-pub mod telemetry;
-pub mod engine;
-pub mod scheduler;
-pub mod stream;
-pub mod publisher;
-pub mod outbox;
 pub mod contract;
+pub mod domain;
+pub mod engine;
+pub mod outbox;
+pub mod publisher;
+pub mod scheduler;
+pub mod store;
+pub mod stream;
+pub mod telemetry;

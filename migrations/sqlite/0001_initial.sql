@@ -186,6 +186,7 @@ create table credit_resets (
     subscription_id blob    not null,
     period_start    integer not null,
     period_end      integer not null,
+    usage_seq       integer not null check (usage_seq >= 0),
     command_id      blob    not null check (length(command_id) = 16),
     recorded_at     integer not null,
     primary key (workspace_id, subscription_id, period_start),

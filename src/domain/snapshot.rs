@@ -76,11 +76,12 @@ impl PartitionHead {
 }
 
 impl WorkspaceState {
-    /// The instant at which a command is decided: when it was received, but never before what this
-    /// workspace has already seen.
+    /// The instant at which a command is decided: when it was received, but always later than the
+    /// command before it. So every command of a workspace has an instant of its own, whatever the
+    /// clocks of the replicas say, and no two periods can begin at one.
     #[must_use]
     pub fn now(&self, received_at: Timestamp) -> Timestamp {
-        received_at.max(self.credits.updated_at)
+        received_at.max(self.credits.updated_at.next())
     }
 
     /// The plan that is waiting for the period's end, if the pending change is one of plan.

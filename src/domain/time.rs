@@ -49,6 +49,12 @@ impl Timestamp {
         DateTime::from_timestamp_micros(self.0).unwrap_or(DateTime::UNIX_EPOCH)
     }
 
+    /// One microsecond later.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self::from_micros(self.0.saturating_add(1))
+    }
+
     #[must_use]
     pub fn plus(self, delta: TimeDelta) -> Self {
         let micros = delta.num_microseconds().unwrap_or(i64::MAX);

@@ -55,7 +55,7 @@ pub struct WorkspaceCredits {
     /// What was used in the rate window that began at `window_start`.
     pub window_start: Timestamp,
     pub window_used: Credits,
-    /// When the last command of this workspace was decided. Time never runs backwards within a
+    /// When the last command of this workspace was decided. Time always runs forwards within a
     /// workspace, whatever the clocks of the replicas say.
     pub updated_at: Timestamp,
 }

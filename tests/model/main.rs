@@ -23,15 +23,14 @@ const CASES: u32 = 48;
 
 fn amounts() -> impl Strategy<Value = i128> {
     prop_oneof![
-        8 => (1..60 * CREDIT),
+        8 => 1..60 * CREDIT,
         1 => Just(1),
-        1 => (60 * CREDIT..900 * CREDIT),
+        1 => 60 * CREDIT..900 * CREDIT,
     ]
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    let policy =
-        prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
+    let policy = prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
     prop_oneof![
         10 => (any::<bool>(), amounts()).prop_map(|(second, amount)| Step::Deduct { second, amount }),
         3 => (amounts(), 0..12_u8, proptest::option::of(1..60_u8)).prop_map(|(amount, reference, expires_after_days)| {

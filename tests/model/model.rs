@@ -98,6 +98,9 @@ pub type Predicted = &'static str;
 #[derive(Clone, Debug)]
 pub struct Model {
     pub now: i64,
+    /// When the command of this step is decided: one microsecond after the boundary that it had to
+    /// pass first, because no two commands of a workspace share an instant.
+    at: i64,
     lots: Vec<Lot>,
     debt: Amount,
     used: Amount,
@@ -114,6 +117,7 @@ impl Model {
     pub fn new(plan: usize, now: i64) -> Self {
         let mut model = Self {
             now,
+            at: now,
             lots: Vec::new(),
             debt: 0,
             used: 0,
@@ -138,6 +142,9 @@ impl Model {
     }
 
     pub fn step(&mut self, step: &Step) -> Predicted {
+        // Steps are a millisecond apart.
+        self.now += 1000;
+        self.at = self.now;
         match *step {
             Step::Wait { seconds } => {
                 self.now += seconds * 1_000_000;
@@ -146,25 +153,25 @@ impl Model {
             Step::Sweep => self.sweep(),
             Step::Reset => self.reset(),
             Step::Deduct { second, amount } => {
-                self.pass_boundaries();
+                self.pass_boundaries_first();
                 self.deduct(second, amount)
             }
             Step::Purchase { amount, reference, expires_after_days } => {
-                self.pass_boundaries();
+                self.pass_boundaries_first();
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
                 }
                 self.references.push(reference);
                 let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
-                self.give(Kind::Bought, amount, end, self.now);
+                self.give(Kind::Bought, amount, end, self.at);
                 "accepted"
             }
             Step::Change { plan, now, policy } => {
-                self.pass_boundaries();
+                self.pass_boundaries_first();
                 self.change(plan, now, policy)
             }
             Step::Cancel { now } => {
-                self.pass_boundaries();
+                self.pass_boundaries_first();
                 match (self.active, now) {
                     (false, _) => "subscription-canceled",
                     (true, true) => self.end(),
@@ -175,7 +182,7 @@ impl Model {
                 }
             }
             Step::Resume => {
-                self.pass_boundaries();
+                self.pass_boundaries_first();
                 match (self.active, self.pending.take()) {
                     (false, _) => "subscription-canceled",
                     (true, None) => "nothing-scheduled",
@@ -200,22 +207,26 @@ impl Model {
         self.lots.push(Lot { kind, left: amount - repaid, end, born });
     }
 
-    fn pass_boundaries(&mut self) -> u32 {
-        let mut passed = 0;
+    fn pass_boundaries_first(&mut self) {
+        if self.is_due() {
+            self.pass_boundaries();
+            self.at += 1;
+        }
+    }
+
+    fn pass_boundaries(&mut self) {
         while self.is_due() {
             match self.pending.take() {
                 Some(Pending::Cancel) => {
                     self.end();
-                    return passed;
+                    return;
                 }
                 Some(Pending::Change(plan)) => self.plan = plan,
                 None => {}
             }
             self.month += 1;
             self.begin_period();
-            passed += 1;
         }
-        passed
     }
 
     fn begin_period(&mut self) {
@@ -254,7 +265,7 @@ impl Model {
 
     fn spendable(&self, lot: &Lot) -> bool {
         let frozen = !self.active && PLANS[self.plan].freezes && lot.kind == Kind::Bought;
-        lot.left > 0 && lot.end.is_none_or(|end| end > self.now) && !frozen
+        lot.left > 0 && lot.end.is_none_or(|end| end > self.at) && !frozen
     }
 
     fn overdraft(&self) -> Amount {
@@ -313,19 +324,20 @@ impl Model {
         self.pending = None;
         self.active = true;
         if restarts {
-            self.anchor = self.now;
+            self.anchor = self.at;
             self.month = 0;
             self.begin_period();
             return "accepted";
         }
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
+        let now = self.at;
         let share = |difference: Amount| match policy {
             Policy::Full => difference,
-            Policy::Prorate => difference * Amount::from(end - self.now) / Amount::from(end - start),
+            Policy::Prorate => difference * Amount::from(end - now) / Amount::from(end - start),
             Policy::None | Policy::Restart => 0,
         };
         if new > old && share(new - old) > 0 {
-            self.give(Kind::Allowance, share(new - old), Some(end), self.now);
+            self.give(Kind::Allowance, share(new - old), Some(end), self.at);
         }
         let mut loss = share((old - new).max(0));
         for lot in self.lots.iter_mut().filter(|lot| lot.kind == Kind::Allowance) {

@@ -23,7 +23,6 @@ use visionscope_billing::domain::subscription::{CreditPolicy, Effective};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Rendered, Reply};
-use visionscope_billing::store::Store;
 
 use crate::databases::{Database, TestDatabase};
 use crate::model::{Amount, Model, PLANS, Plan, Policy, Step};
@@ -70,8 +69,7 @@ impl World {
         other.store.put_plans(&plans).await.unwrap();
         let render = Arc::new(Codes);
         let config = EngineConfig { lanes: 2, queue_capacity: 1000, max_batch: 100 };
-        let engine =
-            Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
+        let engine = Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
         Self { one, other, engine, render, histories: AtomicU64::new(0) }
     }
 
@@ -110,7 +108,10 @@ impl World {
         // Only an accepted command writes the boundaries that the model has passed already.
         let seen = (Amount::from(credits.current_credits.micro()), Amount::from(credits.used_this_month.micro()));
         if predicted != "nothing" && seen != (model.balance(), model.used()) {
-            return Err(format!("balance and usage are {seen:?}, the model says {:?}", (model.balance(), model.used())));
+            return Err(format!(
+                "balance and usage are {seen:?}, the model says {:?}",
+                (model.balance(), model.used())
+            ));
         }
         Ok(())
     }
@@ -254,17 +255,14 @@ fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
             user_id: None,
             occurred_at: None,
         }),
-        Step::Purchase { amount, reference, expires_after_days } => {
-            Command::PurchaseCredits(PurchaseCredits {
-                credits: read(amount),
-                bonus_credits: None,
-                amount_minor: 100,
-                currency: Currency::new("EUR").unwrap(),
-                payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),
-                expires_at: expires_after_days
-                    .map(|days| Timestamp::from_micros(now + i64::from(days) * 86_400_000_000)),
-            })
-        }
+        Step::Purchase { amount, reference, expires_after_days } => Command::PurchaseCredits(PurchaseCredits {
+            credits: read(amount),
+            bonus_credits: None,
+            amount_minor: 100,
+            currency: Currency::new("EUR").unwrap(),
+            payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),
+            expires_at: expires_after_days.map(|days| Timestamp::from_micros(now + i64::from(days) * 86_400_000_000)),
+        }),
     })
 }
 

@@ -166,25 +166,21 @@ from workspace_credits
 where debt_credits > overdraft_limit or current_credits < -overdraft_limit
 limit ?1";
 
-/// Commands at the very instant of a reset may stand before or after it: both sums are right.
 const USED_IS_SUM_OF_USAGE_LOGS: &str = "
 with period as (
-    select c.workspace_id, c.used_this_month, coalesce((
-        select max(r.recorded_at) from credit_resets r where r.workspace_id = c.workspace_id
-    ), w.created_at) as began_at
+    select c.workspace_id, c.used_this_month,
+        coalesce((select max(r.usage_seq) from credit_resets r where r.workspace_id = c.workspace_id), 0) as usage_seq
     from workspace_credits c
-    join workspaces w on w.workspace_id = c.workspace_id
 ), logged as (
-    select p.workspace_id, p.used_this_month, coalesce(sum(l.credits), 0) as used,
-        coalesce(sum(l.credits) filter (where l.recorded_at > p.began_at), 0) as used_after
+    select p.workspace_id, p.used_this_month, coalesce(sum(l.credits), 0) as used
     from period p
-    left join usage_logs l on l.workspace_id = p.workspace_id and l.recorded_at >= p.began_at
+    left join usage_logs l on l.workspace_id = p.workspace_id and l.seq > p.usage_seq
     group by p.workspace_id, p.used_this_month
 )
 select workspace_id, null as event_id,
-    format('used_this_month is %s, the usage logs say %s', used_this_month, used) as detail
+    format('used_this_month is %s, the usage logs since the last reset say %s', used_this_month, used) as detail
 from logged
-where used_this_month not between used_after and used
+where used_this_month <> used
 limit ?1";
 
 const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "

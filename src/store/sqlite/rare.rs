@@ -142,8 +142,8 @@ fn grant(row: &mut JsonRow<'_>, grant: &Grant) {
 }
 
 const INSERT_RESETS: &str = "
-insert into credit_resets (workspace_id, subscription_id, period_start, period_end, command_id, recorded_at)
-select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, unhex(value ->> 4), value ->> 5
+insert into credit_resets (workspace_id, subscription_id, period_start, period_end, usage_seq, command_id, recorded_at)
+select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6
 from json_each(?1)";
 
 fn reset(row: &mut JsonRow<'_>, reset: &ResetRecord) {
@@ -151,6 +151,7 @@ fn reset(row: &mut JsonRow<'_>, reset: &ResetRecord) {
         .id(reset.subscription_id.0)
         .at(reset.period.start)
         .at(reset.period.end)
+        .int(reset.usage_seq)
         .id(reset.command_id.0)
         .at(reset.recorded_at);
 }

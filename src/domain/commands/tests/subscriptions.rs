@@ -137,7 +137,7 @@ fn bought_credits_follow_the_plan_when_the_subscription_ends() {
             matches!(world.deduct("render", "1").outcome, crate::domain::batch::Outcome::Accepted(_))
         };
         assert_eq!(spent(&mut world), spendable_now, "{policy:?}");
-        assert_eq!(spent(world.at("2026-02-10T00:00:00Z")), spendable_later, "{policy:?}");
+        assert_eq!(spent(world.at("2026-02-10T00:00:01Z")), spendable_later, "{policy:?}");
     }
 }
 
