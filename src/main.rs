@@ -1,1 +1,12 @@
-fn main() {}
+//! The command line: `visionscope` serves, and does what an operator needs. See [`cli`].
+
+use std::process::ExitCode;
+
+use visionscope_billing::cli;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -1,0 +1,306 @@
+//! The composition root: builds store, engine, publisher, scheduler and HTTP, and ends them in order.
+//!
+//! *Architecture invariant:* this is the only module that knows all others. None of them builds
+//! another; each is handed what it needs.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::web;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError, Mode};
+use crate::contract::Contract;
+use crate::demo::{Demo, DemoError};
+use crate::domain::ids::Partition;
+use crate::engine::{CommitSignal, Engine, EngineConfig};
+use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
+use crate::http::render::JsonRender;
+use crate::http::{self, AppState, Health, HttpConfig};
+use crate::publisher::{Publisher, PublisherConfig, PublisherHandle, Wake};
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::store::postgres::{PostgresConfig, PostgresStore};
+use crate::store::sqlite::{SqliteConfig, SqliteStore};
+use crate::store::{Store, StoreError};
+use crate::stream::redis::{RedisConfig, RedisStream};
+use crate::stream::{EventStream, StreamError};
+use crate::telemetry;
+
+mod settings;
+
+/// After this a transaction whose owner hangs loses its locks; longer than a lane waits for one.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long the last commands may take once no request comes in any more.
+const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the plans cannot be used: {0}")]
+    Plans(#[from] crate::config::plans::PlansError),
+    #[error("the database cannot be used: {0}")]
+    Store(#[from] StoreError),
+    #[error("Redis cannot be used: {0}")]
+    Stream(#[from] StreamError),
+    #[error("auth.{0}")]
+    Auth(#[from] AuthConfigError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    #[error("server.bind: cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: std::io::Error },
+}
+
+/// A running server.
+pub struct App {
+    pub address: SocketAddr,
+    /// There when no keys are configured.
+    pub demo: Option<Demo>,
+    health: Arc<Health>,
+    engine: Engine,
+    store: Arc<dyn Store>,
+    http: ServerHandle,
+    http_task: JoinHandle<std::io::Result<()>>,
+    publisher: Option<PublisherHandle>,
+    /// Stops what works in the background for the API: scheduler, key refresh, health watch.
+    background: CancellationToken,
+    background_tasks: TaskTracker,
+    /// Stops the publisher, after the last command.
+    publishing: CancellationToken,
+}
+
+/// Opens the store that is configured.
+pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    let database = &config.database;
+    if let Some(url) = &database.url {
+        let postgres = PostgresConfig {
+            url: url.clone(),
+            max_connections: database.max_connections,
+            acquire_timeout: Duration::from_millis(database.acquire_timeout_ms),
+            statement_timeout: Duration::from_millis(database.statement_timeout_ms),
+            lock_timeout: Duration::from_millis(database.lock_timeout_ms),
+            idle_in_transaction_timeout: IDLE_IN_TRANSACTION_TIMEOUT,
+        };
+        return Ok(Arc::new(PostgresStore::connect(&postgres).await?));
+    }
+    let sqlite = SqliteConfig { readers: database.readers, ..SqliteConfig::new(&database.path) };
+    Ok(Arc::new(SqliteStore::open(&sqlite).await?))
+}
+
+/// Opens the stream, if one is configured.
+pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, StreamError> {
+    let redis = &config.redis;
+    let urls = redis.urls();
+    if urls.is_empty() {
+        return Ok(None);
+    }
+    let config = RedisConfig {
+        is_cluster: redis.cluster || urls.len() > 1,
+        urls,
+        response_timeout: Duration::from_millis(redis.response_timeout_ms),
+    };
+    Ok(Some(Arc::new(RedisStream::new(&config)?)))
+}
+
+impl App {
+    /// Starts everything. When it returns, requests are answered.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let mode = config.mode()?;
+        let plans = config.read_plans()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = open_store(config).await?;
+        store.migrate().await?;
+        store.put_plans(&plans).await?;
+
+        let (demo_key, auth) = settings::auth(config, mode)?;
+        let listener = listen(config.server.bind)?;
+        let address = listener.local_addr().unwrap_or(config.server.bind);
+
+        let wake = Wake::new();
+        let publishing = CancellationToken::new();
+        let publisher = start_publisher(config, &store, &wake, &clock, &publishing)?;
+        let engine = start_engine(config, &store, &wake);
+
+        let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let health = Arc::new(Health::default());
+        start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
+        watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
+        let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
+
+        let http_config = settings::http(config);
+        let parts = http::Parts {
+            engine: engine.clone(),
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            auth: verifier,
+            health: Arc::clone(&health),
+            metrics: telemetry::metrics(),
+        };
+        let (http, http_task) = start_http(parts, &http_config, listener, address)?;
+        let demo = match demo_key {
+            Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
+            None => None,
+        };
+        Ok(Self {
+            address,
+            demo,
+            health,
+            engine,
+            store,
+            http,
+            http_task,
+            publisher,
+            background,
+            background_tasks,
+            publishing,
+        })
+    }
+
+    /// Serves until `stop` is ready, and then ends everything in order: readiness first, then the
+    /// requests under way, the commands that wait, the events they raised, and the store.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) {
+        let Self { health, engine, store, http, mut http_task, publisher, background, background_tasks, publishing, .. } =
+            self;
+        tokio::select! {
+            () = stop => {}
+            ended = &mut http_task => tracing::error!(?ended, "the HTTP server ended by itself"),
+        }
+        tracing::info!("stopping");
+        health.drain();
+        background.cancel();
+        http.stop(true).await;
+        if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
+            tracing::error!("commands were still under way; their callers find the answer under their key");
+        }
+        background_tasks.close();
+        background_tasks.wait().await;
+        publishing.cancel();
+        if let Some(publisher) = publisher {
+            publisher.stopped().await;
+        }
+        store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+impl CommitSignal for Wake {
+    fn committed(&self, partition: Partition) {
+        self.notify(partition);
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let refuse = |error| StartError::Listen { address, error };
+    let listener = TcpListener::bind(address).map_err(refuse)?;
+    listener.set_nonblocking(true).map_err(refuse)?;
+    Ok(listener)
+}
+
+fn start_engine(config: &Config, store: &Arc<dyn Store>, wake: &Wake) -> Engine {
+    let engine = EngineConfig {
+        lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
+        queue_capacity: config.engine.queue_capacity,
+        max_batch: config.engine.max_batch,
+    };
+    let signal: Arc<dyn CommitSignal> = Arc::new(wake.clone());
+    Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)
+}
+
+fn start_publisher(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    wake: &Wake,
+    clock: &Arc<dyn Clock>,
+    stop: &CancellationToken,
+) -> Result<Option<PublisherHandle>, StreamError> {
+    let Some(stream) = open_stream(config)?.filter(|_| config.publisher.enabled) else {
+        return Ok(None);
+    };
+    let rhythm = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };
+    let rhythm = PublisherConfig {
+        lease_ttl: Duration::from_millis(config.publisher.lease_ttl_ms),
+        heads_every: config.publisher.poll_ms.map_or(rhythm.heads_every, Duration::from_millis),
+        ..rhythm
+    };
+    let outbox: Arc<dyn Store> = Arc::clone(store);
+    let publisher = Publisher::new(outbox, stream, wake.clone(), Arc::clone(clock), rhythm);
+    Ok(Some(publisher.spawn(stop.clone())))
+}
+
+fn start_scheduler(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    engine: &Engine,
+    clock: &Arc<dyn Clock>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    if !config.scheduler.enabled {
+        return;
+    }
+    let scheduler = Scheduler {
+        config: SchedulerConfig {
+            interval: Duration::from_millis(config.scheduler.interval_ms),
+            batch: config.scheduler.batch,
+        },
+        store: Arc::clone(store),
+        engine: engine.clone(),
+        clock: Arc::clone(clock),
+    };
+    tasks.spawn(scheduler.run(stop.clone()));
+}
+
+/// Carries the publisher's health to the readiness probe.
+fn watch_publisher(
+    publisher: Option<&PublisherHandle>,
+    health: &Arc<Health>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let Some(publisher) = publisher else { return };
+    let (mut reports, health, stop) = (publisher.health(), Arc::clone(health), stop.clone());
+    tasks.spawn(async move {
+        loop {
+            health.set_stream_degraded(reports.borrow_and_update().is_degraded());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = reports.changed() => if changed.is_err() {
+                    health.set_stream_degraded(true);
+                    return;
+                }
+            }
+        }
+    });
+}
+
+fn start_verifier(
+    auth: &AuthConfig,
+    clock: &Arc<dyn Clock>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Arc<Verifier>, AuthConfigError> {
+    let verifier = Arc::new(Verifier::new(auth, Arc::clone(clock))?);
+    if let Some(jwks) = verifier.jwks().cloned() {
+        let stop = stop.clone();
+        tasks.spawn(async move { jwks.run(stop).await });
+    }
+    Ok(verifier)
+}
+
+fn start_http(
+    parts: http::Parts,
+    config: &HttpConfig,
+    listener: TcpListener,
+    address: SocketAddr,
+) -> Result<(ServerHandle, JoinHandle<std::io::Result<()>>), StartError> {
+    let state = web::Data::new(AppState::new(parts, config));
+    let server = http::server(state, config, listener).map_err(|error| StartError::Listen { address, error })?;
+    let handle = server.handle();
+    Ok((handle, tokio::spawn(server)))
+}

@@ -1,0 +1,76 @@
+//! From the configuration's sections to what each part takes.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::StartError;
+use crate::config::{Algorithm, Config, KeyMaterial, Mode};
+use crate::demo;
+use crate::http::HttpConfig;
+use crate::http::auth::AuthConfig;
+use crate::http::auth::jwks::JwksConfig;
+use crate::http::auth::keys::{KeyAlg, KeyConfig};
+use crate::http::limits::LimitsConfig;
+
+/// SQLite has one writer, so a second lane would only wait for it.
+const LANES_SQLITE: usize = 1;
+/// Each lane keeps one transaction under way; more lanes mean emptier batches.
+const LANES_POSTGRES: usize = 2;
+
+pub(super) fn default_lanes(config: &Config) -> usize {
+    if config.database.url.is_some() { LANES_POSTGRES } else { LANES_SQLITE }
+}
+
+/// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.
+pub(super) fn auth(config: &Config, mode: Mode) -> Result<(Option<KeyConfig>, AuthConfig), StartError> {
+    let key_config = |kid: &str, alg: Algorithm, material: Option<KeyMaterial<'_>>| KeyConfig {
+        kid: kid.to_owned(),
+        alg: match alg {
+            Algorithm::Hs256 => KeyAlg::HS256,
+            Algorithm::Rs256 => KeyAlg::RS256,
+            Algorithm::Es256 => KeyAlg::ES256,
+            Algorithm::EdDsa => KeyAlg::EdDsa,
+        },
+        secret: match material {
+            Some(KeyMaterial::Secret(secret)) => Some(SecretString::clone(secret)),
+            Some(KeyMaterial::PublicPem(_)) | None => None,
+        },
+        public_key_pem: match material {
+            Some(KeyMaterial::PublicPem(pem)) => Some(pem.to_owned()),
+            Some(KeyMaterial::Secret(_)) | None => None,
+        },
+    };
+    let mut keys: Vec<_> =
+        config.auth.keys.iter().map(|key| key_config(&key.kid, key.alg, key.material())).collect();
+    let demo_key = match mode {
+        Mode::Configured => None,
+        Mode::Demo => Some(demo::key(config.data_dir())?),
+    };
+    keys.extend(demo_key.clone());
+    let refresh = Duration::from_secs(config.auth.jwks_refresh_s);
+    let auth = AuthConfig {
+        issuer: config.auth.issuer.clone(),
+        audience: config.auth.audience.clone(),
+        keys,
+        jwks: config.auth.jwks_url.clone().map(|url| JwksConfig { url, refresh }),
+    };
+    Ok((demo_key, auth))
+}
+
+pub(super) fn http(config: &Config) -> HttpConfig {
+    let server = &config.server;
+    HttpConfig {
+        workers: server.workers.map_or(0, usize::from),
+        max_connections: usize::try_from(server.max_connections).unwrap_or(usize::MAX),
+        head_timeout: Duration::from_millis(server.client_request_timeout_ms),
+        body_timeout: server.body_timeout(),
+        keep_alive: Duration::from_secs(server.keep_alive_s),
+        drain_timeout_s: server.shutdown_timeout_s,
+        cors_allowed_origins: server.cors_allowed_origins.clone(),
+        limits: LimitsConfig {
+            max_in_flight: config.limits.workspace_in_flight,
+            requests_per_second: config.limits.workspace_rate_per_s,
+        },
+    }
+}

@@ -1,0 +1,163 @@
+//! The first minute: a development key, a demo workspace, a token, and three commands to paste.
+//!
+//! Only where nothing is configured and only this machine can connect (`Config::mode`). The key is
+//! made once and kept beside the database, so that a token works after a restart too.
+
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
+use crate::domain::ids::WorkspaceId;
+use crate::domain::text::{Label, PlanCode};
+use crate::engine::{Engine, EngineError, Reply};
+use crate::http::auth::keys::{KeyAlg, KeyConfig, KeyError};
+use crate::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, mint};
+
+/// The demo workspace's id.
+const WORKSPACE: Uuid = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0d30);
+const PLAN: &str = "pro";
+const FEATURE: &str = "video.render";
+const KEY_FILE: &str = "development.key";
+const KEY_ID: &str = "development";
+/// As long as the hash of HS256.
+const KEY_BYTES: usize = 32;
+/// How long the printed token is good for; every start prints a fresh one.
+const TOKEN_VALID_FOR_S: i64 = 30 * 24 * 3600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    #[error("the development key {path} cannot be kept: {error}")]
+    KeyFile { path: PathBuf, error: std::io::Error },
+    #[error("no random bytes are to be had for the development key")]
+    Random,
+    #[error("the development token cannot be signed: {0}")]
+    Token(#[from] KeyError),
+    #[error("the demo workspace cannot be provisioned: {0}")]
+    Provision(String),
+}
+
+/// What is printed at the start.
+#[derive(Clone, Debug)]
+pub struct Demo {
+    pub address: SocketAddr,
+    pub workspace_id: WorkspaceId,
+    pub token: String,
+}
+
+/// The development key of this data folder; made when there is none.
+pub fn key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
+    let path = data_dir.join(KEY_FILE);
+    let secret = match std::fs::read_to_string(&path) {
+        Ok(secret) => secret,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(&path)?,
+        Err(error) => return Err(DemoError::KeyFile { path, error }),
+    };
+    Ok(KeyConfig {
+        kid: KEY_ID.to_owned(),
+        alg: KeyAlg::HS256,
+        secret: Some(SecretString::from(secret.trim_end())),
+        public_key_pem: None,
+    })
+}
+
+fn make_key(path: &Path) -> Result<String, DemoError> {
+    let mut bytes = [0; KEY_BYTES];
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.secure_random.fill(&mut bytes).map_err(|_| DemoError::Random)?;
+    let secret = BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    let write = || {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.open(path)?.write_all(secret.as_bytes())
+    };
+    write().map_err(|error| DemoError::KeyFile { path: path.to_owned(), error })?;
+    Ok(secret)
+}
+
+impl Demo {
+    /// Provisions the demo workspace, if it is not there yet, and signs a token for it.
+    pub async fn prepare(
+        engine: &Engine,
+        clock: &dyn Clock,
+        auth: &AuthConfig,
+        key: &KeyConfig,
+        address: SocketAddr,
+    ) -> Result<Self, DemoError> {
+        let workspace_id = WorkspaceId(WORKSPACE);
+        match engine.submit(provision(workspace_id, clock)).await {
+            Ok(Reply::Decided { rejection: None, .. } | Reply::Replayed(_) | Reply::KeyReused) => {}
+            Ok(Reply::Decided { rejection: Some(rejection), .. }) => {
+                return Err(DemoError::Provision(rejection.to_string()));
+            }
+            Ok(Reply::Nothing) => return Err(DemoError::Provision("nothing was done".into())),
+            Err(error @ (EngineError::Overloaded | EngineError::Stopping | EngineError::Unavailable | EngineError::Failed)) => {
+                return Err(DemoError::Provision(error.to_string()));
+            }
+        }
+        let request = MintRequest {
+            issuer: &auth.issuer,
+            audience: &auth.audience,
+            subject: "demo",
+            tenancy: Tenancy::One(workspace_id),
+            scopes: Scope::ALL,
+            issued_at: clock.now(),
+            valid_for_s: TOKEN_VALID_FOR_S,
+        };
+        Ok(Self { address, workspace_id, token: mint(key, &request)? })
+    }
+}
+
+fn provision(workspace_id: WorkspaceId, clock: &dyn Clock) -> Envelope {
+    let message_id = clock.new_command_id();
+    Envelope {
+        message_id,
+        idempotency_key: ProvisionWorkspace::idempotency_key(),
+        workspace_id,
+        actor: "demo".to_owned(),
+        correlation_id: message_id.to_string(),
+        causation_id: None,
+        traceparent: None,
+        received_at: clock.now(),
+        metadata: None,
+        fingerprint: [0; 32],
+        command: Command::ProvisionWorkspace(ProvisionWorkspace {
+            name: Label::from_stored("Demo Studio"),
+            plan_code: PlanCode::from_stored(PLAN),
+            zone: chrono_tz::UTC,
+            anchor: None,
+            monthly_limit: None,
+            overdraft_limit: None,
+            features: Vec::new(),
+        }),
+    }
+}
+
+impl fmt::Display for Demo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, workspace_id, token } = self;
+        let workspace = format!("http://{address}/v1/workspaces/{workspace_id}");
+        writeln!(f, "VisionScope Billing listens on http://{address} (API docs: http://{address}/docs)")?;
+        writeln!(f, "No keys are configured, so this is a demo for this machine only: workspace {workspace_id},")?;
+        writeln!(f, "plan {PLAN}. Paste the token first, and then any of the three commands:\n")?;
+        writeln!(f, "TOKEN={token}\n")?;
+        writeln!(
+            f,
+            "curl -s -X POST {workspace}/credits/deduct -H \"Authorization: Bearer $TOKEN\" -H \"Idempotency-Key: demo-$(date +%s%N)\" -H \"Content-Type: application/json\" -d '{{\"feature_code\":\"{FEATURE}\",\"credits\":\"2.5\"}}'\n"
+        )?;
+        writeln!(f, "curl -s {workspace}/credits -H \"Authorization: Bearer $TOKEN\"\n")?;
+        writeln!(f, "curl -s http://{address}/v1/events -H \"Authorization: Bearer $TOKEN\"")
+    }
+}
