@@ -1,0 +1,95 @@
+//! The audit: a sound database has no finding, and every fault that is put into it is found.
+
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::ids::PARTITIONS;
+use visionscope_billing::store::views::AuditFinding;
+
+use crate::database::TestDatabase;
+use crate::fixtures::{World, at, workspace, world_of};
+
+const MANY: u32 = 100;
+
+async fn sound(db: &impl TestDatabase) -> World {
+    let mut world = world_of(db.store(), 2).await;
+    for n in 1..4 {
+        world.deduct(workspace(0), Credits::whole(n), at(n)).refuse(workspace(1), at(n));
+    }
+    world.store(db.store()).await;
+    let leases = db.store().lease("one", std::time::Duration::from_secs(60)).await.unwrap();
+    assert_eq!(leases.len(), usize::from(PARTITIONS));
+    db.store().record(&leases[3], 2).await.unwrap();
+    db.store().record(&leases[3], 3).await.unwrap();
+    world
+}
+
+async fn audit(db: &impl TestDatabase) -> Vec<AuditFinding> {
+    db.store().audit(MANY).await.unwrap()
+}
+
+async fn found_after(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
+    sound(db).await;
+    db.tamper(fault).await;
+    let findings = audit(db).await;
+    assert!(findings.iter().all(|finding| !finding.detail.is_empty()));
+    let mut names: Vec<_> = findings.iter().map(|finding| finding.invariant).collect();
+    names.dedup();
+    names
+}
+
+pub async fn a_sound_database_has_no_finding(db: &impl TestDatabase) {
+    assert_eq!(audit(db).await, []);
+    sound(db).await;
+    assert_eq!(audit(db).await, []);
+}
+
+pub async fn a_changed_balance_is_found(db: &impl TestDatabase) {
+    sound(db).await;
+    db.tamper("update workspace_credits set current_credits = current_credits + 1 where usage_seq = 3").await;
+    let findings = audit(db).await;
+    let names: Vec<_> = findings.iter().map(|finding| finding.invariant).collect();
+    assert_eq!(names, ["balance-is-sum-of-entries", "balance-is-sum-of-grants"]);
+    assert!(findings.iter().all(|finding| finding.workspace_id == Some(workspace(0))));
+}
+
+pub async fn a_missing_usage_log_is_found(db: &impl TestDatabase) {
+    let found = found_after(db, "delete from usage_logs where seq = 2").await;
+    assert_eq!(found, ["used-is-sum-of-usage-logs", "deduction-has-one-usage-log", "usage-seq-has-no-gap"]);
+}
+
+pub async fn a_gap_in_the_ledger_is_found(db: &impl TestDatabase) {
+    let found = found_after(db, "delete from credit_entries where seq = 3").await;
+    for expected in [
+        "balance-is-sum-of-entries",
+        "balance-after-chains",
+        "grant-is-sum-of-entries",
+        "usage-log-is-sum-of-entries",
+        "entry-seq-has-no-gap",
+    ] {
+        assert!(found.contains(&expected), "{expected} is not among {found:?}");
+    }
+}
+
+pub async fn a_missing_event_is_found(db: &impl TestDatabase) {
+    let fault = "delete from event_outbox where event_type = 'CreditConsumed' and workspace_seq = 2";
+    let found = found_after(db, fault).await;
+    assert_eq!(found, ["deduction-has-event", "workspace-seq-has-no-gap", "partition-seq-has-no-gap"]);
+}
+
+pub async fn a_changed_grant_is_found(db: &impl TestDatabase) {
+    let fault = "update credit_grants set remaining = remaining - 2, held = held + 1";
+    let found = found_after(db, fault).await;
+    assert_eq!(found, ["balance-is-sum-of-grants", "held-is-sum-of-grants", "grant-is-sum-of-entries"]);
+}
+
+pub async fn a_refused_command_with_an_entry_is_found(db: &impl TestDatabase) {
+    let fault = "update commands set outcome = 'insufficient-credits' where outcome = 'accepted' and command_type = 'DeductCredits'";
+    let found = found_after(db, fault).await;
+    assert_eq!(found, ["usage-log-has-deduction", "refusal-has-no-entry"]);
+}
+
+pub async fn findings_are_limited_per_invariant(db: &impl TestDatabase) {
+    sound(db).await;
+    db.tamper("update workspace_credits set current_credits = current_credits + 1").await;
+    assert_eq!(audit(db).await.len(), 4);
+    assert_eq!(db.store().audit(1).await.unwrap().len(), 2);
+}

@@ -1,0 +1,354 @@
+//! Change sets by hand: a small world of workspaces whose rows agree with each other.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+use visionscope_billing::domain::change_set::{ChangeSet, CommandRecord, Rows};
+use visionscope_billing::domain::credits::{Credits, Quantity};
+use visionscope_billing::domain::entry::{Account, Entry};
+use visionscope_billing::domain::event::{EventRecord, EventType};
+use visionscope_billing::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
+use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use visionscope_billing::domain::period::Period;
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
+use visionscope_billing::domain::snapshot::{KeySet, PartitionHead, Snapshot};
+use visionscope_billing::domain::subscription::{Subscription, SubscriptionStatus};
+use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
+use visionscope_billing::store::{Store, StoreError};
+
+/// What a provisioned workspace is granted.
+pub const ALLOWANCE: Credits = Credits::whole(1000);
+const ONE_SECOND_US: i64 = 1_000_000;
+const PERIOD_S: i64 = 30 * 86_400;
+
+/// Seconds after a fixed instant, with microseconds.
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_123_456 + seconds * ONE_SECOND_US)
+}
+
+/// The n-th workspace id of a partition.
+pub fn workspace_in(partition: Partition, nth: usize) -> WorkspaceId {
+    (1_u128..).map(|n| WorkspaceId(Uuid::from_u128(n))).filter(|id| Partition::of(*id) == partition).nth(nth).unwrap()
+}
+
+/// A workspace id of partition 3.
+pub fn workspace(nth: usize) -> WorkspaceId {
+    workspace_in(Partition::new(3).unwrap(), nth)
+}
+
+pub fn keys_of(workspaces: impl IntoIterator<Item = WorkspaceId>) -> KeySet {
+    KeySet { workspaces: workspaces.into_iter().collect(), ..KeySet::default() }
+}
+
+pub fn feature(code: &str) -> FeatureCode {
+    FeatureCode::new(code).unwrap()
+}
+
+pub fn plan(code: &str, version: i32) -> PlanVersion {
+    let limit = Some(UsageLimit::hard(Credits::whole(50)));
+    PlanVersion {
+        plan_code: PlanCode::new(code).unwrap(),
+        version,
+        name: Label::new("Pro").unwrap(),
+        period_months: 1,
+        allowance: ALLOWANCE,
+        rollover_cap: Credits::ZERO,
+        overdraft_limit: Credits::ZERO,
+        monthly_limit: None,
+        rate_limit: None,
+        low_credit_thresholds: vec![Credits::whole(100)],
+        purchased_on_cancel: PurchasedOnCancel::ExpireAfterDays(30),
+        features: [
+            (feature("render"), FeatureTerms { enabled: true, unit_price: None, limit: None }),
+            (feature("upscale"), FeatureTerms { enabled: false, unit_price: Some(Credits::whole(2)), limit }),
+        ]
+        .into(),
+    }
+}
+
+/// A row with whether it is in the database and whether it must be written.
+struct Tracked<T> {
+    row: T,
+    is_stored: bool,
+    is_dirty: bool,
+}
+
+impl<T: Clone> Tracked<T> {
+    fn new(row: T) -> Self {
+        Self { row, is_stored: false, is_dirty: true }
+    }
+
+    fn change(&mut self) -> &mut T {
+        self.is_dirty = true;
+        &mut self.row
+    }
+
+    fn take(&mut self, rows: &mut Rows<T>) {
+        if std::mem::take(&mut self.is_dirty) {
+            let list = if self.is_stored { &mut rows.updated } else { &mut rows.inserted };
+            list.push(self.row.clone());
+            self.is_stored = true;
+        }
+    }
+}
+
+/// Workspaces and what happened to them, not yet or already stored.
+#[derive(Default)]
+pub struct World {
+    heads: BTreeMap<Partition, PartitionHead>,
+    credits: BTreeMap<WorkspaceId, Tracked<WorkspaceCredits>>,
+    features: BTreeMap<WorkspaceId, Tracked<WorkspaceFeature>>,
+    grants: BTreeMap<WorkspaceId, Tracked<Grant>>,
+    pending: ChangeSet,
+    ids: u128,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn fresh_id(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(0xF000_0000_0000_0000_0000 + self.ids)
+    }
+
+    /// A workspace with a subscription, one feature and an allowance.
+    pub fn provision(&mut self, id: WorkspaceId) -> &mut Self {
+        let grant_id = GrantId(self.fresh_id());
+        let subscription_id = SubscriptionId(self.fresh_id());
+        self.pending.workspaces.push(new_workspace(id));
+        self.pending.subscriptions.inserted.push(new_subscription(id, subscription_id));
+        self.credits.insert(id, Tracked::new(WorkspaceCredits::new(id, at(0))));
+        self.features.insert(id, Tracked::new(new_feature(id)));
+        self.grants.insert(id, Tracked::new(new_grant(id, grant_id, ALLOWANCE)));
+        let command_id = self.command(id, "ProvisionWorkspace", "accepted", at(0));
+        self.entry(id, command_id, Account::Issued(GrantSource::Allowance), Account::Grant(grant_id), ALLOWANCE, at(0));
+        self.event(id, command_id, EventType::WorkspaceProvisioned, at(0));
+        self
+    }
+
+    /// An accepted deduction from the allowance.
+    pub fn deduct(&mut self, id: WorkspaceId, credits: Credits, now: Timestamp) -> &mut Self {
+        let command_id = self.command(id, "DeductCredits", "accepted", now);
+        let grant = self.grants.get_mut(&id).unwrap().change();
+        grant.remaining = grant.remaining.minus(credits).unwrap();
+        let grant_id = grant.grant_id;
+        let used = self.features.get_mut(&id).unwrap().change();
+        used.used_this_month = used.used_this_month.plus(credits).unwrap();
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.used_this_month = own.used_this_month.plus(credits).unwrap();
+        own.usage_seq += 1;
+        own.updated_at = now;
+        let log = UsageLog {
+            workspace_id: id,
+            seq: own.usage_seq,
+            command_id,
+            feature_code: feature("render"),
+            user_id: None,
+            credits,
+            quantity: Some(Quantity::from_micro(1).unwrap()),
+            occurred_at: now,
+            recorded_at: now,
+            metadata: None,
+        };
+        self.pending.usage_logs.push(log);
+        self.entry(id, command_id, Account::Grant(grant_id), Account::Consumed(feature("render")), credits, now);
+        self.event(id, command_id, EventType::CreditConsumed, now);
+        self
+    }
+
+    /// A deduction that was refused.
+    pub fn refuse(&mut self, id: WorkspaceId, now: Timestamp) -> &mut Self {
+        let command_id = self.command(id, "DeductCredits", "insufficient-credits", now);
+        self.event(id, command_id, EventType::CreditLimitExceeded, now);
+        self
+    }
+
+    pub fn command(&mut self, id: WorkspaceId, name: &str, outcome: &str, now: Timestamp) -> CommandId {
+        let command_id = CommandId(self.fresh_id());
+        self.pending.commands.push(CommandRecord {
+            workspace_id: id,
+            idempotency_key: IdempotencyKey::new(&command_id.to_string()).unwrap(),
+            command_id,
+            command_type: name.to_owned(),
+            fingerprint: [7; 32],
+            outcome: outcome.to_owned(),
+            status: 201,
+            body: "{}".to_owned(),
+            actor: "test".to_owned(),
+            correlation_id: "correlation".to_owned(),
+            traceparent: None,
+            metadata: None,
+            received_at: now,
+            recorded_at: now,
+        });
+        command_id
+    }
+
+    /// An entry; the balance follows it.
+    pub fn entry(
+        &mut self,
+        id: WorkspaceId,
+        command_id: CommandId,
+        from: Account,
+        to: Account,
+        amount: Credits,
+        now: Timestamp,
+    ) {
+        let own = self.credits.get_mut(&id).unwrap().change();
+        if to.counts() {
+            own.current_credits = own.current_credits.plus(amount).unwrap();
+        }
+        if from.counts() {
+            own.current_credits = own.current_credits.minus(amount).unwrap();
+        }
+        own.entry_seq += 1;
+        self.pending.entries.push(Entry {
+            workspace_id: id,
+            seq: own.entry_seq,
+            command_id,
+            from,
+            to,
+            amount,
+            balance_after: own.current_credits,
+            recorded_at: now,
+            effective_at: now,
+        });
+    }
+
+    pub fn event(&mut self, id: WorkspaceId, command_id: CommandId, event_type: EventType, now: Timestamp) {
+        let event_id = EventId(self.fresh_id());
+        let partition = Partition::of(id);
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.event_seq += 1;
+        let head = self.heads.entry(partition).or_insert_with(|| PartitionHead::empty(partition));
+        head.seq += 1;
+        head.last_event_id = Some(event_id);
+        self.pending.events.push(EventRecord {
+            event_id,
+            event_type,
+            schema_version: event_type.schema_version(),
+            partition,
+            seq: head.seq,
+            workspace_id: id,
+            workspace_seq: own.event_seq,
+            occurred_at: now,
+            correlation_id: "correlation".to_owned(),
+            causation_id: command_id.0,
+            traceparent: None,
+            metadata: None,
+            data: "{}".to_owned(),
+        });
+    }
+
+    /// What is not written yet, to be bent by a test before it is committed.
+    pub fn pending(&mut self) -> &mut ChangeSet {
+        &mut self.pending
+    }
+
+    /// All that happened since the last time, as one change set.
+    pub fn take(&mut self) -> ChangeSet {
+        let mut changes = std::mem::take(&mut self.pending);
+        let touched: std::collections::BTreeSet<_> =
+            changes.commands.iter().map(|command| Partition::of(command.workspace_id)).collect();
+        for partition in touched {
+            let head = self.heads.entry(partition).or_insert_with(|| PartitionHead::empty(partition));
+            head.version += 1;
+            changes.heads.push(*head);
+        }
+        self.credits.values_mut().for_each(|row| row.take(&mut changes.credits));
+        self.features.values_mut().for_each(|row| row.take(&mut changes.features));
+        self.grants.values_mut().for_each(|row| row.take(&mut changes.grants));
+        changes
+    }
+
+    /// Commits all that happened since the last time.
+    pub async fn store(&mut self, store: &dyn Store) {
+        let changes = self.take();
+        commit(store, changes).await.unwrap();
+    }
+}
+
+/// Locks what the change set touches and commits it.
+pub async fn commit(store: &dyn Store, changes: ChangeSet) -> Result<(), StoreError> {
+    let mut tx = store.begin().await.unwrap();
+    tx.load(&keys_of(changes.commands.iter().map(|command| command.workspace_id))).await.unwrap();
+    tx.commit(changes).await
+}
+
+/// Reads what is under the keys and lets the locks go.
+pub async fn load(store: &dyn Store, keys: &KeySet) -> Snapshot {
+    let mut tx = store.begin().await.unwrap();
+    tx.load(keys).await.unwrap()
+}
+
+/// A database with the plan and that many workspaces of partition 3.
+pub async fn world_of(store: &dyn Store, workspaces: usize) -> World {
+    store.put_plans(&[plan("pro", 1)]).await.unwrap();
+    let mut world = World::new();
+    for nth in 0..workspaces {
+        world.provision(workspace(nth));
+    }
+    world.store(store).await;
+    world
+}
+
+pub fn new_workspace(id: WorkspaceId) -> Workspace {
+    Workspace {
+        workspace_id: id,
+        name: Label::new("Acme").unwrap(),
+        zone: chrono_tz::UTC,
+        monthly_limit_override: None,
+        overdraft_limit_override: None,
+        created_at: at(0),
+    }
+}
+
+pub fn new_subscription(id: WorkspaceId, subscription_id: SubscriptionId) -> Subscription {
+    Subscription {
+        workspace_id: id,
+        subscription_id,
+        plan_code: PlanCode::new("pro").unwrap(),
+        plan_version: 1,
+        status: SubscriptionStatus::Active,
+        anchor: at(0),
+        period: Period { offset_months: 0, start: at(0), end: at(PERIOD_S) },
+        period_months: 1,
+        version: 1,
+        pending: None,
+        canceled_at: None,
+        updated_at: at(0),
+    }
+}
+
+pub fn new_feature(id: WorkspaceId) -> WorkspaceFeature {
+    WorkspaceFeature {
+        workspace_id: id,
+        feature_code: feature("render"),
+        plan_terms: FeatureTerms { enabled: true, unit_price: None, limit: None },
+        overrides: FeatureOverrides::default(),
+        used_this_month: Credits::ZERO,
+        limit_fired: false,
+    }
+}
+
+pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {
+    Grant {
+        workspace_id: id,
+        grant_id,
+        source: GrantSource::Allowance,
+        amount,
+        remaining: amount,
+        held: Credits::ZERO,
+        priority: DEFAULT_PRIORITY,
+        effective_at: at(0),
+        expires_at: None,
+        feature_scope: None,
+        payment_reference: None,
+        cost_basis: None,
+    }
+}

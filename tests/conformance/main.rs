@@ -1,0 +1,18 @@
+//! One suite for every store: what a store promises, it promises on each database.
+//!
+//! A test takes a [`database::TestDatabase`], a fresh and migrated database of its own, and makes
+//! its change sets by hand: no command is decided here. To hold another store to the suite, give it
+//! a module with a `TestDatabase` and the line `suite!(ThatDatabase);`.
+
+mod database;
+#[macro_use]
+mod suite;
+
+mod audits;
+mod fixtures;
+mod outbox;
+mod plans;
+mod postgres;
+mod reads;
+mod round_trips;
+mod writes;

@@ -1,0 +1,191 @@
+//! The suite on PostgreSQL: every test clones a migrated template on the server of `DATABASE_URL`.
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqlSafeStr};
+use tokio::sync::OnceCell;
+use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::domain::snapshot::KeySet;
+use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore, statements};
+use visionscope_billing::store::{Store, StoreError};
+
+use crate::database::TestDatabase;
+use crate::fixtures::{keys_of, workspace_in};
+
+suite!(PostgresDatabase);
+
+static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A connection to the new database may have to wait for two cores that run all tests.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub struct PostgresDatabase {
+    name: String,
+    store: PostgresStore,
+}
+
+impl PostgresDatabase {
+    async fn open(name: &str) -> PostgresStore {
+        let url = options().database(name).to_url_lossy();
+        let config = PostgresConfig {
+            max_connections: 4,
+            acquire_timeout: ACQUIRE_TIMEOUT,
+            ..PostgresConfig::new(SecretString::from(url.to_string()))
+        };
+        PostgresStore::connect(&config).await.unwrap()
+    }
+
+    async fn connection(&self) -> PgConnection {
+        options().database(&self.name).connect().await.unwrap()
+    }
+}
+
+#[async_trait]
+impl TestDatabase for PostgresDatabase {
+    async fn create() -> Self {
+        let template = TEMPLATE.get_or_init(make_template).await;
+        let name = fresh_name("test");
+        admin(&format!("create database {name} template {template}")).await;
+        let store = Self::open(&name).await;
+        Self { name, store }
+    }
+
+    async fn destroy(self) {
+        self.store.close().await;
+        admin(&format!("drop database {} with (force)", self.name)).await;
+    }
+
+    fn store(&self) -> &dyn Store {
+        &self.store
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), String> {
+        let mut connection = self.connection().await;
+        let done = connection.execute(AssertSqlSafe(sql.to_owned())).await;
+        done.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    async fn tamper(&self, sql: &str) {
+        let mut connection = self.connection().await;
+        connection.execute("set session_replication_role = replica").await.unwrap();
+        connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+    }
+
+    async fn integers(&self, sql: &str) -> Vec<Vec<i64>> {
+        let mut connection = self.connection().await;
+        let rows = connection.fetch_all(AssertSqlSafe(sql.to_owned())).await.unwrap();
+        rows.iter().map(|row| (0..row.len()).map(|column| row.get(column)).collect()).collect()
+    }
+}
+
+async fn make_template() -> String {
+    let name = fresh_name("template");
+    admin(&format!("create database {name}")).await;
+    let store = PostgresDatabase::open(&name).await;
+    store.migrate().await.unwrap();
+    store.migrate().await.expect("migrating twice is migrating once");
+    store.close().await;
+    name
+}
+
+fn options() -> PgConnectOptions {
+    let url = std::env::var("DATABASE_URL").expect(
+        "DATABASE_URL names no PostgreSQL server: run the tests with scripts/test, which starts one, or set it",
+    );
+    PgConnectOptions::from_str(&url).expect("DATABASE_URL is a postgres:// url")
+}
+
+/// Unique on the server: the process's id, and a number within the process.
+fn fresh_name(kind: &str) -> String {
+    format!("conformance_{kind}_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn admin(sql: &str) {
+    let mut connection = options().connect().await.expect("the server of DATABASE_URL answers");
+    connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_statement_prepares() {
+    let db = PostgresDatabase::create().await;
+    let mut connection = db.connection().await;
+    for sql in statements() {
+        let prepared = connection.prepare(AssertSqlSafe(sql).into_sql_str()).await;
+        assert!(prepared.is_ok(), "{:?}\n{sql}", prepared.err());
+    }
+    drop(connection);
+    db.destroy().await;
+}
+
+#[test]
+fn every_statement_is_listed() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/postgres");
+    let sources = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let declared: usize = sources.map(|source| source.matches(": &str = \"").count()).sum();
+    assert_eq!(statements().count(), declared);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn write_transactions_on_different_partitions_do_not_wait_for_each_other() {
+    let db = PostgresDatabase::create().await;
+    let [one, other] = [1, 2].map(|number| workspace_in(Partition::new(number).unwrap(), 0));
+    let mut first = db.store().begin().await.unwrap();
+    first.load(&keys_of([one])).await.unwrap();
+    let mut second = db.store().begin().await.unwrap();
+    let loaded = second.load(&keys_of([other])).await.unwrap();
+    assert_eq!(loaded.heads.len(), 1);
+    drop((first, second));
+    db.destroy().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_too_long_for_a_partition_is_a_conflict() {
+    let db = PostgresDatabase::create().await;
+    let id = workspace_in(Partition::new(1).unwrap(), 0);
+    let mut first = db.store().begin().await.unwrap();
+    first.load(&keys_of([id])).await.unwrap();
+    let mut second = db.store().begin().await.unwrap();
+    let waited = second.load(&keys_of([id])).await;
+    assert!(matches!(waited, Err(StoreError::Conflict(_))), "{waited:?}");
+    drop((first, second));
+    db.destroy().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unavailable_and_its_password_is_not_told() {
+    let config = PostgresConfig::new(SecretString::from("postgres://u:hunter2@127.0.0.1:1/none".to_owned()));
+    let error = PostgresStore::connect(&config).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(!format!("{error:?} {error} {config:?}").contains("hunter2"));
+    let unreadable = PostgresConfig::new(SecretString::from("nonsense hunter2".to_owned()));
+    let error = PostgresStore::connect(&unreadable).await.unwrap_err();
+    assert!(!format!("{error:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_terminated_connection_is_unavailable_and_the_pool_recovers() {
+    let db = PostgresDatabase::create().await;
+    let mut tx = db.store().begin().await.unwrap();
+    db.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
+        .await
+        .unwrap();
+    let failed = tx.load(&KeySet::default()).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+    drop(tx);
+    let mut recovered = Err(StoreError::Unavailable(String::new()));
+    for _ in 0..5 {
+        recovered = db.store().ping().await;
+        if recovered.is_ok() {
+            break;
+        }
+    }
+    recovered.unwrap();
+    db.destroy().await;
+}

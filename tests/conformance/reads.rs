@@ -1,0 +1,183 @@
+//! Pages, filters, and what is due.
+
+use uuid::Uuid;
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::entry::Account;
+use visionscope_billing::domain::grant::{Grant, GrantSource};
+use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::subscription::SubscriptionStatus;
+use visionscope_billing::store::views::{DueWork, DueWorkspace, EventPosition, EventQuery, LedgerQuery, UsageQuery};
+
+use crate::database::TestDatabase;
+use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
+
+/// Seven deductions, one a second, those of odd seconds of another feature.
+async fn seven_deductions(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    for n in 1..=7 {
+        world.deduct(workspace(0), Credits::whole(n), at(n)).deduct(workspace(1), Credits::whole(n), at(n));
+    }
+    for log in world.pending().usage_logs.iter_mut().filter(|log| log.seq % 2 == 1) {
+        log.feature_code = feature("upscale");
+    }
+    for entry in world.pending().entries.iter_mut().filter(|entry| entry.seq % 2 == 0) {
+        entry.to = Account::Consumed(feature("upscale"));
+    }
+    world.store(db.store()).await;
+}
+
+fn usage_query(limit: u32) -> UsageQuery {
+    UsageQuery { workspace_id: workspace(0), before_seq: None, feature_code: None, from: None, to: None, limit }
+}
+
+async fn usage(db: &impl TestDatabase, query: UsageQuery) -> Vec<i64> {
+    let logs = db.store().usage(&query).await.unwrap();
+    assert!(logs.iter().all(|log| log.workspace_id == query.workspace_id));
+    logs.iter().map(|log| log.seq).collect()
+}
+
+pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
+    assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), None);
+    world_of(db.store(), 1).await;
+    assert!(db.store().workspace(workspace(0)).await.unwrap().is_some());
+    assert_eq!(db.store().workspace(workspace(1)).await.unwrap(), None);
+}
+
+pub async fn usage_pages_go_backwards_without_a_gap_or_a_repetition(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let page = |before_seq| usage(db, UsageQuery { before_seq, ..usage_query(3) });
+    assert_eq!(page(None).await, [7, 6, 5]);
+    assert_eq!(page(Some(5)).await, [4, 3, 2]);
+    assert_eq!(page(Some(2)).await, [1]);
+    assert!(page(Some(1)).await.is_empty());
+    let unknown = UsageQuery { workspace_id: workspace(9), ..usage_query(3) };
+    assert!(usage(db, unknown).await.is_empty());
+}
+
+pub async fn usage_is_filtered_by_feature_and_time(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let of_feature = UsageQuery { feature_code: Some(feature("upscale")), ..usage_query(100) };
+    assert_eq!(usage(db, of_feature.clone()).await, [7, 5, 3, 1]);
+    let between = UsageQuery { from: Some(at(3)), to: Some(at(6)), ..usage_query(100) };
+    assert_eq!(usage(db, between).await, [5, 4, 3]);
+    let all = UsageQuery { before_seq: Some(7), from: Some(at(2)), to: Some(at(100)), limit: 1, ..of_feature };
+    assert_eq!(usage(db, all).await, [5]);
+}
+
+pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let ledger = async |query: LedgerQuery| {
+        let entries = db.store().ledger(&query).await.unwrap();
+        assert!(entries.iter().all(|entry| entry.workspace_id == workspace(0)));
+        entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
+    };
+    let all = LedgerQuery {
+        workspace_id: workspace(0),
+        before_seq: None,
+        feature_code: None,
+        from: None,
+        to: None,
+        limit: 100,
+    };
+    assert_eq!(ledger(all.clone()).await, [8, 7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(ledger(LedgerQuery { before_seq: Some(4), limit: 2, ..all.clone() }).await, [3, 2]);
+    let of_feature = LedgerQuery { feature_code: Some(feature("upscale")), ..all.clone() };
+    assert_eq!(ledger(of_feature).await, [8, 6, 4, 2]);
+    assert_eq!(ledger(LedgerQuery { from: Some(at(1)), to: Some(at(3)), ..all }).await, [3, 2]);
+}
+
+pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let page = async |workspace_id, after, limit| {
+        let events = db.store().events(&EventQuery::OfWorkspace { workspace_id, after, limit }).await.unwrap();
+        assert!(events.iter().all(|event| event.workspace_id == workspace_id));
+        events.iter().map(|event| event.workspace_seq).collect::<Vec<_>>()
+    };
+    assert_eq!(page(workspace(1), 0, 3).await, [1, 2, 3]);
+    assert_eq!(page(workspace(1), 3, 100).await, [4, 5, 6, 7, 8]);
+    assert!(page(workspace(1), 8, 100).await.is_empty());
+    assert!(page(workspace(5), 0, 100).await.is_empty());
+}
+
+pub async fn events_of_all_are_limited_per_partition(db: &impl TestDatabase) {
+    db.store().put_plans(&[plan("pro", 1)]).await.unwrap();
+    let mut world = World::new();
+    let [low, high] = [2, 11].map(|number| Partition::new(number).unwrap());
+    for partition in [high, low] {
+        for nth in 0..4 {
+            world.provision(workspace_in(partition, nth));
+        }
+    }
+    world.store(db.store()).await;
+    let positions = async |after: Vec<EventPosition>, limit| {
+        let events = db.store().events(&EventQuery::OfAll { after, limit }).await.unwrap();
+        events.iter().map(|event| (event.partition, event.seq)).collect::<Vec<_>>()
+    };
+    let after = |partition, seq| EventPosition { partition, seq };
+    let mut from_the_start: Vec<_> = Partition::all().map(|partition| after(partition, 0)).collect();
+    from_the_start.reverse();
+    assert_eq!(positions(from_the_start, 2).await, [(low, 1), (low, 2), (high, 1), (high, 2)]);
+    let later = vec![after(high, 1), after(low, 3)];
+    assert_eq!(positions(later, 100).await, [(low, 4), (high, 2), (high, 3), (high, 4)]);
+    assert!(positions(vec![], 100).await.is_empty());
+}
+
+pub async fn an_event_is_found_only_by_its_own_workspace(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let query = EventQuery::OfWorkspace { workspace_id: workspace(0), after: 4, limit: 1 };
+    let event = db.store().events(&query).await.unwrap().remove(0);
+    let find = |id, workspace_id| db.store().event(id, workspace_id);
+    assert_eq!(find(event.event_id, None).await.unwrap().as_ref(), Some(&event));
+    assert_eq!(find(event.event_id, Some(workspace(0))).await.unwrap().as_ref(), Some(&event));
+    assert_eq!(find(event.event_id, Some(workspace(1))).await.unwrap(), None);
+    assert_eq!(find(EventId(Uuid::from_u128(3)), None).await.unwrap(), None);
+}
+
+pub async fn a_period_that_is_over_is_due(db: &impl TestDatabase) {
+    let mut world = World::new();
+    db.store().put_plans(&[plan("pro", 1)]).await.unwrap();
+    for nth in 0..3 {
+        world.provision(workspace(nth));
+    }
+    for (subscription, end) in world.pending().subscriptions.inserted.iter_mut().zip([30, 20, 10]) {
+        subscription.period.end = at(end);
+    }
+    let canceled = &mut world.pending().subscriptions.inserted[2];
+    (canceled.status, canceled.canceled_at) = (SubscriptionStatus::Canceled, Some(at(1)));
+    world.store(db.store()).await;
+    let due = async |now, limit| db.store().due(at(now), limit).await.unwrap();
+    let boundary = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Boundary };
+    assert_eq!(due(19, 10).await, []);
+    assert_eq!(due(20, 10).await, [boundary(1)]);
+    assert_eq!(due(30, 10).await, [boundary(1), boundary(0)]);
+    assert_eq!(due(30, 1).await, [boundary(1)]);
+}
+
+pub async fn a_grant_that_expired_unbooked_is_due_once_per_workspace(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 5).await;
+    let expiring = |workspace_id: WorkspaceId, n: u128, source: GrantSource, end: i64| Grant {
+        source,
+        expires_at: Some(at(end)),
+        ..new_grant(workspace_id, GrantId(Uuid::from_u128(n)), Credits::whole(1))
+    };
+    let grants = [
+        expiring(workspace(0), 1, GrantSource::Purchase, 10),
+        expiring(workspace(0), 2, GrantSource::Promotion, 11),
+        expiring(workspace(1), 3, GrantSource::Adjustment, 20),
+        expiring(workspace(2), 4, GrantSource::Allowance, 10),
+        expiring(workspace(3), 5, GrantSource::Rollover, 10),
+        Grant { remaining: Credits::ZERO, ..expiring(workspace(4), 6, GrantSource::Purchase, 10) },
+    ];
+    world.pending().grants.inserted.extend(grants);
+    world.command(workspace(0), "PurchaseCredits", "accepted", at(1));
+    world.store(db.store()).await;
+    let due = async |now| db.store().due(at(now), 10).await.unwrap();
+    let expiry = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Expiry };
+    assert_eq!(due(9).await, []);
+    assert_eq!(due(15).await, [expiry(0)]);
+    assert_eq!(due(20).await, [expiry(0), expiry(1)]);
+}
+
+pub async fn a_live_store_answers_a_ping(db: &impl TestDatabase) {
+    db.store().ping().await.unwrap();
+}

@@ -1,0 +1,87 @@
+//! The list of all tests, and the macro that runs them on one kind of database.
+
+macro_rules! run_all {
+    ($database:ty; $($module:ident { $($test:ident,)+ })+) => {
+        $($(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let db = <$database as $crate::database::TestDatabase>::create().await;
+                $crate::$module::$test(&db).await;
+                $crate::database::TestDatabase::destroy(db).await;
+            }
+        )+)+
+    };
+}
+
+macro_rules! suite {
+    ($database:ty) => {
+        run_all! {
+            $database;
+            round_trips {
+                a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written,
+                a_row_of_every_kind_with_every_optional_field_unset_is_read_as_it_was_written,
+                amounts_at_both_bounds_survive,
+                microseconds_survive_in_the_first_and_the_last_year,
+                an_updated_row_is_read_with_its_new_values,
+                open_grants_come_in_burn_order_and_closed_ones_not_at_all,
+                keys_that_do_not_exist_load_as_nothing,
+                used_payment_references_and_newest_plans_are_loaded_when_asked_for,
+            }
+            writes {
+                a_dropped_transaction_leaves_nothing,
+                a_head_with_another_version_is_a_conflict,
+                a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
+                a_used_payment_reference_is_a_conflict_and_nothing_is_written,
+                a_promotion_may_share_the_payment_reference_of_its_purchase,
+                a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
+                an_update_of_a_row_that_does_not_exist_is_corrupt,
+                an_entry_cannot_name_the_grant_of_another_workspace,
+                a_second_reset_of_a_period_is_a_conflict,
+                history_can_be_neither_updated_nor_deleted,
+                write_transactions_on_one_partition_are_serial,
+                a_batch_of_many_workspaces_is_one_change_set,
+            }
+            reads {
+                an_unknown_workspace_is_none,
+                usage_pages_go_backwards_without_a_gap_or_a_repetition,
+                usage_is_filtered_by_feature_and_time,
+                the_ledger_is_paged_and_filtered_like_usage,
+                events_of_one_workspace_go_forwards,
+                events_of_all_are_limited_per_partition,
+                an_event_is_found_only_by_its_own_workspace,
+                a_period_that_is_over_is_due,
+                a_grant_that_expired_unbooked_is_due_once_per_workspace,
+                a_live_store_answers_a_ping,
+            }
+            plans {
+                a_plan_is_stored_once_and_again_without_effect,
+                a_version_with_another_definition_is_a_conflict,
+                the_newest_version_of_every_plan_is_listed,
+                an_older_version_is_kept_as_history,
+                an_invalid_plan_is_refused,
+            }
+            outbox {
+                a_first_lease_takes_every_partition,
+                a_lease_in_force_is_left_to_its_owner,
+                renewing_keeps_the_epoch_and_taking_over_raises_it,
+                a_released_lease_is_free_at_once,
+                heads_and_reads_follow_the_outbox,
+                a_recorded_batch_continues_where_the_last_one_ended,
+                a_lost_lease_records_nothing,
+                a_new_generation_begins_empty_and_lifts_a_divergence,
+                the_status_tells_what_waits,
+                the_view_tells_which_events_are_published,
+            }
+            audits {
+                a_sound_database_has_no_finding,
+                a_changed_balance_is_found,
+                a_missing_usage_log_is_found,
+                a_gap_in_the_ledger_is_found,
+                a_missing_event_is_found,
+                a_changed_grant_is_found,
+                a_refused_command_with_an_entry_is_found,
+                findings_are_limited_per_invariant,
+            }
+        }
+    };
+}
