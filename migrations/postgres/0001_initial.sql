@@ -161,8 +161,10 @@ create table credit_entries (
     check ((grant_id is not null) = (from_account in ('grant', 'held') or to_account in ('grant', 'held')))
 );
 
+-- No reference to workspaces, nor from event_outbox: it would be checked once more for every deduction
+-- and every event. The command beside them has one, and the audit ties them to it.
 create table usage_logs (
-    workspace_id uuid        not null references workspaces,
+    workspace_id uuid        not null,
     seq          bigint      not null check (seq >= 1),
     command_id   uuid        not null,
     feature_code text        not null,
@@ -212,7 +214,7 @@ create table event_outbox (
     partition      smallint    not null check (partition between 0 and 15),
     seq            bigint      not null check (seq >= 1),
     event_id       uuid        not null unique,
-    workspace_id   uuid        not null references workspaces,
+    workspace_id   uuid        not null,
     workspace_seq  bigint      not null check (workspace_seq >= 1),
     event_type     text        not null,
     schema_version smallint    not null,
