@@ -15,7 +15,7 @@ async fn sound(db: &impl TestDatabase) -> World {
         world.deduct(workspace(0), Credits::whole(n), at(n)).refuse(workspace(1), at(n));
     }
     world.store(db.store()).await;
-    let leases = db.store().lease("one", std::time::Duration::from_secs(60)).await.unwrap();
+    let leases = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap();
     assert_eq!(leases.len(), usize::from(PARTITIONS));
     db.store().record(&leases[3], 2).await.unwrap();
     db.store().record(&leases[3], 3).await.unwrap();

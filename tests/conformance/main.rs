@@ -4,6 +4,8 @@
 //! its change sets by hand: no command is decided here. To hold another store to the suite, give it
 //! a module with a `TestDatabase` and the line `suite!(ThatDatabase);`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 mod database;
 #[macro_use]
 mod suite;

@@ -9,7 +9,7 @@ use visionscope_billing::store::views::{Lease, PartitionStatus, Recorded};
 use crate::database::TestDatabase;
 use crate::fixtures::{at, workspace, world_of};
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(1);
 /// Time enough for a short lease to end.
 const AFTER_SHORT: Duration = Duration::from_millis(60);

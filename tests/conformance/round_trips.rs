@@ -106,7 +106,7 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     fill_grant(&mut changes.grants.inserted[0]);
     for command in &mut changes.commands {
         command.fingerprint = std::array::from_fn(|n| u8::try_from(255 - n).unwrap());
-        command.body = "{\"text\": \"a\\\"b\", \"empty\": null}".to_owned();
+        command.body = String::from("{\"text\": \"a\\\"b\", \"empty\": null}");
         command.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
         command.metadata = Some(metadata());
     }
@@ -115,7 +115,7 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     for event in &mut changes.events {
         event.traceparent = Some("00-1".to_owned());
         event.metadata = Some(metadata().to_json());
-        event.data = "{\"a\": [1, null, \"{}\"]}".to_owned();
+        event.data = String::from("{\"a\": [1, null, \"{}\"]}");
     }
     assert_survives(db, changes).await;
     let state = db.store().workspace(workspace(0)).await.unwrap().unwrap();
@@ -190,10 +190,10 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     after.subscription.version = 2;
     after.subscription.pending = Some(Pending::Cancel { reason: Some(Label::new("too dear").unwrap()) });
     after.subscription.period.end = at(77);
-    let changed = after.features.get_mut("render").unwrap();
-    changed.plan_terms.limit = Some(UsageLimit::hard(Credits::ZERO));
-    changed.overrides.enabled = Some(true);
-    changed.used_this_month = Credits::whole(9);
+    let render = after.features.get_mut("render").unwrap();
+    render.plan_terms.limit = Some(UsageLimit::hard(Credits::ZERO));
+    render.overrides.enabled = Some(true);
+    render.used_this_month = Credits::whole(9);
     (after.grants[0].remaining, after.grants[0].held) = (Credits::whole(2), Credits::whole(1));
     after.grants[0].expires_at = Some(at(88));
     changes.credits.updated = vec![after.credits.clone()];

@@ -179,7 +179,7 @@ pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) 
     };
     world.pending().resets.push(reset);
     world.store(db.store()).await;
-    let lease = db.store().lease("one", std::time::Duration::from_secs(60)).await.unwrap().remove(3);
+    let lease = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap().remove(3);
     db.store().record(&lease, 1).await.unwrap();
     for (table, column) in [
         ("plan_versions", "version"),
@@ -243,14 +243,14 @@ pub async fn a_batch_of_many_workspaces_is_one_change_set(db: &impl TestDatabase
     let ids: Vec<_> =
         Partition::all().flat_map(|partition| (0..8).map(move |nth| workspace_in(partition, nth))).collect();
     let mut world = World::new();
-    ids.iter().for_each(|id| {
+    for id in &ids {
         world.provision(*id);
-    });
+    }
     world.store(db.store()).await;
     for round in 1..4 {
-        ids.iter().for_each(|id| {
+        for id in &ids {
             world.deduct(*id, Credits::whole(round), at(round)).refuse(*id, at(round));
-        });
+        }
         world.store(db.store()).await;
     }
     let snapshot = load(db.store(), &keys_of(ids.iter().copied())).await;

@@ -18,7 +18,7 @@ use crate::store::StoreError;
 use crate::store::views::AuditFinding;
 
 /// An audit reads all of history, so it gets more time than anything else.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(1800);
+pub(super) const TIMEOUT: Duration = Duration::from_mins(30);
 
 pub(super) const STATEMENTS: &[&str] = &[
     AUDIT_SETTINGS,

@@ -184,7 +184,9 @@ async fn open_grants(
         let grant = rows::grant(row)?;
         grants.entry(grant.workspace_id).or_default().push(grant);
     }
-    grants.values_mut().for_each(|of_one| of_one.sort_by(Grant::burns_before));
+    for of_one in grants.values_mut() {
+        of_one.sort_by(Grant::burns_before);
+    }
     Ok(grants)
 }
 

@@ -131,7 +131,7 @@ async fn insert_features(
         .column(&rows, |(plan, _, _)| plan.version)
         .column(&rows, |(_, code, _)| code.as_str())
         .column(&rows, |(_, _, terms)| terms.enabled)
-        .column(&rows, |(_, _, terms)| terms.unit_price.map(|price| price.micro()))
+        .column(&rows, |(_, _, terms)| terms.unit_price.map(crate::domain::credits::Credits::micro))
         .column(&rows, |(_, _, terms)| terms.limit.map(|limit| limit.credits.micro()))
         .column(&rows, |(_, _, terms)| terms.limit.map(|limit| limit_mode(limit.mode)))
         .execute(connection)

@@ -71,8 +71,8 @@ fn bind_workspaces<'q>(statement: Statement<'q>, rows: &[Workspace]) -> Statemen
         .column(rows, |row| row.partition().stored())
         .column(rows, |row| row.name.as_str())
         .column(rows, |row| row.zone.name())
-        .column(rows, |row| row.monthly_limit_override.map(|limit| limit.micro()))
-        .column(rows, |row| row.overdraft_limit_override.map(|limit| limit.micro()))
+        .column(rows, |row| row.monthly_limit_override.map(crate::domain::credits::Credits::micro))
+        .column(rows, |row| row.overdraft_limit_override.map(crate::domain::credits::Credits::micro))
         .column(rows, |row| at(row.created_at))
 }
 
@@ -150,7 +150,7 @@ fn pending_plan(subscription: &Subscription) -> Option<(&str, i32)> {
 
 fn pending_reason(subscription: &Subscription) -> Option<&str> {
     match &subscription.pending {
-        Some(Pending::Cancel { reason }) => reason.as_ref().map(|reason| reason.as_str()),
+        Some(Pending::Cancel { reason }) => reason.as_ref().map(crate::domain::text::Label::as_str),
         Some(Pending::Change { .. }) | None => None,
     }
 }
@@ -178,8 +178,8 @@ fn bind_grants<'q>(statement: Statement<'q>, rows: &[Grant]) -> Statement<'q> {
         .column(rows, |row| row.priority)
         .column(rows, |row| at(row.effective_at))
         .column(rows, |row| row.expires_at.map(at))
-        .column(rows, |row| row.feature_scope.as_ref().map(|feature| feature.as_str()))
-        .column(rows, |row| row.payment_reference.as_ref().map(|reference| reference.as_str()))
+        .column(rows, |row| row.feature_scope.as_ref().map(crate::domain::text::FeatureCode::as_str))
+        .column(rows, |row| row.payment_reference.as_ref().map(crate::domain::text::PaymentReference::as_str))
         .column(rows, |row| row.cost_basis.map(|cost| cost.amount_minor))
         .column(rows, |row| row.cost_basis.as_ref().map(|cost| cost.currency.as_str()))
         .column(rows, Grant::is_open)

@@ -94,7 +94,7 @@ impl Reads for PostgresStore {
         let statement = sqlx::query(USAGE_PAGE)
             .bind(query.workspace_id.0)
             .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
             .bind(query.from.map(at))
             .bind(query.to.map(at))
             .bind(i64::from(query.limit));
@@ -106,7 +106,7 @@ impl Reads for PostgresStore {
         let statement = sqlx::query(LEDGER_PAGE)
             .bind(query.workspace_id.0)
             .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(|feature| feature.as_str()))
+            .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
             .bind(query.from.map(at))
             .bind(query.to.map(at))
             .bind(i64::from(query.limit));
