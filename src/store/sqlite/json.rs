@@ -1,4 +1,6 @@
-//! Many rows in one parameter: the JSON text that `json_each` takes apart again.
+//! Many rows in one parameter: the JSON text that `jsonb_each` takes apart again (it gives each row
+//! in SQLite's parsed form, so that its columns are found without parsing it anew; since SQLite 3.51,
+//! which sqlx bundles).
 //!
 //! Every statement costs a hop to the connection's thread, so a table's rows go in one statement,
 //! as an array of arrays in the order of the statement's columns. It is written directly: no tree

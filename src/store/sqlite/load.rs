@@ -49,7 +49,7 @@ pub(super) async fn load(
 const HEADS_BY_PARTITIONS: &str = "
 select partition, seq, last_event_id, version
 from stream_partition
-where partition in (select value ->> 0 from json_each(?1))
+where partition in (select value ->> 0 from jsonb_each(?1))
 order by partition";
 
 async fn heads(
@@ -71,7 +71,7 @@ async fn heads(
 
 const COMMANDS_BY_KEYS: &str = "
 select c.*
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join commands c on c.workspace_id = unhex(k.value ->> 0) and c.idempotency_key = k.value ->> 1";
 
 async fn commands(
@@ -98,7 +98,7 @@ select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_ove
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.entry_seq,
     c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
     c.updated_at as credits_updated_at
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join workspaces w on w.workspace_id = unhex(k.value ->> 0)
 join workspace_credits c on c.workspace_id = w.workspace_id
 join subscriptions s on s.workspace_id = w.workspace_id";
@@ -165,7 +165,7 @@ fn plan_of(plans: &HashMap<PlanKey, Arc<PlanVersion>>, key: &PlanKey) -> Result<
 
 const FEATURES_BY_WORKSPACES: &str = "
 select f.*
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join workspace_features f on f.workspace_id = unhex(k.value ->> 0)";
 
 async fn features(
@@ -183,7 +183,7 @@ async fn features(
 
 const OPEN_GRANTS_BY_WORKSPACES: &str = "
 select g.*
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join credit_grants g indexed by credit_grants_open on g.workspace_id = unhex(k.value ->> 0)
 where g.is_open = 1";
 
@@ -205,7 +205,7 @@ async fn open_grants(
 
 const USED_PAYMENTS: &str = "
 select g.workspace_id, g.payment_reference
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join credit_grants g indexed by credit_grants_one_per_payment
     on g.workspace_id = unhex(k.value ->> 0) and g.payment_reference = k.value ->> 1
 where g.payment_reference is not null and g.source = 'purchase'";

@@ -72,17 +72,17 @@ impl PlanCache {
 
 const INSERT_PLAN_VERSIONS: &str = "
 insert into plan_versions (plan_code, version, definition)
-select value ->> 0, value ->> 1, value ->> 2 from json_each(?1) where true
+select value ->> 0, value ->> 1, value ->> 2 from jsonb_each(?1) where true
 on conflict do nothing
 returning plan_code, version";
 
 const INSERT_PLAN_FEATURES: &str = "
 insert into plan_features (plan_code, version, feature_code, enabled, unit_price, limit_amount, limit_mode)
-select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 from json_each(?1)";
+select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 from jsonb_each(?1)";
 
 const RAISE_LATEST_VERSIONS: &str = "
 insert into plans (plan_code, latest_version)
-select value ->> 0, value ->> 1 from json_each(?1) where true
+select value ->> 0, value ->> 1 from jsonb_each(?1) where true
 on conflict (plan_code) do update set latest_version = excluded.latest_version
 where plans.latest_version < excluded.latest_version";
 
@@ -153,7 +153,7 @@ async fn raise_latest_versions(connection: &mut SqliteConnection, keys: &BTreeSe
 }
 
 const LATEST_VERSIONS: &str = "
-select plan_code, latest_version as version from plans where plan_code in (select value ->> 0 from json_each(?1))";
+select plan_code, latest_version as version from plans where plan_code in (select value ->> 0 from jsonb_each(?1))";
 
 /// The newest versions of the named plans; of a code that does not exist, none.
 pub(super) async fn latest_versions<'c>(
@@ -177,7 +177,7 @@ pub(super) async fn all_latest_versions(connection: &mut SqliteConnection) -> Re
 
 const PLAN_VERSIONS: &str = "
 select v.definition
-from json_each(?1) k
+from jsonb_each(?1) k
 cross join plan_versions v on v.plan_code = k.value ->> 0 and v.version = k.value ->> 1";
 
 async fn read_versions(

@@ -37,7 +37,7 @@ const INSERT_WORKSPACES: &str = "
 insert into workspaces (
     workspace_id, partition, name, time_zone, monthly_limit_override, overdraft_limit_override, created_at)
 select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn workspace(row: &mut JsonRow<'_>, workspace: &Workspace) {
     row.id(workspace.workspace_id.0)
@@ -55,7 +55,7 @@ insert into workspace_credits (
     event_seq, low_credit_fired, monthly_limit_fired, window_start, window_used, updated_at)
 select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
     value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
-from json_each(?1)";
+from jsonb_each(?1)";
 
 const INSERT_SUBSCRIPTIONS: &str = "
 insert into subscriptions (
@@ -65,7 +65,7 @@ insert into subscriptions (
 select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14,
     value ->> 15, value ->> 16
-from json_each(?1)";
+from jsonb_each(?1)";
 
 const UPDATE_SUBSCRIPTIONS: &str = "
 update subscriptions
@@ -75,7 +75,7 @@ set plan_code = n.row ->> 2, plan_version = n.row ->> 3, status = n.row ->> 4, a
     pending_plan_version = n.row ->> 13, pending_reason = n.row ->> 14, canceled_at = n.row ->> 15,
     updated_at = n.row ->> 16
 from (
-    select unhex(value ->> 0) as workspace_id, unhex(value ->> 1) as subscription_id, value as row from json_each(?1)
+    select unhex(value ->> 0) as workspace_id, unhex(value ->> 1) as subscription_id, value as row from jsonb_each(?1)
 ) n
 where subscriptions.workspace_id = n.workspace_id and subscriptions.subscription_id = n.subscription_id";
 
@@ -114,7 +114,7 @@ insert into workspace_features (
     override_unit_price, override_limit, used_this_month, limit_fired)
 select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
     value ->> 8, value ->> 9, value ->> 10
-from json_each(?1)";
+from jsonb_each(?1)";
 
 const INSERT_GRANTS: &str = "
 insert into credit_grants (
@@ -122,7 +122,7 @@ insert into credit_grants (
     payment_reference, amount_minor, currency, is_open)
 select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn grant(row: &mut JsonRow<'_>, grant: &Grant) {
     row.id(grant.workspace_id.0)
@@ -144,7 +144,7 @@ fn grant(row: &mut JsonRow<'_>, grant: &Grant) {
 const INSERT_RESETS: &str = "
 insert into credit_resets (workspace_id, subscription_id, period_start, period_end, usage_seq, command_id, recorded_at)
 select unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn reset(row: &mut JsonRow<'_>, reset: &ResetRecord) {
     row.id(reset.workspace_id.0)

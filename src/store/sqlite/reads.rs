@@ -50,7 +50,7 @@ select * from event_outbox where workspace_id = ?1 and workspace_seq > ?2 order 
 /// The numbers of a partition have no gap, so a range of them is a limit.
 const EVENTS_OF_ALL: &str = "
 select o.*
-from json_each(?1) a
+from jsonb_each(?1) a
 cross join event_outbox o on o.partition = a.value ->> 0 and o.seq > a.value ->> 1 and o.seq <= (a.value ->> 1) + ?2
 order by o.partition, o.seq";
 

@@ -273,10 +273,6 @@ async fn what_was_written_is_read_back_equal() {
     let partition = Partition::of(workspace(1));
     assert_eq!(snapshot.heads[&partition], changes.heads[0]);
     assert_eq!(store.read(partition, 0, 10).await.unwrap(), changes.events);
-    let violated: BTreeSet<_> = store.audit(10).await.unwrap().iter().map(|found| found.invariant).collect();
-    let of_a_grant_from_nowhere_and_uncounted_usage =
-        ["balance-after-chains", "balance-is-sum-of-entries", "grant-is-sum-of-entries", "used-is-sum-of-usage-logs"];
-    assert_eq!(violated, BTreeSet::from(of_a_grant_from_nowhere_and_uncounted_usage));
 }
 
 #[tokio::test]
@@ -289,23 +285,6 @@ async fn a_dropped_transaction_leaves_nothing_and_the_next_one_works() {
     deduct(&store, workspace(1)).await.unwrap();
     let after = store.workspace(workspace(1)).await.unwrap().unwrap();
     assert_eq!(after.credits.used_this_month, before.credits.used_this_month);
-}
-
-#[tokio::test]
-async fn a_duplicate_key_is_a_conflict_and_a_missing_row_or_broken_rule_is_corruption() {
-    let (_folder, store) = store().await;
-    let state = provision(&store, workspace(1)).await;
-    let commit = async |changes| store.begin().await.unwrap().commit(changes).await;
-    assert!(matches!(commit(provisioning(&state)).await, Err(StoreError::Conflict(_))));
-
-    let mut changes = deduct(&store, workspace(1)).await.unwrap();
-    assert!(matches!(commit(changes.clone()).await, Err(StoreError::Conflict(_))), "a stale head");
-    changes = ChangeSet { credits: changes.credits, ..ChangeSet::default() };
-    changes.credits.updated[0].workspace_id = workspace(2);
-    assert!(matches!(commit(changes.clone()).await, Err(StoreError::Corrupt(_))), "no such row");
-    changes.credits.updated[0].workspace_id = workspace(1);
-    changes.credits.updated[0].debt_credits = Credits::whole(1);
-    assert!(matches!(commit(changes).await, Err(StoreError::Corrupt(_))), "beyond the overdraft");
 }
 
 #[tokio::test]
@@ -412,17 +391,4 @@ async fn the_file_is_its_owners_alone_durable_and_found_again() {
     let again = SqliteStore::open(&SqliteConfig::new(path)).await.unwrap();
     again.migrate().await.unwrap();
     assert_eq!(again.workspace(workspace(1)).await.unwrap(), Some(expected));
-}
-
-#[tokio::test]
-async fn a_lease_is_kept_by_its_owner_and_taken_over_with_a_higher_epoch_when_it_ends() {
-    let (_folder, store) = store().await;
-    let long = Duration::from_mins(1);
-    let first = store.lease("one", long).await.unwrap();
-    assert_eq!(first.iter().map(|lease| lease.partition).collect::<Vec<_>>(), Partition::all().collect::<Vec<_>>());
-    assert_eq!(store.lease("one", Duration::ZERO).await.unwrap()[0].epoch, first[0].epoch);
-    let second = store.lease("two", long).await.unwrap();
-    assert_eq!((second.len(), second[0].epoch), (16, first[0].epoch + 1));
-    assert!(store.lease("one", long).await.unwrap().is_empty());
-    assert!(store.status().await.unwrap().iter().all(|status| status.is_leased));
 }

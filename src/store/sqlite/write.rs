@@ -127,7 +127,7 @@ update stream_partition
 set seq = n.seq, last_event_id = n.last_event_id, version = n.version
 from (
     select value ->> 0 as partition, value ->> 1 as seq, unhex(value ->> 2) as last_event_id, value ->> 3 as version
-    from json_each(?1)
+    from jsonb_each(?1)
 ) n
 where stream_partition.partition = n.partition and stream_partition.version = n.version - 1";
 
@@ -148,7 +148,7 @@ set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.
     overdraft_limit = n.row ->> 4, used_this_month = n.row ->> 5, entry_seq = n.row ->> 6, usage_seq = n.row ->> 7,
     event_seq = n.row ->> 8, low_credit_fired = n.row ->> 9, monthly_limit_fired = n.row ->> 10,
     window_start = n.row ->> 11, window_used = n.row ->> 12, updated_at = n.row ->> 13
-from (select unhex(value ->> 0) as workspace_id, value as row from json_each(?1)) n
+from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1)) n
 where workspace_credits.workspace_id = n.workspace_id";
 
 pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
@@ -173,7 +173,7 @@ update workspace_features
 set plan_enabled = n.row ->> 2, plan_unit_price = n.row ->> 3, plan_limit_amount = n.row ->> 4,
     plan_limit_mode = n.row ->> 5, override_enabled = n.row ->> 6, override_unit_price = n.row ->> 7,
     override_limit = n.row ->> 8, used_this_month = n.row ->> 9, limit_fired = n.row ->> 10
-from (select unhex(value ->> 0) as workspace_id, value ->> 1 as feature_code, value as row from json_each(?1)) n
+from (select unhex(value ->> 0) as workspace_id, value ->> 1 as feature_code, value as row from jsonb_each(?1)) n
 where workspace_features.workspace_id = n.workspace_id and workspace_features.feature_code = n.feature_code";
 
 pub(super) fn feature(row: &mut JsonRow<'_>, feature: &WorkspaceFeature) {
@@ -194,7 +194,7 @@ pub(super) fn feature(row: &mut JsonRow<'_>, feature: &WorkspaceFeature) {
 const UPDATE_GRANTS: &str = "
 update credit_grants
 set remaining = n.row ->> 2, held = n.row ->> 3, expires_at = n.row ->> 4, is_open = n.row ->> 5
-from (select unhex(value ->> 0) as workspace_id, unhex(value ->> 1) as grant_id, value as row from json_each(?1)) n
+from (select unhex(value ->> 0) as workspace_id, unhex(value ->> 1) as grant_id, value as row from jsonb_each(?1)) n
 where credit_grants.workspace_id = n.workspace_id and credit_grants.grant_id = n.grant_id";
 
 fn grant_state(row: &mut JsonRow<'_>, grant: &Grant) {
@@ -212,7 +212,7 @@ insert into commands (
     correlation_id, traceparent, metadata, received_at, recorded_at)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
     row.id(command.workspace_id.0)
@@ -237,7 +237,7 @@ insert into credit_entries (
     effective_at)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6,
     value ->> 7, value ->> 8, value ->> 9
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn entry(row: &mut JsonRow<'_>, entry: &Entry) {
     row.id(entry.workspace_id.0)
@@ -257,7 +257,7 @@ insert into usage_logs (
     workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, value ->> 9
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn usage_log(row: &mut JsonRow<'_>, log: &UsageLog) {
     row.id(log.workspace_id.0)
@@ -278,7 +278,7 @@ insert into event_outbox (
     causation_id, traceparent, metadata, data)
 select value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3), value ->> 4, value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12
-from json_each(?1)";
+from jsonb_each(?1)";
 
 fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
     row.int(event.partition.stored())
