@@ -167,6 +167,8 @@ create table credit_entries (
     check ((grant_id is not null) = (from_account in ('grant', 'held') or to_account in ('grant', 'held')))
 ) strict, without rowid;
 
+-- The reference to workspaces, here and in event_outbox, is not on PostgreSQL, where it costs a lock per
+-- row. Here it is one look into a tree that the batch has just read.
 create table usage_logs (
     workspace_id blob    not null references workspaces,
     seq          integer not null check (seq >= 1),

@@ -285,10 +285,10 @@ limit ?1";
 
 const EVENT_IS_IN_ITS_PARTITION: &str = "
 select o.workspace_id, o.event_id,
-    format('the event is in partition %s, its workspace in %s', o.partition, w.partition) as detail
+    format('the event is in partition %s, its workspace in %s', o.partition, coalesce(w.partition, 'none')) as detail
 from event_outbox o
-join workspaces w on w.workspace_id = o.workspace_id
-where o.partition <> w.partition
+left join workspaces w on w.workspace_id = o.workspace_id
+where o.partition is distinct from w.partition
 limit ?1";
 
 const BATCHES_HAVE_NO_GAP: &str = "
