@@ -27,6 +27,7 @@ pub use self::sections::{
     Algorithm, Auth, AuthKey, Database, Engine, KeyMaterial, Limits, LogFormat, Plans, Publisher, Redis, Scheduler,
     Server, Telemetry,
 };
+pub use self::sources::ALIASES;
 use crate::domain::plan::PlanVersion;
 
 /// The whole configuration; every bound of it has been checked.

@@ -17,7 +17,7 @@ const PREFIX: &str = "VISIONSCOPE__";
 
 /// Names that other tools set too. The full name stands before them. There is deliberately no
 /// `PORT`: a port alone would leave the address to a guess.
-pub(super) const ALIASES: [(&str, &str); 4] = [
+pub const ALIASES: [(&str, &str); 4] = [
     ("DATABASE_URL", "database.url"),
     ("REDIS_URL", "redis.url"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),

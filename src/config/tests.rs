@@ -298,22 +298,3 @@ fn a_named_folder_must_be_there() {
     let named = dir.path().display().to_string();
     assert_eq!(sources::config_dir(&owned(&[("VISIONSCOPE_CONFIG_DIR", &named)])).unwrap(), Some(dir.path().into()));
 }
-
-/// To write it anew: `UPDATE_DOCS=1 cargo test --lib config`.
-#[test]
-fn the_documentation_holds_the_table_of_all_keys() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CONFIGURATION.md");
-    let text = fs::read_to_string(file).unwrap();
-    let (begin, end) = ("<!-- keys: begin -->\n", "<!-- keys: end -->");
-    let (head, rest) = text.split_once(begin).expect("the mark where the table begins");
-    let (table, tail) = rest.split_once(end).expect("the mark where the table ends");
-    let expected = keys::to_markdown();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(file, format!("{head}{begin}{expected}{end}{tail}")).unwrap();
-        return;
-    }
-    assert_eq!(table, expected, "docs/CONFIGURATION.md differs from src/config/keys.rs");
-    for (alias, key) in sources::ALIASES {
-        assert!(text.contains(&format!("`{alias}`")) && text.contains(&format!("`{key}`")), "{alias}");
-    }
-}
