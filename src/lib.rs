@@ -3,11 +3,15 @@
 //! One way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`].
 //! Nothing on the right knows anything on its left; only [`app`] knows all.
 
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod contract;
+pub mod demo;
 pub mod domain;
 pub mod engine;
+pub mod http;
 pub mod outbox;
 pub mod publisher;
 pub mod scheduler;

@@ -15,6 +15,14 @@ pub enum Rejection {
     WorkspaceNotFound,
     #[error("the workspace exists with another definition")]
     WorkspaceExists,
+    /// A time that is well-formed but too early or too late now. Checked here and not where the body
+    /// is read, so that a stored command replays whatever the time.
+    #[error("{pointer}: {detail}")]
+    FieldOutOfTime {
+        /// The field, as a JSON pointer into the command's body.
+        pointer: &'static str,
+        detail: &'static str,
+    },
     #[error("there is no plan {0}")]
     PlanNotFound(PlanCode),
     #[error("the subscription is at version {actual}, not {expected}")]
@@ -67,6 +75,7 @@ impl Rejection {
         match self {
             Self::WorkspaceNotFound => "workspace-not-found",
             Self::WorkspaceExists => "workspace-exists",
+            Self::FieldOutOfTime { .. } => "invalid-field",
             Self::PlanNotFound(_) => "plan-not-found",
             Self::VersionMismatch { .. } => "version-mismatch",
             Self::SubscriptionStatus(SubscriptionStatus::Active) => "subscription-active",
@@ -88,7 +97,8 @@ impl Rejection {
     }
 
     /// Whether the refusal is stored under the command's key. Not where there is nothing to store
-    /// it with, nor where the same command shall simply be tried again later.
+    /// it with, nor where the same command shall simply be tried again later, nor where a field must
+    /// be corrected first, as with every other refused field.
     #[must_use]
     pub const fn is_recorded(&self) -> bool {
         !matches!(

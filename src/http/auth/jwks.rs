@@ -1,0 +1,162 @@
+//! A published key set (RFC 7517), fetched from one configured url.
+//!
+//! The last good set is kept whatever happens to the endpoint. An unknown `kid` causes at most one
+//! fetch in [`MIN_FETCH_INTERVAL`], so forged ids cannot turn this server against the endpoint.
+//! Redirects are not followed, and a key's id never becomes part of a path or a query.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use jsonwebtoken::jwk::JwkSet;
+use reqwest::Url;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::keys::Key;
+
+/// The least time between two fetches.
+pub const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the set is fetched without being asked: keys that were withdrawn disappear.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(600);
+/// Connecting must not hold up a request that waits for a new key.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The whole fetch, body included.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Real sets have less than 20 KiB.
+const MAX_BODY_LEN: usize = 256 * 1024;
+/// More keys than any issuer publishes.
+const MAX_KEYS: usize = 100;
+
+/// Where keys are published.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwksConfig {
+    /// https; plain http only to a loopback address.
+    pub url: String,
+}
+
+/// Why a fetch gave no new set.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("the endpoint cannot be reached: {0}")]
+    Request(#[from] reqwest::Error),
+    #[error("the endpoint answered {0}")]
+    Status(u16),
+    #[error("the set is larger than {MAX_BODY_LEN} bytes")]
+    TooLarge,
+    #[error("the set is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the set has more than {MAX_KEYS} keys")]
+    TooMany,
+    #[error("the set has no usable key")]
+    Empty,
+}
+
+/// The keys that were published last.
+pub struct Jwks {
+    url: Url,
+    client: reqwest::Client,
+    keys: RwLock<Arc<HashMap<String, Key>>>,
+    /// When the last fetch began; its lock lets one caller fetch while the others wait for it.
+    last_fetch: Mutex<Option<Instant>>,
+}
+
+impl Jwks {
+    pub fn new(config: &JwksConfig) -> Result<Self, String> {
+        let url = Url::parse(&config.url).map_err(|error| format!("url: {error}"))?;
+        let is_loopback = match url.host_str() {
+            Some("localhost") => true,
+            Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+            None => false,
+        };
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_loopback) {
+            return Err("url: must be https".to_owned());
+        }
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(FETCH_TIMEOUT)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self { url, client, keys: RwLock::default(), last_fetch: Mutex::new(None) })
+    }
+
+    /// A key of the last good set.
+    #[must_use]
+    pub fn known(&self, kid: &str) -> Option<Key> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
+    }
+
+    /// Fetches the set for the sake of an unknown key, unless that was done a moment ago.
+    pub async fn fetch_for(&self, kid: &str) {
+        let mut last_fetch = self.last_fetch.lock().await;
+        let is_recent = last_fetch.is_some_and(|at| at.elapsed() < MIN_FETCH_INTERVAL);
+        if is_recent || self.known(kid).is_some() {
+            return;
+        }
+        *last_fetch = Some(Instant::now());
+        self.fetch().await;
+    }
+
+    /// Keeps the set current until the token is cancelled.
+    pub async fn run(&self, stop: CancellationToken) {
+        loop {
+            *self.last_fetch.lock().await = Some(Instant::now());
+            let wait = if self.fetch().await { REFRESH_INTERVAL } else { MIN_FETCH_INTERVAL };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn fetch(&self) -> bool {
+        match self.try_fetch().await {
+            Ok(keys) => {
+                tracing::debug!(keys = keys.len(), "fetched the key set");
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the key set could not be fetched; the last one stays in force");
+                false
+            }
+        }
+    }
+
+    async fn try_fetch(&self) -> Result<HashMap<String, Key>, FetchError> {
+        let mut response = self.client.get(self.url.clone()).send().await?;
+        if response.status() != reqwest::StatusCode::OK {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            if body.len() + chunk.len() > MAX_BODY_LEN {
+                return Err(FetchError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let keys = parse(&body)?;
+        if keys.is_empty() { Err(FetchError::Empty) } else { Ok(keys) }
+    }
+}
+
+/// Reads a set; a key of a kind that is not understood does not spoil the others.
+fn parse(body: &[u8]) -> Result<HashMap<String, Key>, FetchError> {
+    #[derive(Deserialize)]
+    struct Set {
+        keys: Vec<serde_json::Value>,
+    }
+    let set: Set = serde_json::from_slice(body)?;
+    if set.keys.len() > MAX_KEYS {
+        return Err(FetchError::TooMany);
+    }
+    let usable = set.keys.into_iter().filter_map(|value| serde_json::from_value(value).ok());
+    let set = JwkSet { keys: usable.collect() };
+    let named = |jwk: &jsonwebtoken::jwk::Jwk| Some((jwk.common.key_id.clone()?, Key::from_jwk(jwk)?));
+    Ok(set.keys.iter().filter_map(named).collect())
+}

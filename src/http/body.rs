@@ -1,0 +1,386 @@
+//! Reading a body: bounded in size, time and depth, and either a JSON object of known fields or a
+//! problem that names what is wrong with it.
+//!
+//! A body is walked twice. The first walk needs no types: it refuses what is not well-formed JSON,
+//! is nested too deep or names a key twice, and writes the canonical form (no white space, keys
+//! sorted, texts escaped in one way) into a SHA-256. Everything that the second walk, serde into
+//! the wire type, can still find is a matter of a field, and is answered 422 with its pointer.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::{HttpRequest, web};
+use futures::StreamExt as _;
+use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::problem::{Code, Problem};
+use crate::domain::text::FieldCode;
+
+/// The largest body. The largest useful one, a workspace with 200 feature agreements, has 30 KiB.
+pub const MAX_BODY_LEN: usize = 64 * 1024;
+/// How long the whole body may take; actix itself has no such deadline.
+pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// How deep arrays and objects may be nested; the deepest wire type has three levels.
+pub const MAX_DEPTH: usize = 16;
+
+/// A body that was read into its type.
+#[derive(Debug)]
+pub struct Body<T> {
+    pub value: T,
+    /// SHA-256 over the command's name, a zero byte and the canonical body.
+    pub fingerprint: [u8; 32],
+}
+
+/// Reads the body of a request that must be a JSON object.
+pub async fn read<T: DeserializeOwned>(
+    request: &HttpRequest,
+    payload: &mut web::Payload,
+    command_name: &str,
+) -> Result<Body<T>, Problem> {
+    check_headers(request)?;
+    let bytes = tokio::time::timeout(BODY_DEADLINE, collect(payload))
+        .await
+        .map_err(|_| Problem::plain(Code::RequestTimeout))??;
+    parse(&bytes, command_name)
+}
+
+fn check_headers(request: &HttpRequest) -> Result<(), Problem> {
+    let headers = request.headers();
+    if headers.contains_key(CONTENT_ENCODING) {
+        return Err(Problem::plain(Code::UnsupportedContentEncoding));
+    }
+    let is_json = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(is_json);
+    if !is_json {
+        return Err(Problem::plain(Code::UnsupportedMediaType));
+    }
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > MAX_BODY_LEN) {
+        return Err(Problem::plain(Code::BodyTooLarge));
+    }
+    Ok(())
+}
+
+/// `application/json`, with no parameter but a charset of UTF-8.
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    media_type.eq_ignore_ascii_case("application/json")
+        && parts.all(|parameter| {
+            parameter.split_once('=').is_some_and(|(name, value)| {
+                name.eq_ignore_ascii_case("charset") && value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+            })
+        })
+}
+
+async fn collect(payload: &mut web::Payload) -> Result<web::Bytes, Problem> {
+    let mut first = web::Bytes::new();
+    let mut all: Vec<u8> = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Problem::new(Code::MalformedRequest, "the body was cut off"))?;
+        if first.len() + all.len() + chunk.len() > MAX_BODY_LEN {
+            return Err(Problem::plain(Code::BodyTooLarge));
+        }
+        // Nearly every body comes in one piece, which is not copied.
+        if first.is_empty() && all.is_empty() {
+            first = chunk;
+        } else {
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&chunk);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.into() })
+}
+
+/// Parses a whole body.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8], command_name: &str) -> Result<Body<T>, Problem> {
+    let malformed = |detail: String| Problem::new(Code::MalformedJson, detail);
+    let text = std::str::from_utf8(bytes).map_err(|_| malformed("the body is not UTF-8".to_owned()))?;
+    let raw: &RawValue = serde_json::from_str(text).map_err(|error| malformed(bounded(&error.to_string())))?;
+    let mut canonical = Vec::with_capacity(text.len());
+    canonicalize(raw.get(), MAX_DEPTH, &mut canonical).map_err(malformed)?;
+    if !raw.get().starts_with('{') {
+        return Err(Problem::field(Code::ObjectRequired, "", "must be a JSON object"));
+    }
+    let mut hash = Sha256::new();
+    hash.update(command_name.as_bytes());
+    hash.update([0]);
+    hash.update(&canonical);
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let message = error.inner().to_string();
+        let refused = Refused::of(&message);
+        Problem::field(refused.code, pointer(error.path(), refused.field), refused.detail)
+    })?;
+    Ok(Body { value, fingerprint: hash.finalize().into() })
+}
+
+/// Writes the canonical form of a value that is already known to be JSON.
+fn canonicalize(raw: &str, depth: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    let first = raw.as_bytes().first().copied().unwrap_or_default();
+    if matches!(first, b'{' | b'[') && depth == 0 {
+        return Err(format!("arrays and objects are nested deeper than {MAX_DEPTH}"));
+    }
+    let fail = |error: serde_json::Error| bounded(&error.to_string());
+    match first {
+        b'{' => {
+            let Pairs(mut pairs) = serde_json::from_str(raw).map_err(fail)?;
+            pairs.sort_by(|one, other| one.0.cmp(&other.0));
+            if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                return Err(bounded(&format!("the key {:?} occurs twice", twice[0].0)));
+            }
+            out.push(b'{');
+            for (index, (key, value)) in pairs.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                write_text(key, out).map_err(fail)?;
+                out.push(b':');
+                canonicalize(value.get(), depth - 1, out)?;
+            }
+            out.push(b'}');
+        }
+        b'[' => {
+            let values: Vec<&RawValue> = serde_json::from_str(raw).map_err(fail)?;
+            out.push(b'[');
+            for (index, value) in values.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                canonicalize(value.get(), depth - 1, out)?;
+            }
+            out.push(b']');
+        }
+        b'"' => {
+            let Text(text) = serde_json::from_str(raw).map_err(fail)?;
+            write_text(&text, out).map_err(fail)?;
+        }
+        _ => out.extend_from_slice(raw.as_bytes()),
+    }
+    Ok(())
+}
+
+fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    serde_json::to_writer(out, text)
+}
+
+/// A text, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The members of an object, in the order in which they came.
+struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor;
+        impl<'de> Visitor<'de> for PairsVisitor {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(Text(key)) = map.next_key()? {
+                    pairs.push((key, map.next_value()?));
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(PairsVisitor).map(Self)
+    }
+}
+
+/// What serde said about a field, in our words. Its errors carry text only: a domain type's own is
+/// `code: detail`, the others are serde's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused<'a> {
+    pub code: Code,
+    pub detail: String,
+    /// The field that is unknown or missing, below the path of the error.
+    pub field: Option<&'a str>,
+}
+
+impl<'a> Refused<'a> {
+    #[must_use]
+    pub fn of(message: &'a str) -> Self {
+        let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
+        for code in FieldCode::ALL {
+            if let Some(detail) = message.strip_prefix(code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
+                return Self { code: code.into(), detail: detail.to_owned(), field: None };
+            }
+        }
+        if let Some(rest) = message.strip_prefix("unknown field `") {
+            let field = rest.split_once("`, ").map_or(rest, |(field, _)| field);
+            return Self { code: Code::UnknownField, detail: "there is no such field".to_owned(), field: Some(field) };
+        }
+        if let Some(rest) = message.strip_prefix("missing field `") {
+            let field = rest.trim_end_matches('`');
+            return Self { code: Code::InvalidField, detail: "is required".to_owned(), field: Some(field) };
+        }
+        Self { code: Code::InvalidField, detail: message.to_owned(), field: None }
+    }
+}
+
+/// A JSON pointer (RFC 6901) to where serde stopped.
+fn pointer(path: &serde_path_to_error::Path, field: Option<&str>) -> String {
+    use serde_path_to_error::Segment;
+    let mut out = String::new();
+    let mut push = |segment: &str| {
+        out.push('/');
+        out.push_str(&segment.replace('~', "~0").replace('/', "~1"));
+    };
+    let mut last = None;
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => push(&index.to_string()),
+            Segment::Map { key } => {
+                push(key);
+                last = Some(key.as_str());
+            }
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    if let Some(field) = field.filter(|field| last != Some(*field)) {
+        push(field);
+    }
+    out
+}
+
+/// Parser messages can quote what was sent; this keeps them short.
+fn bounded(message: &str) -> String {
+    message.chars().take(200).collect()
+}
+
+/// For fields of wire types: what a domain type refuses, as serde must be told.
+pub fn refuse<E: de::Error>(error: impl fmt::Display) -> E {
+    E::custom(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::credits::PositiveCredits;
+    use crate::domain::metadata::Metadata;
+    use crate::domain::text::FeatureCode;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Sample {
+        feature_code: FeatureCode,
+        credits: Option<PositiveCredits>,
+        metadata: Option<Metadata>,
+        items: Option<Vec<Sample>>,
+    }
+
+    fn problem(body: &str) -> (Code, serde_json::Value) {
+        let problem = parse::<Sample>(body.as_bytes(), "Sample").unwrap_err();
+        (problem.code, serde_json::from_str(&problem.to_json()).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_well_formed_json_is_malformed() {
+        let deep = format!(r#"{{"feature_code":{}1{}}}"#, "[".repeat(16), "]".repeat(16));
+        let very_deep = format!(r#"{{"feature_code":{}"#, "[".repeat(60_000));
+        let cases = [
+            "",
+            " ",
+            "{",
+            r#"{"feature_code":"a""#,
+            r#"{"feature_code":"a"} x"#,
+            r#"{"feature_code":"a","feature_code":"b"}"#,
+            r#"{"feature_code":"a","\u0066eature_code":"b"}"#,
+            r#"{"metadata":{"a":"1","a":"2"}}"#,
+            r#"{"feature_code":"\ud800"}"#,
+            "{'feature_code':1}",
+            "{\"feature_code\":NaN}",
+            "\u{feff}{}",
+            deep.as_str(),
+            very_deep.as_str(),
+        ];
+        for body in cases {
+            assert_eq!(problem(body).0, Code::MalformedJson, "{}", bounded(body));
+        }
+        assert_eq!(parse::<Sample>(b"{\"feature_code\":\"\xff\"}", "Sample").unwrap_err().code, Code::MalformedJson);
+        let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(parse::<Sample>(&utf16, "Sample").unwrap_err().code, Code::MalformedJson);
+    }
+
+    #[test]
+    fn sixteen_levels_are_not_too_deep() {
+        let body = format!(r#"{{"feature_code":{}1{}}}"#, "[".repeat(15), "]".repeat(15));
+        assert_eq!(problem(&body).0, Code::InvalidField);
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_told_so() {
+        for body in ["[]", "1", "\"a\"", "null", "true", " [1] "] {
+            let (code, json) = problem(body);
+            assert_eq!(code, Code::ObjectRequired, "{body}");
+            assert_eq!(json["errors"][0]["pointer"], "");
+        }
+    }
+
+    #[test]
+    fn a_refused_field_is_named_by_a_json_pointer() {
+        let cases = [
+            (r#"{"feature_code":1}"#, Code::InvalidField, "/feature_code"),
+            (r#"{"feature_code":"A"}"#, Code::InvalidText, "/feature_code"),
+            (r#"{"feature_code":"a","credits":0}"#, Code::AmountOutOfRange, "/credits"),
+            (r#"{"feature_code":"a","credits":"-1"}"#, Code::AmountOutOfRange, "/credits"),
+            (r#"{"feature_code":"a","credits":"1.0000001"}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":1.5}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":1e3}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":1e999}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":"1e3"}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":true}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":1000000000001}"#, Code::AmountOutOfRange, "/credits"),
+            (r#"{"feature_code":"a","credits":99999999999999999999999}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","metadata":{"k":"\u0000"}}"#, Code::InvalidText, "/metadata"),
+            (r#"{"feature_code":"a","metadata":{"k":1}}"#, Code::InvalidField, "/metadata/k"),
+            (r#"{"feature_code":"a","x/~y":1}"#, Code::UnknownField, "/x~1~0y"),
+            (r#"{"feature_code":"a","items":[{"feature_code":"b","z":1}]}"#, Code::UnknownField, "/items/0/z"),
+            (r#"{"feature_code":"a","items":[{}]}"#, Code::InvalidField, "/items/0/feature_code"),
+            (r"{}", Code::InvalidField, "/feature_code"),
+        ];
+        for (body, code, pointer) in cases {
+            let (found, json) = problem(body);
+            assert_eq!((found, json["errors"][0]["pointer"].as_str().unwrap()), (code, pointer), "{body}: {json}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_depends_on_the_meaning_and_the_command_only() {
+        let of = |body: &str, name: &str| parse::<Sample>(body.as_bytes(), name).unwrap().fingerprint;
+        let one = of(r#"{"feature_code":"a","credits":"1"}"#, "X");
+        assert_eq!(one, of(" { \"credits\" : \"\\u0031\",\n\"feature_code\":\"a\" } ", "X"));
+        assert_ne!(one, of(r#"{"feature_code":"a","credits":"1"}"#, "Y"));
+        assert_ne!(one, of(r#"{"feature_code":"a","credits":"2"}"#, "X"));
+        assert_ne!(one, of(r#"{"feature_code":"a"}"#, "X"));
+    }
+
+    #[test]
+    fn only_plain_json_media_types_are_taken() {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\""] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in ["", "text/json", "application/json5", "application/json; charset=latin1", "application/json; x=y"] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_detail_never_quotes_a_whole_body() {
+        let (_, json) = problem(&format!(r#"{{"feature_code":"a","credits":["{}"]}}"#, "x".repeat(10_000)));
+        assert!(json["detail"].as_str().unwrap().len() < 1000);
+        let (_, json) = problem(&format!(r#"{{"feature_code":"a","{}":1}}"#, "x".repeat(10_000)));
+        assert_eq!(json["code"], "unknown-field");
+    }
+}

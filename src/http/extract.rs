@@ -1,0 +1,300 @@
+//! Extractors: who calls, for which workspace, with which parameters.
+//!
+//! The guards of a request run in one order everywhere: token (401), scope (403), workspace (404,
+//! the same for a foreign and an unknown one), what the caller accepts (406), the workspace's rate
+//! (429). Only then are parameters and bodies read.
+
+use std::future::{Ready, ready};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use futures::FutureExt as _;
+use futures::future::{Either, LocalBoxFuture};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::AppState;
+use super::auth::{Checked, Principal, RequiredScope, TokenError, Verifier};
+use super::body::Refused;
+use super::problem::{Code, Problem};
+use crate::domain::ids::{EventId, WorkspaceId};
+use crate::domain::text::IdempotencyKey;
+
+/// What every request gets when it comes in.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// From `X-Correlation-Id`, or made here.
+    pub correlation_id: String,
+}
+
+impl RequestContext {
+    /// The correlation id of a request; every request that passed the observer has one.
+    #[must_use]
+    pub fn correlation_id_of(request: &HttpRequest) -> String {
+        request.extensions().get::<Self>().map(|context| context.correlation_id.clone()).unwrap_or_default()
+    }
+}
+
+/// The state that the server was built with.
+#[must_use]
+pub fn state(request: &HttpRequest) -> &web::Data<AppState> {
+    request.app_data().expect("the server is built with its state")
+}
+
+/// A caller whose token has the scope.
+#[derive(Debug)]
+pub struct Caller<S> {
+    pub principal: Arc<Principal>,
+    scope: PhantomData<S>,
+}
+
+/// A caller whose token has the scope and is for the workspace in the path.
+#[derive(Debug)]
+pub struct WorkspaceCaller<S> {
+    pub principal: Arc<Principal>,
+    pub workspace_id: WorkspaceId,
+    scope: PhantomData<S>,
+}
+
+/// Ready at once, but for a token whose key must be fetched.
+type Extracting<T> = Either<Ready<Result<T, Problem>>, LocalBoxFuture<'static, Result<T, Problem>>>;
+
+impl<S: RequiredScope> Caller<S> {
+    fn admit(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+        require_scope::<S>(&principal)?;
+        require_json_accepted(request.headers())?;
+        Ok(Self { principal, scope: PhantomData })
+    }
+}
+
+impl<S: RequiredScope> WorkspaceCaller<S> {
+    fn admit(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+        require_scope::<S>(&principal)?;
+        let workspace_id = workspace_id(request.match_info().get("workspace_id").unwrap_or_default())?;
+        require_workspace(&principal, workspace_id)?;
+        require_json_accepted(request.headers())?;
+        state(request).limits.check_rate(workspace_id)?;
+        Ok(Self { principal, workspace_id, scope: PhantomData })
+    }
+}
+
+impl<S: RequiredScope> FromRequest for Caller<S> {
+    type Error = Problem;
+    type Future = Extracting<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        authenticated(request, Self::admit)
+    }
+}
+
+impl<S: RequiredScope> FromRequest for WorkspaceCaller<S> {
+    type Error = Problem;
+    type Future = Extracting<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        authenticated(request, Self::admit)
+    }
+}
+
+/// Verifies the token and hands its bearer on.
+fn authenticated<T: 'static>(
+    request: &HttpRequest,
+    admit: fn(&HttpRequest, Arc<Principal>) -> Result<T, Problem>,
+) -> Extracting<T> {
+    let verifier = &state(request).auth;
+    let now = |result| Either::Left(ready(result));
+    match bearer(request.headers()) {
+        Err(problem) => now(Err(problem)),
+        Ok(token) => match verifier.check(token) {
+            Checked::Good(principal) => now(admit(request, principal)),
+            Checked::Bad(error) => now(Err(refused_token(error))),
+            Checked::AskKeySet => {
+                let (verifier, token, request) = (Arc::clone(verifier), token.to_owned(), request.clone());
+                Either::Right(
+                    async move {
+                        let principal = fetch_and_verify(&verifier, &token).await?;
+                        admit(&request, principal)
+                    }
+                    .boxed_local(),
+                )
+            }
+        },
+    }
+}
+
+async fn fetch_and_verify(verifier: &Verifier, token: &str) -> Result<Arc<Principal>, Problem> {
+    verifier.verify_fetching(token).await.map_err(refused_token)
+}
+
+fn refused_token(error: TokenError) -> Problem {
+    tracing::info!(%error, "refused a token");
+    Problem::invalid_token()
+}
+
+/// The token of exactly one `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION);
+    let Some(value) = values.next() else { return Err(Problem::token_required()) };
+    if values.next().is_some() {
+        return Err(Problem::invalid_token());
+    }
+    let (scheme, token) = value.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Problem::token_required());
+    }
+    Ok(token.trim())
+}
+
+fn require_scope<S: RequiredScope>(principal: &Principal) -> Result<(), Problem> {
+    if principal.has(S::SCOPE) { Ok(()) } else { Err(Problem::missing_scope(S::SCOPE.as_str())) }
+}
+
+/// The answer for an unknown workspace: for a foreign one it must not differ.
+#[must_use]
+pub fn no_such_workspace() -> Problem {
+    Problem::from(&crate::domain::rejection::Rejection::WorkspaceNotFound)
+}
+
+/// A workspace's id as a path or a parameter names it.
+fn workspace_id(text: &str) -> Result<WorkspaceId, Problem> {
+    hyphenated(text).map(WorkspaceId).ok_or_else(no_such_workspace)
+}
+
+pub fn require_workspace(principal: &Principal, workspace_id: WorkspaceId) -> Result<(), Problem> {
+    if principal.may_see(workspace_id) { Ok(()) } else { Err(no_such_workspace()) }
+}
+
+/// The event's id in the path.
+pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
+    let text = request.match_info().get("event_id").unwrap_or_default();
+    hyphenated(text).map(EventId).ok_or_else(|| Problem::plain(Code::EventNotFound))
+}
+
+/// The one text form of a UUID that is taken; the parser knows braced and other forms too.
+fn hyphenated(text: &str) -> Option<Uuid> {
+    const HYPHENATED_LEN: usize = 36;
+    if text.len() == HYPHENATED_LEN { Uuid::try_parse(text).ok() } else { None }
+}
+
+/// Answers are JSON; a caller that excludes it gets 406 before anything is done.
+fn require_json_accepted(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut values = headers.get_all(ACCEPT).peekable();
+    if values.peek().is_none() {
+        return Ok(());
+    }
+    let accepted = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(accepts_json);
+    if accepted { Ok(()) } else { Err(Problem::plain(Code::NotAcceptable)) }
+}
+
+/// Whether one range of an Accept header includes JSON with a weight above zero.
+fn accepts_json(range: &str) -> bool {
+    let mut parts = range.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    let includes =
+        ["application/json", "application/*", "*/*"].iter().any(|kind| media_type.eq_ignore_ascii_case(kind));
+    let excluded = parts
+        .filter_map(|parameter| parameter.split_once('='))
+        .any(|(name, weight)| name.eq_ignore_ascii_case("q") && weight.parse().is_ok_and(|weight: f32| weight <= 0.0));
+    includes && !excluded
+}
+
+/// The query parameters, all of them known.
+pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
+    let parameters = serde_urlencoded::Deserializer::new(form_pairs(request.query_string()));
+    serde_path_to_error::deserialize(parameters).map_err(|error| {
+        let message = error.inner().to_string();
+        let refused = Refused::of(&message);
+        let name = refused.field.map_or_else(|| error.path().to_string(), ToOwned::to_owned);
+        let detail = match refused.code {
+            Code::UnknownField => "there is no such parameter".to_owned(),
+            _ => refused.detail,
+        };
+        Problem::parameter(refused.code, name, detail)
+    })
+}
+
+fn form_pairs(query: &str) -> form_urlencoded::Parse<'_> {
+    form_urlencoded::parse(query.as_bytes())
+}
+
+/// For operations without query parameters.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
+
+pub fn no_query(request: &HttpRequest) -> Result<(), Problem> {
+    if request.query_string().is_empty() { Ok(()) } else { query::<NoParameters>(request).map(|_| ()) }
+}
+
+/// The caller's idempotency key: bare, or quoted as a structured field is.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
+    let refuse = |detail: &'static str| Problem::new(Code::IdempotencyKeyRequired, detail);
+    let mut values = headers.get_all("idempotency-key");
+    let Some(value) = values.next() else {
+        return Err(refuse("send an Idempotency-Key header, unique per command and the same when you send it again"));
+    };
+    if values.next().is_some() {
+        return Err(refuse("there is more than one Idempotency-Key header"));
+    }
+    let text = value.to_str().unwrap_or_default().trim();
+    let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    IdempotencyKey::new(bare).map_err(|error| Problem::new(Code::IdempotencyKeyRequired, error.detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn a_key_is_taken_bare_or_quoted_and_only_once() {
+        let key = |pairs: &[(&'static str, &str)]| idempotency_key(&headers(pairs)).map(|key| key.as_str().to_owned());
+        assert_eq!(key(&[("idempotency-key", "order-1")]).unwrap(), "order-1");
+        assert_eq!(key(&[("idempotency-key", "\"order-1\"")]).unwrap(), "order-1");
+        for bad in ["", "\"\"", "a b", "a\"b", "\"a", "a\\b", &"k".repeat(256)] {
+            assert_eq!(key(&[("idempotency-key", bad)]).unwrap_err().code, Code::IdempotencyKeyRequired, "{bad}");
+        }
+        assert!(key(&[]).is_err());
+        assert!(key(&[("idempotency-key", "a"), ("idempotency-key", "a")]).is_err());
+    }
+
+    #[test]
+    fn json_is_accepted_where_a_range_includes_it_with_some_weight() {
+        for good in ["*/*", "application/json", "text/html, application/*;q=0.1", "APPLICATION/JSON;q=1"] {
+            assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
+        }
+        for bad in ["text/html", "application/xml, text/*", "application/json;q=0", ""] {
+            assert!(require_json_accepted(&headers(&[("accept", bad)])).is_err(), "{bad}");
+        }
+        assert!(require_json_accepted(&headers(&[])).is_ok());
+    }
+
+    #[test]
+    fn only_one_bearer_header_counts() {
+        assert_eq!(bearer(&headers(&[("authorization", "bearer abc")])).unwrap(), "abc");
+        for bad in [&[][..], &[("authorization", "Basic abc")], &[("authorization", "Bearer")]] {
+            assert_eq!(bearer(&headers(bad)).unwrap_err().code, Code::InvalidToken);
+        }
+        assert!(bearer(&headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")])).is_err());
+    }
+
+    #[test]
+    fn a_uuid_has_one_text_form() {
+        assert!(hyphenated("019a0000-0000-7000-8000-000000000001").is_some());
+        for bad in ["", "1", "019a000000007000800000000000000 1", "{019a0000-0000-7000-8000-000000000001}"] {
+            assert!(hyphenated(bad).is_none(), "{bad}");
+        }
+    }
+}

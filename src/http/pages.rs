@@ -1,0 +1,211 @@
+//! Pages: cursors and limits.
+//!
+//! A cursor is opaque to callers: base64url over a kind and one or sixteen sequence numbers. It
+//! holds no workspace and no filter, so it gives nobody access to anything; whoever sends it must
+//! be allowed to read what it points into.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::domain::ids::{PARTITIONS, Partition};
+use crate::domain::text::{FieldCode, FieldError};
+use crate::store::views::EventPosition;
+
+/// The most rows of a page.
+pub const MAX_LIMIT: u32 = 200;
+/// The rows of a page when the caller names no number.
+pub const DEFAULT_LIMIT: u32 = 50;
+/// The longest cursor: a kind and sixteen numbers of eight bytes, in base64.
+const MAX_CURSOR_LEN: usize = 172;
+
+/// How many rows a page may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(u32);
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(DEFAULT_LIMIT)
+    }
+}
+
+impl Limit {
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// One row more than the page has, to see whether there is a next one.
+    #[must_use]
+    pub const fn and_one(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Cuts the extra row off; tells whether it was there.
+    pub fn cut<T>(self, rows: &mut Vec<T>) -> bool {
+        let limit = usize::try_from(self.0).unwrap_or(usize::MAX);
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        has_more
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+        limit.map(Self).ok_or_else(|| {
+            let detail = format!("must be a whole number from 1 to {MAX_LIMIT}");
+            de::Error::custom(FieldError::new(FieldCode::Invalid, detail))
+        })
+    }
+}
+
+impl PartialSchema for Limit {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Integer))
+            .minimum(Some(1))
+            .maximum(Some(MAX_LIMIT))
+            .default(Some(serde_json::json!(DEFAULT_LIMIT)))
+            .into()
+    }
+}
+
+impl ToSchema for Limit {}
+
+/// A place to go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cursor {
+    Usage {
+        before_seq: i64,
+    },
+    Ledger {
+        before_seq: i64,
+    },
+    EventsOfWorkspace {
+        after: i64,
+    },
+    /// The number of each partition, in order of partitions.
+    EventsOfAll {
+        after: [i64; PARTITIONS as usize],
+    },
+}
+
+impl Cursor {
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Usage { .. } => b'u',
+            Self::Ledger { .. } => b'l',
+            Self::EventsOfWorkspace { .. } => b'w',
+            Self::EventsOfAll { .. } => b'a',
+        }
+    }
+
+    fn encode(&self) -> String {
+        let mut bytes = vec![self.kind()];
+        match self {
+            Self::Usage { before_seq: seq }
+            | Self::Ledger { before_seq: seq }
+            | Self::EventsOfWorkspace { after: seq } => bytes.extend(seq.to_be_bytes()),
+            Self::EventsOfAll { after } => bytes.extend(after.iter().flat_map(|seq| seq.to_be_bytes())),
+        }
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        if text.len() > MAX_CURSOR_LEN {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (kind, rest) = bytes.split_first()?;
+        let (numbers, []) = rest.as_chunks::<8>() else { return None };
+        let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
+        if numbers.iter().any(|seq| *seq < 0) {
+            return None;
+        }
+        match (kind, numbers.as_slice()) {
+            (b'u', [seq]) => Some(Self::Usage { before_seq: *seq }),
+            (b'l', [seq]) => Some(Self::Ledger { before_seq: *seq }),
+            (b'w', [seq]) => Some(Self::EventsOfWorkspace { after: *seq }),
+            (b'a', all) => Some(Self::EventsOfAll { after: all.try_into().ok()? }),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.encode())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::decode(&text)
+            .ok_or_else(|| de::Error::custom(FieldError::new(FieldCode::Invalid, "is not a cursor of this list")))
+    }
+}
+
+impl PartialSchema for Cursor {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .description(Some("An opaque place in a list: send back what you were given."))
+            .max_length(Some(MAX_CURSOR_LEN))
+            .pattern(Some("^[A-Za-z0-9_-]+$"))
+            .into()
+    }
+}
+
+impl ToSchema for Cursor {}
+
+/// The positions that a cursor over all partitions names.
+#[must_use]
+pub fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
+    Partition::all().zip(after).map(|(partition, seq)| EventPosition { partition, seq: *seq }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cursor_survives_the_way_out_and_in() {
+        let mut all = [0; PARTITIONS as usize];
+        all[15] = i64::MAX;
+        for cursor in [
+            Cursor::Usage { before_seq: 1 },
+            Cursor::Ledger { before_seq: i64::MAX },
+            Cursor::EventsOfWorkspace { after: 0 },
+            Cursor::EventsOfAll { after: all },
+        ] {
+            let text = cursor.encode();
+            assert!(text.len() <= MAX_CURSOR_LEN, "{}", text.len());
+            assert_eq!(Cursor::decode(&text), Some(cursor));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_cursor_is_refused() {
+        let negative = URL_SAFE_NO_PAD.encode([&b"u"[..], &(-1_i64).to_be_bytes()].concat());
+        let short = URL_SAFE_NO_PAD.encode([&b"a"[..], &[0; 8 * 15]].concat());
+        let long = "A".repeat(MAX_CURSOR_LEN + 1);
+        for text in ["", "u", "!!!", "dQ", "1", negative.as_str(), short.as_str(), long.as_str()] {
+            assert_eq!(Cursor::decode(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_cut_at_its_limit_and_knows_whether_there_is_more() {
+        let limit = Limit(2);
+        let mut rows = vec![1, 2, 3];
+        assert!(limit.cut(&mut rows));
+        assert_eq!(rows, [1, 2]);
+        assert!(!limit.cut(&mut rows));
+    }
+}

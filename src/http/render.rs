@@ -1,0 +1,78 @@
+//! Answers to commands: rendered once, where the decision becomes durable, and sent byte for byte
+//! ever after.
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+
+use super::problem::{Code, PROBLEM_JSON, Problem};
+use crate::domain::receipt::Receipt;
+use crate::domain::rejection::Rejection;
+use crate::engine::{Render, Rendered, Reply};
+
+/// Set on an answer that was given before.
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Renders decisions as the API's JSON.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JsonRender;
+
+impl Render for JsonRender {
+    fn receipt(&self, receipt: &Receipt) -> Rendered {
+        let status = match receipt {
+            Receipt::Provisioned(_) => StatusCode::CREATED,
+            Receipt::Deducted(_)
+            | Receipt::Purchased(_)
+            | Receipt::Reset(_)
+            | Receipt::Subscription(_)
+            | Receipt::Internal(_) => StatusCode::OK,
+        };
+        let body = serde_json::to_string(receipt).expect("a receipt of texts and numbers is always JSON");
+        Rendered { status: status.as_u16(), body }
+    }
+
+    fn rejection(&self, rejection: &Rejection) -> Rendered {
+        let problem = Problem::from(rejection);
+        Rendered { status: problem.code.status(), body: problem.to_json() }
+    }
+}
+
+/// What a reused key means for a command: the natural key of provisioning is the workspace itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    FromCaller,
+    Natural,
+}
+
+/// The response for what the engine said.
+pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
+    match reply {
+        Reply::Decided { answer, rejection } => {
+            let retry_after_s = rejection.as_ref().and_then(|rejection| Problem::from(rejection).retry_after_s());
+            Ok(send(answer, retry_after_s, false))
+        }
+        Reply::Replayed(answer) => Ok(send(answer, None, true)),
+        Reply::KeyReused => Err(Problem::plain(match key {
+            KeyKind::FromCaller => Code::IdempotencyKeyReused,
+            KeyKind::Natural => Code::WorkspaceExists,
+        })),
+        Reply::Nothing => {
+            tracing::error!("a command from outside was answered as if it were internal");
+            Err(Problem::plain(Code::InternalError))
+        }
+    }
+}
+
+fn send(answer: Rendered, retry_after_s: Option<u32>, replayed: bool) -> HttpResponse {
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let media_type = if status.is_success() { "application/json" } else { PROBLEM_JSON };
+    let mut response = HttpResponse::build(status);
+    response.insert_header((CONTENT_TYPE, HeaderValue::from_static(media_type)));
+    if replayed {
+        response.insert_header((IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true")));
+    }
+    if let Some(seconds) = retry_after_s {
+        response.insert_header((RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    response.body(answer.body)
+}

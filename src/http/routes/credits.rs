@@ -1,0 +1,392 @@
+//! Credits: spending, buying and resetting them, and the balance.
+
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+use super::workspace_state;
+use crate::domain::commands::{
+    Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits,
+};
+use crate::domain::credits::{Credits, PositiveCredits, Quantity};
+use crate::domain::grant::{Currency, Grant, GrantSource};
+use crate::domain::ids::{GrantId, WorkspaceId};
+use crate::domain::metadata::Metadata;
+use crate::domain::period::Period;
+use crate::domain::plan::{PurchasedOnCancel, UsageLimit};
+use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
+use crate::domain::time::Timestamp;
+use crate::http::auth::scope;
+use crate::http::body::refuse;
+use crate::http::extract::{WorkspaceCaller, no_query, state};
+use crate::http::problem::{Code, Problem};
+use crate::http::render::KeyKind;
+use crate::http::submit::{CommandRequest, submit};
+
+/// The most that a purchase can have cost, in minor units: far above any price, and safe to sum.
+const MAX_AMOUNT_MINOR: i64 = 1_000_000_000_000_000;
+
+/// What was used.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeductCreditsRequest {
+    feature_code: FeatureCode,
+    /// What it costs. Either this or `quantity`.
+    credits: Option<PositiveCredits>,
+    /// How much was used: it costs that many times the feature's unit price, rounded up to one
+    /// micro-credit. A decimal string with at most six places, or an integer. Either this or `credits`.
+    #[schema(example = "3")]
+    quantity: Option<Quantity>,
+    user_id: Option<UserId>,
+    /// When it was used, if not now: at most 35 days ago and at most 5 minutes ahead.
+    occurred_at: Option<Timestamp>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for DeductCreditsRequest {
+    const NAME: &'static str = "DeductCredits";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        let charge = match (self.credits, self.quantity) {
+            (Some(credits), None) => Charge::Credits(credits),
+            (None, Some(quantity)) => Charge::Quantity(quantity),
+            (Some(_), Some(_)) | (None, None) => {
+                let detail = "exactly one of credits and quantity must be given";
+                return Err(Problem::field(Code::InvalidField, "/credits", detail));
+            }
+        };
+        let command = DeductCredits {
+            feature_code: self.feature_code,
+            charge,
+            user_id: self.user_id,
+            occurred_at: self.occurred_at,
+        };
+        Ok((Command::DeductCredits(command), self.metadata))
+    }
+}
+
+/// What was paid, in minor units.
+#[derive(Clone, Copy, Debug)]
+struct AmountMinor(i64);
+
+impl<'de> Deserialize<'de> for AmountMinor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let amount = i64::deserialize(deserializer)?;
+        if (0..=MAX_AMOUNT_MINOR).contains(&amount) {
+            Ok(Self(amount))
+        } else {
+            Err(refuse(FieldError::new(FieldCode::AmountOutOfRange, "must be 0 to 10^15 minor units")))
+        }
+    }
+}
+
+/// A currency as a caller names it.
+#[derive(Clone, Copy, Debug)]
+struct CurrencyCode(Currency);
+
+impl<'de> Deserialize<'de> for CurrencyCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let code = String::deserialize(deserializer)?;
+        let refused = || FieldError::new(FieldCode::Invalid, "must be an ISO 4217 code: three upper-case letters");
+        Currency::new(&code).map(Self).ok_or_else(|| refuse(refused()))
+    }
+}
+
+/// What was bought, and what was paid for it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PurchaseCreditsRequest {
+    credits: PositiveCredits,
+    /// Promotional credits that come with it.
+    bonus_credits: Option<PositiveCredits>,
+    /// What was paid, in minor units of the currency.
+    #[schema(value_type = i64, minimum = 0, maximum = 1_000_000_000_000_000_i64, example = 4900)]
+    amount_minor: AmountMinor,
+    /// ISO 4217.
+    #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "EUR")]
+    currency: CurrencyCode,
+    payment_reference: PaymentReference,
+    /// The first instant at which what is left cannot be spent; in the future.
+    expires_at: Option<Timestamp>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for PurchaseCreditsRequest {
+    const NAME: &'static str = "PurchaseCredits";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        let command = PurchaseCredits {
+            credits: self.credits,
+            bonus_credits: self.bonus_credits,
+            amount_minor: self.amount_minor.0,
+            currency: self.currency.0,
+            payment_reference: self.payment_reference,
+            expires_at: self.expires_at,
+        };
+        Ok((Command::PurchaseCredits(command), self.metadata))
+    }
+}
+
+/// Which billing period to begin.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetCreditsRequest {
+    /// The start of the period to begin: a guard against resetting another one than you mean.
+    period: Option<Timestamp>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for ResetCreditsRequest {
+    const NAME: &'static str = "ResetMonthlyCredits";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        Ok((Command::ResetMonthlyCredits(ResetMonthlyCredits { period: self.period }), self.metadata))
+    }
+}
+
+/// An open grant.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Grant)]
+pub struct GrantView {
+    grant_id: GrantId,
+    source: GrantSource,
+    /// What it began with.
+    amount: Credits,
+    /// What was neither spent nor expired, without what is held.
+    remaining: Credits,
+    held: Credits,
+    /// 0 to 100; lower burns first.
+    priority: i16,
+    effective_at: Timestamp,
+    /// The first instant at which it cannot be spent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    /// The only feature it may be spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_scope: Option<FeatureCode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<PaymentReference>,
+    /// Whether it can be spent now: in effect, not expired, not frozen by a cancellation.
+    spendable: bool,
+}
+
+/// A balance at which `LowCreditWarning` is raised.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LowCreditThreshold {
+    threshold_credits: Credits,
+    /// It was raised and is not armed again yet.
+    fired: bool,
+}
+
+/// What a workspace has and used.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CreditsView {
+    workspace_id: WorkspaceId,
+    /// The balance: what the ledger says.
+    current_credits: Credits,
+    /// What can be spent now on any feature: spendable grants and what is left of the overdraft.
+    available_credits: Credits,
+    /// What open holds reserve of the balance.
+    held_credits: Credits,
+    /// What was spent beyond the grants, and is owed.
+    debt_credits: Credits,
+    /// How far `debt_credits` may go.
+    overdraft_limit: Credits,
+    used_this_month: Credits,
+    /// The bound on what may be used in this billing period, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monthly_limit: Option<UsageLimit>,
+    period: Period,
+    low_credit_thresholds: Vec<LowCreditThreshold>,
+    /// The open grants, in the order in which they burn.
+    grants: Vec<GrantView>,
+}
+
+impl GrantView {
+    fn new(grant: &Grant, state: &WorkspaceState, now: Timestamp) -> Self {
+        let is_frozen = !state.subscription.is_active()
+            && state.plan.purchased_on_cancel == PurchasedOnCancel::Freeze
+            && grant.source.follows_cancel_policy();
+        Self {
+            grant_id: grant.grant_id,
+            source: grant.source,
+            amount: grant.amount,
+            remaining: grant.remaining,
+            held: grant.held,
+            priority: grant.priority,
+            effective_at: grant.effective_at,
+            expires_at: grant.expires_at,
+            feature_scope: grant.feature_scope.clone(),
+            payment_reference: grant.payment_reference.clone(),
+            spendable: grant.is_spendable(now) && !is_frozen,
+        }
+    }
+}
+
+impl CreditsView {
+    fn new(state: &WorkspaceState, now: Timestamp) -> Self {
+        let credits = &state.credits;
+        let thresholds = state.plan.low_credit_thresholds.iter().enumerate();
+        Self {
+            workspace_id: credits.workspace_id,
+            current_credits: credits.current_credits,
+            available_credits: available_credits(state, now),
+            held_credits: credits.held_credits,
+            debt_credits: credits.debt_credits,
+            overdraft_limit: credits.overdraft_limit,
+            used_this_month: credits.used_this_month,
+            monthly_limit: state.workspace.monthly_limit_override.map(UsageLimit::hard).or(state.plan.monthly_limit),
+            period: state.subscription.period,
+            low_credit_thresholds: thresholds
+                .map(|(bit, threshold)| LowCreditThreshold {
+                    threshold_credits: *threshold,
+                    fired: credits.low_credit_fired & (1 << bit) != 0,
+                })
+                .collect(),
+            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, now)).collect(),
+        }
+    }
+}
+
+/// Deduct credits
+///
+/// Charges for the use of a feature, by credits or by quantity. It is checked in this order: the
+/// feature is enabled, its limit, the workspace's monthly limit, the plan's rate, the balance plus
+/// the overdraft. Raises `CreditConsumed`, and `LowCreditWarning` or `UsageLimitExceeded` when a
+/// threshold is crossed. A refusal changes no credits; it is recorded, raises `CreditLimitExceeded`
+/// or `UsageLimitExceeded`, and replays like any other answer.
+#[utoipa::path(
+    tag = "credits",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace that pays.")),
+    request_body(content = DeductCreditsRequest, examples(
+        ("credits" = (summary = "By credits", value = json!({"feature_code": "video.render", "credits": "2.5", "user_id": "user-7"}))),
+        ("quantity" = (summary = "By quantity", value = json!({"feature_code": "video.render", "quantity": "3", "metadata": {"job": "render-881"}})))
+    )),
+    responses((status = 200, description = "The credits were deducted.", body = DeductReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "usage_seq": 1,
+        "feature_code": "video.render", "credits": "2.5",
+        "grants": [{"grant_id": "019a0000-0000-7000-8000-000000000003", "source": "allowance", "credits": "2.5"}],
+        "current_credits": "997.5", "used_this_month": "2.5", "recorded_at": "2026-01-31T09:00:00.000000Z"
+    }))),
+    extensions(("x-problems" = json!([
+        "insufficient-credits", "feature-disabled", "limit-exceeded", "feature-not-priced", "rate-exceeded"
+    ])), ("x-scope" = json!("credits:write"))),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/credits/deduct")]
+pub async fn deduct_credits(
+    caller: WorkspaceCaller<scope::CreditsWrite>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<DeductCreditsRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Book a purchase of credits
+///
+/// Adds a grant for what was paid, and a promotional one for a bonus. A debt is paid back first. The
+/// payment reference is unique per workspace, whatever the idempotency key. Raises
+/// `CreditsPurchased`.
+#[utoipa::path(
+    tag = "credits",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace that bought.")),
+    request_body(content = PurchaseCreditsRequest, example = json!({
+        "credits": "500", "bonus_credits": "50", "amount_minor": 4900, "currency": "EUR",
+        "payment_reference": "pay_2f6d"
+    })),
+    responses((status = 200, description = "The purchase was booked.", body = PurchaseReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "grant_id": "019a0000-0000-7000-8000-000000000004", "credits": "500",
+        "bonus_grant_id": "019a0000-0000-7000-8000-000000000005", "bonus_credits": "50",
+        "payment_reference": "pay_2f6d", "debt_repaid": "0", "current_credits": "1547.5",
+        "recorded_at": "2026-01-31T09:00:00.000000Z"
+    }))),
+    extensions(("x-problems" = json!(["payment-reference-used"])), ("x-scope" = json!("credits:purchase"))),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/credits/purchase")]
+pub async fn purchase_credits(
+    caller: WorkspaceCaller<scope::CreditsPurchase>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<PurchaseCreditsRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Begin the billing periods that are due
+///
+/// Closes the period that is over: what is left of its allowance expires or rolls over up to the
+/// plan's cap, the new allowance is granted, counters and thresholds begin anew. Missed periods are
+/// caught up in order. The server does this by itself; the operation is for callers that want it
+/// done now. Raises `CreditReset`.
+#[utoipa::path(
+    tag = "credits",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace whose period is over.")),
+    request_body(content = ResetCreditsRequest, example = json!({"period": "2026-02-28T09:00:00Z"})),
+    responses((status = 200, description = "The periods that were due have begun.", body = ResetReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "resets": [{
+            "period": {"start": "2026-02-28T09:00:00.000000Z", "end": "2026-03-31T08:00:00.000000Z"},
+            "plan_code": "pro", "plan_version": 1, "expired": "797.5", "rolled_over": "200", "granted": "1000",
+            "previously_used": "2.5", "debt_repaid": "0", "current_credits": "1200"
+        }],
+        "subscription": {
+            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "pro", "plan_version": 1,
+            "status": "active", "version": 1,
+            "period": {"start": "2026-02-28T09:00:00.000000Z", "end": "2026-03-31T08:00:00.000000Z"}
+        },
+        "current_credits": "1200", "recorded_at": "2026-02-28T09:00:01.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!(["reset-not-due", "period-mismatch", "subscription-canceled"])),
+        ("x-scope" = json!("credits:reset"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/credits/reset")]
+pub async fn reset_credits(
+    caller: WorkspaceCaller<scope::CreditsReset>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<ResetCreditsRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Read the balance
+///
+/// The balance, what can be spent now, the period and its limits, the thresholds, and the open
+/// grants in the order in which they burn.
+#[utoipa::path(
+    tag = "credits",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
+    responses((status = 200, description = "The balance.", body = CreditsView, example = json!({
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "current_credits": "997.5", "available_credits": "997.5", "held_credits": "0", "debt_credits": "0",
+        "overdraft_limit": "0", "used_this_month": "2.5", "monthly_limit": {"credits": "5000", "mode": "hard"},
+        "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
+        "low_credit_thresholds": [{"threshold_credits": "100", "fired": false}],
+        "grants": [{
+            "grant_id": "019a0000-0000-7000-8000-000000000003", "source": "allowance", "amount": "1000",
+            "remaining": "997.5", "held": "0", "priority": 50, "effective_at": "2026-01-31T09:00:00.000000Z",
+            "expires_at": "2026-02-28T09:00:00.000000Z", "spendable": true
+        }]
+    }))),
+    extensions(("x-scope" = json!("credits:read"))),
+    security(("bearer" = []))
+)]
+#[get("/v1/workspaces/{workspace_id}/credits")]
+pub async fn get_credits(
+    caller: WorkspaceCaller<scope::CreditsRead>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let state = state(&request);
+    let found = workspace_state(state, caller.workspace_id).await?;
+    let now = found.now(state.clock.now());
+    Ok(HttpResponse::Ok().json(CreditsView::new(&found, now)))
+}

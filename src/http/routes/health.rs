@@ -1,0 +1,99 @@
+//! Probes, metrics and the document: for operators and machines, without a token.
+
+use std::time::Duration;
+
+use actix_web::{HttpRequest, HttpResponse, get};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::extract::state;
+use crate::http::problem::{Code, Problem};
+
+/// A database that answers later than this is not ready for commands either.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How the server is.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    Ok,
+    /// Commands are taken; events reach the stream late.
+    Degraded,
+}
+
+/// The answer of a probe.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HealthReport {
+    status: HealthStatus,
+}
+
+fn healthy(status: HealthStatus) -> HttpResponse {
+    HttpResponse::Ok().json(HealthReport { status })
+}
+
+/// Check that the process runs
+///
+/// Answers as long as the process does. Says nothing of the database.
+#[utoipa::path(
+    tag = "service",
+    responses((status = 200, description = "The process runs.", body = HealthReport, example = json!({"status": "ok"}))),
+    security(())
+)]
+#[get("/livez")]
+#[allow(clippy::unused_async, reason = "actix takes async handlers only")]
+pub async fn get_livez() -> HttpResponse {
+    healthy(HealthStatus::Ok)
+}
+
+/// Check that commands are taken
+///
+/// Asks the database. `degraded` while events wait for Redis, which holds up no command. 503 while
+/// the database is away, and from the moment the server begins to stop.
+#[utoipa::path(
+    tag = "service",
+    responses((status = 200, description = "Commands are taken.", body = HealthReport, example = json!({"status": "ok"}))),
+    extensions(("x-problems" = json!(["unavailable", "shutting-down"]))),
+    security(())
+)]
+#[get("/readyz")]
+pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let state = state(&request);
+    if state.health.is_draining() {
+        return Err(Problem::plain(Code::ShuttingDown));
+    }
+    match tokio::time::timeout(PING_TIMEOUT, state.store.ping()).await {
+        Ok(Ok(())) if state.health.is_stream_degraded() => Ok(healthy(HealthStatus::Degraded)),
+        Ok(Ok(())) => Ok(healthy(HealthStatus::Ok)),
+        Ok(Err(_)) | Err(_) => Err(Problem::plain(Code::Unavailable)),
+    }
+}
+
+/// Read the metrics
+///
+/// Counters and histograms in the text format of Prometheus. They name no workspace.
+#[utoipa::path(
+    tag = "service",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain; version=0.0.4",
+        example = json!("http_requests_total{method=\"GET\",route=\"/livez\",status=\"200\"} 1\n"))),
+    security(())
+)]
+#[get("/metrics")]
+#[allow(clippy::unused_async, reason = "actix takes async handlers only")]
+pub async fn get_metrics(request: HttpRequest) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4").body((state(&request).metrics)())
+}
+
+/// Read this document
+///
+/// The OpenAPI document of this server, made from the routes it serves.
+#[utoipa::path(
+    tag = "service",
+    responses((status = 200, description = "The document.", body = Object, content_type = "application/json",
+        example = json!({"openapi": "3.1.0", "info": {"title": "VisionScope Billing", "version": "0.1.0"}, "paths": {}}))),
+    security(())
+)]
+#[get("/openapi.json")]
+#[allow(clippy::unused_async, reason = "actix takes async handlers only")]
+pub async fn get_openapi(request: HttpRequest) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(state(&request).documents.openapi_json.clone())
+}

@@ -1,0 +1,47 @@
+//! Plans: what can be subscribed to.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, get};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::read;
+use crate::domain::plan::PlanVersion;
+use crate::http::auth::scope;
+use crate::http::extract::{Caller, no_query, state};
+use crate::http::problem::Problem;
+
+/// The newest version of every plan, by code.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PlanList {
+    #[schema(value_type = Vec<PlanVersion>)]
+    items: Vec<Arc<PlanVersion>>,
+}
+
+/// List the plans
+///
+/// The newest version of every plan. A version never changes: a workspace keeps the one it has until
+/// its subscription is changed.
+#[utoipa::path(
+    tag = "plans",
+    responses((status = 200, description = "The plans.", body = PlanList, example = json!({
+        "items": [{
+            "plan_code": "pro", "version": 1, "name": "Pro", "period_months": 1, "allowance": "1000",
+            "rollover_cap": "200", "overdraft_limit": "0", "monthly_limit": null,
+            "rate_limit": {"credits": "100", "window_s": 60}, "low_credit_thresholds": ["100"],
+            "purchased_on_cancel": "keep",
+            "features": {"video.render": {
+                "enabled": true, "unit_price": "0.5", "limit": {"credits": "500", "mode": "soft"}
+            }}
+        }]
+    }))),
+    extensions(("x-scope" = json!("plans:read"))),
+    security(("bearer" = []))
+)]
+#[get("/v1/plans")]
+pub async fn list_plans(_: Caller<scope::PlansRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let items = read(state(&request).store.plans()).await?;
+    Ok(HttpResponse::Ok().json(PlanList { items }))
+}

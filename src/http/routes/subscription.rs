@@ -1,0 +1,251 @@
+//! The subscription: changing, canceling and resuming it.
+
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
+
+use super::workspace_state;
+use crate::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange, ResumeSubscription};
+use crate::domain::ids::WorkspaceId;
+use crate::domain::metadata::Metadata;
+use crate::domain::receipt::{SubscriptionReceipt, SubscriptionView};
+use crate::domain::subscription::{CreditPolicy, Effective};
+use crate::domain::text::{FieldCode, FieldError, Label, PlanCode};
+use crate::http::auth::scope;
+use crate::http::body::refuse;
+use crate::http::extract::{WorkspaceCaller, no_query, state};
+use crate::http::problem::Problem;
+use crate::http::render::KeyKind;
+use crate::http::submit::{CommandRequest, submit};
+
+/// A version of the subscription that the caller has seen: at least 1.
+#[derive(Clone, Copy, Debug)]
+struct SeenVersion(i64);
+
+impl<'de> Deserialize<'de> for SeenVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let version = i64::deserialize(deserializer)?;
+        if version >= 1 {
+            Ok(Self(version))
+        } else {
+            Err(refuse(FieldError::new(FieldCode::Invalid, "must be at least 1")))
+        }
+    }
+}
+
+/// Which plan, and when.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeSubscriptionRequest {
+    plan_code: PlanCode,
+    effective: Effective,
+    /// What an immediate change does with the running period's credits; of no effect at the
+    /// period's end.
+    credit_policy: CreditPolicy,
+    /// Change only this version of the subscription.
+    #[schema(value_type = Option<i64>, minimum = 1)]
+    expected_version: Option<SeenVersion>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for ChangeSubscriptionRequest {
+    const NAME: &'static str = "ProcessSubscriptionChange";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        let command = ProcessSubscriptionChange {
+            plan_code: self.plan_code,
+            effective: self.effective,
+            credit_policy: self.credit_policy,
+            expected_version: self.expected_version.map(|version| version.0),
+        };
+        Ok((Command::ProcessSubscriptionChange(command), self.metadata))
+    }
+}
+
+/// When the subscription shall end, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CancelSubscriptionRequest {
+    effective: Effective,
+    /// For people to read; it goes into the event.
+    reason: Option<Label>,
+    /// Cancel only this version of the subscription.
+    #[schema(value_type = Option<i64>, minimum = 1)]
+    expected_version: Option<SeenVersion>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for CancelSubscriptionRequest {
+    const NAME: &'static str = "CancelSubscription";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        let command = CancelSubscription {
+            effective: self.effective,
+            reason: self.reason,
+            expected_version: self.expected_version.map(|version| version.0),
+        };
+        Ok((Command::CancelSubscription(command), self.metadata))
+    }
+}
+
+/// What to withdraw.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeSubscriptionRequest {
+    /// Resume only this version of the subscription.
+    #[schema(value_type = Option<i64>, minimum = 1)]
+    expected_version: Option<SeenVersion>,
+    metadata: Option<Metadata>,
+}
+
+impl CommandRequest for ResumeSubscriptionRequest {
+    const NAME: &'static str = "ResumeSubscription";
+
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
+        let command = ResumeSubscription { expected_version: self.expected_version.map(|version| version.0) };
+        Ok((Command::ResumeSubscription(command), self.metadata))
+    }
+}
+
+/// Change the plan
+///
+/// Moves the workspace to the newest version of a plan, now or when the period ends. Nothing is
+/// inferred from the plans' prices: `credit_policy` says what happens to the running period's
+/// credits. What a workspace agreed on for itself is kept. At most one change is pending; another
+/// one takes its place. A subscription that has ended begins anew with an immediate change and the
+/// policy `restart`. Raises `SubscriptionChanged`.
+#[utoipa::path(
+    tag = "subscription",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
+    request_body(content = ChangeSubscriptionRequest, example = json!({
+        "plan_code": "studio", "effective": "immediate", "credit_policy": "prorate", "expected_version": 1
+    })),
+    responses((status = 200, description = "The plan was changed, or will be.", body = SubscriptionReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "subscription": {
+            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "studio", "plan_version": 3,
+            "status": "active", "version": 2,
+            "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"}
+        },
+        "credits_granted": "2000", "credits_removed": "0", "credits_uncollected": "0",
+        "current_credits": "2997.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!([
+            "plan-not-found", "version-mismatch", "plan-unchanged", "restart-required", "subscription-canceled"
+        ])),
+        ("x-scope" = json!("subscription:write"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/subscription/change")]
+pub async fn change_subscription(
+    caller: WorkspaceCaller<scope::SubscriptionWrite>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<ChangeSubscriptionRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Cancel the subscription
+///
+/// Ends the subscription now or with its period. What ends with the period can be withdrawn until
+/// then. Allowances end with the subscription; bought credits follow the plan's policy. Raises
+/// `SubscriptionChanged`.
+#[utoipa::path(
+    tag = "subscription",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
+    request_body(content = CancelSubscriptionRequest, example = json!({
+        "effective": "period_end", "reason": "project finished"
+    })),
+    responses((status = 200, description = "The subscription has ended, or will.", body = SubscriptionReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "subscription": {
+            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "pro", "plan_version": 1,
+            "status": "active", "version": 2,
+            "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
+            "pending": {
+                "kind": "cancel", "effective_at": "2026-02-28T09:00:00.000000Z", "reason": "project finished"
+            }
+        },
+        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0",
+        "current_credits": "997.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!(["version-mismatch", "subscription-canceled"])),
+        ("x-scope" = json!("subscription:write"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/subscription/cancel")]
+pub async fn cancel_subscription(
+    caller: WorkspaceCaller<scope::SubscriptionWrite>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<CancelSubscriptionRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Withdraw what is scheduled
+///
+/// Withdraws a change or a cancellation that waits for the period's end. A subscription that has
+/// ended is not resumed: change to a plan instead. Raises `SubscriptionChanged`.
+#[utoipa::path(
+    tag = "subscription",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
+    request_body(content = ResumeSubscriptionRequest, example = json!({"expected_version": 2})),
+    responses((status = 200, description = "Nothing is scheduled any more.", body = SubscriptionReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "subscription": {
+            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "pro", "plan_version": 1,
+            "status": "active", "version": 3,
+            "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"}
+        },
+        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0",
+        "current_credits": "997.5", "recorded_at": "2026-02-15T09:00:00.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!(["version-mismatch", "nothing-scheduled", "subscription-canceled"])),
+        ("x-scope" = json!("subscription:write"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/subscription/resume")]
+pub async fn resume_subscription(
+    caller: WorkspaceCaller<scope::SubscriptionWrite>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit::<ResumeSubscriptionRequest, _>(caller, KeyKind::FromCaller, request, payload).await
+}
+
+/// Read the subscription
+///
+/// The plan and its version, the period, and what waits for the period's end.
+#[utoipa::path(
+    tag = "subscription",
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
+    responses((status = 200, description = "The subscription.", body = SubscriptionView, example = json!({
+        "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "pro", "plan_version": 1,
+        "status": "active", "version": 1,
+        "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
+        "pending": {
+            "kind": "change", "plan_code": "studio", "plan_version": 3,
+            "effective_at": "2026-02-28T09:00:00.000000Z"
+        }
+    }))),
+    extensions(("x-scope" = json!("subscription:read"))),
+    security(("bearer" = []))
+)]
+#[get("/v1/workspaces/{workspace_id}/subscription")]
+pub async fn get_subscription(
+    caller: WorkspaceCaller<scope::SubscriptionRead>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let found = workspace_state(state(&request), caller.workspace_id).await?;
+    Ok(HttpResponse::Ok().json(SubscriptionView::from(&found)))
+}

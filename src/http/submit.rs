@@ -1,0 +1,105 @@
+//! From a request to a command: the one place where an envelope is built.
+
+use std::time::Duration;
+
+use actix_web::http::header::HeaderMap;
+use actix_web::{HttpRequest, HttpResponse, web};
+use opentelemetry::trace::TraceContextExt as _;
+use serde::de::DeserializeOwned;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::auth::RequiredScope;
+use super::body::{self, Body};
+use super::extract::{RequestContext, WorkspaceCaller, idempotency_key, no_query, state};
+use super::problem::{Code, Problem};
+use super::render::{KeyKind, response};
+use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
+use crate::domain::metadata::Metadata;
+
+/// How long a caller waits for a decision. Afterwards the outcome is unknown to it, and its key
+/// settles what became of the command.
+const DECISION_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The wire type of a command.
+pub trait CommandRequest: DeserializeOwned {
+    /// The command's name, which is part of the fingerprint.
+    const NAME: &'static str;
+
+    /// The command, and what the caller wants to find again with it.
+    fn into_command(self) -> Result<(Command, Option<Metadata>), Problem>;
+}
+
+/// Reads the request's body as a command, has it decided, and answers.
+pub async fn submit<R: CommandRequest, S: RequiredScope>(
+    caller: WorkspaceCaller<S>,
+    key_kind: KeyKind,
+    request: HttpRequest,
+    mut payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let idempotency_key = match key_kind {
+        KeyKind::FromCaller => idempotency_key(request.headers())?,
+        KeyKind::Natural => ProvisionWorkspace::idempotency_key(),
+    };
+    let state = state(&request);
+    let _permit = state.limits.enter(caller.workspace_id)?;
+    let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME).await?;
+    let (command, metadata) = value.into_command()?;
+    let envelope = Envelope {
+        message_id: state.clock.new_command_id(),
+        idempotency_key,
+        workspace_id: caller.workspace_id,
+        actor: caller.principal.subject.clone(),
+        correlation_id: RequestContext::correlation_id_of(&request),
+        causation_id: None,
+        traceparent: traceparent(request.headers()),
+        received_at: state.clock.now(),
+        metadata,
+        fingerprint,
+        command,
+    };
+    let decided = tokio::time::timeout(DECISION_DEADLINE, state.engine.submit(envelope)).await;
+    response(decided.map_err(|_| Problem::plain(Code::Unavailable))??, key_kind)
+}
+
+/// The caller's trace, or this server's own when it is traced.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    if let Some(sent) = sent.filter(|value| is_traceparent(value)) {
+        return Some(sent.to_owned());
+    }
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8()))
+}
+
+/// W3C Trace Context, version 00: four fields of lower-case hex, neither id all zero.
+fn is_traceparent(value: &str) -> bool {
+    let is_hex = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let is_id = |part: &str, len: usize| is_hex(part, len) && part.bytes().any(|byte| byte != b'0');
+    let mut parts = value.split('-');
+    let mut next = || parts.next().unwrap_or_default();
+    let (version, trace_id, parent_id, flags) = (next(), next(), next(), next());
+    version == "00" && is_id(trace_id, 32) && is_id(parent_id, 16) && is_hex(flags, 2) && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_taken_in_its_exact_form_only() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        let zero_trace = good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32));
+        let zero_parent = good.replace("00f067aa0ba902b7", &"0".repeat(16));
+        let upper = good.to_uppercase();
+        let (longer, other) = (format!("{good}-x"), good.replacen("00-", "ff-", 1));
+        for bad in ["", "00", &zero_trace, &zero_parent, &upper, &longer, &other] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
+}
