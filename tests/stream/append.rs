@@ -1,0 +1,122 @@
+//! Compare and append, by itself.
+
+use visionscope_billing::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError};
+
+use crate::events::{assert_holds, entries, event, event_id, events, partition};
+use crate::redis_server::RedisServer;
+
+#[tokio::test]
+async fn appending_the_same_events_again_changes_nothing() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(3));
+    for _ in 0..3 {
+        assert_eq!(stream.append(p, 1, None, &events(p, 1..=5)).await.unwrap(), Appended::Ok);
+    }
+    let previous = Some((2, event_id(p, 2)));
+    assert_eq!(stream.append(p, 1, previous, &events(p, 3..=8)).await.unwrap(), Appended::Ok);
+    assert_holds(&*stream, 1, &events(p, 1..=8)).await;
+    assert_eq!(redis.tell::<String>(&["GET", "vs:{p03}:generation"]), "1");
+}
+
+#[tokio::test]
+async fn a_gap_is_behind_and_writes_nothing() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    let previous = Some((3, event_id(p, 3)));
+    assert_eq!(stream.append(p, 1, previous, &events(p, 4..=5)).await.unwrap(), Appended::Behind { top_seq: 0 });
+    stream.append(p, 1, None, &events(p, 1..=2)).await.unwrap();
+    assert_eq!(stream.append(p, 1, previous, &[]).await.unwrap(), Appended::Behind { top_seq: 2 });
+    assert_eq!(stream.top(p, 1).await.unwrap().unwrap().id, EntryId::of(2));
+}
+
+#[tokio::test]
+async fn another_event_at_the_same_number_is_diverged() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=3)).await.unwrap();
+    let other = event_id(p, 77);
+    assert_eq!(stream.append(p, 1, Some((3, other)), &[]).await.unwrap(), Appended::Diverged { seq: 3 });
+    assert_eq!(stream.append(p, 1, Some((2, other)), &[]).await.unwrap(), Appended::Diverged { seq: 2 });
+    let mut batch = events(p, 1..=5);
+    batch[1].event_id = other;
+    assert_eq!(stream.append(p, 1, None, &batch).await.unwrap(), Appended::Diverged { seq: 2 });
+    assert_holds(&*stream, 1, &events(p, 1..=3)).await;
+}
+
+#[tokio::test]
+async fn a_hole_or_a_stray_entry_is_diverged() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=5)).await.unwrap();
+    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "3-0"]);
+    assert_eq!(stream.append(p, 1, None, &events(p, 1..=6)).await.unwrap(), Appended::Diverged { seq: 3 });
+    let previous = Some((5, event_id(p, 5)));
+    assert_eq!(stream.append(p, 1, previous, &[]).await.unwrap(), Appended::Ok);
+    redis.tell::<String>(&["XADD", "vs:{p00}:g1", "5-1", "a", "b"]);
+    assert_eq!(stream.append(p, 1, previous, &[]).await.unwrap(), Appended::Diverged { seq: 5 });
+    assert_eq!(stream.append(p, 1, previous, &events(p, 6..=6)).await.unwrap(), Appended::Diverged { seq: 6 });
+    redis.tell::<()>(&["SET", "vs:{p01}:g1", "text"]);
+    let q = partition(1);
+    assert_eq!(stream.append(q, 1, None, &events(q, 1..=1)).await.unwrap(), Appended::Diverged { seq: 1 });
+}
+
+#[tokio::test]
+async fn entries_deleted_at_the_end_are_written_again_although_redis_remembers_their_ids() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=5)).await.unwrap();
+    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "4-0", "5-0"]);
+    let behind = stream.append(p, 1, Some((5, event_id(p, 5))), &events(p, 6..=6)).await.unwrap();
+    assert_eq!(behind, Appended::Behind { top_seq: 3 });
+    assert_eq!(stream.append(p, 1, Some((3, event_id(p, 3))), &events(p, 4..=6)).await.unwrap(), Appended::Ok);
+    assert_holds(&*stream, 1, &events(p, 1..=6)).await;
+
+    redis.tell::<i64>(&["XTRIM", "vs:{p00}:g1", "MAXLEN", "0"]);
+    let behind = stream.append(p, 1, Some((6, event_id(p, 6))), &[]).await.unwrap();
+    assert_eq!(behind, Appended::Behind { top_seq: 0 });
+    assert_eq!(stream.append(p, 1, None, &events(p, 1..=6)).await.unwrap(), Appended::Ok);
+    assert_holds(&*stream, 1, &events(p, 1..=6)).await;
+}
+
+#[tokio::test]
+async fn a_stream_trimmed_at_its_old_end_goes_on() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=10)).await.unwrap();
+    redis.tell::<i64>(&["XTRIM", "vs:{p00}:g1", "MAXLEN", "1"]);
+    assert_eq!(stream.append(p, 1, Some((10, event_id(p, 10))), &events(p, 11..=12)).await.unwrap(), Appended::Ok);
+    assert_eq!(entries(&*stream, p, 1).await.len(), 3);
+}
+
+#[tokio::test]
+async fn the_pointer_to_the_generation_never_goes_back() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    for generation in [1, 10, 9] {
+        stream.append(p, generation, None, &events(p, 1..=1)).await.unwrap();
+    }
+    assert_eq!(redis.tell::<String>(&["GET", "vs:{p00}:generation"]), "10");
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_or_has_a_gap_is_not_sent() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    let too_many = events(p, 1..=i64::from(MAX_BATCH_EVENTS) + 1);
+    assert!(matches!(stream.append(p, 1, None, &too_many).await, Err(StreamError::Corrupt(_))));
+    for batch in [vec![event(p, 2)], vec![event(p, 1), event(p, 3)], vec![event(partition(1), 1)]] {
+        assert!(matches!(stream.append(p, 1, None, &batch).await, Err(StreamError::Corrupt(_))));
+    }
+    assert!(stream.top(p, 1).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_script_is_given_it_again() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=1)).await.unwrap();
+    redis.tell::<()>(&["SCRIPT", "FLUSH"]);
+    let previous = Some((1, event_id(p, 1)));
+    assert_eq!(stream.append(p, 1, previous, &events(p, 2..=2)).await.unwrap(), Appended::Ok);
+    stream.ping().await.unwrap();
+}

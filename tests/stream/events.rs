@@ -1,0 +1,91 @@
+//! Events to publish, and waiting for what they lead to.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+use visionscope_billing::domain::event::{EventRecord, EventType};
+use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::stream::{EntryId, EventStream, StreamEntry, envelope_json};
+
+/// How long a test waits for what must come; only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn partition(number: u8) -> Partition {
+    Partition::new(number).unwrap()
+}
+
+/// A workspace that belongs to a partition.
+pub fn workspace_of(partition: Partition) -> WorkspaceId {
+    (1..).map(|n: u128| WorkspaceId(Uuid::from_u128(n << 64 | n))).find(|id| Partition::of(*id) == partition).unwrap()
+}
+
+pub fn event_id(partition: Partition, seq: i64) -> EventId {
+    let seq = u128::try_from(seq).unwrap();
+    EventId(Uuid::from_u128(0x019a_0000_0000_7000_8000_0000_0000_0000 | u128::from(partition.number()) << 48 | seq))
+}
+
+pub fn event(partition: Partition, seq: i64) -> EventRecord {
+    EventRecord {
+        event_id: event_id(partition, seq),
+        event_type: EventType::LowCreditWarning,
+        schema_version: 1,
+        partition,
+        seq,
+        workspace_id: workspace_of(partition),
+        workspace_seq: seq,
+        occurred_at: Timestamp::from_micros(1_760_000_000_000_000 + seq),
+        correlation_id: format!("request-{seq}"),
+        causation_id: Uuid::from_u128(9),
+        traceparent: None,
+        metadata: (seq % 2 == 0).then(|| r#"{"job":"render-881"}"#.to_owned()),
+        data: format!(r#"{{"threshold_credits":"100","available_credits":"{seq}"}}"#),
+    }
+}
+
+pub fn events(partition: Partition, seqs: std::ops::RangeInclusive<i64>) -> Vec<EventRecord> {
+    seqs.map(|seq| event(partition, seq)).collect()
+}
+
+/// All entries of a stream.
+pub async fn entries(stream: &dyn EventStream, partition: Partition, generation: i32) -> Vec<StreamEntry> {
+    let mut all: Vec<StreamEntry> = Vec::new();
+    loop {
+        let after = all.last().map_or(EntryId::START, |entry| entry.id);
+        let page = stream.read(partition, generation, after, 1000).await.unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page);
+    }
+}
+
+/// The stream holds exactly these events: none lost, doubled, reordered or altered.
+pub async fn assert_holds(stream: &dyn EventStream, generation: i32, expected: &[EventRecord]) {
+    let partition = expected[0].partition;
+    let found = entries(stream, partition, generation).await;
+    assert_eq!(found.len(), expected.len(), "entries of partition {}", partition.number());
+    for (entry, event) in found.iter().zip(expected) {
+        assert_eq!((entry.id, &entry.event), (EntryId::of(event.seq), &envelope_json(event).unwrap()));
+        assert_eq!(entry.event_id, event.event_id.to_string());
+    }
+}
+
+/// Waits until it is so.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !is_so().await {
+        assert!(started.elapsed() < PATIENCE, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    started.elapsed()
+}
+
+/// Waits until a stream's last entry has that number.
+pub async fn eventually_ends_at(stream: &dyn EventStream, partition: Partition, generation: i32, seq: i64) -> Duration {
+    eventually(&format!("partition {} ends at {seq}", partition.number()), async || {
+        let top = stream.top(partition, generation).await.ok().flatten();
+        top.is_some_and(|top| top.id == EntryId::of(seq))
+    })
+    .await
+}

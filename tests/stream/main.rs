@@ -1,0 +1,11 @@
+//! The stream, the publisher and the operator's commands on a real Redis: what is in the stream is
+//! what is in the outbox, whatever dies, hangs, forgets or comes twice.
+//!
+//! Every test starts its own redis-server on a free loopback port, with its files in a folder that
+//! goes with it.
+
+mod append;
+mod events;
+mod memory_outbox;
+mod model;
+mod redis_server;

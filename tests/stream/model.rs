@@ -1,0 +1,135 @@
+//! The script against a model: a stream is a list of (place, event id), and nothing else counts.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use uuid::Uuid;
+use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::ids::EventId;
+use visionscope_billing::stream::{Appended, EntryId, EventStream, stream_key};
+
+use crate::events::{entries, event, partition};
+use crate::redis_server::RedisServer;
+
+/// What happens to a stream.
+#[derive(Clone, Debug)]
+enum Act {
+    /// An append after that number; `wrong` makes the event at that offset another one.
+    Append {
+        previous: i64,
+        count: i64,
+        wrong: Option<i64>,
+    },
+    /// Somebody deletes the last entries.
+    LoseTail(usize),
+    /// Somebody deletes one.
+    Delete(usize),
+    /// Somebody adds one that is no event.
+    Stray,
+    Flush,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let append = (0_i64..14, 0_i64..6, proptest::option::weighted(0.15, 0_i64..6))
+        .prop_map(|(previous, count, wrong)| Act::Append { previous, count, wrong });
+    let act = prop_oneof![
+        20 => append,
+        2 => (0_usize..4).prop_map(Act::LoseTail),
+        1 => (0_usize..10).prop_map(Act::Delete),
+        1 => Just(Act::Stray),
+        1 => Just(Act::Flush),
+    ];
+    proptest::collection::vec(act, 1..25)
+}
+
+#[derive(Default)]
+struct Model(Vec<(EntryId, String)>);
+
+impl Model {
+    fn at(&self, seq: i64) -> Option<&str> {
+        self.0.iter().find(|(id, _)| *id == EntryId::of(seq)).map(|(_, event_id)| event_id.as_str())
+    }
+
+    fn append(&mut self, previous: Option<(i64, EventId)>, events: &[EventRecord]) -> Appended {
+        let after = previous.map_or(0, |(seq, _)| seq);
+        let top = self.0.last().map_or(EntryId::START, |(id, _)| *id);
+        if top < EntryId::of(after) {
+            return Appended::Behind { top_seq: i64::try_from(top.seq).unwrap() };
+        }
+        if let Some((seq, event_id)) = previous
+            && self.at(seq) != Some(&event_id.to_string())
+        {
+            return Appended::Diverged { seq };
+        }
+        let behind: Vec<_> = self.0.iter().filter(|(id, _)| *id > EntryId::of(after)).cloned().collect();
+        if events.is_empty() && behind.first().is_some_and(|(id, _)| id.seq == EntryId::of(after).seq) {
+            return Appended::Diverged { seq: after };
+        }
+        let mut new = Vec::new();
+        for (index, event) in events.iter().enumerate() {
+            let entry = (EntryId::of(event.seq), event.event_id.to_string());
+            match behind.get(index) {
+                Some(found) if *found == entry => {}
+                Some(_) => return Appended::Diverged { seq: event.seq },
+                None => new.push(entry),
+            }
+        }
+        self.0.extend(new);
+        Appended::Ok
+    }
+}
+
+/// Does the same to the stream and to the model, and compares what they say and hold.
+async fn play(redis: &RedisServer, stream: &dyn EventStream, acts: Vec<Act>) -> Result<(), TestCaseError> {
+    redis.tell::<()>(&["FLUSHALL"]);
+    let (p, mut model) = (partition(5), Model::default());
+    let key = stream_key(p, 1);
+    let delete = |id: EntryId| redis.tell::<i64>(&["XDEL", &key, &id.to_string()]);
+    for act in acts {
+        match act {
+            Act::Append { previous, count, wrong } => {
+                let mut events: Vec<_> = (previous + 1..=previous + count).map(|seq| event(p, seq)).collect();
+                if let Some(event) = wrong.and_then(|offset| events.get_mut(usize::try_from(offset).unwrap())) {
+                    event.event_id = EventId(Uuid::from_u128(404));
+                }
+                let previous = (previous > 0).then(|| (previous, event(p, previous).event_id));
+                let expected = model.append(previous, &events);
+                prop_assert_eq!(stream.append(p, 1, previous, &events).await.unwrap(), expected);
+            }
+            Act::LoseTail(count) => {
+                let kept = model.0.len().saturating_sub(count);
+                model.0.drain(kept..).for_each(|(id, _)| {
+                    delete(id);
+                });
+            }
+            Act::Delete(index) if index < model.0.len() => {
+                delete(model.0.remove(index).0);
+            }
+            Act::Delete(_) => {}
+            Act::Stray => {
+                if let Some((top, _)) = model.0.last().cloned() {
+                    let id = EntryId { seq: top.seq, sub: top.sub + 1 };
+                    // Redis refuses it where a higher id was deleted.
+                    if redis.try_tell(&["XADD", &key, &id.to_string(), "a", "b"]) {
+                        model.0.push((id, String::new()));
+                    }
+                }
+            }
+            Act::Flush => {
+                redis.tell::<()>(&["FLUSHALL"]);
+                model.0.clear();
+            }
+        }
+        let found: Vec<_> = entries(stream, p, 1).await.into_iter().map(|entry| (entry.id, entry.event_id)).collect();
+        prop_assert_eq!(&found, &model.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_script_says_and_does_what_the_model_does() {
+    let redis = RedisServer::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let stream = runtime.block_on(async { redis.stream() });
+    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    runner.run(&acts(), |acts| runtime.block_on(play(&redis, &*stream, acts))).unwrap();
+}

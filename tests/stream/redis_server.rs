@@ -1,0 +1,102 @@
+//! Redis servers of a test's own.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use deadpool_redis::redis::{Client, Connection, FromRedisValue, Value, cmd};
+use tempfile::TempDir;
+use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
+
+/// How long a server may take to answer after it was started.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A running redis-server, stopped when it is dropped.
+pub struct RedisServer {
+    pub port: u16,
+    folder: TempDir,
+    process: Option<Child>,
+    options: Vec<String>,
+}
+
+impl RedisServer {
+    /// A server without files: what it forgets is gone.
+    pub fn start() -> Self {
+        let mut server = Self::planned(&[]);
+        server.run();
+        server
+    }
+
+    /// A place for a server that is not running yet.
+    pub fn planned(options: &[&str]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let options = options.iter().map(ToString::to_string).collect();
+        Self { port, folder: TempDir::new().unwrap(), process: None, options }
+    }
+
+    pub fn run(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"]);
+        command.arg("--dir").arg(self.folder.path()).args(&self.options);
+        self.process = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("redis-server starts"));
+        let started = Instant::now();
+        while self.connect().is_none() {
+            assert!(started.elapsed() < START_TIMEOUT, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Lets it hang: connections stay open, nothing is answered.
+    pub fn suspend(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn stream(&self) -> Arc<RedisStream> {
+        Arc::new(RedisStream::new(&RedisConfig::from_urls(&self.url().into())).unwrap())
+    }
+
+    /// Says something to the server beside the stream's back.
+    pub fn tell<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = cmd(words[0]);
+        command.arg(&words[1..]).query(&mut self.connect().unwrap()).unwrap()
+    }
+
+    /// The same where it may be refused.
+    pub fn try_tell(&self, words: &[&str]) -> bool {
+        let mut command = cmd(words[0]);
+        command.arg(&words[1..]).query::<Value>(&mut self.connect().unwrap()).is_ok()
+    }
+
+    fn connect(&self) -> Option<Connection> {
+        let mut connection = Client::open(self.url()).unwrap().get_connection().ok()?;
+        cmd("PING").query::<String>(&mut connection).ok().map(|_| connection)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
