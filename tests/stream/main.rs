@@ -5,7 +5,11 @@
 //! goes with it.
 
 mod append;
+mod cluster;
 mod events;
 mod memory_outbox;
 mod model;
+mod operator;
+mod publishing;
 mod redis_server;
+mod trouble;

@@ -1,0 +1,297 @@
+//! The contracts of events: the generated files are current, good data passes and broken data fails.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use visionscope_billing::contract::{Contract, documents, envelope_schema, event_schema, write_all};
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::event::{
+    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsPurchased, EventData, EventRecord,
+    EventType, FeatureChange, GrantShare, LimitScope, LowCreditWarning, SubscriptionChangeKind, SubscriptionChanged,
+    SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+};
+use visionscope_billing::domain::grant::GrantSource;
+use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::period::Period;
+use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
+use visionscope_billing::domain::subscription::{CreditPolicy, SubscriptionStatus};
+use visionscope_billing::domain::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
+use visionscope_billing::domain::time::Timestamp;
+
+/// Set to write the files instead of comparing them.
+const WRITE: &str = "VISIONSCOPE_WRITE_CONTRACTS";
+
+fn at() -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_000_001)
+}
+
+fn period() -> Period {
+    Period { offset_months: 0, start: at(), end: Timestamp::from_micros(1_769_904_000_000_000) }
+}
+
+fn grants() -> Vec<GrantShare> {
+    let grant_id = GrantId(Uuid::from_u128(5));
+    vec![GrantShare { grant_id, source: GrantSource::Allowance, credits: Credits::from_micro(2_500_000).unwrap() }]
+}
+
+fn summary() -> SubscriptionSummary {
+    SubscriptionSummary {
+        plan_code: PlanCode::new("pro").unwrap(),
+        plan_version: 2,
+        status: SubscriptionStatus::Active,
+        period: period(),
+        version: 7,
+    }
+}
+
+fn of_deductions() -> Vec<EventData> {
+    let feature_code = FeatureCode::new("video.render").unwrap();
+    let user_id = Some(UserId::new("user-7").unwrap());
+    let credits = Credits::from_micro(2_500_000).unwrap();
+    vec![
+        CreditConsumed {
+            feature_code: feature_code.clone(),
+            user_id: user_id.clone(),
+            credits,
+            quantity: "3".parse().ok(),
+            grants: grants(),
+            overdraft_credits: None,
+            current_credits: Credits::from_micro(-1).unwrap(),
+            used_this_month: Credits::MAX,
+            occurred_at: at(),
+        }
+        .into(),
+        CreditLimitExceeded {
+            feature_code: feature_code.clone(),
+            user_id: None,
+            requested_credits: credits,
+            available_credits: Credits::ZERO,
+        }
+        .into(),
+        LowCreditWarning { threshold_credits: Credits::whole(100), available_credits: credits }.into(),
+        UsageLimitExceeded {
+            scope: LimitScope::Feature,
+            feature_code,
+            user_id,
+            limit_credits: Credits::whole(50),
+            used_credits: Credits::whole(49),
+            requested_credits: credits,
+            refused: true,
+            resets_at: at(),
+        }
+        .into(),
+    ]
+}
+
+fn of_grants() -> Vec<EventData> {
+    let credits = Credits::from_micro(2_500_000).unwrap();
+    vec![
+        CreditsPurchased {
+            grant_id: GrantId(Uuid::from_u128(5)),
+            credits,
+            bonus_grant_id: Some(GrantId(Uuid::from_u128(6))),
+            bonus_credits: Credits::ZERO,
+            amount_minor: 4900,
+            currency: "EUR".into(),
+            payment_reference: PaymentReference::new("pay_2f6d").unwrap(),
+            expires_at: Some(at()),
+            debt_repaid: Credits::ZERO,
+            current_credits: credits,
+        }
+        .into(),
+        CreditsExpired { credits, grants: grants(), current_credits: Credits::ZERO }.into(),
+        CreditReset {
+            period: period(),
+            plan_code: PlanCode::new("pro").unwrap(),
+            plan_version: 1,
+            expired: credits,
+            rolled_over: Credits::ZERO,
+            granted: Credits::whole(1000),
+            previously_used: credits,
+            debt_repaid: Credits::ZERO,
+            current_credits: Credits::whole(1000),
+        }
+        .into(),
+    ]
+}
+
+fn of_subscriptions() -> Vec<EventData> {
+    let terms = FeatureTerms {
+        enabled: true,
+        unit_price: Some(Credits::whole(2)),
+        limit: Some(UsageLimit::hard(Credits::whole(50))),
+    };
+    let feature_code = FeatureCode::new("upscale").unwrap();
+    vec![
+        SubscriptionChanged {
+            change: SubscriptionChangeKind::ChangeScheduled,
+            effective_at: at(),
+            before: summary(),
+            after: summary(),
+            scheduled_plan_code: Some(PlanCode::new("team").unwrap()),
+            credit_policy: Some(CreditPolicy::Prorate),
+            features: vec![FeatureChange { feature_code, before: Some(FeatureTerms::default()), after: terms }],
+            credits_granted: Credits::ZERO,
+            credits_removed: Credits::ZERO,
+            credits_uncollected: Credits::ZERO,
+            current_credits: Credits::ZERO,
+            reason: Some(Label::new("too large").unwrap()),
+        }
+        .into(),
+        WorkspaceProvisioned {
+            name: Label::new("Acme Studio").unwrap(),
+            time_zone: "Europe/Berlin".into(),
+            plan_code: PlanCode::new("pro").unwrap(),
+            plan_version: 1,
+            period: period(),
+            granted: Credits::whole(1000),
+        }
+        .into(),
+    ]
+}
+
+/// One of every type.
+fn samples() -> Vec<EventData> {
+    [of_deductions(), of_grants(), of_subscriptions()].concat()
+}
+
+#[test]
+fn the_files_under_openapi_events_are_what_the_types_say() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/events");
+    if std::env::var_os(WRITE).is_some() {
+        write_all(&folder).unwrap();
+    }
+    let mut expected: Vec<_> = documents().into_iter().map(|document| (document.file_name, document.text)).collect();
+    let mut found: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap()))
+        .collect();
+    expected.sort();
+    found.sort();
+    assert!(expected == found, "the contracts changed; look at the difference after running with {WRITE}=1");
+}
+
+#[test]
+fn good_data_of_every_type_passes() {
+    let contract = Contract::new();
+    let types: Vec<_> = samples().iter().map(EventData::event_type).collect();
+    assert!(EventType::ALL.iter().all(|event_type| types.contains(event_type)), "a sample of every type");
+    for data in samples() {
+        assert_eq!(contract.check(&data), Ok(()));
+        assert_eq!(contract.check_json(data.event_type(), &serde_json::to_string(&data).unwrap()), Ok(()));
+    }
+}
+
+/// Every member of an object, and of those within, as JSON pointers.
+fn pointers(value: &Value, prefix: &str, found: &mut Vec<String>) {
+    let members: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(index, item)| (index.to_string(), item)).collect(),
+        _ => return,
+    };
+    for (name, member) in members {
+        let pointer = format!("{prefix}/{name}");
+        pointers(member, &pointer, found);
+        found.push(pointer);
+    }
+}
+
+#[test]
+fn data_with_any_one_field_of_another_form_fails_and_the_field_is_named_but_not_its_value() {
+    let contract = Contract::new();
+    for data in samples() {
+        let good = serde_json::to_value(&data).unwrap();
+        let mut fields = Vec::new();
+        pointers(&good, "", &mut fields);
+        assert!(!fields.is_empty());
+        for field in fields {
+            let mut broken = good.clone();
+            *broken.pointer_mut(&field).unwrap() = json!(987.25);
+            let violation = contract.check_json(data.event_type(), &broken.to_string()).unwrap_err();
+            assert_eq!(violation.event_type, data.event_type());
+            assert!(!violation.detail.contains("987"), "{violation}");
+            assert!(field.starts_with(&violation.pointer), "{field} {violation}");
+        }
+        for missing in good.as_object().unwrap().keys() {
+            let mut broken = good.clone();
+            broken.as_object_mut().unwrap().remove(missing);
+            let is_required = event_schema(data.event_type())["required"].as_array().unwrap().contains(&json!(missing));
+            assert_eq!(contract.check_json(data.event_type(), &broken.to_string()).is_err(), is_required, "{missing}");
+        }
+    }
+}
+
+#[test]
+fn an_amount_is_a_decimal_string_and_nothing_else() {
+    let contract = Contract::new();
+    let check = |amount: Value| {
+        let data = json!({"threshold_credits": amount, "available_credits": "0"});
+        contract.check_json(EventType::LowCreditWarning, &data.to_string()).is_ok()
+    };
+    for good in [json!("12.5"), json!("0"), json!("-1.000001"), json!("1000000000000")] {
+        assert!(check(good.clone()), "{good}");
+    }
+    for bad in [json!(12), json!(12.5), json!("1e3"), json!("1.0000001"), json!(""), json!("1,5"), json!(null)] {
+        assert!(!check(bad.clone()), "{bad}");
+    }
+}
+
+#[test]
+fn an_unknown_field_is_allowed_because_fields_may_be_added() {
+    let data = r#"{"threshold_credits":"1","available_credits":"0","new":true}"#;
+    assert_eq!(Contract::new().check_json(EventType::LowCreditWarning, data), Ok(()));
+}
+
+#[test]
+fn every_document_is_a_schema_of_its_own_with_an_id() {
+    let schemas = EventType::ALL.iter().map(|event_type| event_schema(*event_type)).chain([envelope_schema()]);
+    for schema in schemas {
+        jsonschema::meta::validate(&schema).unwrap();
+        assert!(schema["$id"].as_str().unwrap().starts_with("urn:visionscope:event:"), "{schema}");
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        let text = schema.to_string();
+        assert!(!text.contains("#/components/") && !text.contains("\"additionalProperties\":false"), "{text}");
+    }
+}
+
+#[test]
+fn an_envelope_passes_its_schema_with_and_without_its_optional_fields() {
+    let validator = jsonschema::options().should_validate_formats(true).build(&envelope_schema()).unwrap();
+    let mut record = EventRecord {
+        event_id: EventId(Uuid::from_u128(1)),
+        event_type: EventType::LowCreditWarning,
+        schema_version: 1,
+        partition: Partition::all().next().unwrap(),
+        seq: 1,
+        workspace_id: WorkspaceId(Uuid::from_u128(2)),
+        workspace_seq: 1,
+        occurred_at: at(),
+        correlation_id: "request-1".into(),
+        causation_id: Uuid::from_u128(3),
+        traceparent: None,
+        metadata: None,
+        data: r#"{"threshold_credits":"1","available_credits":"0"}"#.into(),
+    };
+    assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+    record.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
+    record.metadata = Some(r#"{"job":"render-881"}"#.into());
+    assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+    record.data = "[]".into();
+    assert!(!validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+}
+
+/// Run with `--ignored --nocapture` to see what a check costs.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_check_costs() {
+    const ROUNDS: u32 = 2000;
+    let contract = Contract::new();
+    for data in samples() {
+        let started = Instant::now();
+        (0..ROUNDS).for_each(|_| contract.check(&data).unwrap());
+        println!("{:>22} {:?}", data.event_type().as_str(), started.elapsed() / ROUNDS);
+    }
+}

@@ -1,0 +1,162 @@
+//! What the operator's commands see and heal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use visionscope_billing::clock::SystemClock;
+use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::outbox::{FindingKind, rebuild, status, verify};
+use visionscope_billing::store::Outbox;
+use visionscope_billing::stream::{EventStream, envelope_json};
+
+use crate::events::{assert_holds, event, events, eventually, eventually_ends_at, partition};
+use crate::memory_outbox::MemoryOutbox;
+use crate::publishing::{Running, quick};
+use crate::redis_server::RedisServer;
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// A published partition of ten events, with nobody publishing any more.
+async fn published(redis: &RedisServer) -> Arc<MemoryOutbox> {
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    outbox.commit(p, 10);
+    let running = Running::start(&outbox, &stream, quick());
+    eventually("all is recorded", async || outbox.published_seq(p) == 10).await;
+    running.stop().await;
+    outbox
+}
+
+async fn kinds(redis: &RedisServer, outbox: &MemoryOutbox) -> Vec<(FindingKind, i64, i64)> {
+    let report = verify(outbox, &*redis.stream(), &[partition(0)]).await.unwrap();
+    report.partitions[0].findings.iter().map(|finding| (finding.kind, finding.seq, finding.seq_to)).collect()
+}
+
+/// Writes a stream of one's own: places, and whose events are there.
+fn write(redis: &RedisServer, entries: &[(&str, i64)]) {
+    redis.tell::<i64>(&["DEL", "vs:{p00}:g1"]);
+    for (id, seq) in entries {
+        let event = event(partition(0), *seq);
+        let (event_id, workspace_id) = (event.event_id.to_string(), event.workspace_id.to_string());
+        let envelope = envelope_json(&event).unwrap();
+        redis.tell::<String>(&[
+            "XADD",
+            "vs:{p00}:g1",
+            id,
+            "event_id",
+            &event_id,
+            "event_type",
+            event.event_type.as_str(),
+            "workspace_id",
+            &workspace_id,
+            "event",
+            &envelope,
+        ]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_finds_what_is_missing_doubled_reordered_altered_or_foreign() {
+    use FindingKind::{Altered, Doubled, Foreign, Missing, Reordered};
+    let redis = RedisServer::start();
+    let outbox = published(&redis).await;
+    assert_eq!(kinds(&redis, &outbox).await, []);
+    let places: Vec<String> = (0..=10).map(|seq| format!("{seq}-0")).collect();
+    let good: Vec<(&str, i64)> =
+        (1..=10).map(|seq: i64| (places[usize::try_from(seq).unwrap()].as_str(), seq)).collect();
+
+    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "4-0", "5-0", "6-0", "10-0"]);
+    assert_eq!(kinds(&redis, &outbox).await, [(Missing, 4, 6), (Missing, 10, 10)]);
+
+    let mut doubled = good.clone();
+    doubled.insert(7, ("7-1", 3));
+    write(&redis, &doubled);
+    assert_eq!(kinds(&redis, &outbox).await, [(Doubled, 7, 7)]);
+
+    let mut swapped = good.clone();
+    (swapped[2].1, swapped[3].1) = (4, 3);
+    write(&redis, &swapped);
+    assert_eq!(kinds(&redis, &outbox).await, [(Reordered, 3, 3), (Reordered, 4, 4)]);
+
+    write(&redis, &good);
+    redis.tell::<String>(&["XADD", "vs:{p00}:g1", "11-0", "event_id", "x", "event", "{}"]);
+    assert_eq!(kinds(&redis, &outbox).await, [(Foreign, 11, 11)]);
+
+    write(&redis, &good[..9]);
+    let last = event(partition(0), 10);
+    let altered = envelope_json(&last).unwrap().replace("\"10\"", "\"11\"");
+    let (event_id, workspace_id) = (last.event_id.to_string(), last.workspace_id.to_string());
+    redis.tell::<String>(&[
+        "XADD",
+        "vs:{p00}:g1",
+        "10-0",
+        "event_id",
+        &event_id,
+        "event_type",
+        last.event_type.as_str(),
+        "workspace_id",
+        &workspace_id,
+        "event",
+        &altered,
+    ]);
+    assert_eq!(kinds(&redis, &outbox).await, [(Altered, 10, 10)]);
+    let report = verify(&*outbox, &*redis.stream(), &[partition(0)]).await.unwrap();
+    assert!(!report.is_equal());
+    assert_eq!((report.partitions[0].entries, report.partitions[0].differences), (10, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_counts_events_that_wait_and_blames_nobody() {
+    let redis = RedisServer::start();
+    let outbox = published(&redis).await;
+    outbox.commit(partition(0), 700);
+    let all: Vec<_> = Partition::all().collect();
+    let report = verify(&*outbox, &*redis.stream(), &all).await.unwrap();
+    assert!(report.is_equal());
+    assert_eq!((report.partitions.len(), report.partitions[0].waiting), (16, 700));
+    let status = status(&*outbox, &*redis.stream()).await.unwrap();
+    assert!(!status.is_settled());
+    let line = &status.partitions[0];
+    assert_eq!((line.seq, line.published_seq, line.stream_seq, line.waiting), (710, 10, Some(10), 700));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_heals_a_diverged_partition_while_its_publisher_runs() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=3)).await.unwrap();
+    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "2-0"]);
+    outbox.commit(p, 900);
+    let running = Running::start(&outbox, &stream, quick());
+    eventually("it is noticed", async || outbox.diverged_seq(p).is_some()).await;
+    let report = rebuild(outbox.clone(), stream.clone(), Arc::new(SystemClock), &[p], WITHIN).await.unwrap();
+    assert!(report.is_done(), "{report:?}");
+    assert_eq!((report.partitions[0].generation, report.partitions[0].stream.as_str()), (2, "vs:{p00}:g2"));
+    assert_holds(&*stream, 2, &outbox.all(p)).await;
+    assert_eq!(redis.tell::<String>(&["GET", "vs:{p00}:generation"]), "2");
+    outbox.commit(p, 10);
+    eventually_ends_at(&*stream, p, 2, 910).await;
+    assert!(verify(&*outbox, &*stream, &[p]).await.unwrap().is_equal());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_fills_the_streams_itself_when_nobody_publishes() {
+    let redis = RedisServer::start();
+    let outbox = published(&redis).await;
+    let all: Vec<_> = Partition::all().collect();
+    let report = rebuild(outbox.clone(), redis.stream(), Arc::new(SystemClock), &all, WITHIN).await.unwrap();
+    assert!(report.is_done());
+    assert_holds(&*redis.stream(), 2, &outbox.all(partition(0))).await;
+    assert_eq!(outbox.leases_of_anyone(), 0);
+    assert!(status(&*outbox, &*redis.stream()).await.unwrap().is_settled());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_is_told_while_redis_is_away() {
+    let redis = RedisServer::planned(&[]);
+    let outbox = MemoryOutbox::new();
+    outbox.commit(partition(0), 3);
+    let report = status(&outbox, &*redis.stream()).await.unwrap();
+    assert!(report.stream_error.is_some() && !report.is_settled());
+    assert_eq!((report.partitions.len(), outbox.heads().await.unwrap().len()), (16, 16));
+}

@@ -1,0 +1,186 @@
+//! Redis forgets, hangs, is away, or holds something else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::publisher::BreakerState;
+use visionscope_billing::stream::EventStream;
+
+use crate::events::{assert_holds, eventually, eventually_ends_at, partition};
+use crate::memory_outbox::MemoryOutbox;
+use crate::publishing::{Running, quick};
+use crate::redis_server::RedisServer;
+
+/// A stop may not take longer than this while Redis is of no use.
+const QUICK_STOP: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_redis_is_filled_again_without_a_new_command() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(6));
+    outbox.commit(p, 1200);
+    let running = Running::start(&outbox, &stream, quick());
+    eventually_ends_at(&*stream, p, 1, 1200).await;
+    redis.tell::<()>(&["FLUSHALL"]);
+    eventually_ends_at(&*stream, p, 1, 1200).await;
+    assert_holds(&*stream, 1, &outbox.all(p)).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_wiped_under_load_is_filled_again_in_order() {
+    let redis = RedisServer::start();
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+    let running = Running::start(&outbox, &stream, quick());
+    for round in 0..60 {
+        for p in Partition::all() {
+            outbox.commit(p, 11);
+            running.wake.notify(p);
+        }
+        if round % 20 == 10 {
+            redis.tell::<()>(&["FLUSHALL"]);
+        }
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    for p in Partition::all() {
+        eventually_ends_at(&*stream, p, 1, 660).await;
+        assert_holds(&*stream, 1, &outbox.all(p)).await;
+        assert_eq!(outbox.diverged_seq(p), None);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_tail_is_filled_again() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    outbox.commit(p, 100);
+    let running = Running::start(&outbox, &stream, quick());
+    eventually_ends_at(&*stream, p, 1, 100).await;
+    let last: Vec<String> = (81..=100).map(|seq| format!("{seq}-0")).collect();
+    let words: Vec<&str> = ["XDEL", "vs:{p00}:g1"].into_iter().chain(last.iter().map(String::as_str)).collect();
+    redis.tell::<i64>(&words);
+    eventually_ends_at(&*stream, p, 1, 100).await;
+    assert_holds(&*stream, 1, &outbox.all(p)).await;
+    redis.tell::<i64>(&["XTRIM", "vs:{p00}:g1", "MAXLEN", "0"]);
+    eventually_ends_at(&*stream, p, 1, 100).await;
+    assert_holds(&*stream, 1, &outbox.all(p)).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_restarts_with_an_older_snapshot_is_filled_again() {
+    let mut redis = RedisServer::planned(&["--dbfilename", "older.rdb"]);
+    redis.run();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    outbox.commit(p, 600);
+    let running = Running::start(&outbox, &stream, quick());
+    eventually_ends_at(&*stream, p, 1, 600).await;
+    redis.tell::<()>(&["SAVE"]);
+    outbox.commit(p, 600);
+    eventually_ends_at(&*stream, p, 1, 1200).await;
+    redis.kill();
+    redis.run();
+    eventually_ends_at(&*stream, p, 1, 1200).await;
+    assert_holds(&*stream, 1, &outbox.all(p)).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_wait_while_redis_is_away_and_come_in_order_when_it_is_there() {
+    let mut redis = RedisServer::planned(&[]);
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+    let running = Running::start(&outbox, &stream, quick());
+    let health = running.handle.health();
+    for p in Partition::all() {
+        outbox.commit(p, 300);
+    }
+    eventually("the breaker opens", async || health.borrow().breaker == BreakerState::Open).await;
+    assert!(health.borrow().is_degraded());
+    redis.run();
+    for p in Partition::all() {
+        eventually_ends_at(&*stream, p, 1, 300).await;
+    }
+    redis.kill();
+    for p in Partition::all() {
+        outbox.commit(p, 300);
+    }
+    eventually("it opens again", async || health.borrow().breaker == BreakerState::Open).await;
+    redis.run();
+    for p in Partition::all() {
+        eventually_ends_at(&*stream, p, 1, 600).await;
+        assert_holds(&*stream, 1, &outbox.all(p)).await;
+    }
+    eventually("all is well again", async || !health.borrow().is_degraded() && health.borrow().lag_events == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_opens_the_breaker_and_holds_up_no_stop() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(7));
+    let running = Running::start(&outbox, &stream, quick());
+    outbox.commit(p, 5);
+    eventually_ends_at(&*stream, p, 1, 5).await;
+    let health = running.handle.health();
+    redis.suspend();
+    for p in Partition::all() {
+        outbox.commit(p, 5);
+    }
+    eventually("the breaker opens", async || health.borrow().breaker == BreakerState::Open).await;
+    redis.resume();
+    eventually_ends_at(&*stream, p, 1, 10).await;
+    eventually("it closes", async || health.borrow().breaker == BreakerState::Closed).await;
+    redis.suspend();
+    outbox.commit(p, 5);
+    eventually("it fails again", async || health.borrow().breaker != BreakerState::Closed).await;
+    assert!(running.stop().await < QUICK_STOP);
+    redis.resume();
+    let next = Running::start(&outbox, &stream, quick());
+    eventually_ends_at(&*stream, p, 1, 15).await;
+    assert_holds(&*stream, 1, &outbox.all(p)).await;
+    next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_delays_events_and_nothing_else() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(7));
+    let running = Running::start(&outbox, &stream, quick());
+    outbox.commit(p, 5);
+    eventually_ends_at(&*stream, p, 1, 5).await;
+    let health = running.handle.health();
+    outbox.is_down.store(true, Ordering::SeqCst);
+    eventually("it is noticed", async || health.borrow().is_outbox_down).await;
+    assert_eq!(health.borrow().breaker, BreakerState::Closed);
+    outbox.is_down.store(false, Ordering::SeqCst);
+    outbox.commit(p, 5);
+    eventually_ends_at(&*stream, p, 1, 10).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diverged_partition_stops_alone() {
+    let redis = RedisServer::start();
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+    let (p, q) = (partition(0), partition(1));
+    let running = Running::start(&outbox, &stream, quick());
+    let health = running.handle.health();
+    outbox.commit(p, 5);
+    outbox.commit(q, 5);
+    eventually_ends_at(&*stream, p, 1, 5).await;
+    // The last entry becomes another event's.
+    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "5-0"]);
+    redis.tell::<String>(&["XSETID", "vs:{p00}:g1", "4-0"]);
+    redis.tell::<String>(&["XADD", "vs:{p00}:g1", "5-0", "event_id", "altered"]);
+    eventually("it is noticed", async || outbox.diverged_seq(p) == Some(5)).await;
+    outbox.commit(p, 5);
+    outbox.commit(q, 5);
+    eventually_ends_at(&*stream, q, 1, 10).await;
+    tokio::time::sleep(quick().probe_every * 2).await;
+    assert_eq!(stream.top(p, 1).await.unwrap().unwrap().id.seq, 5);
+    eventually("the health says so", async || health.borrow().diverged == [p]).await;
+    running.stop().await;
+}
