@@ -34,6 +34,7 @@ mod health;
 mod measure;
 mod partition;
 mod run;
+mod slot;
 mod wake;
 
 /// How long a lease lasts: how late events may be when a publisher dies without giving it back.

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Backoff, BreakerState};
 use super::partition::{Ends, Progress, Step, StepError, in_time};
+use super::slot::{Chore, Slot};
 use super::{PublisherConfig, PublisherHealth, Wake, measure};
 use crate::clock::Clock;
-use crate::domain::ids::{PARTITIONS, Partition};
+use crate::domain::ids::Partition;
 use crate::store::StoreError;
 use crate::store::views::{EventPosition, Lease, PartitionStatus};
 use crate::stream::StreamError;
@@ -33,81 +34,12 @@ const HEADS_SHARE: u32 = 4;
 /// How long giving the leases back may take at the end; without it they expire.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A leased partition.
-struct Slot {
-    lease: Lease,
-    /// Away while a step is under way.
-    progress: Option<Progress>,
-    is_signalled: bool,
-    /// The last event known to be in the outbox.
-    head: i64,
-    probe_at: Instant,
-    /// After a failure, nothing is tried before this.
-    not_before: Instant,
-    backoff: Option<Backoff>,
-    is_stopped: bool,
-}
-
-impl Slot {
-    fn new(lease: Lease, now: Instant, probe_every: Duration) -> Self {
-        // The partitions take turns with their probes.
-        let turn = u32::from(lease.partition.number()) + 1;
-        Self {
-            progress: Some(Progress::of(lease.clone())),
-            is_signalled: true,
-            head: lease.published_seq,
-            probe_at: now + probe_every / u32::from(PARTITIONS) * turn,
-            not_before: now,
-            backoff: None,
-            is_stopped: lease.diverged_seq.is_some(),
-            lease,
-        }
-    }
-
-    fn is_same(&self, lease: &Lease) -> bool {
-        (self.lease.epoch, self.lease.generation) == (lease.epoch, lease.generation)
-    }
-
-    /// When the next step may begin; never while one is under way or the partition is stopped.
-    fn due(&self) -> Option<Instant> {
-        let progress = self.progress.as_ref().filter(|_| !self.is_stopped)?;
-        let has_work = self.is_signalled || self.head > progress.position;
-        Some(if has_work { self.not_before } else { self.not_before.max(self.probe_at) })
-    }
-}
-
 /// Something that was waited for.
 enum Done {
     Leased(Result<Vec<Lease>, StoreError>),
     Heads(Result<Vec<EventPosition>, StoreError>, Duration),
     Status(Result<Vec<PartitionStatus>, StoreError>),
     Advanced(Progress, Result<Step, StepError>),
-}
-
-/// A task that comes again and again, and is away while it is under way.
-struct Chore {
-    at: Option<Instant>,
-    backoff: Backoff,
-}
-
-impl Chore {
-    fn new(at: Instant) -> Self {
-        Self { at: Some(at), backoff: Backoff::new() }
-    }
-
-    fn begins(&mut self, now: Instant) -> bool {
-        self.at.take_if(|at| *at <= now).is_some()
-    }
-
-    fn again<T>(&mut self, result: &Result<T, StoreError>, after: Duration) {
-        let pause = if result.is_ok() {
-            self.backoff = Backoff::new();
-            after
-        } else {
-            self.backoff.pause()
-        };
-        self.at = Some(Instant::now() + pause);
-    }
 }
 
 pub(super) struct Run {

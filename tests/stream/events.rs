@@ -17,7 +17,10 @@ pub fn partition(number: u8) -> Partition {
 
 /// A workspace that belongs to a partition.
 pub fn workspace_of(partition: Partition) -> WorkspaceId {
-    (1..).map(|n: u128| WorkspaceId(Uuid::from_u128(n << 64 | n))).find(|id| Partition::of(*id) == partition).unwrap()
+    (1..=u128::MAX >> 64)
+        .map(|n: u128| WorkspaceId(Uuid::from_u128(n << 64 | n)))
+        .find(|id| Partition::of(*id) == partition)
+        .unwrap()
 }
 
 pub fn event_id(partition: Partition, seq: i64) -> EventId {

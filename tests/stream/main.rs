@@ -4,6 +4,8 @@
 //! Every test starts its own redis-server on a free loopback port, with its files in a folder that
 //! goes with it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod append;
 mod cluster;
 mod events;
@@ -11,5 +13,6 @@ mod memory_outbox;
 mod model;
 mod operator;
 mod publishing;
+mod real_stores;
 mod redis_server;
 mod trouble;

@@ -1,0 +1,176 @@
+//! The publisher between the real stores and a real Redis. PostgreSQL is the server of
+//! `DATABASE_URL`; each test makes a database of its own there.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+use tempfile::TempDir;
+use visionscope_billing::clock::{Clock, SystemClock};
+use visionscope_billing::domain::change_set::ChangeSet;
+use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::domain::snapshot::{KeySet, PartitionHead};
+use visionscope_billing::domain::text::Label;
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::workspace::Workspace;
+use visionscope_billing::outbox::{rebuild, status, verify};
+use visionscope_billing::publisher::PublisherConfig;
+use visionscope_billing::store::Store;
+use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
+use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+
+use crate::events::{event, eventually, eventually_ends_at, partition, workspace_of};
+use crate::publishing::{Running, quick};
+use crate::redis_server::RedisServer;
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Commits so many more events of a partition in one transaction, as a batch does.
+async fn commit(store: &dyn Store, partition: Partition, count: i64) {
+    let workspace_id = workspace_of(partition);
+    let mut tx = store.begin().await.unwrap();
+    let keys = KeySet { workspaces: [workspace_id].into(), ..KeySet::default() };
+    let head = tx.load(&keys).await.unwrap().heads[&partition];
+    let events: Vec<_> = (head.seq + 1..=head.seq + count).map(|seq| event(partition, seq)).collect();
+    let workspace = Workspace {
+        workspace_id,
+        name: Label::new("Acme Studio").unwrap(),
+        zone: chrono_tz::UTC,
+        monthly_limit_override: None,
+        overdraft_limit_override: None,
+        created_at: Timestamp::from_micros(1_760_000_000_000_000),
+    };
+    let changes = ChangeSet {
+        heads: vec![PartitionHead {
+            seq: head.seq + count,
+            last_event_id: events.last().map(|event| event.event_id),
+            version: head.version + 1,
+            ..head
+        }],
+        workspaces: if head.seq == 0 { vec![workspace] } else { Vec::new() },
+        events,
+        ..ChangeSet::default()
+    };
+    tx.commit(changes).await.unwrap();
+}
+
+/// Publishes, forgets, takes over, rebuilds; at the end the streams are the outbox.
+async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: PublisherConfig) {
+    let redis = RedisServer::start();
+    let stream = redis.stream();
+    let all: Vec<_> = Partition::all().collect();
+    let used = [partition(0), partition(7), partition(15)];
+    let first = Running::start(&store, &stream, config);
+    let second = Running::start(&store, &stream, config);
+    for round in 0..20 {
+        for p in used {
+            commit(&*store, p, 43).await;
+            first.wake.notify(p);
+        }
+        if round == 8 {
+            redis.tell::<()>(&["FLUSHALL"]);
+        }
+    }
+    for p in used {
+        eventually_ends_at(&*stream, p, 1, 860).await;
+    }
+    first.stop().await;
+    for p in used {
+        commit(&*store, p, 7).await;
+        eventually_ends_at(&*stream, p, 1, 867).await;
+    }
+    let settled = async || status(&*store, &*stream).await.unwrap().is_settled();
+    eventually("all is recorded", settled).await;
+    assert!(verify(&*store, &*stream, &all).await.unwrap().is_equal());
+
+    redis.tell::<i64>(&["XDEL", "vs:{p07}:g1", "5-0"]);
+    assert!(!verify(&*store, &*stream, &all).await.unwrap().is_equal());
+    let report = rebuild(store.clone(), stream.clone(), Arc::new(SystemClock), &[used[1]], WITHIN).await.unwrap();
+    assert!(report.is_done(), "{report:?}");
+    assert_eq!(report.partitions[0].generation, 2);
+    second.stop().await;
+    let report = rebuild(store.clone(), stream.clone(), Arc::new(SystemClock), &all, WITHIN).await.unwrap();
+    assert!(report.is_done(), "{report:?}");
+    assert!(verify(&*store, &*stream, &all).await.unwrap().is_equal());
+    assert!(status(&*store, &*stream).await.unwrap().is_settled());
+}
+
+/// How fast a backlog goes out.
+async fn drain_a_backlog<S: Store + 'static>(store: Arc<S>) {
+    let redis = RedisServer::start();
+    let stream = redis.stream();
+    for p in Partition::all() {
+        for _ in 0..5 {
+            commit(&*store, p, 500).await;
+        }
+    }
+    let started = Instant::now();
+    let running = Running::start(&store, &stream, quick());
+    for p in Partition::all() {
+        eventually_ends_at(&*stream, p, 1, 2500).await;
+    }
+    let took = started.elapsed();
+    println!("40,000 events in {took:?}: {:.0}/s", 40_000.0 / took.as_secs_f64());
+    running.stop().await;
+}
+
+async fn sqlite() -> (Arc<SqliteStore>, TempDir) {
+    let folder = TempDir::new().unwrap();
+    let store = SqliteStore::open(&SqliteConfig::new(folder.path().join("test.db"))).await.unwrap();
+    store.migrate().await.unwrap();
+    (Arc::new(store), folder)
+}
+
+/// A new database, and how to drop it.
+async fn postgres() -> (Arc<PostgresStore>, PgConnectOptions, String) {
+    let url = std::env::var("DATABASE_URL").expect(
+        "DATABASE_URL names no PostgreSQL server: run the tests with scripts/test, which starts one, or set it",
+    );
+    let server = PgConnectOptions::from_str(&url).unwrap();
+    let name = format!("stream_{}", SystemClock.new_id().simple());
+    let create = AssertSqlSafe(format!("create database {name}"));
+    server.connect().await.unwrap().execute(create).await.unwrap();
+    let url = server.clone().database(&name).to_url_lossy().to_string();
+    let config = PostgresConfig { acquire_timeout: WITHIN, ..PostgresConfig::new(SecretString::from(url)) };
+    let store = PostgresStore::connect(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    (Arc::new(store), server, name)
+}
+
+async fn drop_database(store: Arc<PostgresStore>, server: PgConnectOptions, name: String) {
+    store.close().await;
+    let drop = AssertSqlSafe(format!("drop database {name} with (force)"));
+    server.connect().await.unwrap().execute(drop).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_streams_are_the_outbox_on_sqlite() {
+    let (store, _folder) = sqlite().await;
+    let config = PublisherConfig { heads_every: Duration::from_millis(100), ..quick() };
+    streams_follow_the_outbox(store, config).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_streams_are_the_outbox_on_postgres() {
+    let (store, server, name) = postgres().await;
+    streams_follow_the_outbox(Arc::clone(&store), quick()).await;
+    drop_database(store, server, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn how_fast_a_backlog_goes_out_on_sqlite() {
+    let (store, _folder) = sqlite().await;
+    drain_a_backlog(store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn how_fast_a_backlog_goes_out_on_postgres() {
+    let (store, server, name) = postgres().await;
+    drain_a_backlog(Arc::clone(&store)).await;
+    drop_database(store, server, name).await;
+}
