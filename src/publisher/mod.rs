@@ -2,7 +2,7 @@
 //!
 //! One task per process. It leases partitions, so that replicas share the work; wakes on a signal
 //! after a commit ([`Wake`]) and polls otherwise; and moves each partition on its own
-//! ([`partition`](self)): a partition that is diverged or slow holds up no other. Leases only save
+//! (`partition.rs`): a partition that is diverged or slow holds up no other. Leases only save
 //! work: that an event is never doubled or lost follows from compare-and-append alone.
 //!
 //! Commands never wait for anything here. The stream may be down for as long as it likes: the circuit
