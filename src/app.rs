@@ -19,6 +19,7 @@ use crate::contract::Contract;
 use crate::demo::{Demo, DemoError};
 use crate::domain::ids::Partition;
 use crate::engine::{CommitSignal, Engine, EngineConfig};
+use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, AppState, Health, HttpConfig};
@@ -53,6 +54,8 @@ pub enum StartError {
     Auth(#[from] AuthConfigError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error("auth.keys holds no HS256 key to sign with")]
+    NoSigningKey,
     #[error("server.bind: cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: std::io::Error },
 }
@@ -106,6 +109,12 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
         response_timeout: Duration::from_millis(redis.response_timeout_ms),
     };
     Ok(Some(Arc::new(RedisStream::new(&config)?)))
+}
+
+/// The key that development tokens are signed with: the first HS256 key, or the generated one.
+pub fn signing_key(config: &Config) -> Result<KeyConfig, StartError> {
+    let (_, auth) = settings::auth(config, config.mode()?)?;
+    auth.keys.into_iter().find(|key| key.secret.is_some()).ok_or(StartError::NoSigningKey)
 }
 
 impl App {

@@ -76,8 +76,7 @@ pub const KEYS: &[Key] = &[
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
     key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
-    key("publisher.poll_ms", "1000", "Longest time between two looks at the outbox, 10 to a third of `publisher.lease_ttl_ms`."),
-    key("publisher.batch_events", "256", "Events in one append, 1 to 10000."),
+    optional("publisher.poll_ms", "Time between two looks for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database; this process's own commits wake the publisher at once."),
 
     key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
     key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),

@@ -117,8 +117,8 @@ pub struct Engine {
 pub struct Publisher {
     pub enabled: bool,
     pub lease_ttl_ms: u64,
-    pub poll_ms: u64,
-    pub batch_events: u32,
+    /// Without it, what suits the database.
+    pub poll_ms: Option<u64>,
 }
 
 /// The task that issues due resets, changes, cancellations and expiries.

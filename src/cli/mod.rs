@@ -1,0 +1,96 @@
+//! The command line: serving, and what an operator needs.
+//!
+//! A command prints its result on stdout and everything else on stderr; its exit status is 0 when
+//! all is well, 1 when something is wrong or was found, 2 for a wrong command line.
+
+mod generate;
+mod outbox;
+mod serve;
+mod token;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::telemetry::Telemetry;
+
+/// Usage-credits billing and events. Without a subcommand it serves the API.
+#[derive(Debug, Parser)]
+#[command(name = "visionscope", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Serves the API until SIGINT or SIGTERM (the default).
+    Serve,
+    /// Applies the migrations that are missing, and stores the plans.
+    Migrate,
+    /// Prints a token, signed with the first HS256 key, for development and tests.
+    Token(token::Arguments),
+    /// Checks the invariants of the database; prints what is violated.
+    Verify(verify::Arguments),
+    /// The events on their way to Redis.
+    #[command(subcommand)]
+    Outbox(outbox::Action),
+    /// Writes the generated files: the OpenAPI document and the schemas of the events.
+    Openapi(generate::Arguments),
+    /// Asks the server on this machine whether it is alive.
+    Healthcheck {
+        /// The address to ask instead of `server.bind`, such as http://127.0.0.1:8080.
+        #[arg(long)]
+        url: Option<String>,
+    },
+}
+
+/// What a command ends with: `Ok(false)` when it found something wrong.
+type Outcome = anyhow::Result<bool>;
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    // TLS of Redis, PostgreSQL and the key sets shares one provider; installing it twice is harmless.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let outcome = match Cli::parse().action.unwrap_or(Action::Serve) {
+        Action::Openapi(arguments) => generate::run(&arguments),
+        action => configured(action),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn configured(action: Action) -> Outcome {
+    let config = Config::load()?;
+    let telemetry = Telemetry::start(&config.telemetry)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        match action {
+            Action::Serve => serve::run(&config).await,
+            Action::Migrate => serve::migrate(&config).await,
+            Action::Token(arguments) => token::run(&config, &arguments),
+            Action::Verify(arguments) => verify::run(&config, &arguments).await,
+            Action::Outbox(action) => outbox::run(&config, &action).await,
+            Action::Healthcheck { url } => serve::healthcheck(&config, url).await,
+            Action::Openapi(arguments) => generate::run(&arguments),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    telemetry.stop();
+    outcome
+}
+
+/// The folder that holds the generated files, unless another is named.
+fn default_folder() -> PathBuf {
+    PathBuf::from(".")
+}

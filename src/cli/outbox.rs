@@ -1,0 +1,123 @@
+//! `visionscope outbox`: where the events stand on their way to Redis.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+
+use super::Outcome;
+use crate::app::{open_store, open_stream};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::domain::ids::{PARTITIONS, Partition};
+use crate::outbox::{rebuild, status, verify};
+use crate::store::Outbox;
+use crate::stream::EventStream;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Action {
+    /// What each partition has, what of it is published, and by whom.
+    Status,
+    /// Compares every entry of the streams with the outbox.
+    Verify(Selection),
+    /// Begins new, empty streams and fills them from the outbox.
+    Rebuild {
+        #[command(flatten)]
+        selection: Selection,
+        /// How long to wait until they are filled; publishers go on afterwards.
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        wait_s: u64,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Selection {
+    /// One partition; without it, all.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..i64::from(PARTITIONS)))]
+    partition: Option<u8>,
+}
+
+impl Selection {
+    fn partitions(&self) -> Vec<Partition> {
+        match self.partition {
+            Some(number) => Partition::new(number).into_iter().collect(),
+            None => Partition::all().collect(),
+        }
+    }
+}
+
+pub(super) async fn run(config: &Config, action: &Action) -> Outcome {
+    let Some(stream) = open_stream(config)? else {
+        bail!("redis.url is not set: there are no streams");
+    };
+    let store = open_store(config).await?;
+    let outcome = match action {
+        Action::Status => print_status(&*store, &*stream).await,
+        Action::Verify(selection) => print_verdict(&*store, &*stream, &selection.partitions()).await,
+        Action::Rebuild { selection, wait_s } => {
+            let outbox: Arc<dyn Outbox> = store.clone();
+            let within = Duration::from_secs(*wait_s);
+            print_rebuild(outbox, stream, &selection.partitions(), within).await
+        }
+    };
+    store.close().await;
+    outcome
+}
+
+async fn print_status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Outcome {
+    let report = status(outbox, stream).await.context("the status cannot be read")?;
+    println!("{:<26} {:>10} {:>10} {:>10} {:>8}  publisher", "stream", "outbox", "published", "in redis", "waiting");
+    for line in &report.partitions {
+        let in_stream = line.stream_seq.map_or_else(|| "?".to_owned(), |seq| seq.to_string());
+        let publisher = line.publisher.as_deref().unwrap_or("-");
+        let diverged = line.diverged_seq.map(|seq| format!("  DIVERGED at {seq}")).unwrap_or_default();
+        println!(
+            "{:<26} {:>10} {:>10} {in_stream:>10} {:>8}  {publisher}{diverged}",
+            line.stream, line.seq, line.published_seq, line.waiting
+        );
+    }
+    if let Some(error) = &report.stream_error {
+        println!("Redis cannot be read: {error}");
+    }
+    Ok(report.is_settled())
+}
+
+async fn print_verdict(outbox: &dyn Outbox, stream: &dyn EventStream, partitions: &[Partition]) -> Outcome {
+    let report = verify(outbox, stream, partitions).await.context("the streams cannot be compared")?;
+    for verdict in &report.partitions {
+        println!(
+            "partition {:>2} generation {}: {} entries, {} waiting, {} differences",
+            verdict.partition.number(),
+            verdict.generation,
+            verdict.entries,
+            verdict.waiting,
+            verdict.differences
+        );
+        for finding in &verdict.findings {
+            let entry = finding.entry.as_deref().unwrap_or("-");
+            println!("  {:?} seq {}..={} entry {entry} event {}", finding.kind, finding.seq, finding.seq_to, finding.event_id);
+        }
+    }
+    println!("{}", if report.is_equal() { "The streams are the outbox." } else { "The streams differ from the outbox." });
+    Ok(report.is_equal())
+}
+
+async fn print_rebuild(
+    outbox: Arc<dyn Outbox>,
+    stream: Arc<dyn EventStream>,
+    partitions: &[Partition],
+    within: Duration,
+) -> Outcome {
+    let report = rebuild(outbox, stream, Arc::new(SystemClock), partitions, within).await?;
+    for rebuilt in &report.partitions {
+        println!(
+            "{}: {} of {} events; the old stream {} can be deleted once no consumer reads it",
+            rebuilt.stream, rebuilt.published_seq, rebuilt.target_seq, rebuilt.old_stream
+        );
+    }
+    if !report.is_done() {
+        println!("Not done yet: the publishers go on; see `visionscope outbox status`.");
+    }
+    Ok(report.is_done())
+}
