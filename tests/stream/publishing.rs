@@ -145,7 +145,7 @@ async fn publishers_that_all_believe_to_hold_the_lease_double_nothing() {
 async fn a_stop_publishes_what_was_committed_before_it_and_gives_the_leases_back() {
     let redis = RedisServer::start();
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(1));
-    let config = PublisherConfig { heads_every: Duration::from_secs(60), ..quick() };
+    let config = PublisherConfig { heads_every: Duration::from_mins(1), ..quick() };
     let running = Running::start(&outbox, &stream, config);
     outbox.commit(p, 1);
     running.wake.notify(p);
