@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Mode};
+use crate::config::{Config, ConfigError};
 use crate::contract::Contract;
 use crate::demo::{Demo, DemoError};
+use crate::domain::event::EventData;
 use crate::domain::ids::Partition;
-use crate::engine::{CommitSignal, Engine, EngineConfig};
+use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
@@ -106,6 +107,8 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
     let config = RedisConfig {
         is_cluster: redis.cluster || urls.len() > 1,
         urls,
+        pool_size: usize::try_from(redis.pool_size).unwrap_or(usize::MAX),
+        connect_timeout: Duration::from_millis(redis.connect_timeout_ms),
         response_timeout: Duration::from_millis(redis.response_timeout_ms),
     };
     Ok(Some(Arc::new(RedisStream::new(&config)?)))
@@ -174,8 +177,18 @@ impl App {
     /// Serves until `stop` is ready, and then ends everything in order: readiness first, then the
     /// requests under way, the commands that wait, the events they raised, and the store.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
-        let Self { health, engine, store, http, mut http_task, publisher, background, background_tasks, publishing, .. } =
-            self;
+        let Self {
+            health,
+            engine,
+            store,
+            http,
+            mut http_task,
+            publisher,
+            background,
+            background_tasks,
+            publishing,
+            ..
+        } = self;
         tokio::select! {
             () = stop => {}
             ended = &mut http_task => tracing::error!(?ended, "the HTTP server ended by itself"),
@@ -195,6 +208,13 @@ impl App {
         }
         store.close().await;
         tracing::info!("stopped");
+    }
+}
+
+impl EventWriter for Contract {
+    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
+        self.check(data).map_err(|violation| InvalidEvent(violation.to_string()))?;
+        serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
     }
 }
 

@@ -103,7 +103,12 @@ impl Demo {
                 return Err(DemoError::Provision(rejection.to_string()));
             }
             Ok(Reply::Nothing) => return Err(DemoError::Provision("nothing was done".into())),
-            Err(error @ (EngineError::Overloaded | EngineError::Stopping | EngineError::Unavailable | EngineError::Failed)) => {
+            Err(
+                error @ (EngineError::Overloaded
+                | EngineError::Stopping
+                | EngineError::Unavailable
+                | EngineError::Failed),
+            ) => {
                 return Err(DemoError::Provision(error.to_string()));
             }
         }

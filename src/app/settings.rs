@@ -39,8 +39,7 @@ pub(super) fn auth(config: &Config, mode: Mode) -> Result<(Option<KeyConfig>, Au
             Some(KeyMaterial::Secret(_)) | None => None,
         },
     };
-    let mut keys: Vec<_> =
-        config.auth.keys.iter().map(|key| key_config(&key.kid, key.alg, key.material())).collect();
+    let mut keys: Vec<_> = config.auth.keys.iter().map(|key| key_config(&key.kid, key.alg, key.material())).collect();
     let demo_key = match mode {
         Mode::Configured => None,
         Mode::Demo => Some(demo::key(config.data_dir())?),

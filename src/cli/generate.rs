@@ -22,7 +22,11 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let folder = arguments.folder.join("openapi");
     let mut files = vec![(folder.join("openapi.json"), openapi::to_json(&openapi::openapi_document()))];
-    files.extend(contract::documents().into_iter().map(|document| (folder.join("events").join(document.file), document.text)));
+    files.extend(
+        contract::documents()
+            .into_iter()
+            .map(|document| (folder.join("events").join(document.file_name), document.text)),
+    );
     let mut is_current = true;
     for (path, text) in &files {
         if arguments.check {

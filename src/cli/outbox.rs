@@ -96,10 +96,16 @@ async fn print_verdict(outbox: &dyn Outbox, stream: &dyn EventStream, partitions
         );
         for finding in &verdict.findings {
             let entry = finding.entry.as_deref().unwrap_or("-");
-            println!("  {:?} seq {}..={} entry {entry} event {}", finding.kind, finding.seq, finding.seq_to, finding.event_id);
+            println!(
+                "  {:?} seq {}..={} entry {entry} event {}",
+                finding.kind, finding.seq, finding.seq_to, finding.event_id
+            );
         }
     }
-    println!("{}", if report.is_equal() { "The streams are the outbox." } else { "The streams differ from the outbox." });
+    println!(
+        "{}",
+        if report.is_equal() { "The streams are the outbox." } else { "The streams differ from the outbox." }
+    );
     Ok(report.is_equal())
 }
 

@@ -143,11 +143,12 @@ fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config)
     check.range("engine.queue_capacity", engine.queue_capacity, 1..=1_000_000);
     check.range("engine.max_batch", engine.max_batch, 1..=10_000);
     check.range("publisher.lease_ttl_ms", publisher.lease_ttl_ms, 1_000..=300_000);
-    check.range("publisher.poll_ms", publisher.poll_ms, 10..=60_000);
-    if publisher.poll_ms.saturating_mul(POLLS_PER_LEASE) > publisher.lease_ttl_ms {
-        check.refuse("publisher.poll_ms", "must be at most a third of publisher.lease_ttl_ms");
+    if let Some(poll_ms) = publisher.poll_ms {
+        check.range("publisher.poll_ms", poll_ms, 10..=60_000);
+        if poll_ms.saturating_mul(POLLS_PER_LEASE) > publisher.lease_ttl_ms {
+            check.refuse("publisher.poll_ms", "must be at most a third of publisher.lease_ttl_ms");
+        }
     }
-    check.range("publisher.batch_events", publisher.batch_events, 1..=10_000);
     check.range("scheduler.interval_ms", scheduler.interval_ms, 100..=3_600_000);
     check.range("scheduler.batch", scheduler.batch, 1..=10_000);
 }

@@ -55,7 +55,7 @@ pub const KEYS: &[Key] = &[
 
     optional("redis.url", "A `redis://` or `rediss://` address (secret); of a cluster, one or more with commas between them. Without it, nothing is published and events are read over HTTP."),
     key("redis.cluster", "false", "Whether `redis.url` is a Redis Cluster."),
-    key("redis.pool_size", "8", "Connections to Redis, 1 to 256."),
+    key("redis.pool_size", "12", "Connections to Redis, 1 to 256."),
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 

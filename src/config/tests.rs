@@ -130,7 +130,6 @@ fn every_wrong_value_is_refused_with_its_key_and_its_place() {
         ("publisher.enabled", "perhaps"),
         ("publisher.lease_ttl_ms", "999"),
         ("publisher.poll_ms", "3334"),
-        ("publisher.batch_events", "0"),
         ("scheduler.interval_ms", "99"),
         ("scheduler.batch", "0"),
         ("limits.workspace_in_flight", "0"),

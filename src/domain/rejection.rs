@@ -41,12 +41,6 @@ pub enum Rejection {
     ResetNotDue { ends_at: Timestamp },
     #[error("the next period to begin starts at {next}")]
     PeriodMismatch { next: Timestamp },
-    #[error("{pointer} {detail}")]
-    FieldOutOfTime {
-        /// A JSON pointer into the command's body.
-        pointer: &'static str,
-        detail: &'static str,
-    },
     #[error("payment reference {0} was already used")]
     PaymentReferenceUsed(PaymentReference),
     #[error("feature {0} is not available to this workspace")]
@@ -85,7 +79,6 @@ impl Rejection {
             Self::NothingScheduled => "nothing-scheduled",
             Self::ResetNotDue { .. } => "reset-not-due",
             Self::PeriodMismatch { .. } => "period-mismatch",
-            Self::FieldOutOfTime { .. } => "invalid-field",
             Self::PaymentReferenceUsed(_) => "payment-reference-used",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",

@@ -42,6 +42,9 @@ pub struct RedisConfig {
     pub urls: Vec<SecretString>,
     /// Whether it is a cluster. More than one address always is.
     pub is_cluster: bool,
+    /// Connections to the node, or to each node of the cluster.
+    pub pool_size: usize,
+    pub connect_timeout: Duration,
     pub response_timeout: Duration,
 }
 
@@ -51,7 +54,13 @@ impl RedisConfig {
     pub fn from_urls(urls: &SecretString) -> Self {
         let urls: Vec<SecretString> =
             urls.expose_secret().split(',').map(str::trim).filter(|url| !url.is_empty()).map(Into::into).collect();
-        Self { is_cluster: urls.len() > 1, urls, response_timeout: RESPONSE_TIMEOUT }
+        Self {
+            is_cluster: urls.len() > 1,
+            urls,
+            pool_size: MAX_CONNECTIONS,
+            connect_timeout: CONNECT_TIMEOUT,
+            response_timeout: RESPONSE_TIMEOUT,
+        }
     }
 }
 
@@ -81,10 +90,10 @@ impl RedisStream {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let urls: Vec<String> = config.urls.iter().map(|url| url.expose_secret().to_owned()).collect();
         let pool = PoolConfig {
-            max_size: MAX_CONNECTIONS,
+            max_size: config.pool_size,
             timeouts: Timeouts {
                 wait: Some(WAIT_TIMEOUT),
-                create: Some(CONNECT_TIMEOUT),
+                create: Some(config.connect_timeout),
                 recycle: Some(config.response_timeout),
             },
             ..PoolConfig::default()

@@ -17,4 +17,5 @@ mod plans;
 mod postgres;
 mod reads;
 mod round_trips;
+mod sqlite;
 mod writes;

@@ -33,6 +33,7 @@ fn every_row(id: WorkspaceId) -> ChangeSet {
         workspace_id: id,
         subscription_id: subscription.subscription_id,
         period: subscription.period,
+        usage_seq: 0,
         command_id: changes.commands[0].command_id,
         recorded_at: at(0),
     });

@@ -155,6 +155,7 @@ pub async fn a_second_reset_of_a_period_is_a_conflict(db: &impl TestDatabase) {
             workspace_id: id,
             subscription_id: subscription.subscription_id,
             period: subscription.period,
+            usage_seq: 0,
             command_id,
             recorded_at: at(1),
         });
@@ -174,6 +175,7 @@ pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) 
         workspace_id: id,
         subscription_id: subscription.subscription_id,
         period: subscription.period,
+        usage_seq: 0,
         command_id: world.command(id, "ResetMonthlyCredits", "accepted", at(1)),
         recorded_at: at(1),
     };
