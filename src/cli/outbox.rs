@@ -69,7 +69,8 @@ async fn print_status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Outcome 
     let report = status(outbox, stream).await.context("the status cannot be read")?;
     println!("{:<26} {:>10} {:>10} {:>10} {:>8}  publisher", "stream", "outbox", "published", "in redis", "waiting");
     for line in &report.partitions {
-        let in_stream = line.stream_seq.map_or_else(|| "?".to_owned(), |seq| seq.to_string());
+        let unknown = if report.stream_error.is_some() { "?" } else { "0" };
+        let in_stream = line.stream_seq.map_or_else(|| unknown.to_owned(), |seq| seq.to_string());
         let publisher = line.publisher.as_deref().unwrap_or("-");
         let diverged = line.diverged_seq.map(|seq| format!("  DIVERGED at {seq}")).unwrap_or_default();
         println!(

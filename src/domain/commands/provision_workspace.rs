@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use chrono_tz::Tz;
 
 use super::advance_period::begin_period;
@@ -120,7 +121,8 @@ impl ProvisionWorkspace {
                 overdraft_limit_override: self.overdraft_limit,
                 created_at: now,
             },
-            credits: WorkspaceCredits::new(workspace_id, now),
+            // Every command is decided after the one before it; the first one when it is received.
+            credits: WorkspaceCredits::new(workspace_id, now.minus(TimeDelta::microseconds(1))),
             subscription: Subscription {
                 workspace_id,
                 subscription_id,

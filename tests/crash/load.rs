@@ -1,0 +1,153 @@
+//! Clients that deduct, and do what the documentation tells them when there is no answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::processes::Billing;
+
+const WORKSPACES: u128 = 6;
+const CLIENTS_PER_WORKSPACE: usize = 3;
+/// How long a client goes on to ask for the answer to one command.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
+
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    clients: JoinSet<Vec<Deduction>>,
+}
+
+struct Deduction {
+    workspace: Uuid,
+    key: String,
+    body: String,
+}
+
+/// Every deduction that was answered with success.
+pub struct Acknowledged(Vec<Deduction>);
+
+impl Client {
+    pub fn new(billing: &Billing) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(8)).build().unwrap();
+        Self { http, base: billing.base.clone(), token: billing.token() }
+    }
+
+    /// Sends a command until it is answered. Returns whether it was a replay, and the body.
+    async fn post(&self, path: &str, key: &str, body: &Value) -> (bool, String) {
+        let started = Instant::now();
+        loop {
+            assert!(started.elapsed() < GIVE_UP_AFTER, "{path} {key} has no answer");
+            let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+            let sent = request.header("idempotency-key", key).json(body).send().await;
+            if let Ok(response) = sent {
+                let status = response.status();
+                let replayed = response.headers().contains_key("idempotency-replayed");
+                if let Ok(text) = response.text().await {
+                    if status == StatusCode::OK {
+                        return (replayed, text);
+                    }
+                    assert!(status.is_server_error(), "{status} {text}");
+                }
+            }
+            tokio::time::sleep(PAUSE_BEFORE_RETRY).await;
+        }
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let response = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.json().await.unwrap()
+    }
+}
+
+fn workspace(number: u128) -> Uuid {
+    Uuid::from_u128(0x0c8a_5400_0000_7000_8000_0000_0000_0000 + number * 7919)
+}
+
+fn deduct_path(workspace: Uuid) -> String {
+    format!("/v1/workspaces/{workspace}/credits/deduct")
+}
+
+fn one_credit() -> Value {
+    json!({"feature_code": "video.render", "credits": "1"})
+}
+
+impl Load {
+    /// Provisions the workspaces, buys credits for each, and starts the clients.
+    pub async fn start(billing: &Billing, bought: i64) -> Self {
+        let client = Client::new(billing);
+        for number in 0..WORKSPACES {
+            let id = workspace(number);
+            let url = format!("{}/v1/workspaces/{id}", client.base);
+            let body = json!({"name": "Crash", "plan_code": "scale"});
+            let made = client.http.put(url).bearer_auth(&client.token).json(&body).send().await.unwrap();
+            assert_eq!(made.status(), StatusCode::CREATED, "{}", made.text().await.unwrap());
+            let purchase = json!({
+                "credits": bought.to_string(), "amount_minor": 1, "currency": "EUR", "payment_reference": "pay-1",
+            });
+            client.post(&format!("/v1/workspaces/{id}/credits/purchase"), "buy", &purchase).await;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut clients = JoinSet::new();
+        for number in 0..WORKSPACES {
+            for n in 0..CLIENTS_PER_WORKSPACE {
+                clients.spawn(run(client.clone(), workspace(number), n, Arc::clone(&stop)));
+            }
+        }
+        Self { stop, clients }
+    }
+
+    /// Lets every client finish the command it is at.
+    pub async fn finish(self) -> Acknowledged {
+        self.stop.store(true, Ordering::SeqCst);
+        let all = self.clients.join_all().await;
+        Acknowledged(all.into_iter().flatten().collect())
+    }
+}
+
+async fn run(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Deduction> {
+    let mut acknowledged = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let key = format!("client-{number}-{}", acknowledged.len());
+        let (_, body) = client.post(&deduct_path(workspace), &key, &one_credit()).await;
+        acknowledged.push(Deduction { workspace, key, body });
+    }
+    acknowledged
+}
+
+impl Acknowledged {
+    /// Every answer is found again, and each command took its credit exactly once.
+    pub async fn verify(&self, billing: &Billing, bought: i64) {
+        let client = Client::new(billing);
+        let mut per_workspace: BTreeMap<Uuid, i64> = BTreeMap::new();
+        println!("{} deductions were acknowledged", self.0.len());
+        assert!(self.0.len() > 100, "the load was a load");
+        for deduction in &self.0 {
+            let (replayed, body) = client.post(&deduct_path(deduction.workspace), &deduction.key, &one_credit()).await;
+            assert!(replayed, "{} was executed again", deduction.key);
+            assert_eq!(body, deduction.body, "{} has another answer now", deduction.key);
+            *per_workspace.entry(deduction.workspace).or_default() += 1;
+        }
+        for (workspace, deductions) in per_workspace {
+            let credits = client.get(&format!("/v1/workspaces/{workspace}/credits")).await;
+            let used: i64 = credits["used_this_month"].as_str().unwrap().parse().unwrap();
+            assert_eq!(used, deductions, "each acknowledged command took one credit, once");
+            let current: i64 = credits["current_credits"].as_str().unwrap().parse().unwrap();
+            assert_eq!((current + used - bought) % 1000, 0, "bought and granted = spent + balance");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The three processes, each of which can be killed and started again on the same data.
+
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
+const SECRET: &str = "a shared secret of more than thirty-two bytes";
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A process that does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// PostgreSQL with fsync on.
+pub struct Postgres {
+    folder: TempDir,
+    bin: PathBuf,
+    port: u16,
+    process: Option<Killed>,
+}
+
+impl Postgres {
+    pub async fn create() -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut server = Self { folder, bin: postgres_bin(), port: free_port(), process: None };
+        std::fs::set_permissions(server.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::create_dir(server.home()).unwrap();
+        if is_root() {
+            let (uid, gid) = ids_of_postgres();
+            chown(server.home(), Some(uid), Some(gid)).unwrap();
+        }
+        let mut initdb = server.command("initdb");
+        initdb.arg("-D").arg(server.data()).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]);
+        assert!(initdb.stdout(Stdio::null()).status().unwrap().success(), "initdb");
+        server.start().await;
+        server
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("postgres")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home().join("data")
+    }
+
+    /// One of PostgreSQL's programs, which refuse to run as root.
+    fn command(&self, program: &str) -> Command {
+        let path = self.bin.join(program);
+        let mut command = if is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(path);
+            command
+        } else {
+            Command::new(path)
+        };
+        command.current_dir(self.home()).env("LC_ALL", "C");
+        command
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    async fn start(&mut self) {
+        let started = Instant::now();
+        loop {
+            let mut command = self.command("postgres");
+            command.arg("-D").arg(self.data()).args(["-c", "listen_addresses=127.0.0.1"]);
+            command.args(["-c", &format!("port={}", self.port), "-c", "fsync=on", "-c", "max_connections=50"]);
+            command.arg("-c").arg(format!("unix_socket_directories={}", self.home().display()));
+            let mut process = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            // The old server's children may hold its shared memory for a moment; then it ends at once.
+            while process.0.try_wait().unwrap().is_none() {
+                let mut ready = self.command("pg_isready");
+                ready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+                if ready.status().unwrap().success() {
+                    self.process = Some(process);
+                    return;
+                }
+                assert!(started.elapsed() < START_TIMEOUT, "PostgreSQL does not start");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(started.elapsed() < START_TIMEOUT, "PostgreSQL does not start");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn kill_and_restart(&mut self) {
+        println!("kill PostgreSQL");
+        self.process = None;
+        self.start().await;
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+fn ids_of_postgres() -> (u32, u32) {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|line| line.starts_with("postgres:")).expect("there is a user postgres");
+    let fields: Vec<_> = line.split(':').collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+}
+
+fn postgres_bin() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed: run scripts/test");
+    let bins = versions.map(|entry| entry.unwrap().path().join("bin")).filter(|bin| bin.join("initdb").exists());
+    bins.max().expect("PostgreSQL's server is installed: run scripts/test")
+}
+
+/// Redis that forgets everything when it is killed.
+pub struct Redis {
+    folder: TempDir,
+    port: u16,
+    process: Option<Killed>,
+}
+
+impl Redis {
+    pub fn create() -> Self {
+        let mut server = Self { folder: TempDir::new().unwrap(), port: free_port(), process: None };
+        server.start();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    fn start(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"]);
+        command.arg("--dir").arg(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.process = Some(Killed(command.spawn().expect("redis-server starts")));
+    }
+
+    pub async fn kill_and_restart(&mut self, down_for: Duration) {
+        println!("kill Redis, down for {down_for:?}");
+        self.process = None;
+        tokio::time::sleep(down_for).await;
+        self.start();
+    }
+}
+
+/// Our server.
+pub struct Billing {
+    pub base: String,
+    folder: TempDir,
+    environment: Vec<(&'static str, String)>,
+    process: Option<Killed>,
+}
+
+impl Billing {
+    pub async fn create(postgres: Option<&Postgres>, redis: Option<&Redis>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let address = format!("127.0.0.1:{}", free_port());
+        let config = format!("[[auth.keys]]\nkid = \"crash\"\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n");
+        std::fs::create_dir(folder.path().join("config")).unwrap();
+        std::fs::write(folder.path().join("config/auth.toml"), config).unwrap();
+        let mut environment = vec![("VISIONSCOPE__SERVER__BIND", address.clone())];
+        environment.extend(postgres.map(|postgres| ("DATABASE_URL", postgres.url())));
+        environment.extend(redis.map(|redis| ("REDIS_URL", redis.url())));
+        let mut billing = Self { base: format!("http://{address}"), folder, environment, process: None };
+        billing.start();
+        billing.wait_until_ready().await;
+        billing
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_visionscope"));
+        command.args(arguments).current_dir(self.folder.path());
+        for name in ["DATABASE_URL", "REDIS_URL", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value.as_str())));
+        command
+    }
+
+    fn start(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let process = self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.process = Some(Killed(process));
+    }
+
+    fn log(&self) -> PathBuf {
+        Path::new(self.folder.path()).join("log")
+    }
+
+    pub async fn kill_and_restart(&mut self) {
+        println!("kill the server");
+        self.process = None;
+        self.start();
+        self.wait_until_ready().await;
+    }
+
+    /// A supervisor: while the database is away the server may not be able to start.
+    pub async fn wait_until_ready(&mut self) {
+        let started = Instant::now();
+        loop {
+            let answer = reqwest::get(format!("{}/readyz", self.base)).await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            if started.elapsed() > START_TIMEOUT {
+                panic!("not ready: {}", std::fs::read_to_string(self.log()).unwrap_or_default());
+            }
+            if let Some(process) = &mut self.process
+                && process.0.try_wait().unwrap().is_some()
+            {
+                self.start();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until every event is recorded as published and Redis holds it.
+    pub async fn wait_until_published(&self) {
+        let started = Instant::now();
+        while !self.run(&["outbox", "status"]) {
+            assert!(started.elapsed() < PUBLISH_TIMEOUT, "the events are not published");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Runs one of the operator's commands; returns whether all was well.
+    pub fn run(&self, arguments: &[&str]) -> bool {
+        self.command(arguments).status().unwrap().success()
+    }
+
+    pub fn token(&self) -> String {
+        let output = self.command(&["token", "--workspace", "*"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+}
