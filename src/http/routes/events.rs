@@ -28,7 +28,7 @@ pub struct EventParams {
     after: Option<Cursor>,
     /// The most events of the page.
     #[serde(default)]
-    #[param(required = false)]
+    #[param(required = false, inline)]
     limit: Limit,
     /// Only the events of this workspace. A token for one workspace implies it.
     workspace_id: Option<WorkspaceId>,

@@ -26,7 +26,7 @@ pub struct LedgerParams {
     cursor: Option<Cursor>,
     /// The most rows of the page.
     #[serde(default)]
-    #[param(required = false)]
+    #[param(required = false, inline)]
     limit: Limit,
     /// Only what was recorded at or after this instant.
     from: Option<Timestamp>,
