@@ -26,8 +26,8 @@ use self::auth::Verifier;
 use self::limits::{LimitsConfig, WorkspaceLimits};
 use self::observe::RootSpan;
 use self::problem::{Code, Problem};
+use self::submit::Decide;
 use crate::clock::Clock;
-use crate::engine::Engine;
 use crate::store::Store;
 
 pub mod auth;
@@ -98,7 +98,7 @@ impl Health {
 
 /// What is handed to every route.
 pub struct AppState {
-    pub engine: Engine,
+    pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
@@ -118,7 +118,7 @@ struct Documents {
 
 /// What the composition root hands in.
 pub struct Parts {
-    pub engine: Engine,
+    pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
@@ -133,7 +133,7 @@ impl AppState {
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
         allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET".to_owned())));
-        let documents = Documents { openapi_json: openapi::to_json(&document).into(), allow };
+        let documents = Documents { openapi_json: openapi::to_compact_json(&document).into(), allow };
         let limits = WorkspaceLimits::new(config.limits);
         Self { engine, store, clock, auth, limits, health, metrics, documents }
     }

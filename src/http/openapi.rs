@@ -54,7 +54,13 @@ pub fn openapi_document() -> OpenApi {
     document
 }
 
-/// The document as it is served and kept in `openapi/openapi.json`.
+/// The document as it is served.
+#[must_use]
+pub fn to_compact_json(document: &OpenApi) -> String {
+    document.to_json().expect("the document is plain data")
+}
+
+/// The document as it is kept in `openapi/openapi.json`.
 #[must_use]
 pub fn to_json(document: &OpenApi) -> String {
     let mut text = document.to_pretty_json().expect("the document is plain data");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
+use async_trait::async_trait;
 use opentelemetry::trace::TraceContextExt as _;
 use serde::de::DeserializeOwned;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -15,10 +16,24 @@ use super::problem::{Code, Problem};
 use super::render::{KeyKind, response};
 use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
 use crate::domain::metadata::Metadata;
+use crate::engine::{Engine, EngineError, Reply};
 
 /// How long a caller waits for a decision. Afterwards the outcome is unknown to it, and its key
 /// settles what became of the command.
 const DECISION_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What decides commands: the engine, and in tests of this layer something smaller.
+#[async_trait]
+pub trait Decide: Send + Sync + 'static {
+    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError>;
+}
+
+#[async_trait]
+impl Decide for Engine {
+    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError> {
+        self.submit(envelope).await
+    }
+}
 
 /// The wire type of a command.
 pub trait CommandRequest: DeserializeOwned {
@@ -58,7 +73,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         fingerprint,
         command,
     };
-    let decided = tokio::time::timeout(DECISION_DEADLINE, state.engine.submit(envelope)).await;
+    let decided = tokio::time::timeout(DECISION_DEADLINE, state.engine.decide(envelope)).await;
     response(decided.map_err(|_| Problem::plain(Code::Unavailable))??, key_kind)
 }
 

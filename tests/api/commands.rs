@@ -1,0 +1,153 @@
+//! What a request becomes on its way to the engine, and an answer on its way back.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+use visionscope_billing::clock::Clock as _;
+use visionscope_billing::domain::commands::{Charge, Command};
+use visionscope_billing::http::limits::LimitsConfig;
+
+use crate::fake::{ACCEPTED_BODY, Script};
+use crate::harness::{OWN, deduct_path, deduction, fake, fake_with_limits, path, send};
+
+#[tokio::test]
+async fn a_command_carries_who_sent_it_when_and_within_which_trace() {
+    let fake = fake();
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let body = json!({"feature_code": "render", "quantity": "3", "metadata": {"job": "1"}, "occurred_at": "2026-06-01T11:59:00+00:00"});
+    let request = fake.server.user(OWN).request(Method::POST, &deduct_path()).json(&body);
+    let request = request.header("x-correlation-id", "checkout-17").header("traceparent", traceparent);
+    let answer = send(request.header("idempotency-key", "order-1")).await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, ACCEPTED_BODY));
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("x-correlation-id"), "checkout-17");
+    assert_eq!(answer.header("idempotency-replayed"), "");
+    let seen = fake.engine.seen.lock().unwrap();
+    let envelope = &seen[0];
+    assert_eq!(envelope.workspace_id, OWN);
+    assert_eq!(envelope.actor, "tester");
+    assert_eq!(envelope.idempotency_key.as_str(), "order-1");
+    assert_eq!(envelope.correlation_id, "checkout-17");
+    assert_eq!(envelope.traceparent.as_deref(), Some(traceparent));
+    assert_eq!(envelope.received_at, fake.server.clock.now());
+    assert_eq!(envelope.message_id.0.get_version_num(), 7);
+    assert_eq!(envelope.metadata.as_ref().unwrap().to_json(), r#"{"job":"1"}"#);
+    let Command::DeductCredits(command) = &envelope.command else { panic!("{:?}", envelope.command) };
+    assert!(matches!(command.charge, Charge::Quantity(_)));
+    assert_eq!(command.occurred_at.unwrap().to_string(), "2026-06-01T11:59:00.000000Z");
+}
+
+#[tokio::test]
+async fn every_command_reaches_the_engine_under_its_name() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    let purchase = json!({"credits": "5", "amount_minor": 0, "currency": "EUR", "payment_reference": "p"});
+    user.post(&path(OWN, "/credits/purchase"), &purchase).await;
+    user.post(&path(OWN, "/credits/reset"), &json!({})).await;
+    let change = json!({"plan_code": "pro", "effective": "period_end", "credit_policy": "none"});
+    user.post(&path(OWN, "/subscription/change"), &change).await;
+    user.post(&path(OWN, "/subscription/cancel"), &json!({"effective": "immediate"})).await;
+    user.post(&path(OWN, "/subscription/resume"), &json!({})).await;
+    user.put(&path(OWN, ""), &json!({"name": "A", "plan_code": "pro", "time_zone": "Europe/Berlin"})).await;
+    let seen = fake.engine.seen.lock().unwrap();
+    let names: Vec<_> = seen.iter().map(|envelope| envelope.command.name()).collect();
+    assert_eq!(
+        names,
+        [
+            "PurchaseCredits",
+            "ResetMonthlyCredits",
+            "ProcessSubscriptionChange",
+            "CancelSubscription",
+            "ResumeSubscription",
+            "ProvisionWorkspace"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn times_that_the_domain_must_judge_reach_it() {
+    let fake = fake();
+    let body = json!({"credits": "5", "amount_minor": 0, "currency": "EUR", "payment_reference": "p", "expires_at": "2020-01-01T00:00:00Z"});
+    let answer = fake.server.user(OWN).post(&path(OWN, "/credits/purchase"), &body).await;
+    assert_eq!(answer.status, 200, "a stored command must replay however late it comes again");
+}
+
+#[tokio::test]
+async fn a_replay_is_the_stored_answer_and_says_so() {
+    let fake = fake();
+    *fake.engine.script.lock().unwrap() = Script::Replay;
+    let answer = fake.server.user(OWN).post(&deduct_path(), &deduction()).await;
+    assert_eq!((answer.text.as_str(), answer.header("idempotency-replayed")), (ACCEPTED_BODY, "true"));
+}
+
+#[tokio::test]
+async fn the_same_request_in_another_spelling_has_the_same_fingerprint() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    user.post_raw(&deduct_path(), r#"{"feature_code":"render","credits":"2.5"}"#).await;
+    user.post_raw(&deduct_path(), "{ \"credits\": \"2.5\", \"feature_code\": \"rend\\u0065r\" }").await;
+    user.post_raw(&deduct_path(), r#"{"feature_code":"render","credits":"2.50"}"#).await;
+    let seen = fake.engine.seen.lock().unwrap();
+    assert_eq!(seen[0].fingerprint, seen[1].fingerprint);
+    assert_ne!(seen[0].fingerprint, seen[2].fingerprint, "other bytes in a value are another request");
+}
+
+#[tokio::test]
+async fn an_unsound_correlation_id_or_trace_is_replaced_and_never_refused() {
+    let fake = fake();
+    for (sent, trace) in [("", "00-0-0-0"), ("a b", "x"), (&*"c".repeat(129), "")] {
+        let request = fake.server.user(OWN).request(Method::POST, &deduct_path()).json(&deduction());
+        let request = request.header("x-correlation-id", sent).header("traceparent", trace);
+        let answer = send(request.header("idempotency-key", "k")).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("x-correlation-id").len(), 36, "{sent:?}");
+    }
+    let seen = fake.engine.seen.lock().unwrap();
+    assert!(seen.iter().all(|envelope| envelope.traceparent.is_none() && envelope.correlation_id.len() == 36));
+}
+
+#[tokio::test]
+async fn commands_beyond_what_a_workspace_may_have_under_way_get_429() {
+    let fake = fake_with_limits(LimitsConfig { max_in_flight: 2, requests_per_second: 0 });
+    *fake.engine.script.lock().unwrap() = Script::Hang;
+    let user = fake.server.user(OWN);
+    let path = deduct_path();
+    let hanging = [user.request(Method::POST, &path), user.request(Method::POST, &path)]
+        .map(|request| tokio::spawn(request.header("idempotency-key", "k").json(&deduction()).send()));
+    while fake.engine.seen.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let answer = user.post(&path, &deduction()).await;
+    answer.is_problem(429, "too-many-requests");
+    assert_eq!(answer.header("retry-after"), "1");
+    hanging.iter().for_each(tokio::task::JoinHandle::abort);
+    for request in hanging {
+        let _ = request.await;
+    }
+    *fake.engine.script.lock().unwrap() = Script::Accept;
+    let mut last = 0;
+    for _ in 0..200 {
+        last = user.post(&path, &deduction()).await.status.as_u16();
+        if last == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("callers that went away still count: {last}");
+}
+
+#[tokio::test]
+async fn requests_beyond_a_workspaces_rate_get_429() {
+    let fake = fake_with_limits(LimitsConfig { max_in_flight: 8, requests_per_second: 2 });
+    let user = fake.server.user(OWN);
+    for _ in 0..20 {
+        let answer = user.post(&deduct_path(), &deduction()).await;
+        if answer.status == 429 {
+            answer.is_problem(429, "too-many-requests");
+            assert!(!answer.header("retry-after").is_empty());
+            return;
+        }
+    }
+    panic!("twenty requests at once passed a rate of two");
+}

@@ -1,0 +1,90 @@
+//! Every operation of the document: it is there, and it keeps strangers out.
+
+use reqwest::Method;
+use serde_json::Value;
+use visionscope_billing::http::auth::{Scope, Tenancy};
+
+use crate::harness::{FOREIGN, OWN, User, fake, send};
+
+struct Operation {
+    method: Method,
+    path: String,
+    scope: Option<Scope>,
+    body: Option<Value>,
+}
+
+/// The operations of the served document, each with an example of its body.
+async fn operations(user: &User<'_>) -> Vec<Operation> {
+    let document = user.get("/openapi.json").await.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut all = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let words = operation["description"].as_str().unwrap();
+            let scope = Scope::ALL.iter().find(|scope| words.ends_with(&format!("Scope: `{}`.", scope.as_str())));
+            let content = &operation["requestBody"]["content"]["application/json"];
+            let first = |examples: &Value| examples.as_object().unwrap().values().next().unwrap()["value"].clone();
+            let body = content.get("example").cloned().or_else(|| content.get("examples").map(first));
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
+        }
+    }
+    assert_eq!(all.len(), 20);
+    all
+}
+
+impl Operation {
+    async fn ask(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
+        let path = self.path.replace("{workspace_id}", workspace).replace("{event_id}", &FOREIGN.to_string());
+        let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
+        match &self.body {
+            Some(body) => send(request.json(body)).await,
+            None => send(request).await,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+}
+
+#[tokio::test]
+async fn every_operation_refuses_no_token_a_wrong_scope_and_another_workspace() {
+    let fake = fake();
+    let server = &fake.server;
+    let anyone = server.anyone();
+    let (mut guarded, mut open) = (0, 0);
+    for operation in operations(&anyone).await {
+        let Some(scope) = operation.scope else {
+            open += 1;
+            assert_eq!(operation.ask(&anyone, "").await.status, 200, "{}", operation.name());
+            continue;
+        };
+        guarded += 1;
+        operation.ask(&anyone, &OWN.to_string()).await.is_problem(401, "invalid-token");
+        let others: Vec<_> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
+        let unscoped = server.user_of(Tenancy::One(OWN), &others);
+        operation.ask(&unscoped, &OWN.to_string()).await.is_problem(403, "missing-scope");
+        let scoped = server.user_of(Tenancy::One(OWN), &[scope]);
+        if operation.path.contains("{workspace_id}") {
+            operation.ask(&scoped, &FOREIGN.to_string()).await.is_problem(404, "workspace-not-found");
+        }
+        if operation.path.contains("{event_id}") {
+            operation.ask(&scoped, "").await.is_problem(404, "event-not-found");
+        }
+    }
+    assert_eq!((guarded, open), (16, 4));
+    assert!(fake.engine.seen.lock().unwrap().is_empty(), "no command of a stranger got through");
+}
+
+#[tokio::test]
+async fn the_examples_of_the_document_are_good_requests() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    for operation in operations(&user).await {
+        let answer = operation.ask(&user, &OWN.to_string()).await;
+        let is_command = operation.body.is_some();
+        assert!(answer.status == 200 || (!is_command && answer.status == 404), "{}: {}", operation.name(), answer.text);
+    }
+    assert_eq!(fake.engine.seen.lock().unwrap().len(), 7);
+}

@@ -1,0 +1,156 @@
+//! An engine and a store that hold nothing: for what the HTTP layer answers by itself.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use visionscope_billing::domain::commands::Envelope;
+use visionscope_billing::domain::entry::Entry;
+use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
+use visionscope_billing::domain::plan::PlanVersion;
+use visionscope_billing::domain::rejection::Rejection;
+use visionscope_billing::domain::snapshot::WorkspaceState;
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
+use visionscope_billing::http::render::JsonRender;
+use visionscope_billing::http::submit::Decide;
+use visionscope_billing::store::views::{
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+};
+use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
+
+/// What the engine shall say next.
+#[derive(Clone)]
+pub enum Script {
+    Accept,
+    Reject(Rejection),
+    Replay,
+    KeyReused,
+    Fail(EngineError),
+    /// Never answers.
+    Hang,
+}
+
+pub const ACCEPTED_BODY: &str = r#"{"accepted":true}"#;
+
+/// Answers as it is told, and keeps what it was sent.
+pub struct FakeEngine {
+    pub script: Mutex<Script>,
+    pub seen: Mutex<Vec<Envelope>>,
+}
+
+impl Default for FakeEngine {
+    fn default() -> Self {
+        Self { script: Mutex::new(Script::Accept), seen: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Decide for FakeEngine {
+    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError> {
+        self.seen.lock().unwrap().push(envelope);
+        let accepted = Rendered { status: 200, body: ACCEPTED_BODY.into() };
+        let script = self.script.lock().unwrap().clone();
+        match script {
+            Script::Accept => Ok(Reply::Decided { answer: accepted, rejection: None }),
+            Script::Reject(rejection) => {
+                Ok(Reply::Decided { answer: JsonRender.rejection(&rejection), rejection: Some(rejection) })
+            }
+            Script::Replay => Ok(Reply::Replayed(accepted)),
+            Script::KeyReused => Ok(Reply::KeyReused),
+            Script::Fail(error) => Err(error),
+            Script::Hang => std::future::pending().await,
+        }
+    }
+}
+
+/// Knows no workspace; its database can be away.
+#[derive(Default)]
+pub struct FakeStore {
+    pub is_away: std::sync::atomic::AtomicBool,
+}
+
+impl FakeStore {
+    fn answer<T>(&self, value: T) -> Result<T, StoreError> {
+        if self.is_away.load(std::sync::atomic::Ordering::Relaxed) {
+            Err(StoreError::Unavailable("connection to 10.1.2.3 refused".into()))
+        } else {
+            Ok(value)
+        }
+    }
+}
+
+#[async_trait]
+impl Reads for FakeStore {
+    async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
+        self.answer(None)
+    }
+    async fn usage(&self, _: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn ledger(&self, _: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn events(&self, _: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn event(&self, _: EventId, _: Option<WorkspaceId>) -> Result<Option<EventRecord>, StoreError> {
+        self.answer(None)
+    }
+    async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn due(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn audit(&self, _: u32) -> Result<Vec<AuditFinding>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.answer(())
+    }
+}
+
+#[async_trait]
+impl Outbox for FakeStore {
+    async fn lease(&self, _: &str, _: Duration) -> Result<Vec<Lease>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn release(&self, _: &str) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn read(&self, _: Partition, _: i64, _: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn record(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
+        self.answer(Recorded::Done)
+    }
+    async fn mark_diverged(&self, _: Partition, _: i64) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn start_generation(&self, _: Partition) -> Result<i32, StoreError> {
+        self.answer(1)
+    }
+    async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        self.answer(vec![])
+    }
+}
+
+#[async_trait]
+impl Store for FakeStore {
+    async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        Err(StoreError::Unavailable("a fake takes no writes".into()))
+    }
+    async fn put_plans(&self, _: &[PlanVersion]) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn migrate(&self) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn close(&self) {}
+}

@@ -1,0 +1,258 @@
+//! A real server on a free loopback port, and users who send it requests.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use actix_web::dev::ServerHandle;
+use actix_web::web;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use visionscope_billing::clock::{Clock, ManualClock};
+use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
+use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
+use visionscope_billing::http::limits::LimitsConfig;
+use visionscope_billing::http::submit::Decide;
+use visionscope_billing::http::{self, AppState, Health, HttpConfig, Parts};
+use visionscope_billing::store::Store;
+
+use crate::fake::{FakeEngine, FakeStore};
+
+const ISSUER: &str = "https://issuer.test";
+const AUDIENCE: &str = "billing";
+/// When the clock of a test server stands.
+pub const NOW: &str = "2026-06-01T12:00:00Z";
+
+/// The workspace of most tests, and one that is never theirs.
+pub const OWN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a10));
+pub const FOREIGN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a11));
+
+pub fn signing_key() -> KeyConfig {
+    KeyConfig {
+        kid: "test".into(),
+        alg: KeyAlg::HS256,
+        secret: Some("a shared secret of more than thirty-two bytes".into()),
+        public_key_pem: None,
+    }
+}
+
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub clock: ManualClock,
+    pub health: Arc<Health>,
+    client: reqwest::Client,
+    handle: ServerHandle,
+}
+
+/// Starts a server over an engine and a store.
+pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig) -> TestServer {
+    let clock = ManualClock::at(NOW.parse().unwrap());
+    let auth = AuthConfig { issuer: ISSUER.into(), audience: AUDIENCE.into(), keys: vec![signing_key()], jwks: None };
+    let health = Arc::new(Health::default());
+    let parts = Parts {
+        engine,
+        store,
+        clock: Arc::new(clock.clone()),
+        auth: Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap()),
+        health: Arc::clone(&health),
+        metrics: Arc::new(|| "up 1\n".to_owned()),
+    };
+    let config = HttpConfig { workers: 1, ..config.clone() };
+    let state = web::Data::new(AppState::new(parts, &config));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (started, handle) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        actix_web::rt::System::new().block_on(async move {
+            let server = http::server(state, &config, listener).unwrap();
+            started.send(server.handle()).unwrap();
+            server.await.unwrap();
+        });
+    });
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    TestServer { address, clock, health, client, handle: handle.recv().unwrap() }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        drop(self.handle.stop(false));
+    }
+}
+
+/// A server whose engine and store are fakes.
+pub struct FakeServer {
+    pub server: TestServer,
+    pub engine: Arc<FakeEngine>,
+    pub store: Arc<FakeStore>,
+}
+
+pub fn fake() -> FakeServer {
+    fake_with(&HttpConfig::default())
+}
+
+pub fn fake_with_limits(limits: LimitsConfig) -> FakeServer {
+    fake_with(&HttpConfig { limits, ..HttpConfig::default() })
+}
+
+pub fn fake_with(config: &HttpConfig) -> FakeServer {
+    let (engine, store) = (Arc::new(FakeEngine::default()), Arc::new(FakeStore::default()));
+    let server = serve(Arc::clone(&engine) as Arc<dyn Decide>, Arc::clone(&store) as Arc<dyn Store>, config);
+    FakeServer { server, engine, store }
+}
+
+impl TestServer {
+    /// Someone whose token is for one workspace and has every scope.
+    pub fn user(&self, workspace_id: WorkspaceId) -> User<'_> {
+        self.user_of(Tenancy::One(workspace_id), Scope::ALL)
+    }
+
+    pub fn user_of(&self, tenancy: Tenancy, scopes: &[Scope]) -> User<'_> {
+        let request = MintRequest {
+            issuer: ISSUER,
+            audience: AUDIENCE,
+            subject: "tester",
+            tenancy,
+            scopes,
+            issued_at: self.clock.now(),
+            valid_for_s: 600,
+        };
+        User { server: self, token: Some(mint(&signing_key(), &request).unwrap()) }
+    }
+
+    /// Someone without a token.
+    pub fn anyone(&self) -> User<'_> {
+        User { server: self, token: None }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+#[derive(Clone)]
+pub struct User<'a> {
+    server: &'a TestServer,
+    pub token: Option<String>,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or(Value::Null)
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Checks that it is a problem of that status and code, in every part.
+    #[track_caller]
+    pub fn is_problem(&self, status: u16, code: &str) -> &Self {
+        let body = self.json();
+        assert_eq!((self.status.as_u16(), body["code"].as_str().unwrap_or_default()), (status, code), "{}", self.text);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(body["status"], status);
+        assert_eq!(body["type"], format!("urn:visionscope:problem:{code}"));
+        assert!(body["title"].is_string() && body["detail"].is_string(), "{body}");
+        self
+    }
+
+    /// The pointer of the first refused field.
+    pub fn pointer(&self) -> String {
+        self.json()["errors"][0]["pointer"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl User<'_> {
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.server.client.request(method, self.server.url(path));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    /// A command with a key of its own.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        let key = format!("key-{}", Uuid::from_u128(rand()));
+        self.post_with_key(path, &key, body).await
+    }
+
+    pub async fn post_with_key(&self, path: &str, key: &str, body: &Value) -> Answer {
+        send(self.request(Method::POST, path).header("idempotency-key", key).json(body)).await
+    }
+
+    /// A command whose body is these bytes, as JSON.
+    pub async fn post_raw(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let request = self.request(Method::POST, path).header("idempotency-key", "k").body(body);
+        send(request.header("content-type", "application/json")).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        send(self.request(Method::PUT, path).json(body)).await
+    }
+}
+
+pub async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    Answer { status, headers, text: response.text().await.unwrap() }
+}
+
+fn rand() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    u128::from(RandomState::new().hash_one(1)) << 64 | u128::from(RandomState::new().hash_one(2))
+}
+
+pub fn path(workspace_id: WorkspaceId, rest: &str) -> String {
+    format!("/v1/workspaces/{workspace_id}{rest}")
+}
+
+pub fn deduct_path() -> String {
+    path(OWN, "/credits/deduct")
+}
+
+pub fn deduction() -> Value {
+    json!({"feature_code": "render", "credits": "2.5"})
+}
+
+pub fn instant(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// Which database a test runs over.
+#[derive(Clone, Copy, Debug)]
+pub enum Database {
+    /// A file in a temporary folder.
+    Sqlite,
+    /// The server that `DATABASE_URL` names; left out without one.
+    Postgres,
+}
+
+impl Database {
+    pub fn all() -> Vec<Self> {
+        let postgres = std::env::var_os("DATABASE_URL").map(|_| Self::Postgres);
+        std::iter::once(Self::Sqlite).chain(postgres).collect()
+    }
+}
+
+/// THE ONE PLACE that builds a real store and a real engine for these tests: a fresh, migrated
+/// database with the plan `pro` (1000 credits a month, feature `render` at 0.5), an engine over it
+/// with `JsonRender`, and a server over both.
+pub async fn start(database: Database) -> TestServer {
+    todo!("build the store for {database:?} and the engine, then `serve(engine, store, &HttpConfig::default())`")
+}
