@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_OPENAPI=1 cargo test --test openapi` writes it anew.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is not as it should be")]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

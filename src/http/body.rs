@@ -224,6 +224,10 @@ impl<'a> Refused<'a> {
             let field = rest.trim_end_matches('`');
             return Self { code: Code::InvalidField, detail: "is required".to_owned(), field: Some(field) };
         }
+        if let Some(rest) = message.strip_prefix("duplicate field `") {
+            let field = rest.trim_end_matches('`');
+            return Self { code: Code::InvalidField, detail: "occurs twice".to_owned(), field: Some(field) };
+        }
         Self { code: Code::InvalidField, detail: message.to_owned(), field: None }
     }
 }

@@ -32,8 +32,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn configure(config: &mut web::ServiceConfig) {
-    // No badge of an outside validator; only the document of this server.
-    let ui = Config::from("/openapi.json").validator_url("none").try_it_out_enabled(true);
+    // No badge of an outside validator, no field for other documents: only this server's.
+    let ui = Config::from("/openapi.json").use_base_layout().validator_url("none").try_it_out_enabled(true);
     config
         .app_data(web::Data::from(Arc::new(ui)))
         .route(ROOT, web::get().to(redirect_to_docs))

@@ -72,9 +72,9 @@ pub fn to_json(document: &OpenApi) -> String {
 #[must_use]
 pub fn methods(document: &OpenApi) -> BTreeMap<String, String> {
     let of = |item: &PathItem| {
-        let named = [("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)];
-        let names: Vec<_> = named.iter().filter(|(_, operation)| operation.is_some()).map(|(name, _)| *name).collect();
-        names.join(", ")
+        let methods = [("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)];
+        let taken = methods.iter().filter(|(_, operation)| operation.is_some()).map(|(name, _)| *name);
+        taken.collect::<Vec<_>>().join(", ")
     };
     document.paths.paths.iter().map(|(path, item)| (path.clone(), of(item))).collect()
 }
@@ -125,8 +125,8 @@ fn tags() -> Vec<Tag> {
 
 /// What the whole API has in common, for people.
 fn description() -> String {
-    let scopes: String =
-        Scope::ALL.iter().map(|scope| format!("| `{}` | {} |\n", scope.as_str(), scope_words(*scope))).collect();
+    let row = |scope: &Scope| format!("| `{}` | {} |", scope.as_str(), scope_words(*scope));
+    let scopes = Scope::ALL.iter().map(row).collect::<Vec<_>>().join("\n");
     format!(
         "Usage credits for workspaces: real-time deduction, purchases, plans and an event for everything \
          that happened.\n\n\

@@ -29,7 +29,7 @@ pub enum Script {
     Replay,
     KeyReused,
     Fail(EngineError),
-    /// Never answers.
+    /// Accepts when it is released.
     Hang,
 }
 
@@ -39,11 +39,12 @@ pub const ACCEPTED_BODY: &str = r#"{"accepted":true}"#;
 pub struct FakeEngine {
     pub script: Mutex<Script>,
     pub seen: Mutex<Vec<Envelope>>,
+    pub release: tokio::sync::Notify,
 }
 
 impl Default for FakeEngine {
     fn default() -> Self {
-        Self { script: Mutex::new(Script::Accept), seen: Mutex::default() }
+        Self { script: Mutex::new(Script::Accept), seen: Mutex::default(), release: tokio::sync::Notify::new() }
     }
 }
 
@@ -61,7 +62,10 @@ impl Decide for FakeEngine {
             Script::Replay => Ok(Reply::Replayed(accepted)),
             Script::KeyReused => Ok(Reply::KeyReused),
             Script::Fail(error) => Err(error),
-            Script::Hang => std::future::pending().await,
+            Script::Hang => {
+                self.release.notified().await;
+                Ok(Reply::Decided { answer: accepted, rejection: None })
+            }
         }
     }
 }

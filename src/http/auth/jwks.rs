@@ -21,7 +21,7 @@ use super::keys::Key;
 /// The least time between two fetches.
 pub const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the set is fetched without being asked: keys that were withdrawn disappear.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(600);
+const REFRESH_INTERVAL: Duration = Duration::from_mins(10);
 /// Connecting must not hold up a request that waits for a new key.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The whole fetch, body included.

@@ -37,7 +37,7 @@ fn claims() -> Value {
     })
 }
 
-fn with(change: Value) -> Value {
+fn with(change: &Value) -> Value {
     let mut claims = claims();
     for (name, value) in change.as_object().unwrap() {
         if value.is_null() {
@@ -81,7 +81,7 @@ fn a_good_token_tells_who_may_do_what_where() {
     assert_eq!(principal.tenancy, Tenancy::One(WorkspaceId(WORKSPACE.parse().unwrap())));
     let held: Vec<_> = Scope::ALL.iter().filter(|scope| principal.has(**scope)).collect();
     assert_eq!(held, [&Scope::CreditsWrite, &Scope::EventsRead]);
-    let all = check(&verifier(), &signed(&with(json!({"workspace_id": "*", "aud": ["x", "billing"]})))).unwrap();
+    let all = check(&verifier(), &signed(&with(&json!({"workspace_id": "*", "aud": ["x", "billing"]})))).unwrap();
     assert_eq!(all.tenancy, Tenancy::All);
 }
 
@@ -91,7 +91,7 @@ fn forged_tokens_are_refused() {
     let good = signed(&claims());
     let (rest, signature) = good.rsplit_once('.').unwrap();
     let (head, _) = rest.split_once('.').unwrap();
-    let richer = URL_SAFE_NO_PAD.encode(with(json!({"workspace_id": "*"})).to_string());
+    let richer = URL_SAFE_NO_PAD.encode(with(&json!({"workspace_id": "*"})).to_string());
     let other_key = |kid: &str| {
         jsonwebtoken::encode(&header(kid), &claims(), &EncodingKey::from_secret(b"another secret entirely, and long"))
             .unwrap()
@@ -136,7 +136,7 @@ fn urls_in_a_header_change_nothing_for_a_good_token() {
 
 #[test]
 fn claims_must_be_there_and_be_for_this_service_and_time() {
-    let refused = |change: Value| check(&verifier(), &signed(&with(change))).err();
+    let refused = |change: Value| check(&verifier(), &signed(&with(&change))).err();
     for name in ["exp", "iss", "aud", "sub", "scope", "workspace_id"] {
         assert_eq!(refused(json!({ name: null })), Some(TokenError::Claims), "{name}");
     }
@@ -174,7 +174,7 @@ fn a_token_without_a_kid_is_good_only_where_there_is_one_key() {
 #[test]
 fn a_remembered_token_ends_with_its_time() {
     let (verifier, clock) = verifier_at(NOW_S, vec![secret_key("one", SECRET)]);
-    let token = signed(&with(json!({"exp": NOW_S + 10})));
+    let token = signed(&with(&json!({"exp": NOW_S + 10})));
     assert!(check(&verifier, &token).is_ok());
     assert!(check(&verifier, &token).is_ok());
     clock.set(Timestamp::from_micros((NOW_S + 15) * 1_000_000));
@@ -204,11 +204,11 @@ fn key_pairs() -> [(KeyAlg, Algorithm, EncodingKey, String); 3] {
     let rsa_private: Pkcs8V1Der<'_> = rsa.as_der().unwrap();
     let rsa_public: PublicKeyX509Der<'_> = rsa.public_key().as_der().unwrap();
     let ec = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-    let ec_private = ec.to_pkcs8v1().unwrap();
-    let ec_public: PublicKeyX509Der<'_> = ec.public_key().as_der().unwrap();
+    let elliptic_private = ec.to_pkcs8v1().unwrap();
+    let elliptic_public: PublicKeyX509Der<'_> = ec.public_key().as_der().unwrap();
     let ed = Ed25519KeyPair::generate().unwrap();
-    let ed_private = ed.to_pkcs8v1().unwrap();
-    let ed_public: PublicKeyX509Der<'_> = ed.public_key().as_der().unwrap();
+    let edwards_private = ed.to_pkcs8v1().unwrap();
+    let edwards_public: PublicKeyX509Der<'_> = ed.public_key().as_der().unwrap();
     let private = |der: &[u8]| pem("PRIVATE KEY", der);
     let public = |der: &[u8]| pem("PUBLIC KEY", der);
     [
@@ -221,14 +221,14 @@ fn key_pairs() -> [(KeyAlg, Algorithm, EncodingKey, String); 3] {
         (
             KeyAlg::ES256,
             Algorithm::ES256,
-            EncodingKey::from_ec_pem(private(ec_private.as_ref()).as_bytes()).unwrap(),
-            public(ec_public.as_ref()),
+            EncodingKey::from_ec_pem(private(elliptic_private.as_ref()).as_bytes()).unwrap(),
+            public(elliptic_public.as_ref()),
         ),
         (
             KeyAlg::EdDsa,
             Algorithm::EdDSA,
-            EncodingKey::from_ed_pem(private(ed_private.as_ref()).as_bytes()).unwrap(),
-            public(ed_public.as_ref()),
+            EncodingKey::from_ed_pem(private(edwards_private.as_ref()).as_bytes()).unwrap(),
+            public(edwards_public.as_ref()),
         ),
     ]
 }
