@@ -479,3 +479,6 @@ impl ResponseError for Problem {
         response.body(self.to_json())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! The table from refusals to statuses, row by row.
+
+use super::*;
+use crate::domain::credits::Credits;
+
+fn rejections() -> Vec<(Rejection, u16)> {
+    let (one, at) = (Credits::whole(1), Timestamp::from_micros(0));
+    let (plan, feature) = ("pro", "render");
+    let plan = || crate::domain::text::PlanCode::new(plan).unwrap();
+    let feature = || crate::domain::text::FeatureCode::new(feature).unwrap();
+    let scope = LimitScope::Workspace;
+    vec![
+        (Rejection::WorkspaceNotFound, 404),
+        (Rejection::WorkspaceExists, 409),
+        (Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }, 422),
+        (Rejection::PlanNotFound(plan()), 422),
+        (Rejection::VersionMismatch { expected: 1, actual: 2 }, 412),
+        (Rejection::SubscriptionStatus(SubscriptionStatus::Active), 409),
+        (Rejection::SubscriptionStatus(SubscriptionStatus::Canceled), 409),
+        (Rejection::PlanUnchanged(plan()), 409),
+        (Rejection::RestartRequired, 409),
+        (Rejection::NothingScheduled, 409),
+        (Rejection::ResetNotDue { ends_at: at }, 409),
+        (Rejection::PeriodMismatch { next: at }, 409),
+        (Rejection::PaymentReferenceUsed(crate::domain::text::PaymentReference::new("p").unwrap()), 409),
+        (Rejection::FeatureDisabled(feature()), 403),
+        (Rejection::FeatureNotPriced(feature()), 422),
+        (Rejection::LimitExceeded { scope, limit: one, used: one, requested: one, resets_at: at }, 403),
+        (Rejection::RateExceeded { limit: one, window_s: 60, retry_after_s: 7 }, 429),
+        (Rejection::InsufficientCredits { requested: one, available: Credits::ZERO }, 402),
+        (Rejection::BalanceOutOfRange, 422),
+    ]
+}
+
+#[test]
+fn every_refusal_has_its_status_and_the_code_the_domain_gives_it() {
+    for (rejection, status) in rejections() {
+        let problem = Problem::from(&rejection);
+        assert_eq!((problem.code.as_str(), problem.code.status()), (rejection.code(), status), "{rejection}");
+        let body: serde_json::Value = serde_json::from_str(&problem.to_json()).unwrap();
+        assert_eq!((&body["status"], &body["code"]), (&status.into(), &rejection.code().into()));
+        assert_eq!(problem.retry_after_s(), (status == 429).then_some(7));
+    }
+}
+
+#[test]
+fn a_field_out_of_time_is_named_like_any_other_refused_field() {
+    let rejection = Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" };
+    let body: serde_json::Value = serde_json::from_str(&Problem::from(&rejection).to_json()).unwrap();
+    assert_eq!(body["errors"][0]["pointer"], "/expires_at");
+    assert!(!rejection.is_recorded(), "it can be corrected under the same key");
+}
+
+#[test]
+fn codes_are_unique_words_and_only_429_and_503_say_when_to_come_back() {
+    let words: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(words.len(), Code::ALL.len());
+    for code in Code::ALL {
+        assert!(code.type_uri().starts_with(TYPE_PREFIX) && code.type_uri().ends_with(code.as_str()));
+        assert_eq!(Problem::plain(*code).retry_after_s().is_some(), matches!(code.status(), 429 | 503));
+    }
+}
