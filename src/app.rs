@@ -7,9 +7,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
-use actix_web::web;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +20,7 @@ use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEven
 use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
-use crate::http::{self, AppState, Health, HttpConfig};
+use crate::http::{self, Health};
 use crate::publisher::{Publisher, PublisherConfig, PublisherHandle, Wake};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
@@ -69,8 +66,7 @@ pub struct App {
     health: Arc<Health>,
     engine: Engine,
     store: Arc<dyn Store>,
-    http: ServerHandle,
-    http_task: JoinHandle<std::io::Result<()>>,
+    http: http::Running,
     publisher: Option<PublisherHandle>,
     /// Stops what works in the background for the API: scheduler, key refresh, health watch.
     background: CancellationToken,
@@ -147,56 +143,33 @@ impl App {
 
         let http_config = settings::http(config);
         let parts = http::Parts {
-            engine: engine.clone(),
+            engine: Arc::new(engine.clone()),
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
             auth: verifier,
             health: Arc::clone(&health),
             metrics: telemetry::metrics(),
         };
-        let (http, http_task) = start_http(parts, &http_config, listener, address)?;
+        let http = http::start(parts, &http_config, listener).map_err(|error| StartError::Listen { address, error })?;
         let demo = match demo_key {
             Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
             None => None,
         };
-        Ok(Self {
-            address,
-            demo,
-            health,
-            engine,
-            store,
-            http,
-            http_task,
-            publisher,
-            background,
-            background_tasks,
-            publishing,
-        })
+        Ok(Self { address, demo, health, engine, store, http, publisher, background, background_tasks, publishing })
     }
 
     /// Serves until `stop` is ready, and then ends everything in order: readiness first, then the
     /// requests under way, the commands that wait, the events they raised, and the store.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
-        let Self {
-            health,
-            engine,
-            store,
-            http,
-            mut http_task,
-            publisher,
-            background,
-            background_tasks,
-            publishing,
-            ..
-        } = self;
+        let Self { health, engine, store, mut http, publisher, background, background_tasks, publishing, .. } = self;
         tokio::select! {
             () = stop => {}
-            ended = &mut http_task => tracing::error!(?ended, "the HTTP server ended by itself"),
+            ended = http.ended() => tracing::error!(?ended, "the HTTP server ended by itself"),
         }
         tracing::info!("stopping");
         health.drain();
         background.cancel();
-        http.stop(true).await;
+        http.stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
             tracing::error!("commands were still under way; their callers find the answer under their key");
         }
@@ -320,16 +293,4 @@ fn start_verifier(
         tasks.spawn(async move { jwks.run(stop).await });
     }
     Ok(verifier)
-}
-
-fn start_http(
-    parts: http::Parts,
-    config: &HttpConfig,
-    listener: TcpListener,
-    address: SocketAddr,
-) -> Result<(ServerHandle, JoinHandle<std::io::Result<()>>), StartError> {
-    let state = web::Data::new(AppState::new(parts, config));
-    let server = http::server(state, config, listener).map_err(|error| StartError::Listen { address, error })?;
-    let handle = server.handle();
-    Ok((handle, tokio::spawn(server)))
 }

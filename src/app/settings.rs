@@ -1,5 +1,7 @@
 //! From the configuration's sections to what each part takes.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 use super::StartError;
@@ -45,11 +47,12 @@ pub(super) fn auth(config: &Config, mode: Mode) -> Result<(Option<KeyConfig>, Au
         Mode::Demo => Some(demo::key(config.data_dir())?),
     };
     keys.extend(demo_key.clone());
+    let refresh = Duration::from_secs(config.auth.jwks_refresh_s);
     let auth = AuthConfig {
         issuer: config.auth.issuer.clone(),
         audience: config.auth.audience.clone(),
         keys,
-        jwks: config.auth.jwks_url.clone().map(|url| JwksConfig { url }),
+        jwks: config.auth.jwks_url.clone().map(|url| JwksConfig { url, refresh }),
     };
     Ok((demo_key, auth))
 }
@@ -58,6 +61,11 @@ pub(super) fn http(config: &Config) -> HttpConfig {
     let server = &config.server;
     HttpConfig {
         workers: server.workers.map_or(0, usize::from),
+        max_connections: usize::try_from(server.max_connections).unwrap_or(usize::MAX),
+        head_timeout: Duration::from_millis(server.client_request_timeout_ms),
+        body_timeout: server.body_timeout(),
+        keep_alive: Duration::from_secs(server.keep_alive_s),
+        drain_timeout_s: server.shutdown_timeout_s,
         cors_allowed_origins: server.cors_allowed_origins.clone(),
         limits: LimitsConfig {
             max_in_flight: config.limits.workspace_in_flight,

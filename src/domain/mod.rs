@@ -23,7 +23,7 @@ pub mod rejection;
 pub mod snapshot;
 pub mod subscription;
 #[cfg(test)]
-pub(crate) mod testing;
+pub(crate) mod tests;
 pub mod text;
 pub mod time;
 pub mod usage;

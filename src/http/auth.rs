@@ -38,16 +38,13 @@ const MAX_TOKEN_LEN: usize = 8 * 1024;
 const MAX_SUBJECT_LEN: usize = 255;
 
 /// Who may send requests.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct AuthConfig {
     /// What `iss` must be.
     pub issuer: String,
     /// What `aud` must be or contain.
     pub audience: String,
-    #[serde(default)]
     pub keys: Vec<KeyConfig>,
-    #[serde(default)]
     pub jwks: Option<JwksConfig>,
 }
 

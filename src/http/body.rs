@@ -8,7 +8,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::Duration;
 
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
@@ -18,13 +17,12 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::extract::state;
 use super::problem::{Code, Problem};
 use crate::domain::text::FieldCode;
 
 /// The largest body. The largest useful one, a workspace with 200 feature agreements, has 30 KiB.
 pub const MAX_BODY_LEN: usize = 64 * 1024;
-/// How long the whole body may take; actix itself has no such deadline.
-pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// How deep arrays and objects may be nested; the deepest wire type has three levels.
 pub const MAX_DEPTH: usize = 16;
 
@@ -43,7 +41,8 @@ pub async fn read<T: DeserializeOwned>(
     command_name: &str,
 ) -> Result<Body<T>, Problem> {
     check_headers(request)?;
-    let bytes = tokio::time::timeout(BODY_DEADLINE, collect(payload))
+    // actix itself has no deadline for a body.
+    let bytes = tokio::time::timeout(state(request).body_timeout, collect(payload))
         .await
         .map_err(|_| Problem::plain(Code::RequestTimeout))??;
     parse(&bytes, command_name)

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use serde::Deserialize;
 
 use super::problem::{Code, Problem};
 use crate::domain::ids::{Partition, WorkspaceId};
@@ -24,8 +23,7 @@ const SHARDS: usize = crate::domain::ids::PARTITIONS as usize;
 const FORGET_EVERY: u32 = 4096;
 
 /// Bounds per workspace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
     /// Commands of one workspace that may be under way.
     pub max_in_flight: u32,

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_cors::Cors;
-use actix_web::dev::Server;
+use actix_web::dev::{Server, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpServer, web};
-use serde::Deserialize;
+use tokio::task::JoinHandle;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt as _;
 
@@ -43,28 +43,44 @@ pub mod render;
 pub mod routes;
 pub mod submit;
 
-/// How long an idle connection is kept.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How long the head of a request may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may take to close.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long requests that are under way may take to finish when the server stops.
-const DRAIN_TIMEOUT_S: u64 = 10;
 /// How long a browser may remember what a preflight said.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
-/// Connections per worker; each costs a few KiB.
-const MAX_CONNECTIONS: usize = 10_000;
 
 /// How the server listens and what it lets through.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug)]
 pub struct HttpConfig {
     /// Threads that serve requests; 0 for one per processor.
     pub workers: usize,
+    /// Open connections per worker.
+    pub max_connections: usize,
+    /// How long the head of a request may take.
+    pub head_timeout: Duration,
+    /// How long the whole body of a request may take.
+    pub body_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
+    /// How long requests that are under way may take to finish when the server stops, in seconds.
+    pub drain_timeout_s: u64,
     /// Origins whose pages may call the API; none by default.
     pub cors_allowed_origins: Vec<String>,
     pub limits: LimitsConfig,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            max_connections: 4096,
+            head_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            drain_timeout_s: 10,
+            cors_allowed_origins: Vec::new(),
+            limits: LimitsConfig::default(),
+        }
+    }
 }
 
 /// What the composition root tells the readiness probe.
@@ -106,6 +122,7 @@ pub struct AppState {
     pub health: Arc<Health>,
     /// Renders the metrics in Prometheus' text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    body_timeout: Duration,
     documents: Documents,
 }
 
@@ -135,8 +152,33 @@ impl AppState {
         allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET".to_owned())));
         let documents = Documents { openapi_json: openapi::to_compact_json(&document).into(), allow };
         let limits = WorkspaceLimits::new(config.limits);
-        Self { engine, store, clock, auth, limits, health, metrics, documents }
+        Self { engine, store, clock, auth, limits, health, metrics, body_timeout: config.body_timeout, documents }
     }
+}
+
+/// A server that answers requests.
+pub struct Running {
+    handle: ServerHandle,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Running {
+    /// Ready when the server has ended by itself, which it never should.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        (&mut self.task).await.map_err(io::Error::other)?
+    }
+
+    /// Takes no new requests, and lets those under way finish.
+    pub async fn stop(self) {
+        self.handle.stop(true).await;
+    }
+}
+
+/// Starts the server on a bound socket.
+pub fn start(parts: Parts, config: &HttpConfig, listener: TcpListener) -> io::Result<Running> {
+    let server = server(web::Data::new(AppState::new(parts, config)), config, listener)?;
+    let handle = server.handle();
+    Ok(Running { handle, task: tokio::spawn(server) })
 }
 
 /// Builds the server on a bound socket. It runs when the returned future is polled; it installs no
@@ -158,11 +200,11 @@ pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpList
     });
     let server = server
         .workers(workers)
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_TIMEOUT)
+        .keep_alive(config.keep_alive)
+        .client_request_timeout(config.head_timeout)
         .client_disconnect_timeout(DISCONNECT_TIMEOUT)
-        .max_connections(MAX_CONNECTIONS)
-        .shutdown_timeout(DRAIN_TIMEOUT_S)
+        .max_connections(config.max_connections)
+        .shutdown_timeout(config.drain_timeout_s)
         .tcp_nodelay(true)
         .disable_signals()
         .listen(listener)?;

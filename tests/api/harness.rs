@@ -9,15 +9,23 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock};
+use visionscope_billing::contract::Contract;
+use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
+use visionscope_billing::domain::text::{FeatureCode, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::engine::{Engine, EngineConfig};
 use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
+use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::submit::Decide;
 use visionscope_billing::http::{self, AppState, Health, HttpConfig, Parts};
+use visionscope_billing::publisher::Wake;
 use visionscope_billing::store::Store;
 
+use crate::databases::{Database, TestDatabase};
 use crate::fake::{FakeEngine, FakeStore};
 
 const ISSUER: &str = "https://issuer.test";
@@ -44,6 +52,8 @@ pub struct TestServer {
     pub health: Arc<Health>,
     client: reqwest::Client,
     handle: ServerHandle,
+    /// Lives as long as the server, where it is a real one.
+    database: Option<TestDatabase>,
 }
 
 /// Starts a server over an engine and a store.
@@ -73,7 +83,7 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    TestServer { address, clock, health, client, handle: handle.recv().unwrap() }
+    TestServer { address, clock, health, client, handle: handle.recv().unwrap(), database: None }
 }
 
 impl Drop for TestServer {
@@ -104,6 +114,11 @@ pub fn fake_with(config: &HttpConfig) -> FakeServer {
 }
 
 impl TestServer {
+    /// The store behind a real server.
+    pub fn store(&self) -> &dyn Store {
+        &*self.database.as_ref().expect("a server over a real store").store
+    }
+
     /// Someone whose token is for one workspace and has every scope.
     pub fn user(&self, workspace_id: WorkspaceId) -> User<'_> {
         self.user_of(Tenancy::One(workspace_id), Scope::ALL)
@@ -234,25 +249,39 @@ pub fn instant(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// Which database a test runs over.
-#[derive(Clone, Copy, Debug)]
-pub enum Database {
-    /// A file in a temporary folder.
-    Sqlite,
-    /// The server that `DATABASE_URL` names; left out without one.
-    Postgres,
+/// A server over a fresh, migrated database with the plan `pro` (1000 credits a month, feature
+/// `render` at 0.5), and the engine as in production.
+pub async fn start(kind: Database) -> TestServer {
+    let database = kind.create().await;
+    database.store.put_plans(&[pro()]).await.unwrap();
+    let config = EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64 };
+    let engine = Engine::start(
+        &config,
+        Arc::clone(&database.store),
+        Arc::new(JsonRender),
+        Arc::new(Contract::new()),
+        Arc::new(Wake::new()),
+    );
+    let store = Arc::clone(&database.store);
+    let mut server = serve(Arc::new(engine), store, &HttpConfig::default());
+    server.database = Some(database);
+    server
 }
 
-impl Database {
-    pub fn all() -> Vec<Self> {
-        let postgres = std::env::var_os("DATABASE_URL").map(|_| Self::Postgres);
-        std::iter::once(Self::Sqlite).chain(postgres).collect()
+fn pro() -> PlanVersion {
+    let render = FeatureTerms { enabled: true, unit_price: Some("0.5".parse().unwrap()), limit: None };
+    PlanVersion {
+        plan_code: PlanCode::new("pro").unwrap(),
+        version: 1,
+        name: Label::new("Pro").unwrap(),
+        period_months: 1,
+        allowance: Credits::whole(1000),
+        rollover_cap: Credits::whole(200),
+        overdraft_limit: Credits::ZERO,
+        monthly_limit: None,
+        rate_limit: None,
+        low_credit_thresholds: vec![Credits::whole(100)],
+        purchased_on_cancel: PurchasedOnCancel::Keep,
+        features: [(FeatureCode::new("render").unwrap(), render)].into(),
     }
-}
-
-/// THE ONE PLACE that builds a real store and a real engine for these tests: a fresh, migrated
-/// database with the plan `pro` (1000 credits a month, feature `render` at 0.5), an engine over it
-/// with `JsonRender`, and a server over both.
-pub async fn start(database: Database) -> TestServer {
-    todo!("build the store for {database:?} and the engine, then `serve(engine, store, &HttpConfig::default())`")
 }

@@ -6,6 +6,8 @@ mod auth;
 mod bad_input;
 mod commands;
 mod contract;
+#[path = "../databases/mod.rs"]
+mod databases;
 mod fake;
 mod harness;
 mod main_job;

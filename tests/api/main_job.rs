@@ -3,7 +3,8 @@
 use serde_json::json;
 use visionscope_billing::http::auth::{Scope, Tenancy};
 
-use crate::harness::{Database, FOREIGN, OWN, TestServer, path, start};
+use crate::databases::Database;
+use crate::harness::{FOREIGN, OWN, TestServer, path, start};
 
 async fn provisioned(database: Database) -> TestServer {
     let server = start(database).await;
@@ -13,9 +14,8 @@ async fn provisioned(database: Database) -> TestServer {
 }
 
 #[tokio::test]
-#[ignore = "needs the stores and the engine: see harness::start"]
 async fn credits_are_spent_once_however_often_a_request_is_sent() {
-    for database in Database::all() {
+    for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
         let body = json!({"feature_code": "render", "quantity": "3"});
@@ -35,9 +35,8 @@ async fn credits_are_spent_once_however_often_a_request_is_sent() {
 }
 
 #[tokio::test]
-#[ignore = "needs the stores and the engine: see harness::start"]
 async fn a_workspace_is_provisioned_once() {
-    for database in Database::all() {
+    for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
         let same = user.put(&path(OWN, ""), &json!({"plan_code": "pro", "name": "Acme"})).await;
@@ -48,9 +47,8 @@ async fn a_workspace_is_provisioned_once() {
 }
 
 #[tokio::test]
-#[ignore = "needs the stores and the engine: see harness::start"]
 async fn too_few_credits_are_refused_and_the_refusal_replays() {
-    for database in Database::all() {
+    for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
         let body = json!({"feature_code": "render", "credits": "1000.000001"});
@@ -63,9 +61,8 @@ async fn too_few_credits_are_refused_and_the_refusal_replays() {
 }
 
 #[tokio::test]
-#[ignore = "needs the stores and the engine: see harness::start"]
 async fn lists_come_in_pages_without_gaps() {
-    for database in Database::all() {
+    for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
         for _ in 0..5 {
@@ -84,9 +81,8 @@ async fn lists_come_in_pages_without_gaps() {
 }
 
 #[tokio::test]
-#[ignore = "needs the stores and the engine: see harness::start"]
 async fn events_can_be_polled_by_one_workspace_and_by_a_token_for_all() {
-    for database in Database::all() {
+    for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
         user.post(&path(OWN, "/credits/deduct"), &json!({"feature_code": "render", "credits": 1})).await;
@@ -102,5 +98,42 @@ async fn events_can_be_polled_by_one_workspace_and_by_a_token_for_all() {
         assert_eq!(user.get(&format!("/v1/events/{id}")).await.status, 200);
         let stranger = server.user(FOREIGN).get(&format!("/v1/events/{id}")).await;
         stranger.is_problem(404, "event-not-found");
+    }
+}
+
+#[tokio::test]
+async fn thirty_two_copies_of_one_request_run_once_and_get_one_answer() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let user = server.user(OWN);
+        let body = json!({"feature_code": "render", "credits": "7"});
+        let deduct = path(OWN, "/credits/deduct");
+        let copies = (0..32).map(|_| user.post_with_key(&deduct, "one", &body));
+        let answers = futures::future::join_all(copies).await;
+        assert!(answers.iter().all(|answer| answer.status == 200 && answer.text == answers[0].text), "{answers:?}");
+        let fresh = answers.iter().filter(|answer| !answer.headers.contains_key("idempotency-replayed")).count();
+        assert_eq!(fresh, 1, "one execution");
+        assert_eq!(user.get(&path(OWN, "/credits")).await.json()["current_credits"], "993");
+    }
+}
+
+#[tokio::test]
+async fn of_sixty_four_clients_with_credits_for_half_exactly_half_succeed() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let user = server.user(OWN);
+        let keys: Vec<_> = (0..64).map(|n| format!("client-{n}")).collect();
+        // 1000 credits, 31.25 each: enough for 32.
+        let body = json!({"feature_code": "render", "credits": "31.25"});
+        let deduct = path(OWN, "/credits/deduct");
+        let requests = keys.iter().map(|key| user.post_with_key(&deduct, key, &body));
+        let answers = futures::future::join_all(requests).await;
+        let succeeded = answers.iter().filter(|answer| answer.status == 200).count();
+        assert_eq!(succeeded, 32);
+        for refused in answers.iter().filter(|answer| answer.status != 200) {
+            refused.is_problem(402, "insufficient-credits");
+        }
+        assert_eq!(user.get(&path(OWN, "/credits")).await.json()["current_credits"], "0");
+        assert_eq!(server.store().audit(5).await.unwrap(), []);
     }
 }

@@ -15,7 +15,7 @@ use crate::processes::Billing;
 const WORKSPACES: u128 = 6;
 const CLIENTS_PER_WORKSPACE: usize = 3;
 /// How long a client goes on to ask for the answer to one command.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
 const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Clone)]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
+const PUBLISH_TIMEOUT: Duration = Duration::from_mins(1);
 const SECRET: &str = "a shared secret of more than thirty-two bytes";
 
 fn free_port() -> u16 {
@@ -217,9 +217,8 @@ impl Billing {
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return;
             }
-            if started.elapsed() > START_TIMEOUT {
-                panic!("not ready: {}", std::fs::read_to_string(self.log()).unwrap_or_default());
-            }
+            let log = || std::fs::read_to_string(self.log()).unwrap_or_default();
+            assert!(started.elapsed() < START_TIMEOUT, "not ready: {}", log());
             if let Some(process) = &mut self.process
                 && process.0.try_wait().unwrap().is_some()
             {

@@ -42,6 +42,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Database {
+    pub const ALL: [Self; 2] = [Self::Sqlite, Self::Postgres];
+
     pub async fn create(self) -> TestDatabase {
         match self {
             Self::Sqlite => {

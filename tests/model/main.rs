@@ -5,6 +5,8 @@
 //! the same answers byte for byte; and all of them again, which must replay the stored answers. In
 //! the end both databases are audited.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 #[path = "../databases/mod.rs"]
 mod databases;
 mod model;

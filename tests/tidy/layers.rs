@@ -19,10 +19,12 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("scheduler", &["domain", "clock", "config", "store", "engine", "telemetry"]),
     ("stream", &["domain", "config", "telemetry"]),
     ("publisher", &["domain", "clock", "config", "store", "stream", "telemetry"]),
+    ("outbox", &["domain", "clock", "store", "stream", "publisher"]),
+    ("demo", &["domain", "clock", "engine", "http"]),
     ("http", &["domain", "clock", "contract", "config", "store", "engine", "telemetry"]),
 ];
 /// They know all.
-const COMPOSITION: [&str; 3] = ["app", "main", "lib"];
+const COMPOSITION: [&str; 4] = ["app", "cli", "main", "lib"];
 
 /// Crates that only some places may know, and why.
 const CONFINED: &[(&str, &[&str], &str)] = &[

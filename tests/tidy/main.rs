@@ -106,6 +106,10 @@ fn every_test_name_is_a_sentence() {
     let mut violations = Vec::new();
     for file in rust_files() {
         for name in file.tests() {
+            // A macro that declares tests names them by a variable.
+            if name.is_empty() {
+                continue;
+            }
             if name.split('_').filter(|word| !word.is_empty()).count() < MIN_TEST_NAME_WORDS {
                 violations.push(format!("{}: {name}", file.path));
             }

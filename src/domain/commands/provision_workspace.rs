@@ -58,7 +58,7 @@ impl ProvisionWorkspace {
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
         let plan = Arc::clone(snapshot.plans.get(&self.plan_code).ok_or_else(unknown)?);
         if self.anchor.is_some_and(|anchor| anchor > now) {
-            return Err(Rejection::FieldOutOfTime { pointer: "/anchor_at", detail: "must not be in the future" }.into());
+            return Err(Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }.into());
         }
         let state = self.fresh_state(envelope, &plan);
         let mut work = Work::new(&state, envelope);

@@ -20,8 +20,6 @@ use super::keys::Key;
 
 /// The least time between two fetches.
 pub const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(30);
-/// How often the set is fetched without being asked: keys that were withdrawn disappear.
-const REFRESH_INTERVAL: Duration = Duration::from_mins(10);
 /// Connecting must not hold up a request that waits for a new key.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The whole fetch, body included.
@@ -32,11 +30,12 @@ const MAX_BODY_LEN: usize = 256 * 1024;
 const MAX_KEYS: usize = 100;
 
 /// Where keys are published.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct JwksConfig {
     /// https; plain http only to a loopback address.
     pub url: String,
+    /// How long a set is used before it is fetched again.
+    pub refresh: Duration,
 }
 
 /// Why a fetch gave no new set.
@@ -59,6 +58,7 @@ enum FetchError {
 /// The keys that were published last.
 pub struct Jwks {
     url: Url,
+    refresh: Duration,
     client: reqwest::Client,
     keys: RwLock<Arc<HashMap<String, Key>>>,
     /// When the last fetch began; its lock lets one caller fetch while the others wait for it.
@@ -82,7 +82,7 @@ impl Jwks {
             .timeout(FETCH_TIMEOUT)
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { url, client, keys: RwLock::default(), last_fetch: Mutex::new(None) })
+        Ok(Self { url, refresh: config.refresh, client, keys: RwLock::default(), last_fetch: Mutex::new(None) })
     }
 
     /// A key of the last good set.
@@ -106,7 +106,7 @@ impl Jwks {
     pub async fn run(&self, stop: CancellationToken) {
         loop {
             *self.last_fetch.lock().await = Some(Instant::now());
-            let wait = if self.fetch().await { REFRESH_INTERVAL } else { MIN_FETCH_INTERVAL };
+            let wait = if self.fetch().await { self.refresh } else { MIN_FETCH_INTERVAL };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(wait) => {}

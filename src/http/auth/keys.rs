@@ -32,14 +32,11 @@ impl KeyAlg {
 }
 
 /// A configured key: HS256 has a secret, all others have a public key.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct KeyConfig {
     pub kid: String,
     pub alg: KeyAlg,
-    #[serde(default)]
     pub secret: Option<SecretString>,
-    #[serde(default)]
     pub public_key_pem: Option<String>,
 }
 

@@ -296,7 +296,7 @@ async fn published_keys_are_fetched_once_kept_and_bounded() {
         issuer: "https://issuer.test".into(),
         audience: "billing".into(),
         keys: vec![],
-        jwks: Some(JwksConfig { url: endpoint.uri() }),
+        jwks: Some(JwksConfig { url: endpoint.uri(), refresh: std::time::Duration::from_mins(10) }),
     };
     let clock = ManualClock::at(Timestamp::from_micros(NOW_S * 1_000_000));
     let verifier = Verifier::new(&config, Arc::new(clock)).unwrap();
@@ -322,6 +322,10 @@ fn keys_are_published_over_https_only() {
         ("file:///etc/keys", false),
         ("keys", false),
     ] {
-        assert_eq!(Jwks::new(&JwksConfig { url: url.into() }).is_ok(), is_good, "{url}");
+        assert_eq!(
+            Jwks::new(&JwksConfig { url: url.into(), refresh: std::time::Duration::from_mins(10) }).is_ok(),
+            is_good,
+            "{url}"
+        );
     }
 }

@@ -9,7 +9,7 @@ use crate::domain::event::EventType::{
 use crate::domain::grant::Currency;
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
-use crate::domain::testing::{World, deduct, json, purchase};
+use crate::domain::tests::{World, deduct, json, purchase};
 use crate::domain::text::{FeatureCode, PaymentReference};
 
 fn plan(change: impl FnOnce(&mut PlanVersion)) -> PlanVersion {

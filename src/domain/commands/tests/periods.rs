@@ -4,7 +4,7 @@ use crate::domain::commands::{AdvancePeriod, Command, ResetMonthlyCredits};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{CreditConsumed, CreditReset};
 use crate::domain::plan::tests::pro;
-use crate::domain::testing::World;
+use crate::domain::tests::World;
 
 fn reset(period: Option<&str>) -> Command {
     Command::ResetMonthlyCredits(ResetMonthlyCredits { period: period.map(|at| at.parse().unwrap()) })

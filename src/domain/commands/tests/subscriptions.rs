@@ -6,7 +6,7 @@ use crate::domain::event::EventType::{CreditReset, SubscriptionChanged};
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
 use crate::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
-use crate::domain::testing::World;
+use crate::domain::tests::World;
 use crate::domain::text::PlanCode;
 
 use Effective::{Immediate, PeriodEnd};
