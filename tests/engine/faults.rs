@@ -1,0 +1,136 @@
+//! What callers see when a batch, or one command of it, cannot be written.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use visionscope_billing::engine::EngineConfig;
+
+use crate::databases::Database;
+use crate::faulty_store::Fault;
+use crate::world::{BREAKS_CONTRACT, PANICS, World, word, words};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_inside_a_batch_disturbs_nobody() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let replies = world.deduct_in_one_batch(&[("a", "400"), ("b", "601"), ("c", "600"), ("d", "1")]).await;
+        assert_eq!(words(&replies), ["accepted", "refused", "accepted", "refused"]);
+        assert_eq!(world.balance().await, "0");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_that_wait_together_are_written_in_one_transaction() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let keys: Vec<String> = (0..100).map(|n| format!("k{n}")).collect();
+        let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
+        let before = world.store.plan.transactions.load(Ordering::SeqCst);
+        let replies = world.deduct_in_one_batch(&deductions).await;
+        assert!(words(&replies).iter().all(|word| *word == "accepted"));
+        let transactions = world.store.plan.transactions.load(Ordering::SeqCst) - before;
+        assert!(transactions <= 2, "{transactions} transactions: the first command may go alone");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_fails_as_a_whole_is_tried_command_by_command() {
+    for database in Database::ALL {
+        for fault in [Fault::BeginUnavailable, Fault::LoadConflict, Fault::CommitConflict, Fault::CommitLost] {
+            let world = World::on(database).await;
+            world.store.fail_next(&[fault]);
+            let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "2000"), ("c", "1"), ("a", "1")]).await;
+            assert_eq!(words(&replies), ["accepted", "refused", "accepted", "replayed"], "{fault:?}");
+            assert_eq!(world.balance().await, "998", "{fault:?}");
+            world.audit_and_close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_was_lost_is_settled_by_the_keys() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        world.store.fail_next(&[Fault::AnswerLost]);
+        let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "2000"), ("c", "1")]).await;
+        let got = words(&replies);
+        assert_eq!(got[0], "replayed", "it was written, and its answer is found");
+        assert!(got[2] == "replayed" || got[2] == "accepted", "{got:?}");
+        assert_eq!(world.balance().await, "998", "each ran once");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_cannot_be_written_fails_alone() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        *world.store.plan.poison.lock().unwrap() = Some("b".into());
+        let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "1"), ("c", "1")]).await;
+        assert_eq!(words(&replies), ["accepted", "failed", "accepted"]);
+        assert_eq!(world.balance().await, "998");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_that_panics_or_breaks_the_contract_of_its_event_fails_alone() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let deductions = [("a", "1"), ("b", PANICS), ("c", "1"), ("d", BREAKS_CONTRACT), ("e", "1")];
+        let replies = world.deduct_in_one_batch(&deductions).await;
+        assert_eq!(words(&replies), ["accepted", "failed", "accepted", "failed", "accepted"]);
+        assert_eq!(world.balance().await, "997");
+        assert_eq!(word(&world.deduct("f", "1").await), "accepted", "the lane lives");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_away_every_caller_is_told_at_once_and_afterwards_all_is_well() {
+    let world = World::on(Database::Sqlite).await;
+    world.store.fail_next(&[Fault::BeginUnavailable; 8]);
+    let keys: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
+    let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
+    let began = Instant::now();
+    let replies = world.deduct_in_one_batch(&deductions).await;
+    assert!(words(&replies).iter().all(|word| *word == "unavailable"));
+    assert!(began.elapsed() < Duration::from_secs(1));
+    world.store.plan.faults.lock().unwrap().clear();
+    assert_eq!(word(&world.deduct("k1", "1").await), "accepted");
+    world.audit_and_close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_at_once_and_what_was_taken_is_finished() {
+    let config = EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2 };
+    let world = World::with(Database::Sqlite, config).await;
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
+    let replies = world.deduct_in_one_batch(&deductions).await;
+    let got = words(&replies);
+    let accepted = got.iter().filter(|word| **word == "accepted").count();
+    let refused = got.iter().filter(|word| **word == "overloaded").count();
+    assert_eq!(accepted + refused, 20, "{got:?}");
+    assert!((4..=6).contains(&accepted), "the queue and the batch in hand: {got:?}");
+    assert_eq!(world.balance().await, (1000 - accepted).to_string());
+    world.audit_and_close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_finishes_what_waits_and_takes_nothing_new() {
+    let world = World::on(Database::Sqlite).await;
+    let closed = world.store.gate.forget_permits(Semaphore::MAX_PERMITS);
+    let (replies, ()) = tokio::join!(async { tokio::join!(world.deduct("a", "1"), world.deduct("b", "1")) }, async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let stop = world.engine.stop();
+        world.store.gate.add_permits(closed);
+        stop.await;
+    });
+    assert_eq!((word(&replies.0), word(&replies.1)), ("accepted", "accepted"));
+    assert_eq!(word(&world.deduct("c", "1").await), "stopping");
+    world.audit_and_close().await;
+}

@@ -1,0 +1,197 @@
+//! A real store whose transactions fail when a test says so.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+use visionscope_billing::domain::change_set::ChangeSet;
+use visionscope_billing::domain::entry::Entry;
+use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
+use visionscope_billing::domain::plan::PlanVersion;
+use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::store::views::{
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+};
+use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
+
+/// What happens to one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    BeginUnavailable,
+    LoadConflict,
+    /// Nothing is written, and the caller is told so.
+    CommitConflict,
+    /// Nothing is written, and the caller does not know.
+    CommitLost,
+    /// Everything is written, and the caller does not know.
+    AnswerLost,
+}
+
+/// The faults to come, and what was counted.
+#[derive(Default)]
+pub struct Plan {
+    pub faults: Mutex<VecDeque<Fault>>,
+    /// Every commit that holds this key fails as corrupt.
+    pub poison: Mutex<Option<String>>,
+    pub transactions: AtomicUsize,
+}
+
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    pub plan: Arc<Plan>,
+    /// A transaction begins when it gets a permit, and keeps none.
+    pub gate: Arc<Semaphore>,
+}
+
+struct FaultyTx {
+    inner: Box<dyn WriteTx>,
+    fault: Option<Fault>,
+    plan: Arc<Plan>,
+}
+
+impl FaultyStore {
+    pub fn over(inner: Arc<dyn Store>) -> Self {
+        Self { inner, plan: Arc::default(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
+    }
+
+    pub fn fail_next(&self, faults: &[Fault]) {
+        self.plan.faults.lock().unwrap().extend(faults);
+    }
+}
+
+fn unavailable() -> StoreError {
+    StoreError::Unavailable("a planned fault".into())
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        let permit = self.gate.acquire().await.unwrap();
+        permit.forget();
+        self.plan.transactions.fetch_add(1, Ordering::SeqCst);
+        let fault = self.plan.faults.lock().unwrap().pop_front();
+        if fault == Some(Fault::BeginUnavailable) {
+            return Err(unavailable());
+        }
+        Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, plan: Arc::clone(&self.plan) }))
+    }
+
+    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
+        self.inner.put_plans(plans).await
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        self.inner.migrate().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[async_trait]
+impl WriteTx for FaultyTx {
+    async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
+        if self.fault == Some(Fault::LoadConflict) {
+            return Err(StoreError::Conflict("a planned fault".into()));
+        }
+        self.inner.load(keys).await
+    }
+
+    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError> {
+        let poison = self.plan.poison.lock().unwrap().clone();
+        let poisoned = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
+        if poison.is_some_and(|key| poisoned(&key)) {
+            return Err(StoreError::Corrupt("a planned fault".into()));
+        }
+        match self.fault {
+            Some(Fault::CommitConflict) => Err(StoreError::Conflict("a planned fault".into())),
+            Some(Fault::CommitLost) => Err(unavailable()),
+            Some(Fault::AnswerLost) => {
+                self.inner.commit(changes).await?;
+                Err(unavailable())
+            }
+            Some(Fault::BeginUnavailable | Fault::LoadConflict) | None => self.inner.commit(changes).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Reads for FaultyStore {
+    async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
+        self.inner.workspace(workspace_id).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
+        self.inner.usage(query).await
+    }
+
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
+        self.inner.ledger(query).await
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
+        self.inner.events(query).await
+    }
+
+    async fn event(&self, id: EventId, workspace_id: Option<WorkspaceId>) -> Result<Option<EventRecord>, StoreError> {
+        self.inner.event(id, workspace_id).await
+    }
+
+    async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+        self.inner.plans().await
+    }
+
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.inner.due(now, limit).await
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
+        self.inner.audit(limit).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.inner.ping().await
+    }
+}
+
+#[async_trait]
+impl Outbox for FaultyStore {
+    async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
+        self.inner.lease(owner, ttl).await
+    }
+
+    async fn release(&self, owner: &str) -> Result<(), StoreError> {
+        self.inner.release(owner).await
+    }
+
+    async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
+        self.inner.heads().await
+    }
+
+    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.inner.read(partition, after, limit).await
+    }
+
+    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+        self.inner.record(lease, seq_to).await
+    }
+
+    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
+        self.inner.mark_diverged(partition, seq).await
+    }
+
+    async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
+        self.inner.start_generation(partition).await
+    }
+
+    async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        self.inner.status().await
+    }
+}

@@ -1,0 +1,91 @@
+//! The scheduler: what time asks for happens once, whatever the number of replicas.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::event::EventType;
+use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::engine::EngineConfig;
+use visionscope_billing::scheduler::{Scheduler, SchedulerConfig};
+use visionscope_billing::store::views::EventQuery;
+use visionscope_billing::store::{Reads, Store};
+
+use crate::databases::Database;
+use crate::world::{World, engine_over};
+
+fn scheduler(world: &World) -> Scheduler {
+    Scheduler {
+        config: SchedulerConfig { interval: Duration::from_millis(10), batch: 100 },
+        store: Arc::clone(&world.store) as Arc<dyn Store>,
+        engine: world.engine.clone(),
+        clock: Arc::new(world.clock.clone()),
+    }
+}
+
+async fn events(world: &World, workspace_id: WorkspaceId) -> Vec<EventType> {
+    let query = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 1000 };
+    world.store.events(&query).await.unwrap().iter().map(|event| event.event_type).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn periods_that_are_over_begin_anew_without_being_asked() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        world.deduct("spend", "700").await.unwrap();
+        let scheduler = scheduler(&world);
+        assert_eq!(scheduler.tick().await.unwrap(), 0, "nothing is due yet");
+        world.clock.set("2026-04-01T00:00:00Z".parse().unwrap());
+        assert_eq!(scheduler.tick().await.unwrap(), 1);
+        assert_eq!(world.balance().await, "1000");
+        assert_eq!(scheduler.tick().await.unwrap(), 0, "and only once");
+        let resets =
+            events(&world, world.workspace_id).await.into_iter().filter(|event| *event == EventType::CreditReset);
+        assert_eq!(resets.count(), 2, "February 28 and March 31");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn expired_grants_are_booked_and_told() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        world.purchase("pay-1", "50", Some("2026-02-01T00:00:00Z".parse().unwrap())).await;
+        world.purchase("pay-2", "60", Some("2026-02-01T00:00:00Z".parse().unwrap())).await;
+        world.clock.set("2026-02-01T00:00:00Z".parse().unwrap());
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 1);
+        assert_eq!(world.balance().await, "1000");
+        assert_eq!(events(&world, world.workspace_id).await.last(), Some(&EventType::CreditsExpired));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_replicas_begin_each_period_once() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let others: Vec<_> = (0..20).map(|_| WorkspaceId(world.clock.new_id())).collect();
+        for workspace_id in &others {
+            world.provision(*workspace_id).await;
+        }
+        let config = EngineConfig { lanes: 2, queue_capacity: 100, max_batch: 10 };
+        let replica_store = world.database.replica().await;
+        let replica = Scheduler {
+            store: Arc::clone(&replica_store),
+            engine: engine_over(Arc::clone(&replica_store), &config),
+            ..scheduler(&world)
+        };
+        world.clock.set("2026-03-01T00:00:00Z".parse().unwrap());
+        let first = scheduler(&world);
+        let (one, other) = tokio::join!(first.tick(), replica.tick());
+        assert_eq!(one.unwrap() + other.unwrap(), 21, "each workspace once");
+        for workspace_id in others {
+            let resets =
+                events(&world, workspace_id).await.into_iter().filter(|event| *event == EventType::CreditReset);
+            assert_eq!(resets.count(), 1);
+        }
+        replica.engine.stop().await;
+        replica_store.close().await;
+        world.audit_and_close().await;
+    }
+}

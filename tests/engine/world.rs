@@ -1,0 +1,205 @@
+//! An engine over a faulty store, with one workspace on a small plan.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use visionscope_billing::clock::{Clock, ManualClock};
+use visionscope_billing::domain::commands::{
+    Charge, Command, DeductCredits, Envelope, ProvisionWorkspace, PurchaseCredits,
+};
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::grant::Currency;
+use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
+use visionscope_billing::domain::receipt::Receipt;
+use visionscope_billing::domain::rejection::Rejection;
+use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::engine::{
+    CommitSignal, Engine, EngineConfig, EngineError, EventWriter, InvalidEvent, Render, Rendered, Reply,
+};
+use visionscope_billing::store::{Reads, Store};
+
+use crate::databases::{Database, TestDatabase};
+use crate::faulty_store::FaultyStore;
+
+/// A deduction of this many credits makes the renderer panic.
+pub const PANICS: &str = "13";
+/// A deduction of this many credits raises an event that its contract refuses.
+pub const BREAKS_CONTRACT: &str = "17";
+
+pub struct World {
+    pub database: TestDatabase,
+    pub store: Arc<FaultyStore>,
+    pub engine: Engine,
+    pub clock: ManualClock,
+    pub workspace_id: WorkspaceId,
+}
+
+struct Plain;
+
+impl Render for Plain {
+    fn receipt(&self, receipt: &Receipt) -> Rendered {
+        if let Receipt::Deducted(receipt) = receipt {
+            assert_ne!(receipt.credits.to_string(), PANICS, "a planned panic");
+        }
+        Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
+    }
+
+    fn rejection(&self, rejection: &Rejection) -> Rendered {
+        Rendered { status: 400, body: rejection.code().to_owned() }
+    }
+}
+
+impl EventWriter for Plain {
+    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
+        match data {
+            EventData::CreditConsumed(data) if data.credits.to_string() == BREAKS_CONTRACT => {
+                Err(InvalidEvent("a planned violation".into()))
+            }
+            _ => serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string())),
+        }
+    }
+}
+
+impl CommitSignal for Plain {
+    fn committed(&self, _: Partition) {}
+}
+
+impl World {
+    pub async fn on(database: Database) -> Self {
+        Self::with(database, EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500 }).await
+    }
+
+    pub async fn with(database: Database, config: EngineConfig) -> Self {
+        let database = database.create().await;
+        database.store.put_plans(&[plan()]).await.unwrap();
+        let store = Arc::new(FaultyStore::over(Arc::clone(&database.store)));
+        let engine = engine_over(Arc::clone(&store) as Arc<dyn Store>, &config);
+        let clock = ManualClock::at("2026-01-31T00:00:00Z".parse().unwrap());
+        let workspace_id = WorkspaceId(clock.new_id());
+        let world = Self { database, store, engine, clock, workspace_id };
+        world.provision(workspace_id).await;
+        world
+    }
+
+    pub async fn provision(&self, workspace_id: WorkspaceId) {
+        let command = Command::ProvisionWorkspace(ProvisionWorkspace {
+            name: Label::new("Engine").unwrap(),
+            plan_code: PlanCode::new("small").unwrap(),
+            zone: chrono_tz::UTC,
+            anchor: None,
+            monthly_limit: None,
+            overdraft_limit: None,
+            features: Vec::new(),
+        });
+        let reply = self.engine.submit(self.envelope(workspace_id, "provision", command)).await;
+        assert!(matches!(reply, Ok(Reply::Decided { rejection: None, .. })), "{reply:?}");
+    }
+
+    pub fn envelope(&self, workspace_id: WorkspaceId, key: &str, command: Command) -> Envelope {
+        let message_id = self.clock.new_command_id();
+        Envelope {
+            message_id,
+            idempotency_key: IdempotencyKey::new(key).unwrap(),
+            workspace_id,
+            actor: "engine".into(),
+            correlation_id: message_id.to_string(),
+            causation_id: None,
+            traceparent: None,
+            received_at: self.clock.now(),
+            metadata: None,
+            fingerprint: [0; 32],
+            command,
+        }
+    }
+
+    pub async fn deduct(&self, key: &str, credits: &str) -> Result<Reply, EngineError> {
+        let command = Command::DeductCredits(DeductCredits {
+            feature_code: FeatureCode::new("render").unwrap(),
+            charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
+            user_id: None,
+            occurred_at: None,
+        });
+        self.engine.submit(self.envelope(self.workspace_id, key, command)).await
+    }
+
+    /// Sends deductions at once: while the first is held at the gate the others wait together, so
+    /// they make one batch.
+    pub async fn deduct_in_one_batch(&self, deductions: &[(&str, &str)]) -> Vec<Result<Reply, EngineError>> {
+        let closed = self.store.gate.forget_permits(usize::MAX);
+        let all = join_all(deductions.iter().map(|(key, credits)| self.deduct(key, credits)));
+        let open = async {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            self.store.gate.add_permits(closed);
+        };
+        tokio::join!(all, open).0
+    }
+
+    pub async fn purchase(&self, reference: &str, credits: &str, expires_at: Option<Timestamp>) {
+        let command = Command::PurchaseCredits(PurchaseCredits {
+            credits: serde_json::from_value(credits.into()).unwrap(),
+            bonus_credits: None,
+            amount_minor: 1,
+            currency: Currency::new("EUR").unwrap(),
+            payment_reference: PaymentReference::new(reference).unwrap(),
+            expires_at,
+        });
+        let reply = self.engine.submit(self.envelope(self.workspace_id, reference, command)).await;
+        assert!(matches!(reply, Ok(Reply::Decided { rejection: None, .. })), "{reply:?}");
+    }
+
+    pub async fn balance(&self) -> String {
+        let state = self.store.workspace(self.workspace_id).await.unwrap().unwrap();
+        state.credits.current_credits.to_string()
+    }
+
+    pub async fn audit_and_close(self) {
+        assert_eq!(self.store.audit(5).await.unwrap(), []);
+        self.engine.stop().await;
+        self.database.close().await;
+    }
+}
+
+pub fn engine_over(store: Arc<dyn Store>, config: &EngineConfig) -> Engine {
+    Engine::start(config, store, Arc::new(Plain), Arc::new(Plain), Arc::new(Plain))
+}
+
+/// 1000 credits a month, none of which roll over.
+fn plan() -> PlanVersion {
+    let render = FeatureTerms { enabled: true, unit_price: None, limit: None };
+    PlanVersion {
+        plan_code: PlanCode::new("small").unwrap(),
+        version: 1,
+        name: Label::new("Small").unwrap(),
+        period_months: 1,
+        allowance: Credits::whole(1000),
+        rollover_cap: Credits::ZERO,
+        overdraft_limit: Credits::ZERO,
+        monthly_limit: None,
+        rate_limit: None,
+        low_credit_thresholds: Vec::new(),
+        purchased_on_cancel: PurchasedOnCancel::Keep,
+        features: [(FeatureCode::new("render").unwrap(), render)].into(),
+    }
+}
+
+/// What a reply came to, in a word.
+pub fn word(reply: &Result<Reply, EngineError>) -> &'static str {
+    match reply {
+        Ok(Reply::Decided { rejection: None, .. }) => "accepted",
+        Ok(Reply::Decided { rejection: Some(_), .. }) => "refused",
+        Ok(Reply::Replayed(_)) => "replayed",
+        Ok(Reply::KeyReused) => "key reused",
+        Ok(Reply::Nothing) => "nothing",
+        Err(EngineError::Overloaded) => "overloaded",
+        Err(EngineError::Stopping) => "stopping",
+        Err(EngineError::Unavailable) => "unavailable",
+        Err(EngineError::Failed) => "failed",
+    }
+}
+
+pub fn words(replies: &[Result<Reply, EngineError>]) -> Vec<&'static str> {
+    replies.iter().map(word).collect()
+}
