@@ -18,6 +18,7 @@ use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants};
 use crate::engine::{Engine, Reply};
 use crate::store::views::{DueWork, DueWorkspace};
 use crate::store::{Store, StoreError};
+use crate::telemetry::metric;
 
 /// How many of its commands may be under way: enough to fill batches, few beside the callers'.
 const CONCURRENCY: usize = 64;
@@ -93,7 +94,7 @@ impl Scheduler {
                     DueWork::Boundary => "boundary",
                     DueWork::Expiry => "expiry",
                 };
-                metrics::counter!("visionscope_scheduler_commands_total", "work" => work).increment(1);
+                metrics::counter!(metric::SCHEDULER_COMMANDS, "work" => work).increment(1);
                 true
             }
             Ok(Reply::Decided { rejection: Some(rejection), .. }) => {

@@ -41,3 +41,24 @@ fn the_page_on_configuration_holds_every_alias() {
 fn the_page_on_operations_holds_every_metric() {
     assert_holds_table("OPERATIONS.md", "metrics", &metric::to_markdown());
 }
+
+#[test]
+fn every_metric_of_the_table_is_measured_somewhere() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+    let mut sources = String::new();
+    let mut folders = vec![std::path::PathBuf::from(root)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the sources are there") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("telemetry/metric.rs") {
+                sources.push_str(&fs::read_to_string(path).expect("a source is text"));
+            }
+        }
+    }
+    let table = fs::read_to_string(format!("{root}/telemetry/metric.rs")).expect("the table is there");
+    let constants = table.lines().filter_map(|line| line.trim().split_once(" = \"").map(|(name, _)| name));
+    let unused: Vec<_> = constants.filter(|name| !sources.contains(&format!("metric::{name}"))).collect();
+    assert!(unused.is_empty(), "nobody measures {unused:?}");
+}

@@ -23,6 +23,7 @@ use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
 use crate::domain::snapshot::KeySet;
 use crate::store::StoreError;
+use crate::telemetry::metric;
 
 /// How long one transaction may take, whatever the database's own limits are: a lane that hangs
 /// would hold up every workspace of its partitions.
@@ -74,8 +75,7 @@ impl Lane {
             if taken == 0 {
                 return;
             }
-            metrics::gauge!("visionscope_engine_queue_depth", "lane" => self.number.to_string())
-                .set(count(self.queue.len()));
+            metrics::gauge!(metric::ENGINE_QUEUE_DEPTH, "lane" => self.number.to_string()).set(count(self.queue.len()));
             let batch = Self::shed(std::mem::take(&mut jobs));
             self.process(batch).await;
             jobs.reserve(self.max_batch);
@@ -109,8 +109,8 @@ impl Lane {
                 self.process_one_by_one(jobs, &error).await;
             }
         }
-        metrics::histogram!("visionscope_engine_batch_size").record(count(size));
-        metrics::histogram!("visionscope_engine_batch_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!(metric::ENGINE_BATCH_SIZE).record(count(size));
+        metrics::histogram!(metric::ENGINE_BATCH_SECONDS).record(began.elapsed().as_secs_f64());
     }
 
     async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError) {
@@ -145,9 +145,17 @@ impl Lane {
 
     /// One transaction: load, decide, write, commit.
     async fn transact(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
-        tokio::time::timeout(TRANSACTION_TIMEOUT, self.transact_unbounded(envelopes))
-            .await
-            .map_err(|_| StoreError::Unavailable("the transaction took too long".into()))?
+        let done = tokio::time::timeout(TRANSACTION_TIMEOUT, self.transact_unbounded(envelopes)).await;
+        let outcome = done.unwrap_or_else(|_| Err(StoreError::Unavailable("the transaction took too long".into())));
+        if let Err(error) = &outcome {
+            let kind = match error {
+                StoreError::Conflict(_) => "conflict",
+                StoreError::Unavailable(_) => "unavailable",
+                StoreError::Corrupt(_) => "corrupt",
+            };
+            metrics::counter!(metric::STORE_ERRORS, "kind" => kind).increment(1);
+        }
+        outcome
     }
 
     async fn transact_unbounded(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
@@ -194,7 +202,7 @@ fn reply(job: Job, answer: Result<Reply, EngineError>) {
         Err(EngineError::Failed) => "failed",
     };
     let command = job.envelope.command.name();
-    metrics::counter!("visionscope_engine_commands_total", "command" => command, "outcome" => outcome).increment(1);
+    metrics::counter!(metric::ENGINE_COMMANDS, "type" => command, "outcome" => outcome).increment(1);
     // A caller that went away finds its answer under its key.
     let _ = job.answer.send(answer);
 }

@@ -14,6 +14,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::problem::{Code, Problem};
 use crate::domain::ids::{Partition, WorkspaceId};
+use crate::telemetry::metric;
 
 /// How many commands of one workspace may be under way: several batches' worth.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 1024;
@@ -83,6 +84,7 @@ impl WorkspaceLimits {
         }
         rate.limiter.check_key(&workspace_id).map_err(|refused| {
             let wait_s = refused.wait_time_from(rate.clock.now()).as_secs() + 1;
+            metrics::counter!(metric::HTTP_SHED, "reason" => "rate").increment(1);
             let problem = Problem::new(Code::TooManyRequests, "the request rate of this workspace is too high");
             problem.retry_after(u32::try_from(wait_s).unwrap_or(u32::MAX))
         })
@@ -93,6 +95,7 @@ impl WorkspaceLimits {
         let mut counts = shard(&self.in_flight, workspace_id);
         let count = counts.entry(workspace_id).or_insert(0);
         if *count >= self.max_in_flight {
+            metrics::counter!(metric::HTTP_SHED, "reason" => "in-flight").increment(1);
             return Err(Problem::new(Code::TooManyRequests, "too many commands of this workspace are under way"));
         }
         *count += 1;

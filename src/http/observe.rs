@@ -23,6 +23,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::AppState;
 use super::extract::RequestContext;
 use super::problem::{Code, PROBLEM_JSON, Problem};
+use crate::telemetry::metric;
 
 /// The header that ties the requests of one business transaction together.
 pub const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
@@ -170,9 +171,9 @@ fn without_error(response: ServiceResponse) -> ServiceResponse {
 fn measure(response: &ServiceResponse, method: &'static str, started: Instant) {
     let route = response.request().match_pattern().unwrap_or_else(|| UNMATCHED.to_owned());
     let status = response.status().as_str().to_owned();
-    metrics::counter!("http_requests_total", "method" => method, "route" => route.clone(), "status" => status)
+    metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => status)
         .increment(1);
-    metrics::histogram!("http_request_duration_seconds", "method" => method, "route" => route)
+    metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "method" => method, "route" => route)
         .record(started.elapsed().as_secs_f64());
 }
 

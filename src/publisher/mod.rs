@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 pub use self::health::PublisherHealth;
-pub use self::measure::describe as describe_metrics;
 use self::partition::Ends;
 use self::run::Run;
 pub use self::wake::Wake;

@@ -50,31 +50,27 @@ metrics_table! {
     ENGINE_QUEUE_DEPTH = "visionscope_engine_queue_depth", Gauge, Count, ["lane"],
         "Commands that wait in a lane.";
     ENGINE_COMMANDS = "visionscope_engine_commands_total", Counter, Count, ["type", "outcome"],
-        "Commands decided, by type and outcome.";
-    ENGINE_RETRIES = "visionscope_engine_retries_total", Counter, Count, ["reason"],
-        "Batches that failed as a whole and were tried again.";
+        "Commands answered, by type and outcome.";
 
     STORE_ERRORS = "visionscope_store_errors_total", Counter, Count, ["kind"],
-        "Failed calls of the database, by what may be done about it.";
-    STORE_CONNECTIONS = "visionscope_store_connections", Gauge, Count, ["state"],
-        "Connections of the database's pool.";
+        "Transactions of commands that failed, by what may be done about it.";
 
-    OUTBOX_LAG_EVENTS = "visionscope_outbox_lag_events", Gauge, Count, ["partition"],
-        "Events that are stored but not published.";
-    OUTBOX_LAG_SECONDS = "visionscope_outbox_lag_seconds", Gauge, Seconds, ["partition"],
+    OUTBOX_LAG_EVENTS = "visionscope_outbox_lag_events", Gauge, Count, [],
+        "Events that are stored but not published, over all partitions.";
+    OUTBOX_LAG_SECONDS = "visionscope_outbox_lag_seconds", Gauge, Seconds, [],
         "Age of the oldest event that is not published.";
     OUTBOX_PUBLISHED = "visionscope_outbox_published_total", Counter, Count, [],
-        "Events appended to a stream.";
+        "Events that this process appended to a stream, or found there already.";
 
-    PUBLISHER_APPEND_SECONDS = "visionscope_publisher_append_seconds", Histogram, Seconds, ["outcome"],
+    PUBLISHER_APPEND_SECONDS = "visionscope_publisher_append_seconds", Histogram, Seconds, [],
         "Time of one append to a stream.";
     PUBLISHER_BREAKER_STATE = "visionscope_publisher_breaker_state", Gauge, Count, [],
-        "Circuit breaker around Redis: 0 closed, 1 half open, 2 open.";
+        "Circuit breaker around Redis: 0 closed, 1 failing, 2 open.";
     PUBLISHER_DIVERGED_PARTITIONS = "visionscope_publisher_diverged_partitions", Gauge, Count, [],
         "Partitions whose stream says something else than the outbox.";
 
-    SCHEDULER_DUE = "visionscope_scheduler_due_total", Counter, Count, ["work"],
-        "Workspaces for which the scheduler found something due.";
+    SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
+        "Commands of the scheduler that took effect: periods begun, expiries booked.";
 
     PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", Gauge, Bytes, [],
         "Memory of this process that is in use.";
