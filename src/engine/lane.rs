@@ -7,8 +7,8 @@
 //! *What happens when a batch fails as a whole.* Every command has a key under which its answer is
 //! stored in the same transaction, so trying again is always safe, even after a commit whose fate
 //! is unknown: the second try waits for the first one's locks and finds its rows, or does not. So
-//! the commands of a failed batch are tried one by one; what fails again is answered as failed. With
-//! the database away, the first that finds it so speaks for all.
+//! the commands of a failed batch are tried one by one, within a second of its beginning; what fails
+//! again is answered as failed. With the database away, the first that finds it so speaks for all.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +32,10 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command may wait in the queue. One that waited longer is not begun: its caller is
 /// about to give up, and the queue must drain faster than it fills.
 const MAX_QUEUE_TIME: Duration = Duration::from_secs(5);
+
+/// How long after a batch began its commands are still tried one by one. A database that needs longer
+/// to fail is overloaded or gone; more tries would keep callers waiting and hold up the queue.
+const RETRY_BUDGET: Duration = Duration::from_secs(1);
 
 /// A command on its way through the lane.
 pub(super) struct Job {
@@ -106,14 +110,14 @@ impl Lane {
             Ok(replies) => answer_all(jobs, replies),
             Err(error) => {
                 tracing::warn!(%error, lane = self.number, size, "a batch failed; its commands are tried one by one");
-                self.process_one_by_one(jobs, &error).await;
+                self.process_one_by_one(jobs, &error, began + RETRY_BUDGET).await;
             }
         }
         metrics::histogram!(metric::ENGINE_BATCH_SIZE).record(count(size));
         metrics::histogram!(metric::ENGINE_BATCH_SECONDS).record(began.elapsed().as_secs_f64());
     }
 
-    async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError) {
+    async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError, until: Instant) {
         // A batch of one that cannot be written will not be a second time, unless somebody else's
         // write came between.
         let mut given_up = match batch_error {
@@ -121,6 +125,9 @@ impl Lane {
             StoreError::Corrupt(_) | StoreError::Conflict(_) | StoreError::Unavailable(_) => None,
         };
         for job in jobs {
+            if given_up.is_none() && Instant::now() >= until {
+                given_up = Some(EngineError::Unavailable);
+            }
             if let Some(error) = given_up {
                 reply(job, Err(error));
                 continue;
