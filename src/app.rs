@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Mode};
 use crate::contract::Contract;
 use crate::demo::{Demo, DemoError};
 use crate::domain::event::EventData;
@@ -73,6 +73,8 @@ pub struct App {
     background_tasks: TaskTracker,
     /// Stops the publisher, after the last command.
     publishing: CancellationToken,
+    /// How long `/readyz` says 503 before the server takes no more requests.
+    drain_delay: Duration,
 }
 
 /// Opens the store that is configured.
@@ -155,19 +157,54 @@ impl App {
             Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
             None => None,
         };
-        Ok(Self { address, demo, health, engine, store, http, publisher, background, background_tasks, publishing })
+        let drain_delay = match mode {
+            Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
+            Mode::Demo => Duration::ZERO,
+        };
+        Ok(Self {
+            address,
+            demo,
+            health,
+            engine,
+            store,
+            http,
+            publisher,
+            background,
+            background_tasks,
+            publishing,
+            drain_delay,
+        })
     }
 
     /// Serves until `stop` is ready, and then ends everything in order: readiness first, then the
     /// requests under way, the commands that wait, the events they raised, and the store.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) {
-        let Self { health, engine, store, mut http, publisher, background, background_tasks, publishing, .. } = self;
-        tokio::select! {
-            () = stop => {}
-            ended = http.ended() => tracing::error!(?ended, "the HTTP server ended by itself"),
-        }
+    ///
+    /// Returns whether it ended because it was told to.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> bool {
+        let Self {
+            health,
+            engine,
+            store,
+            mut http,
+            publisher,
+            background,
+            background_tasks,
+            publishing,
+            drain_delay,
+            ..
+        } = self;
+        let told = tokio::select! {
+            () = stop => true,
+            () = engine.broken() => false,
+            ended = http.ended() => {
+                tracing::error!(?ended, "the HTTP server ended by itself");
+                false
+            }
+        };
         tracing::info!("stopping");
+        // First nothing new is sent here, then nothing new is taken.
         health.drain();
+        tokio::time::sleep(drain_delay).await;
         background.cancel();
         http.stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
@@ -181,6 +218,7 @@ impl App {
         }
         store.close().await;
         tracing::info!("stopped");
+        told
     }
 }
 

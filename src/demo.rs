@@ -73,18 +73,27 @@ fn make_key(path: &Path) -> Result<String, DemoError> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.secure_random.fill(&mut bytes).map_err(|_| DemoError::Random)?;
     let secret = BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    // Written aside and then linked into place: whole or not at all, and the first of two wins.
+    let aside = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true);
+        options.write(true).create(true).truncate(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.open(path)?.write_all(secret.as_bytes())
+        let mut file = options.open(&aside)?;
+        file.write_all(secret.as_bytes())?;
+        file.sync_all()?;
+        let linked = std::fs::hard_link(&aside, path);
+        std::fs::remove_file(&aside)?;
+        match linked {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => std::fs::read_to_string(path),
+            linked => linked.map(|()| secret),
+        }
     };
-    write().map_err(|error| DemoError::KeyFile { path: path.to_owned(), error })?;
-    Ok(secret)
+    write().map_err(|error| DemoError::KeyFile { path: path.to_owned(), error })
 }
 
 impl Demo {

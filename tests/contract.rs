@@ -11,8 +11,8 @@ use visionscope_billing::contract::{Contract, documents, envelope_schema, event_
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
     CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsPurchased, EventData, EventRecord,
-    EventType, FeatureChange, GrantShare, LimitScope, LowCreditWarning, SubscriptionChangeKind, SubscriptionChanged,
-    SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    EventType, FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
+    SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
@@ -133,6 +133,7 @@ fn of_subscriptions() -> Vec<EventData> {
             before: summary(),
             after: summary(),
             scheduled_plan_code: Some(PlanCode::new("team").unwrap()),
+            withdrawn: Some(ScheduledKind::Cancel),
             credit_policy: Some(CreditPolicy::Prorate),
             features: vec![FeatureChange { feature_code, before: Some(FeatureTerms::default()), after: terms }],
             credits_granted: Credits::ZERO,

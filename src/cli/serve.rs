@@ -21,14 +21,13 @@ pub(super) async fn run(config: &Config) -> Outcome {
         Some(demo) => println!("{demo}"),
         None => println!("VisionScope Billing listens on http://{}", app.address),
     }
-    app.run_until(async {
+    let told = app.run_until(async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    })
-    .await;
-    Ok(true)
+    });
+    Ok(told.await)
 }
 
 pub(super) async fn migrate(config: &Config) -> Outcome {

@@ -59,6 +59,7 @@ fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
     check.range("server.client_request_timeout_ms", server.client_request_timeout_ms, TIMEOUT_MS);
     check.range("server.body_timeout_ms", server.body_timeout_ms, TIMEOUT_MS);
     check.range("server.keep_alive_s", server.keep_alive_s, 1..=3_600);
+    check.range("server.drain_delay_ms", server.drain_delay_ms, 0..=60_000);
     check.range("server.shutdown_timeout_s", server.shutdown_timeout_s, 1..=300);
     for (n, origin) in server.cors_allowed_origins.iter().enumerate() {
         let same = |url: Url| url.origin().ascii_serialization() == *origin;

@@ -42,6 +42,7 @@ pub const KEYS: &[Key] = &[
     key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),
     key("server.body_timeout_ms", "10000", "Time for a request's whole body to arrive, 100 to 300000."),
     key("server.keep_alive_s", "75", "Time an idle connection stays open, 1 to 3600."),
+    key("server.drain_delay_ms", "1000", "Time that `/readyz` says 503 before the server takes no more requests when it stops, 0 to 60000: what a load balancer needs to notice. Not in the demo."),
     key("server.shutdown_timeout_s", "10", "Time that requests under way get to end when the server stops, 1 to 300."),
     list("server.cors_allowed_origins", "Origins whose pages may call the API from a browser."),
 

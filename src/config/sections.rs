@@ -20,6 +20,8 @@ pub struct Server {
     pub client_request_timeout_ms: u64,
     pub body_timeout_ms: u64,
     pub keep_alive_s: u64,
+    /// How long `/readyz` says 503 before the server stops to take requests.
+    pub drain_delay_ms: u64,
     pub shutdown_timeout_s: u64,
     pub cors_allowed_origins: Vec<String>,
 }

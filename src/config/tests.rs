@@ -104,6 +104,7 @@ fn every_wrong_value_is_refused_with_its_key_and_its_place() {
         ("server.client_request_timeout_ms", "99"),
         ("server.body_timeout_ms", "300001"),
         ("server.keep_alive_s", "0"),
+        ("server.drain_delay_ms", "60001"),
         ("server.shutdown_timeout_s", "301"),
         ("database.url", "mysql://localhost/x"),
         ("database.url", "sqlite://x.db"),

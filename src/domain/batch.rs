@@ -17,6 +17,9 @@ use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
 use super::text::FeatureCode;
 use super::time::Timestamp;
 
+/// How many times a command passes boundaries before it is decided: enough for a century of months.
+const MAX_ADVANCES: usize = 36;
+
 /// What one command of a batch came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -104,8 +107,9 @@ impl<'a> Batch<'a> {
             let answer = || Rendered { status: known.status.unsigned_abs(), body: known.body.clone() };
             return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
         }
-        if let Some(first) = envelope.prerequisite(&self.snapshot) {
-            self.run(&first)?;
+        if let Some(rejection) = self.pass_boundaries(envelope)? {
+            let answer = self.render.rejection(&rejection);
+            return Ok(Outcome::Refused { rejection, answer });
         }
         match decide(&self.snapshot, envelope) {
             Decision::Nothing => Ok(Outcome::Nothing),
@@ -118,6 +122,7 @@ impl<'a> Batch<'a> {
                 let answer = self.render.rejection(&rejection);
                 if let Some(state) = self.snapshot.workspaces.get(&envelope.workspace_id)
                     && rejection.is_recorded()
+                    && !envelope.command.is_internal()
                 {
                     let effects = Effects::of_refusal(state, envelope, event);
                     self.accept(envelope, effects, rejection.code(), answer.clone())?;
@@ -125,6 +130,20 @@ impl<'a> Batch<'a> {
                 Ok(Outcome::Refused { rejection, answer })
             }
         }
+    }
+
+    /// Closes the periods that are over before the command is decided, as often as it takes; each
+    /// time passes many. Returns why it cannot be done, if so: then nothing else is done either.
+    fn pass_boundaries(&mut self, envelope: &Envelope) -> Result<Option<Rejection>, InvalidEvent> {
+        let mut cause = envelope.message_id;
+        for _ in 0..MAX_ADVANCES {
+            cause = cause.of_internal_command();
+            let Some(first) = envelope.prerequisite(&self.snapshot, cause) else { break };
+            if let Outcome::Refused { rejection, .. } = self.run(&first)? {
+                return Ok(Some(rejection));
+            }
+        }
+        Ok(None)
     }
 
     /// The rows to write. The snapshot, as the batch leaves it, is what a store may keep in a cache.

@@ -66,6 +66,12 @@ impl Credits {
         Self(self.0.saturating_sub(other.0).max(0))
     }
 
+    /// `self + other`, but never above the largest amount: for what is only compared.
+    #[must_use]
+    pub fn up_to_max(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0).min(MAX_MICRO))
+    }
+
     #[must_use]
     pub const fn is_zero(self) -> bool {
         self.0 == 0

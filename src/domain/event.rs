@@ -205,7 +205,7 @@ pub struct CreditReset {
     pub expired: Credits,
     /// What of them was carried over.
     pub rolled_over: Credits,
-    /// The new allowance.
+    /// The new allowance; less than the plan's only where the balance would pass its largest value.
     pub granted: Credits,
     /// What was used in the period before.
     pub previously_used: Credits,
@@ -229,6 +229,14 @@ pub enum SubscriptionChangeKind {
     Resumed,
     /// An ended subscription began anew.
     Reactivated,
+}
+
+/// What was waiting for the period's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduledKind {
+    Change,
+    Cancel,
 }
 
 /// A subscription at one moment.
@@ -260,6 +268,9 @@ pub struct SubscriptionChanged {
     /// The plan that a scheduled change will bring.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduled_plan_code: Option<PlanCode>,
+    /// What had been scheduled before and will not take effect now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<ScheduledKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credit_policy: Option<CreditPolicy>,
     /// Features whose terms changed with it.

@@ -10,6 +10,10 @@ use super::ids::{GrantId, WorkspaceId};
 use super::text::{FeatureCode, PaymentReference};
 use super::time::Timestamp;
 
+/// How many open grants a workspace may have when credits are bought: every command of the workspace
+/// looks at all of them, and one deduction may burn them all.
+pub const MAX_OPEN_GRANTS: usize = 1000;
+
 /// The priority of a grant that names none; lower burns first.
 pub const DEFAULT_PRIORITY: i16 = 50;
 

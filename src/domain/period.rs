@@ -63,6 +63,10 @@ impl Schedule {
     }
 
     fn boundary(&self, offset_months: u32) -> Timestamp {
+        if offset_months == 0 {
+            // An anchor in an hour that comes twice may be the second one.
+            return self.anchor;
+        }
         let local = self.anchor.to_datetime().with_timezone(&self.zone).naive_local();
         let moved = local.checked_add_months(Months::new(offset_months)).unwrap_or(NaiveDateTime::MAX);
         resolve(moved, self.zone).map_or(Timestamp::from_micros(i64::MAX), Timestamp::from_datetime)
@@ -128,6 +132,13 @@ mod tests {
         // 2026-03-29 02:30 does not exist in Berlin.
         let schedule = schedule("2026-01-29T01:30:00Z", "Europe/Berlin");
         assert_eq!(schedule.period(2, 1).start.to_string(), "2026-03-29T01:30:00.000000Z");
+    }
+
+    #[test]
+    fn the_first_period_begins_at_its_anchor_even_in_an_hour_that_comes_twice() {
+        let schedule = schedule("2026-10-25T01:30:00Z", "Europe/Berlin");
+        assert_eq!(schedule.period(0, 1).start, schedule.anchor);
+        assert!(schedule.period(0, 1).end > schedule.anchor);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use super::credits::{Credits, OutOfRange};
 use super::event::LimitScope;
-use super::subscription::SubscriptionStatus;
 use super::text::{FeatureCode, PaymentReference, PlanCode};
 use super::time::Timestamp;
 
@@ -27,8 +26,8 @@ pub enum Rejection {
     PlanNotFound(PlanCode),
     #[error("the subscription is at version {actual}, not {expected}")]
     VersionMismatch { expected: i64, actual: i64 },
-    #[error("the subscription is {}", match .0 { SubscriptionStatus::Active => "active", SubscriptionStatus::Canceled => "canceled" })]
-    SubscriptionStatus(SubscriptionStatus),
+    #[error("the subscription has ended")]
+    SubscriptionCanceled,
     #[error("the workspace already has this version of plan {0}")]
     PlanUnchanged(PlanCode),
     #[error(
@@ -43,6 +42,8 @@ pub enum Rejection {
     PeriodMismatch { next: Timestamp },
     #[error("payment reference {0} was already used")]
     PaymentReferenceUsed(PaymentReference),
+    #[error("the workspace has {0} open grants, the most there may be: spend or let expire some first")]
+    TooManyGrants(usize),
     #[error("feature {0} is not available to this workspace")]
     FeatureDisabled(FeatureCode),
     #[error("feature {0} has no unit price: name the credits")]
@@ -72,14 +73,14 @@ impl Rejection {
             Self::FieldOutOfTime { .. } => "invalid-field",
             Self::PlanNotFound(_) => "plan-not-found",
             Self::VersionMismatch { .. } => "version-mismatch",
-            Self::SubscriptionStatus(SubscriptionStatus::Active) => "subscription-active",
-            Self::SubscriptionStatus(SubscriptionStatus::Canceled) => "subscription-canceled",
+            Self::SubscriptionCanceled => "subscription-canceled",
             Self::PlanUnchanged(_) => "plan-unchanged",
             Self::RestartRequired => "restart-required",
             Self::NothingScheduled => "nothing-scheduled",
             Self::ResetNotDue { .. } => "reset-not-due",
             Self::PeriodMismatch { .. } => "period-mismatch",
             Self::PaymentReferenceUsed(_) => "payment-reference-used",
+            Self::TooManyGrants(_) => "too-many-grants",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",
             Self::LimitExceeded { .. } => "limit-exceeded",

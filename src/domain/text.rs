@@ -188,7 +188,7 @@ text_type!(
 text_type!(
     /// What makes a command safe to send again, unique per workspace. Keys from callers hold
     /// visible ASCII only; the system's own contain a space, so the two can never meet.
-    IdempotencyKey, check_key, max = 255, pattern = Some("^[!-~]{1,255}$"), example = "order-1042"
+    IdempotencyKey, check_key, max = 255, pattern = Some(r"^[!#-\[\]-~]{1,255}$"), example = "order-1042"
 );
 
 fn check_key(text: &str, max: usize) -> Result<(), FieldError> {

@@ -124,6 +124,9 @@ impl Lane {
             StoreError::Corrupt(_) if jobs.len() == 1 => Some(EngineError::Failed),
             StoreError::Corrupt(_) | StoreError::Conflict(_) | StoreError::Unavailable(_) => None,
         };
+        if given_up.is_some() {
+            tracing::error!(error = %batch_error, lane = self.number, "a command could not be written");
+        }
         for job in jobs {
             if given_up.is_none() && Instant::now() >= until {
                 given_up = Some(EngineError::Unavailable);

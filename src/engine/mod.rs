@@ -88,6 +88,8 @@ pub struct Engine {
 struct Inner {
     lanes: Vec<mpsc::Sender<Job>>,
     stopping: CancellationToken,
+    /// Cancelled when a lane ended though nobody stopped it.
+    broken: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -103,16 +105,21 @@ impl Engine {
     ) -> Self {
         let parts = Arc::new(Parts { store, render, events, signal });
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let broken = CancellationToken::new();
         let lanes = (0..config.lanes.max(1))
             .map(|number| {
                 let (sender, queue) = mpsc::channel(config.queue_capacity.max(1));
                 let lane = Lane::new(number, Arc::clone(&parts), queue, config.max_batch.max(1), stopping.clone());
-                tasks.spawn(lane.run());
+                let watch = Watch { stopping: stopping.clone(), broken: broken.clone() };
+                tasks.spawn(async move {
+                    let _watch = watch;
+                    lane.run().await;
+                });
                 sender
             })
             .collect();
         tasks.close();
-        Self { inner: Arc::new(Inner { lanes, stopping, tasks }) }
+        Self { inner: Arc::new(Inner { lanes, stopping, broken, tasks }) }
     }
 
     /// Waits until the command is decided and durable.
@@ -131,10 +138,31 @@ impl Engine {
         answered.await.map_err(|_| EngineError::Failed)?
     }
 
+    /// Ready when a lane has ended by itself, which only a defect makes it do: its partitions get no
+    /// answers any more, so the process should be replaced.
+    pub async fn broken(&self) {
+        self.inner.broken.cancelled().await;
+    }
+
     /// Takes no more commands, finishes those that wait, and returns when all lanes have ended.
     pub async fn stop(&self) {
         self.inner.stopping.cancel();
         self.inner.tasks.wait().await;
+    }
+}
+
+/// Tells when a lane ends, by a panic too.
+struct Watch {
+    stopping: CancellationToken,
+    broken: CancellationToken,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.stopping.is_cancelled() {
+            tracing::error!("a lane ended by itself");
+            self.broken.cancel();
+        }
     }
 }
 

@@ -17,7 +17,6 @@ use utoipa::ToSchema;
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
 use crate::domain::rejection::Rejection;
-use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
 use crate::engine::EngineError;
@@ -82,7 +81,6 @@ codes! {
     NotAcceptable 406 "not-acceptable" "The answer is JSON, which the Accept header excludes.",
     RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
     WorkspaceExists 409 "workspace-exists" "The workspace exists with another definition.",
-    SubscriptionActive 409 "subscription-active" "The subscription is active.",
     SubscriptionCanceled 409 "subscription-canceled" "The subscription is canceled.",
     PlanUnchanged 409 "plan-unchanged" "The workspace already has this version of the plan.",
     RestartRequired 409 "restart-required" "The plans have periods of different length.",
@@ -90,6 +88,7 @@ codes! {
     ResetNotDue 409 "reset-not-due" "The billing period has not ended.",
     PeriodMismatch 409 "period-mismatch" "Another billing period is the next to begin.",
     PaymentReferenceUsed 409 "payment-reference-used" "The payment reference was already used.",
+    TooManyGrants 409 "too-many-grants" "The workspace has as many open grants as it may have.",
     VersionMismatch 412 "version-mismatch" "The subscription is at another version.",
     BodyTooLarge 413 "body-too-large" "The body is larger than 64 KiB.",
     UnsupportedMediaType 415 "unsupported-media-type" "The body must be application/json.",
@@ -121,14 +120,14 @@ impl Code {
             Rejection::FieldOutOfTime { .. } => Self::InvalidField,
             Rejection::PlanNotFound(_) => Self::PlanNotFound,
             Rejection::VersionMismatch { .. } => Self::VersionMismatch,
-            Rejection::SubscriptionStatus(SubscriptionStatus::Active) => Self::SubscriptionActive,
-            Rejection::SubscriptionStatus(SubscriptionStatus::Canceled) => Self::SubscriptionCanceled,
+            Rejection::SubscriptionCanceled => Self::SubscriptionCanceled,
             Rejection::PlanUnchanged(_) => Self::PlanUnchanged,
             Rejection::RestartRequired => Self::RestartRequired,
             Rejection::NothingScheduled => Self::NothingScheduled,
             Rejection::ResetNotDue { .. } => Self::ResetNotDue,
             Rejection::PeriodMismatch { .. } => Self::PeriodMismatch,
             Rejection::PaymentReferenceUsed(_) => Self::PaymentReferenceUsed,
+            Rejection::TooManyGrants(_) => Self::TooManyGrants,
             Rejection::FeatureDisabled(_) => Self::FeatureDisabled,
             Rejection::FeatureNotPriced(_) => Self::FeatureNotPriced,
             Rejection::LimitExceeded { .. } => Self::LimitExceeded,
@@ -420,11 +419,12 @@ impl From<&Rejection> for Problem {
             | Rejection::WorkspaceExists
             | Rejection::FieldOutOfTime { .. }
             | Rejection::PlanNotFound(_)
-            | Rejection::SubscriptionStatus(_)
+            | Rejection::SubscriptionCanceled
             | Rejection::PlanUnchanged(_)
             | Rejection::RestartRequired
             | Rejection::NothingScheduled
             | Rejection::PaymentReferenceUsed(_)
+            | Rejection::TooManyGrants(_)
             | Rejection::FeatureDisabled(_)
             | Rejection::FeatureNotPriced(_)
             | Rejection::BalanceOutOfRange => {}

@@ -321,7 +321,8 @@ impl Model {
         }
         let (old, new) = (PLANS[self.plan].allowance, PLANS[plan].allowance);
         self.plan = plan;
-        self.pending = None;
+        // A scheduled cancellation outlives a change of plan.
+        self.pending = self.pending.filter(|pending| matches!(pending, Pending::Cancel));
         self.active = true;
         if restarts {
             self.anchor = self.at;

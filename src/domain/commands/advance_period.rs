@@ -72,7 +72,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
         let boundary = work.subscription().period.end;
         match work.subscription().pending.clone() {
             Some(Pending::Cancel { reason }) => {
-                end_subscription(work, boundary, reason)?;
+                end_subscription(work, boundary, reason, None)?;
                 break;
             }
             Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
@@ -90,20 +90,11 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
 fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
     let Some(plan) = work.pending_plan().cloned() else { return };
     let before = work.summary();
+    work.change_subscription().pending = None;
     let features = switch_plan(work, &plan);
     let event = SubscriptionChanged {
-        change: SubscriptionChangeKind::Changed,
-        effective_at: boundary,
-        before,
-        after: work.summary(),
-        scheduled_plan_code: None,
-        credit_policy: None,
         features,
-        credits_granted: Credits::ZERO,
-        credits_removed: Credits::ZERO,
-        credits_uncollected: Credits::ZERO,
-        current_credits: work.balance().current_credits,
-        reason: None,
+        ..work.subscription_changed(SubscriptionChangeKind::Changed, boundary, before)
     };
     work.raise(event);
 }
@@ -117,11 +108,15 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
 
     let terms = || GrantTerms { effective_at: period.start, expires_at: Some(period.end), payment: None };
     let mut debt_repaid = Credits::ZERO;
-    let granted = work.plan().allowance;
-    for (source, amount) in [(GrantSource::Rollover, rolled_over), (GrantSource::Allowance, granted)] {
-        if amount.is_positive() {
-            debt_repaid = debt_repaid.plus(work.issue(source, amount, terms())?.debt_repaid)?;
-        }
+    if rolled_over.is_positive() {
+        debt_repaid = work.issue(GrantSource::Rollover, rolled_over, terms())?.debt_repaid;
+    }
+    // A boundary must always be passable: an allowance that the largest balance has no room for is
+    // granted as far as it has.
+    let room = Credits::MAX.less_down_to_zero(work.balance().current_credits);
+    let granted = work.plan().allowance.min(room);
+    if granted.is_positive() {
+        debt_repaid = debt_repaid.plus(work.issue(GrantSource::Allowance, granted, terms())?.debt_repaid)?;
     }
     work.settle_overdraft();
     let reset = CreditReset {

@@ -10,7 +10,7 @@ use super::process_subscription_change::{CreditEffect, receipt};
 use super::work::{Effects, Work};
 use super::{Refusal, check_version};
 use crate::domain::credits::Credits;
-use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged};
+use crate::domain::event::{ScheduledKind, SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::plan::PurchasedOnCancel;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
@@ -30,12 +30,14 @@ impl CancelSubscription {
     pub(super) fn decide(&self, mut work: Work<'_>) -> Result<(Effects, Receipt), Refusal> {
         check_version(&work, self.expected_version)?;
         if !work.subscription().is_active() {
-            return Err(Rejection::SubscriptionStatus(SubscriptionStatus::Canceled).into());
+            return Err(Rejection::SubscriptionCanceled.into());
         }
         let effect = match self.effective {
             Effective::Immediate => {
                 let now = work.now();
-                end_subscription(&mut work, now, self.reason.clone())?
+                work.change_subscription().pending = None;
+                let withdrawn = work.withdrawn().filter(|kind| *kind == ScheduledKind::Change);
+                end_subscription(&mut work, now, self.reason.clone(), withdrawn)?
             }
             Effective::PeriodEnd => {
                 self.schedule(&mut work);
@@ -52,18 +54,9 @@ impl CancelSubscription {
         subscription.version += 1;
         let effective_at = subscription.period.end;
         let event = SubscriptionChanged {
-            change: SubscriptionChangeKind::CancelScheduled,
-            effective_at,
-            before,
-            after: work.summary(),
-            scheduled_plan_code: None,
-            credit_policy: None,
-            features: Vec::new(),
-            credits_granted: Credits::ZERO,
-            credits_removed: Credits::ZERO,
-            credits_uncollected: Credits::ZERO,
-            current_credits: work.balance().current_credits,
             reason: self.reason.clone(),
+            withdrawn: work.withdrawn(),
+            ..work.subscription_changed(SubscriptionChangeKind::CancelScheduled, effective_at, before)
         };
         work.raise(event);
     }
@@ -74,6 +67,7 @@ pub(super) fn end_subscription(
     work: &mut Work<'_>,
     at: Timestamp,
     reason: Option<Label>,
+    withdrawn: Option<ScheduledKind>,
 ) -> Result<CreditEffect, Refusal> {
     let before = work.summary();
     let (_, removed) = close_periodic_grants(work, at, Credits::ZERO)?;
@@ -87,18 +81,10 @@ pub(super) fn end_subscription(
     }
     work.settle_overdraft();
     let event = SubscriptionChanged {
-        change: SubscriptionChangeKind::Canceled,
-        effective_at: at,
-        before,
-        after: work.summary(),
-        scheduled_plan_code: None,
-        credit_policy: None,
-        features: Vec::new(),
-        credits_granted: Credits::ZERO,
         credits_removed: removed,
-        credits_uncollected: Credits::ZERO,
-        current_credits: work.balance().current_credits,
         reason,
+        withdrawn,
+        ..work.subscription_changed(SubscriptionChangeKind::Canceled, at, before)
     };
     work.raise(event);
     Ok(CreditEffect { removed, ..CreditEffect::default() })

@@ -6,7 +6,7 @@
 
 use chrono::TimeDelta;
 
-use super::work::{Effects, Work};
+use super::work::{Effects, Movement, Work};
 use super::{Envelope, Refusal};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::entry::Account;
@@ -70,7 +70,7 @@ impl DeductCredits {
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
-        work.settle_thresholds(assessment.available.minus(assessment.cost)?);
+        work.settle_thresholds(assessment.available.minus(assessment.cost)?, Movement::Down);
         Ok(self.record(work, &assessment, grants, overdraft, occurred_at, envelope))
     }
 
@@ -91,9 +91,10 @@ impl DeductCredits {
         let (mut for_feature, mut for_others) = (work.overdraft_left(), Credits::ZERO);
         for (_, grant) in work.grants().filter(|(_, grant)| work.is_spendable(grant)) {
             let sum = if grant.is_for(&self.feature_code) { &mut for_feature } else { &mut for_others };
-            *sum = sum.plus(grant.remaining)?;
+            *sum = sum.up_to_max(grant.remaining);
         }
-        Ok(Assessment { feature, cost, available_for_feature: for_feature, available: for_feature.plus(for_others)? })
+        let available = for_feature.up_to_max(for_others);
+        Ok(Assessment { feature, cost, available_for_feature: for_feature, available })
     }
 
     /// Limits belong to the periods of a running subscription; an ended one has neither.

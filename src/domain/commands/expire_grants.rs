@@ -5,7 +5,7 @@
 //! them decides what rolls over.
 
 use super::advance_period::SCHEDULER;
-use super::work::{Effects, Work};
+use super::work::{Effects, Movement, Work};
 use super::{Command, Envelope, Refusal, settle};
 use crate::domain::credits::Credits;
 use crate::domain::entry::Account;
@@ -63,6 +63,6 @@ impl ExpireGrants {
         };
         work.raise(event);
         let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
-        Ok(Some((settle(work)?, Receipt::Internal(receipt))))
+        Ok(Some((settle(work, Movement::Down), Receipt::Internal(receipt))))
     }
 }

@@ -28,8 +28,8 @@ pub use self::provision_workspace::{FeatureAgreement, MAX_AGREEMENTS, ProvisionW
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;
-use self::work::Work;
 pub use self::work::{Effects, available_credits, is_spendable};
+use self::work::{Movement, Work};
 use super::event::EventData;
 use super::ids::{CommandId, WorkspaceId};
 use super::metadata::Metadata;
@@ -109,11 +109,11 @@ fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<(), Refusal> 
     }
 }
 
-/// Ends a command that changed what is available: fires and arms the low-credit thresholds.
-fn settle(mut work: Work<'_>) -> Result<Effects, Refusal> {
-    let available = work.available()?;
-    work.settle_thresholds(available);
-    Ok(work.into_effects())
+/// Ends a command that changed what is available: arms or fires the low-credit thresholds.
+fn settle(mut work: Work<'_>, movement: Movement) -> Effects {
+    let available = work.available();
+    work.settle_thresholds(available, movement);
+    work.into_effects()
 }
 
 impl Command {
@@ -131,6 +131,12 @@ impl Command {
             Self::AdvancePeriod(_) => "AdvancePeriod",
             Self::ExpireGrants(_) => "ExpireGrants",
         }
+    }
+
+    /// Whether the system sends it by itself; nobody waits for the answer.
+    #[must_use]
+    pub const fn is_internal(&self) -> bool {
+        matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_))
     }
 
     /// Whether a period that is over must be closed before this command is decided.
@@ -176,13 +182,12 @@ impl Envelope {
     /// The internal command that must be decided before this one: the workspace's period is over
     /// and the scheduler has not passed the boundary yet.
     #[must_use]
-    pub fn prerequisite(&self, snapshot: &Snapshot) -> Option<Self> {
+    pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
         let now = state.now(self.received_at);
         if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }
-        let command_id = self.message_id.of_internal_command();
         let mut envelope = AdvancePeriod::envelope(command_id, state, now);
         envelope.causation_id = Some(self.message_id.0);
         envelope.correlation_id.clone_from(&self.correlation_id);

@@ -2,13 +2,14 @@
 //!
 //! It never infers whether a change is an upgrade or a downgrade: when it takes effect and what it
 //! does with credits is what the caller says. A change at the period's end pins the version that is
-//! newest now. At most one change waits; another one replaces it.
+//! newest now. At most one thing waits for the period's end; scheduling another replaces it, and the
+//! event tells what was withdrawn.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::advance_period::begin_period;
-use super::work::{Effects, GrantTerms, Work};
+use super::work::{Effects, GrantTerms, Movement, Work};
 use super::{Refusal, check_version};
 use crate::domain::credits::Credits;
 use crate::domain::entry::Account;
@@ -52,7 +53,7 @@ impl ProcessSubscriptionChange {
         let before = work.summary();
         let active = work.subscription().is_active();
         match (active, self.effective) {
-            (false, Effective::PeriodEnd) => Err(Rejection::SubscriptionStatus(SubscriptionStatus::Canceled).into()),
+            (false, Effective::PeriodEnd) => Err(Rejection::SubscriptionCanceled.into()),
             (false, Effective::Immediate) => {
                 self.change_now(&mut work, &plan, before, SubscriptionChangeKind::Reactivated)
             }
@@ -80,18 +81,9 @@ impl ProcessSubscriptionChange {
         let effective_at = subscription.period.end;
         work.effects().pending_plan = Some(plan);
         let event = SubscriptionChanged {
-            change: SubscriptionChangeKind::ChangeScheduled,
-            effective_at,
-            before,
-            after: work.summary(),
             scheduled_plan_code: Some(self.plan_code.clone()),
-            credit_policy: None,
-            features: Vec::new(),
-            credits_granted: Credits::ZERO,
-            credits_removed: Credits::ZERO,
-            credits_uncollected: Credits::ZERO,
-            current_credits: work.balance().current_credits,
-            reason: None,
+            withdrawn: work.withdrawn(),
+            ..work.subscription_changed(SubscriptionChangeKind::ChangeScheduled, effective_at, before)
         };
         work.raise(event);
     }
@@ -109,6 +101,12 @@ impl ProcessSubscriptionChange {
             return Err(Rejection::RestartRequired.into());
         }
         let (now, old_allowance) = (work.now(), work.plan().allowance);
+        // A scheduled change gives way to this one; a scheduled cancellation was about the subscription
+        // and not about its plan, and stays until it is withdrawn.
+        let subscription = work.change_subscription();
+        if matches!(subscription.pending, Some(Pending::Change { .. })) {
+            subscription.pending = None;
+        }
         let features = switch_plan(work, plan);
         let mut effect = CreditEffect::default();
         if restarts {
@@ -122,18 +120,13 @@ impl ProcessSubscriptionChange {
             effect = self.settle_allowance(work, old_allowance)?;
         }
         let event = SubscriptionChanged {
-            change,
-            effective_at: now,
-            before,
-            after: work.summary(),
-            scheduled_plan_code: None,
+            withdrawn: work.withdrawn(),
             credit_policy: (!reactivates).then_some(self.credit_policy),
             features,
             credits_granted: effect.granted,
             credits_removed: effect.removed,
             credits_uncollected: effect.uncollected,
-            current_credits: work.balance().current_credits,
-            reason: None,
+            ..work.subscription_changed(change, now, before)
         };
         work.raise_first(event);
         Ok(effect)
@@ -186,7 +179,6 @@ pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<F
     let subscription = work.change_subscription();
     subscription.plan_code = plan.plan_code.clone();
     subscription.plan_version = plan.version;
-    subscription.pending = None;
     subscription.version += 1;
     work.effects().plan = Some(Arc::clone(plan));
     work.credits().low_credit_fired = 0;
@@ -226,7 +218,11 @@ pub(super) fn take_plan_terms(work: &mut Work<'_>, plan: &PlanVersion) -> Vec<Fe
 }
 
 /// The answer to every change of a subscription.
-pub(super) fn receipt(work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
+pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
+    if effect.removed.is_positive() {
+        let available = work.available();
+        work.settle_thresholds(available, Movement::Down);
+    }
     let receipt = SubscriptionReceipt {
         command_id: work.command_id(),
         workspace_id: work.workspace().workspace_id,

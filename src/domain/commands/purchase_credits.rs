@@ -5,11 +5,11 @@
 
 use std::collections::HashSet;
 
-use super::work::{Effects, GrantTerms, Work};
+use super::work::{Effects, GrantTerms, Movement, Work};
 use super::{Refusal, settle};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
-use crate::domain::grant::{CostBasis, Currency, GrantSource};
+use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::receipt::{PurchaseReceipt, Receipt};
 use crate::domain::rejection::Rejection;
@@ -42,6 +42,9 @@ impl PurchaseCredits {
         }
         if self.expires_at.is_some_and(|end| end <= now) {
             return Err(Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" }.into());
+        }
+        if work.grants().count() >= MAX_OPEN_GRANTS {
+            return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
         }
         let terms = || GrantTerms { effective_at: now, expires_at: self.expires_at, payment: None };
         let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
@@ -78,6 +81,6 @@ impl PurchaseCredits {
             debt_repaid: receipt.debt_repaid,
             current_credits: receipt.current_credits,
         });
-        Ok((settle(work)?, Receipt::Purchased(receipt)))
+        Ok((settle(work, Movement::Up), Receipt::Purchased(receipt)))
     }
 }

@@ -8,7 +8,6 @@ use super::advance_period::pass_due_boundaries;
 use super::work::{Effects, Work};
 use crate::domain::receipt::{Receipt, ResetReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
-use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::time::Timestamp;
 
 /// Begins every billing period that is due.
@@ -22,7 +21,7 @@ impl ResetMonthlyCredits {
     pub(super) fn decide(&self, mut work: Work<'_>) -> Result<(Effects, Receipt), Refusal> {
         let subscription = work.subscription();
         if !subscription.is_active() {
-            return Err(Rejection::SubscriptionStatus(SubscriptionStatus::Canceled).into());
+            return Err(Rejection::SubscriptionCanceled.into());
         }
         let next = subscription.period.end;
         if self.period.is_some_and(|period| period != next) {

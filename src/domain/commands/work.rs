@@ -11,13 +11,16 @@ use super::{Envelope, Refusal};
 use crate::domain::change_set::ResetRecord;
 use crate::domain::credits::Credits;
 use crate::domain::entry::{Account, Entry};
-use crate::domain::event::{EventData, GrantShare, LowCreditWarning, SubscriptionSummary};
+use crate::domain::event::{
+    EventData, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
+    SubscriptionSummary,
+};
 use crate::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::subscription::Subscription;
+use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
@@ -84,6 +87,13 @@ pub(super) struct GrantTerms {
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
+}
+
+/// Which way a command moves the available credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Movement {
+    Up,
+    Down,
 }
 
 /// A grant that was just issued.
@@ -157,6 +167,42 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// The event of a change that has been made: what it did beyond that is for the command to add.
+    pub(super) fn subscription_changed(
+        &self,
+        change: SubscriptionChangeKind,
+        effective_at: Timestamp,
+        before: SubscriptionSummary,
+    ) -> SubscriptionChanged {
+        SubscriptionChanged {
+            change,
+            effective_at,
+            before,
+            after: self.summary(),
+            scheduled_plan_code: None,
+            withdrawn: None,
+            credit_policy: None,
+            features: Vec::new(),
+            credits_granted: Credits::ZERO,
+            credits_removed: Credits::ZERO,
+            credits_uncollected: Credits::ZERO,
+            current_credits: self.balance().current_credits,
+            reason: None,
+        }
+    }
+
+    /// What was scheduled when the command began and is not scheduled any more.
+    pub(super) fn withdrawn(&self) -> Option<ScheduledKind> {
+        let before = self.state.subscription.pending.as_ref()?;
+        let after = self.subscription().pending.as_ref();
+        match (before, after) {
+            (Pending::Cancel { .. }, Some(Pending::Cancel { .. })) => None,
+            (Pending::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
+            (Pending::Change { .. }, Some(after)) if after == before => None,
+            (Pending::Change { .. }, _) => Some(ScheduledKind::Change),
+        }
+    }
+
     pub(super) fn feature(&self, code: &FeatureCode) -> Option<&WorkspaceFeature> {
         self.effects.features.get(code).or_else(|| self.state.features.get(code))
     }
@@ -192,9 +238,9 @@ impl<'a> Work<'a> {
     }
 
     /// What could be spent now on any feature: see [`available_credits`].
-    pub(super) fn available(&self) -> Result<Credits, Refusal> {
+    pub(super) fn available(&self) -> Credits {
         let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
-        Ok(Credits::sum(spendable)?.plus(self.overdraft_left())?)
+        spendable.fold(self.overdraft_left(), Credits::up_to_max)
     }
 
     pub(super) fn overdraft_left(&self) -> Credits {
@@ -292,15 +338,15 @@ impl<'a> Work<'a> {
         credits.overdraft_limit = agreed.max(credits.debt_credits);
     }
 
-    /// Fires each low-credit threshold that the available credits have reached, and arms those that
-    /// they are above again.
-    pub(super) fn settle_thresholds(&mut self, available: Credits) {
+    /// Arms the low-credit thresholds that the available credits are above, and fires those they have
+    /// reached, where it is a fall that brought them there: what adds credits never warns.
+    pub(super) fn settle_thresholds(&mut self, available: Credits, movement: Movement) {
         let plan = Arc::clone(self.plan());
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
                 self.credits().low_credit_fired &= !mask;
-            } else if self.balance().low_credit_fired & mask == 0 {
+            } else if movement == Movement::Down && self.balance().low_credit_fired & mask == 0 {
                 self.credits().low_credit_fired |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }
@@ -339,5 +385,5 @@ pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bo
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
     let overdraft_left = state.credits.overdraft_limit.less_down_to_zero(state.credits.debt_credits);
-    Credits::sum(spendable).and_then(|sum| sum.plus(overdraft_left)).unwrap_or(Credits::MAX)
+    spendable.fold(overdraft_left, Credits::up_to_max)
 }

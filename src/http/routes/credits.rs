@@ -6,14 +6,14 @@ use utoipa::ToSchema;
 
 use super::workspace_state;
 use crate::domain::commands::{
-    Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits,
+    Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::grant::{Currency, Grant, GrantSource};
 use crate::domain::ids::{GrantId, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::period::Period;
-use crate::domain::plan::{PurchasedOnCancel, UsageLimit};
+use crate::domain::plan::UsageLimit;
 use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
@@ -206,9 +206,6 @@ pub struct CreditsView {
 
 impl GrantView {
     fn new(grant: &Grant, state: &WorkspaceState, now: Timestamp) -> Self {
-        let is_frozen = !state.subscription.is_active()
-            && state.plan.purchased_on_cancel == PurchasedOnCancel::Freeze
-            && grant.source.follows_cancel_policy();
         Self {
             grant_id: grant.grant_id,
             source: grant.source,
@@ -220,7 +217,7 @@ impl GrantView {
             expires_at: grant.expires_at,
             feature_scope: grant.feature_scope.clone(),
             payment_reference: grant.payment_reference.clone(),
-            spendable: grant.is_spendable(now) && !is_frozen,
+            spendable: is_spendable(state, grant, now),
         }
     }
 }
@@ -305,7 +302,7 @@ pub async fn deduct_credits(
         "payment_reference": "pay_2f6d", "debt_repaid": "0", "current_credits": "1547.5",
         "recorded_at": "2026-01-31T09:00:00.000000Z"
     }))),
-    extensions(("x-problems" = json!(["payment-reference-used"])), ("x-scope" = json!("credits:purchase"))),
+    extensions(("x-problems" = json!(["payment-reference-used", "too-many-grants"])), ("x-scope" = json!("credits:purchase"))),
     security(("bearer" = []))
 )]
 #[post("/v1/workspaces/{workspace_id}/credits/purchase")]
@@ -388,5 +385,6 @@ pub async fn get_credits(
     let state = state(&request);
     let found = workspace_state(state, caller.workspace_id).await?;
     let now = found.now(state.clock.now());
-    Ok(HttpResponse::Ok().json(CreditsView::new(&found, now)))
+    // The workspace may have seen a later instant than this replica.
+    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.now(now))))
 }

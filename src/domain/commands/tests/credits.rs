@@ -6,7 +6,7 @@ use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{
     CreditConsumed, CreditLimitExceeded, CreditsExpired, CreditsPurchased, LowCreditWarning, UsageLimitExceeded,
 };
-use crate::domain::grant::Currency;
+use crate::domain::grant::{Currency, MAX_OPEN_GRANTS};
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
 use crate::domain::tests::{World, deduct, json, purchase};
@@ -224,4 +224,29 @@ fn time_always_runs_forwards_within_a_workspace() {
     world.at("2026-02-10T00:00:00Z").deduct("render", "1").accepted();
     let ran = world.at("2026-02-01T00:00:00Z").deduct("render", "1").accepted();
     assert_eq!(ran.receipt()["recorded_at"], "2026-02-10T00:00:00.000001Z");
+}
+
+#[test]
+fn a_workspace_holds_a_bounded_number_of_open_grants() {
+    let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
+    for n in 0..MAX_OPEN_GRANTS {
+        world.purchase("1", &format!("pay-{n}")).accepted();
+    }
+    assert_eq!(world.purchase("1", "one-more").code(), "too-many-grants");
+    world.deduct("render", "1").accepted();
+    world.purchase("1", "one-more").accepted();
+}
+
+#[test]
+fn credits_can_be_spent_even_at_the_largest_balance_with_an_overdraft() {
+    let mut world = World::on(plan(|plan| plan.overdraft_limit = Credits::whole(50)));
+    world.purchase("999999999000", "pay-1").accepted();
+    world.deduct("render", "1").accepted();
+}
+
+#[test]
+fn what_adds_credits_never_warns_of_low_credits() {
+    let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
+    assert_eq!(world.purchase("10", "pay-1").events(), [CreditsPurchased]);
+    assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, LowCreditWarning]);
 }

@@ -94,3 +94,21 @@ fn a_long_absence_is_caught_up_in_bounded_commands() {
     assert_eq!(commands, 4, "120 periods, 36 at a time");
     assert_eq!(world.balance(), "1200");
 }
+
+#[test]
+fn a_boundary_is_passed_even_where_the_balance_has_no_room_for_the_allowance() {
+    let mut world = World::on(pro());
+    world.deduct("render", "500").accepted();
+    world.purchase("999999999500", "pay-1").accepted();
+    let ran = world.at("2026-02-28T00:00:00Z").deduct("render", "1").accepted();
+    // 200 of 500 rolled over, so 300 of the 1000 have room.
+    assert_eq!(ran.data(CreditReset)["granted"], "300");
+    assert_eq!(world.balance(), "999999999999");
+}
+
+#[test]
+fn a_command_after_many_years_is_decided_in_the_current_period() {
+    let mut world = World::on(pro());
+    world.at("2036-01-31T00:00:00Z").deduct("render", "1200").accepted();
+    assert!(!world.state().subscription.is_boundary_due(world.now));
+}

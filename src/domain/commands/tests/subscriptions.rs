@@ -164,3 +164,25 @@ fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
     world.change("scale", Immediate, CreditPolicy::None).accepted();
     assert_eq!(world.state().features["render"].terms().unit_price, Some(Credits::whole(9)));
 }
+
+#[test]
+fn a_scheduled_cancellation_outlives_an_immediate_change_and_a_scheduled_change_does_not() {
+    let mut world = world();
+    world.cancel(PeriodEnd).accepted();
+    let kept = world.change("scale", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(kept.receipt()["subscription"]["pending"]["kind"], "cancel");
+    let scheduled = world.change("pro", PeriodEnd, CreditPolicy::None).accepted();
+    assert_eq!(scheduled.data(SubscriptionChanged)["withdrawn"], "cancel");
+    let now = world.change("pro", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(now.data(SubscriptionChanged)["withdrawn"], "change");
+    assert_eq!(world.state().subscription.pending, None);
+}
+
+#[test]
+fn a_lower_plan_warns_when_it_takes_the_credits_below_a_threshold() {
+    use crate::domain::event::EventType::LowCreditWarning;
+    let mut world = world();
+    world.add_plan(PlanVersion { plan_code: PlanCode::new("tiny").unwrap(), allowance: Credits::whole(10), ..pro() });
+    let ran = world.change("tiny", Immediate, CreditPolicy::Full).accepted();
+    assert_eq!(ran.events(), [SubscriptionChanged, LowCreditWarning]);
+}
