@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Mode};
 use crate::contract::Contract;
-use crate::demo::{Demo, DemoError};
+use crate::demo::{self, Demo, DemoError};
 use crate::domain::event::EventData;
 use crate::domain::ids::Partition;
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
@@ -42,16 +42,18 @@ const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("the plans cannot be used: {0}")]
+    #[error("the plans cannot be used")]
     Plans(#[from] crate::config::plans::PlansError),
-    #[error("the database cannot be used: {0}")]
+    #[error("the database cannot be used")]
     Store(#[from] StoreError),
-    #[error("Redis cannot be used: {0}")]
+    #[error("Redis cannot be used")]
     Stream(#[from] StreamError),
     #[error("auth.{0}")]
     Auth(#[from] AuthConfigError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error("there is no database at {0} (database.path)")]
+    NoDatabase(std::path::PathBuf),
     #[error("auth.keys holds no HS256 key to sign with")]
     NoSigningKey,
     #[error("server.bind: cannot listen on {address}: {error}")]
@@ -112,10 +114,23 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
     Ok(Some(Arc::new(RedisStream::new(&config)?)))
 }
 
-/// The key that development tokens are signed with: the first HS256 key, or the generated one.
+/// The key that development tokens are signed with: the first HS256 key, or that of the demo.
 pub fn signing_key(config: &Config) -> Result<KeyConfig, StartError> {
-    let (_, auth) = settings::auth(config, config.mode()?)?;
+    if config.mode()? == Mode::Demo {
+        return Ok(demo::existing_key(config.data_dir())?);
+    }
+    let (_, auth) = settings::auth(config, Mode::Configured)?;
     auth.keys.into_iter().find(|key| key.secret.is_some()).ok_or(StartError::NoSigningKey)
+}
+
+/// Opens the store of a server that has run before: an operator in the wrong folder shall not make
+/// an empty database.
+pub async fn open_existing_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let path = &config.database.path;
+    if config.database.url.is_none() && !path.exists() {
+        return Err(StartError::NoDatabase(path.clone()));
+    }
+    Ok(open_store(config).await?)
 }
 
 impl App {

@@ -34,11 +34,11 @@ const TOKEN_VALID_FOR_S: i64 = 30 * 24 * 3600;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    #[error("the development key {path} cannot be kept: {error}")]
+    #[error("the development key {path} cannot be read or kept (a server in demo mode makes it): {error}")]
     KeyFile { path: PathBuf, error: std::io::Error },
     #[error("no random bytes are to be had for the development key")]
     Random,
-    #[error("the development token cannot be signed: {0}")]
+    #[error("the development token cannot be signed")]
     Token(#[from] KeyError),
     #[error("the demo workspace cannot be provisioned: {0}")]
     Provision(String),
@@ -52,6 +52,13 @@ pub struct Demo {
     pub token: String,
 }
 
+/// The development key of this data folder, if the demo has run there.
+pub fn existing_key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
+    let path = data_dir.join(KEY_FILE);
+    let secret = std::fs::read_to_string(&path).map_err(|error| DemoError::KeyFile { path, error })?;
+    Ok(key_config(&secret))
+}
+
 /// The development key of this data folder; made when there is none.
 pub fn key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
     let path = data_dir.join(KEY_FILE);
@@ -60,12 +67,16 @@ pub fn key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(&path)?,
         Err(error) => return Err(DemoError::KeyFile { path, error }),
     };
-    Ok(KeyConfig {
+    Ok(key_config(&secret))
+}
+
+fn key_config(secret: &str) -> KeyConfig {
+    KeyConfig {
         kid: KEY_ID.to_owned(),
         alg: KeyAlg::HS256,
         secret: Some(SecretString::from(secret.trim_end())),
         public_key_pem: None,
-    })
+    }
 }
 
 fn make_key(path: &Path) -> Result<String, DemoError> {
@@ -162,16 +173,20 @@ fn provision(workspace_id: WorkspaceId, clock: &dyn Clock) -> Envelope {
 impl fmt::Display for Demo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, workspace_id, token } = self;
-        let workspace = format!("http://{address}/v1/workspaces/{workspace_id}");
-        writeln!(f, "VisionScope Billing listens on http://{address} (API docs: http://{address}/docs)")?;
-        writeln!(f, "No keys are configured, so this is a demo for this machine only: workspace {workspace_id},")?;
-        writeln!(f, "plan {PLAN}. Paste the token first, and then any of the three commands:\n")?;
-        writeln!(f, "TOKEN={token}\n")?;
+        let base = format!("http://{address}");
+        writeln!(f, "VisionScope Billing listens on {base}; the API's documentation is at {base}/docs")?;
         writeln!(
             f,
-            "curl -s -X POST {workspace}/credits/deduct -H \"Authorization: Bearer $TOKEN\" -H \"Idempotency-Key: demo-$(date +%s%N)\" -H \"Content-Type: application/json\" -d '{{\"feature_code\":\"{FEATURE}\",\"credits\":\"2.5\"}}'\n"
+            "No keys are configured, so this is a demo for this machine only, with a workspace on plan {PLAN}."
         )?;
-        writeln!(f, "curl -s {workspace}/credits -H \"Authorization: Bearer $TOKEN\"\n")?;
-        writeln!(f, "curl -s http://{address}/v1/events -H \"Authorization: Bearer $TOKEN\"")
+        writeln!(f, "Paste the two variables, and then each of the three commands as often as you like.\n")?;
+        writeln!(f, "WORKSPACE={workspace_id}\nTOKEN={token}\n")?;
+        let auth = r#"-H "Authorization: Bearer $TOKEN""#;
+        writeln!(
+            f,
+            r#"curl -s -X POST {base}/v1/workspaces/$WORKSPACE/credits/deduct {auth} -H "Idempotency-Key: try-$(date +%s%N)" -H "Content-Type: application/json" -d '{{"feature_code": "{FEATURE}", "credits": "2.5"}}'"#
+        )?;
+        writeln!(f, "\ncurl -s {base}/v1/workspaces/$WORKSPACE/credits {auth}")?;
+        writeln!(f, "\ncurl -s {base}/v1/events {auth}")
     }
 }

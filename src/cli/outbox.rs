@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::Outcome;
-use crate::app::{open_store, open_stream};
+use crate::app::{open_existing_store, open_stream};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::ids::{PARTITIONS, Partition};
@@ -51,7 +51,7 @@ pub(super) async fn run(config: &Config, action: &Action) -> Outcome {
     let Some(stream) = open_stream(config)? else {
         bail!("redis.url is not set: there are no streams");
     };
-    let store = open_store(config).await?;
+    let store = open_existing_store(config).await?;
     let outcome = match action {
         Action::Status => print_status(&*store, &*stream).await,
         Action::Verify(selection) => print_verdict(&*store, &*stream, &selection.partitions()).await,

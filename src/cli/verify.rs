@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::Outcome;
-use crate::app::open_store;
+use crate::app::open_existing_store;
 use crate::config::Config;
 
 #[derive(Args, Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> Outcome {
-    let store = open_store(config).await?;
+    let store = open_existing_store(config).await?;
     let findings = store.audit(arguments.limit).await?;
     store.close().await;
     for finding in &findings {

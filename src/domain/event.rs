@@ -148,6 +148,8 @@ pub struct LowCreditWarning {
 pub enum LimitScope {
     Feature,
     Workspace,
+    /// One deduction of more than the plan's rate lets through in a whole window.
+    Window,
 }
 
 /// A deduction was refused at a hard limit, or passed a soft one for the first time in this period.

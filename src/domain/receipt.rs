@@ -84,7 +84,10 @@ pub struct SubscriptionReceipt {
     pub command_id: CommandId,
     pub workspace_id: WorkspaceId,
     pub subscription: SubscriptionView,
+    /// What the change added: the difference of the allowances by the credit policy, or the new
+    /// period's allowance.
     pub credits_granted: Credits,
+    /// What the change took away: of the old allowance, or with the old period.
     pub credits_removed: Credits,
     /// What a lower allowance should have taken back, but was already spent.
     pub credits_uncollected: Credits,

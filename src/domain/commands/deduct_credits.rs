@@ -119,7 +119,10 @@ impl DeductCredits {
                 self.raise_soft_limit(work, LimitScope::Workspace, limit, used, cost);
             }
         }
-        work.plan().rate_limit.map_or(Ok(()), |limit| check_rate(work, limit, cost))
+        let Some(rate) = work.plan().rate_limit else { return Ok(()) };
+        // More than a whole window lets through could be tried for ever.
+        self.check_limit(work, LimitScope::Window, UsageLimit::hard(rate.credits), Credits::ZERO, cost)?;
+        check_rate(work, rate, cost)
     }
 
     /// Whether a soft limit is passed; a hard one refuses.

@@ -108,14 +108,14 @@ impl ProcessSubscriptionChange {
             subscription.pending = None;
         }
         let features = switch_plan(work, plan);
-        let mut effect = CreditEffect::default();
+        let (mut effect, mut reset) = (CreditEffect::default(), None);
         if restarts {
             let subscription = work.change_subscription();
             subscription.status = SubscriptionStatus::Active;
             subscription.canceled_at = None;
             subscription.anchor = now;
             let first = work.subscription().schedule(work.workspace().zone).period(0, work.plan().period_months);
-            begin_period(work, first)?;
+            reset = Some(begin_period(work, first)?);
         } else {
             effect = self.settle_allowance(work, old_allowance)?;
         }
@@ -129,7 +129,8 @@ impl ProcessSubscriptionChange {
             ..work.subscription_changed(change, now, before)
         };
         work.raise_first(event);
-        Ok(effect)
+        // The period's own event tells of its credits; the receipt tells of all.
+        Ok(reset.map_or(effect, |reset| CreditEffect { granted: reset.granted, removed: reset.expired, ..effect }))
     }
 
     /// Grants or takes back the difference of the allowances, as far as the policy says.

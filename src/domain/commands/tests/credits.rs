@@ -50,7 +50,7 @@ fn the_checks_of_a_deduction_come_in_the_documented_order() {
         ("missing", "100", "feature-disabled"),
         ("upscale", "51", "limit-exceeded"),
         ("render", "41", "limit-exceeded"),
-        ("render", "21", "rate-exceeded"),
+        ("render", "21", "limit-exceeded"),
         ("render", "6", "insufficient-credits"),
     ];
     for (feature, credits, code) in table {
@@ -93,6 +93,16 @@ fn a_refusal_for_the_rate_leaves_no_trace_and_succeeds_in_the_next_window() {
     assert_eq!(ran.code(), "rate-exceeded");
     assert!(ran.changes.is_empty());
     world.at("2026-01-31T00:01:00Z").deduct("render", "10").accepted();
+}
+
+#[test]
+fn more_than_a_whole_window_lets_through_is_refused_for_good() {
+    let mut world = World::on(plan(|plan| {
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
+    }));
+    let ran = world.deduct("render", "10.000001");
+    assert_eq!(ran.code(), "limit-exceeded");
+    assert_eq!(ran.data(UsageLimitExceeded)["scope"], "window");
 }
 
 #[test]
