@@ -7,16 +7,19 @@
 //! *What happens when a batch fails as a whole.* Every command has a key under which its answer is
 //! stored in the same transaction, so trying again is always safe, even after a commit whose fate
 //! is unknown: the second try waits for the first one's locks and finds its rows, or does not. So
-//! the commands of a failed batch are tried one by one, within a second of its beginning; what fails
-//! again is answered as failed. With the database away, the first that finds it so speaks for all.
+//! the commands of a failed batch are tried again, partition by partition and then one by one; what
+//! fails again is answered as failed. With the database away, the first that finds it so speaks for
+//! its partition. A partition that fails slowly is left alone for a while (see [`super::stuck`]), so
+//! that it does not hold up the others of the lane.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::stuck::{SLOW, Stuck, Treatment};
 use super::{EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::commands::Envelope;
@@ -50,6 +53,13 @@ pub(super) struct Lane {
     queue: mpsc::Receiver<Job>,
     max_batch: usize,
     stopping: CancellationToken,
+    stuck: Stuck,
+}
+
+impl Job {
+    fn partition(&self) -> Partition {
+        Partition::of(self.envelope.workspace_id)
+    }
 }
 
 impl Lane {
@@ -60,7 +70,7 @@ impl Lane {
         max_batch: usize,
         stopping: CancellationToken,
     ) -> Self {
-        Self { number, parts, queue, max_batch, stopping }
+        Self { number, parts, queue, max_batch, stopping, stuck: Stuck::default() }
     }
 
     /// Runs until the engine stops and the queue is empty.
@@ -99,30 +109,85 @@ impl Lane {
         fresh
     }
 
-    async fn process(&self, jobs: Vec<Job>) {
+    /// Answers all jobs: those of healthy partitions in one transaction, those of partitions that were
+    /// stuck in one each, and those of partitions that are stuck not at all.
+    async fn process(&mut self, jobs: Vec<Job>) {
+        let now = Instant::now();
+        let mut usual = Vec::with_capacity(jobs.len());
+        let mut alone: BTreeMap<Partition, Vec<Job>> = BTreeMap::new();
+        for job in jobs {
+            match self.stuck.treatment(job.partition(), now) {
+                Treatment::Usual => usual.push(job),
+                Treatment::Alone => alone.entry(job.partition()).or_default().push(job),
+                Treatment::Refused => reply(job, Err(EngineError::Unavailable)),
+            }
+        }
+        self.process_together(usual).await;
+        self.process_partitions(alone).await;
+    }
+
+    /// Each partition in a transaction of its own. Once the database let one wait in vain, the others
+    /// are answered at once: it may be the database and not the partition. They come first the next
+    /// time, because the one that failed is left alone for longer.
+    async fn process_partitions(&mut self, partitions: BTreeMap<Partition, Vec<Job>>) {
+        let mut is_database_slow = false;
+        for (partition, jobs) in partitions {
+            if is_database_slow {
+                answer_all(jobs, EngineError::Unavailable);
+            } else {
+                is_database_slow = self.process_partition(partition, jobs).await;
+            }
+        }
+    }
+
+    async fn process_together(&mut self, jobs: Vec<Job>) {
         if jobs.is_empty() {
             return;
         }
         let began = Instant::now();
         let size = jobs.len();
-        let envelopes: Vec<&Envelope> = jobs.iter().map(|job| &job.envelope).collect();
-        match self.transact(&envelopes).await {
-            Ok(replies) => answer_all(jobs, replies),
-            Err(error) => {
-                tracing::warn!(%error, lane = self.number, size, "a batch failed; its commands are tried one by one");
-                self.process_one_by_one(jobs, &error, began + RETRY_BUDGET).await;
+        if let Err((jobs, error)) = self.answer(jobs).await {
+            tracing::warn!(%error, lane = self.number, size, "a batch failed");
+            let mut parts: BTreeMap<Partition, Vec<Job>> = BTreeMap::new();
+            for job in jobs {
+                parts.entry(job.partition()).or_default().push(job);
+            }
+            if matches!(error, StoreError::Unavailable(_)) && began.elapsed() >= SLOW {
+                // Whose wait it was that ran out is not known: each is tried alone, a little later.
+                for (partition, jobs) in parts {
+                    self.stuck.failed_slowly(partition, Instant::now());
+                    answer_all(jobs, EngineError::Unavailable);
+                }
+            } else {
+                self.process_partitions(parts).await;
             }
         }
         metrics::histogram!(metric::ENGINE_BATCH_SIZE).record(count(size));
         metrics::histogram!(metric::ENGINE_BATCH_SECONDS).record(began.elapsed().as_secs_f64());
     }
 
+    /// The commands of one partition: together, and if that fails fast, one by one. Returns whether the
+    /// database let it wait in vain.
+    async fn process_partition(&mut self, partition: Partition, jobs: Vec<Job>) -> bool {
+        let began = Instant::now();
+        match self.answer(jobs).await {
+            Ok(()) => self.stuck.succeeded(partition),
+            Err((jobs, error)) if began.elapsed() >= SLOW => {
+                tracing::error!(%error, partition = partition.number(), "a partition is stuck; it is left alone for a while");
+                self.stuck.failed_slowly(partition, Instant::now());
+                answer_all(jobs, EngineError::Unavailable);
+                return matches!(error, StoreError::Unavailable(_));
+            }
+            Err((jobs, error)) => self.process_one_by_one(jobs, &error, began + RETRY_BUDGET).await,
+        }
+        false
+    }
+
     async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError, until: Instant) {
-        // A batch of one that cannot be written will not be a second time, unless somebody else's
-        // write came between.
-        let mut given_up = match batch_error {
-            StoreError::Corrupt(_) if jobs.len() == 1 => Some(EngineError::Failed),
-            StoreError::Corrupt(_) | StoreError::Conflict(_) | StoreError::Unavailable(_) => None,
+        let mut given_up = match (batch_error, jobs.len()) {
+            // Alone it would fail in the same way again.
+            (StoreError::Corrupt(_), 1) => Some(EngineError::Failed),
+            _ => None,
         };
         if given_up.is_some() {
             tracing::error!(error = %batch_error, lane = self.number, "a command could not be written");
@@ -135,21 +200,32 @@ impl Lane {
                 reply(job, Err(error));
                 continue;
             }
-            match self.transact(&[&job.envelope]).await {
-                Ok(mut replies) => reply(job, replies.pop().unwrap_or(Err(EngineError::Failed))),
-                Err(error) => {
-                    tracing::error!(%error, command_id = %job.envelope.message_id, "a command could not be written");
-                    let answer = match error {
-                        StoreError::Unavailable(_) => {
-                            given_up = Some(EngineError::Unavailable);
-                            EngineError::Unavailable
-                        }
-                        StoreError::Conflict(_) => EngineError::Unavailable,
-                        StoreError::Corrupt(_) => EngineError::Failed,
-                    };
-                    reply(job, Err(answer));
-                }
+            if let Err((jobs, error)) = self.answer(vec![job]).await {
+                tracing::error!(%error, lane = self.number, "a command could not be written");
+                let answer = match error {
+                    StoreError::Unavailable(_) => {
+                        given_up = Some(EngineError::Unavailable);
+                        EngineError::Unavailable
+                    }
+                    StoreError::Conflict(_) => EngineError::Unavailable,
+                    StoreError::Corrupt(_) => EngineError::Failed,
+                };
+                answer_all(jobs, answer);
             }
+        }
+    }
+
+    /// Answers the jobs if their transaction succeeds, and gives them back if not.
+    async fn answer(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, StoreError)> {
+        let envelopes: Vec<&Envelope> = jobs.iter().map(|job| &job.envelope).collect();
+        match self.transact(&envelopes).await {
+            Ok(replies) => {
+                for (job, answer) in jobs.into_iter().zip(replies) {
+                    reply(job, answer);
+                }
+                Ok(())
+            }
+            Err(error) => Err((jobs, error)),
         }
     }
 
@@ -193,9 +269,9 @@ impl Lane {
     }
 }
 
-fn answer_all(jobs: Vec<Job>, replies: Vec<Result<Reply, EngineError>>) {
-    for (job, answer) in jobs.into_iter().zip(replies) {
-        reply(job, answer);
+fn answer_all(jobs: Vec<Job>, error: EngineError) {
+    for job in jobs {
+        reply(job, Err(error));
     }
 }
 

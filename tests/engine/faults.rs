@@ -4,6 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
+use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::engine::EngineConfig;
 
 use crate::databases::Database;
@@ -132,5 +135,52 @@ async fn stopping_finishes_what_waits_and_takes_nothing_new() {
     });
     assert_eq!((word(&replies.0), word(&replies.1)), ("accepted", "accepted"));
     assert_eq!(word(&world.deduct("c", "1").await), "stopping");
+    world.audit_and_close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_is_locked_elsewhere_does_not_hold_up_the_others_of_its_lane() {
+    let world = World::on(Database::Postgres).await;
+    let other = (0..1000)
+        .map(|_| WorkspaceId(world.clock.new_id()))
+        .find(|id| Partition::of(*id) != Partition::of(world.workspace_id))
+        .unwrap();
+    world.provision(other).await;
+    let replica = world.database.replica().await;
+    let mut holder = replica.begin().await.unwrap();
+    let mut keys = KeySet::default();
+    keys.workspaces.insert(world.workspace_id);
+    holder.load(&keys).await.unwrap();
+
+    let stuck = async {
+        for n in 0..20 {
+            assert_eq!(word(&world.deduct(&format!("stuck-{n}"), "1").await), "unavailable");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let lively = async {
+        let mut slowest = Duration::ZERO;
+        for n in 0..100 {
+            let began = Instant::now();
+            assert_eq!(word(&world.deduct_from(other, &format!("lively-{n}"), "1").await), "accepted");
+            slowest = slowest.max(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        slowest
+    };
+    let ((), slowest) = tokio::join!(stuck, lively);
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}: at most a lock timeout or two");
+    drop(holder);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut recovered = "unavailable";
+    for n in 0..50 {
+        recovered = word(&world.deduct(&format!("again-{n}"), "1").await);
+        if recovered == "accepted" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(recovered, "accepted");
+    replica.close().await;
     world.audit_and_close().await;
 }

@@ -116,13 +116,17 @@ impl World {
     }
 
     pub async fn deduct(&self, key: &str, credits: &str) -> Result<Reply, EngineError> {
+        self.deduct_from(self.workspace_id, key, credits).await
+    }
+
+    pub async fn deduct_from(&self, workspace_id: WorkspaceId, key: &str, credits: &str) -> Result<Reply, EngineError> {
         let command = Command::DeductCredits(DeductCredits {
             feature_code: FeatureCode::new("render").unwrap(),
             charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
             user_id: None,
             occurred_at: None,
         });
-        self.engine.submit(self.envelope(self.workspace_id, key, command)).await
+        self.engine.submit(self.envelope(workspace_id, key, command)).await
     }
 
     /// Sends deductions at once: while the first is held at the gate the others wait together, so
