@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange};
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
+use visionscope_billing::domain::text::PlanCode;
 use visionscope_billing::engine::EngineConfig;
 use visionscope_billing::scheduler::{Scheduler, SchedulerConfig};
 use visionscope_billing::store::views::EventQuery;
@@ -88,4 +91,60 @@ async fn several_replicas_begin_each_period_once() {
         replica_store.close().await;
         world.audit_and_close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scheduled_changes_and_cancellations_take_effect_at_the_periods_end() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let leaving = WorkspaceId(world.clock.new_id());
+        world.provision(leaving).await;
+        world.schedule(world.workspace_id, "change", change_to("large")).await;
+        world.schedule(leaving, "cancel", cancel()).await;
+        world.clock.set("2026-02-28T00:00:00Z".parse().unwrap());
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 2);
+        assert_eq!(world.balance().await, "5000", "the allowance of the new plan");
+        let left = world.store.workspace(leaving).await.unwrap().unwrap();
+        assert_eq!(left.subscription.status, SubscriptionStatus::Canceled);
+        assert_eq!(left.credits.current_credits.to_string(), "0");
+        world.clock.set("2027-01-01T00:00:00Z".parse().unwrap());
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 1, "an ended subscription has no periods");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_due_work_than_one_look_takes_is_all_done() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        for _ in 0..30 {
+            world.provision(WorkspaceId(world.clock.new_id())).await;
+        }
+        world.clock.set("2026-02-28T00:00:00Z".parse().unwrap());
+        let config = SchedulerConfig { interval: Duration::from_millis(10), batch: 7 };
+        let small = Scheduler { config, ..scheduler(&world) };
+        let mut done = 0;
+        for _ in 0..10 {
+            done += small.tick().await.unwrap();
+        }
+        assert_eq!(done, 31);
+        world.audit_and_close().await;
+    }
+}
+
+fn change_to(plan: &str) -> Command {
+    Command::ProcessSubscriptionChange(ProcessSubscriptionChange {
+        plan_code: PlanCode::new(plan).unwrap(),
+        effective: Effective::PeriodEnd,
+        credit_policy: CreditPolicy::None,
+        expected_version: None,
+    })
+}
+
+fn cancel() -> Command {
+    Command::CancelSubscription(CancelSubscription {
+        effective: Effective::PeriodEnd,
+        reason: None,
+        expected_version: None,
+    })
 }

@@ -74,7 +74,7 @@ impl World {
 
     pub async fn with(database: Database, config: EngineConfig) -> Self {
         let database = database.create().await;
-        database.store.put_plans(&[plan()]).await.unwrap();
+        database.store.put_plans(&[plan("small", 1000), plan("large", 5000)]).await.unwrap();
         let store = Arc::new(FaultyStore::over(Arc::clone(&database.store)));
         let engine = engine_over(Arc::clone(&store) as Arc<dyn Store>, &config);
         let clock = ManualClock::at("2026-01-31T00:00:00Z".parse().unwrap());
@@ -154,6 +154,11 @@ impl World {
         assert!(matches!(reply, Ok(Reply::Decided { rejection: None, .. })), "{reply:?}");
     }
 
+    pub async fn schedule(&self, workspace_id: WorkspaceId, key: &str, command: Command) {
+        let reply = self.engine.submit(self.envelope(workspace_id, key, command)).await;
+        assert!(matches!(reply, Ok(Reply::Decided { rejection: None, .. })), "{reply:?}");
+    }
+
     pub async fn balance(&self) -> String {
         let state = self.store.workspace(self.workspace_id).await.unwrap().unwrap();
         state.credits.current_credits.to_string()
@@ -170,15 +175,15 @@ pub fn engine_over(store: Arc<dyn Store>, config: &EngineConfig) -> Engine {
     Engine::start(config, store, Arc::new(Plain), Arc::new(Plain), Arc::new(Plain))
 }
 
-/// 1000 credits a month, none of which roll over.
-fn plan() -> PlanVersion {
+/// So many credits a month, none of which roll over.
+fn plan(code: &str, allowance: i64) -> PlanVersion {
     let render = FeatureTerms { enabled: true, unit_price: None, limit: None };
     PlanVersion {
-        plan_code: PlanCode::new("small").unwrap(),
+        plan_code: PlanCode::new(code).unwrap(),
         version: 1,
-        name: Label::new("Small").unwrap(),
+        name: Label::new(code).unwrap(),
         period_months: 1,
-        allowance: Credits::whole(1000),
+        allowance: Credits::whole(allowance),
         rollover_cap: Credits::ZERO,
         overdraft_limit: Credits::ZERO,
         monthly_limit: None,

@@ -1,0 +1,124 @@
+//! The command line, as an operator uses it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::assert::OutputAssertExt;
+use tempfile::TempDir;
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A folder that a server runs in.
+struct Place {
+    folder: TempDir,
+    address: String,
+}
+
+/// A server that does not outlive the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Self { folder: TempDir::new().unwrap(), address }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_visionscope"));
+        command.args(arguments).current_dir(self.folder.path()).env("VISIONSCOPE__SERVER__BIND", &self.address);
+        for name in ["DATABASE_URL", "REDIS_URL", "RUST_LOG", "VISIONSCOPE_CONFIG_DIR"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn serve(&self) -> Server {
+        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let started = Instant::now();
+        while !self.command(&["healthcheck"]).output().unwrap().status.success() {
+            assert!(started.elapsed() < START_TIMEOUT, "the server does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        server
+    }
+}
+
+#[test]
+fn an_operator_in_the_wrong_folder_is_told_and_makes_nothing() {
+    let place = Place::new();
+    for arguments in [&["verify"][..], &["token", "--workspace", "*"]] {
+        let output = place.command(arguments).assert().failure().code(1);
+        let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        assert!(errors.starts_with("error: ") && errors.lines().count() == 1, "{errors}");
+    }
+    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_wrong_configuration_names_the_key_and_where_it_came_from() {
+    let place = Place::new();
+    let output = place.command(&["serve"]).env("VISIONSCOPE__ENGINE__LANES", "17").assert().failure();
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("engine.lanes") && errors.contains("VISIONSCOPE__ENGINE__LANES"), "{errors}");
+}
+
+#[test]
+fn migrating_twice_is_migrating_once_and_the_fresh_database_holds_every_invariant() {
+    let place = Place::new();
+    place.command(&["migrate"]).assert().success();
+    place.command(&["migrate"]).assert().success();
+    place.command(&["verify"]).assert().success().stdout("Every invariant holds.\n");
+}
+
+#[test]
+fn a_server_without_streams_says_so_when_asked_about_them() {
+    let place = Place::new();
+    place.command(&["migrate"]).assert().success();
+    let output = place.command(&["outbox", "status"]).assert().failure();
+    assert!(String::from_utf8_lossy(&output.get_output().stderr).contains("redis.url is not set"));
+}
+
+#[test]
+fn the_demo_serves_again_after_a_restart_and_its_old_token_still_works() {
+    let place = Place::new();
+    let first = place.serve();
+    let token = place.command(&["token", "--workspace", "*", "--scopes", "plans:read"]).output().unwrap();
+    let token = String::from_utf8(token.stdout).unwrap();
+    drop(first);
+    let _second = place.serve();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let status = runtime.block_on(async {
+        let url = format!("http://{}/v1/plans", place.address);
+        reqwest::Client::new().get(url).bearer_auth(token.trim()).send().await.unwrap().status()
+    });
+    assert_eq!(status, 200);
+}
+
+#[test]
+fn a_rebuilt_stream_holds_what_the_outbox_holds() {
+    let Ok(redis) = std::env::var("REDIS_URL") else { panic!("REDIS_URL is not set: run scripts/test") };
+    let place = Place::new();
+    let server = place.serve();
+    drop(server);
+    let with_redis = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.env("REDIS_URL", &redis);
+        command
+    };
+    with_redis(&["outbox", "rebuild", "--wait-s", "30"]).assert().success();
+    with_redis(&["outbox", "status"]).assert().success();
+    let verified = with_redis(&["outbox", "verify"]).assert().success();
+    let report = String::from_utf8_lossy(&verified.get_output().stdout).into_owned();
+    assert!(report.contains("generation 2: 1 entries") && report.contains("The streams are the outbox."), "{report}");
+}
