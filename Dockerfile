@@ -16,7 +16,6 @@ RUN mkdir src \
 # What the program is made of. Migrations, plans and the publisher's script are compiled in.
 COPY migrations migrations
 COPY config config
-COPY openapi openapi
 COPY src src
 # The placeholders above may be newer than these files.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked
