@@ -1,8 +1,8 @@
 //! What one workspace may do at once: decided in this process, before anything is parsed or queued.
 //!
-//! Two bounds keep a noisy tenant from the others: how many of its commands may be under way, and
-//! (off by default) how many of its requests may come in a second. They protect the server; what a
-//! plan allows is the domain's matter. Only an authenticated workspace is ever counted.
+//! Two bounds keep a noisy tenant from the others: how many of its commands may be under way, and how
+//! many of its requests, reads too, may come in a second. They protect the server; what a plan allows
+//! is the domain's matter. Only an authenticated workspace is ever counted.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;

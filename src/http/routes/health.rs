@@ -74,7 +74,7 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain; version=0.0.4",
-        example = json!("http_requests_total{method=\"GET\",route=\"/livez\",status=\"200\"} 1\n"))),
+        example = json!("visionscope_http_requests_total{method=\"GET\",route=\"/livez\",status=\"200\"} 1\n"))),
     security(())
 )]
 #[get("/metrics")]
