@@ -83,8 +83,8 @@ pub const KEYS: &[Key] = &[
     key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),
     key("scheduler.batch", "200", "Workspaces taken in one look, 1 to 10000."),
 
-    key("limits.workspace_in_flight", "512", "Requests of one workspace at once, per replica, 1 to 100000."),
-    key("limits.workspace_rate_per_s", "10000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
+    key("limits.workspace_in_flight", "512", "Commands of one workspace at once, per replica, 1 to 100000."),
+    key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),
     key("telemetry.log_filter", "info,sqlx=warn,actix_server=warn", "What is logged, in the form of `RUST_LOG`."),
