@@ -67,10 +67,17 @@ impl Scheduler {
         }
     }
 
-    /// Does what is due now, at most one batch of it. Returns how many commands took effect.
+    /// Does what is due now, at most one batch of each kind. Returns how many commands took effect.
+    /// Boundaries come first, and a failing look for one kind keeps nobody from the other.
     pub async fn tick(&self) -> Result<usize, StoreError> {
-        let due = self.store.due(self.clock.now(), self.config.batch).await?;
-        let done = stream::iter(due)
+        let batch = self.config.batch;
+        let boundaries = self.send_all(self.store.due_boundaries(self.clock.now(), batch).await).await;
+        let expiries = self.send_all(self.store.due_expiries(self.clock.now(), batch).await).await;
+        Ok(boundaries? + expiries?)
+    }
+
+    async fn send_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
+        let done = stream::iter(due?)
             .map(|due| self.send(due))
             .buffer_unordered(CONCURRENCY)
             .filter(|took_effect| futures::future::ready(*took_effect))
@@ -80,18 +87,10 @@ impl Scheduler {
     }
 
     async fn send(&self, due: DueWorkspace) -> bool {
-        let envelope = match self.envelope(due).await {
-            Ok(Some(envelope)) => envelope,
-            Ok(None) => return false,
-            Err(error) => {
-                tracing::warn!(%error, workspace_id = %due.workspace_id, "due work could not be prepared");
-                return false;
-            }
-        };
-        match self.engine.submit(envelope).await {
+        match self.engine.submit(self.envelope(due)).await {
             Ok(Reply::Decided { rejection: None, .. }) => {
                 let work = match due.work {
-                    DueWork::Boundary => "boundary",
+                    DueWork::Boundary { .. } => "boundary",
                     DueWork::Expiry => "expiry",
                 };
                 metrics::counter!(metric::SCHEDULER_COMMANDS, "work" => work).increment(1);
@@ -109,13 +108,12 @@ impl Scheduler {
         }
     }
 
-    async fn envelope(&self, due: DueWorkspace) -> Result<Option<Envelope>, StoreError> {
+    fn envelope(&self, due: DueWorkspace) -> Envelope {
         let (command_id, now) = (self.clock.new_command_id(), self.clock.now());
         match due.work {
-            DueWork::Expiry => Ok(Some(ExpireGrants::envelope(command_id, due.workspace_id, now))),
-            DueWork::Boundary => {
-                let state = self.store.workspace(due.workspace_id).await?;
-                Ok(state.map(|state| AdvancePeriod::envelope(command_id, &state, now)))
+            DueWork::Expiry => ExpireGrants::envelope(command_id, due.workspace_id, now),
+            DueWork::Boundary { subscription_id, period_end } => {
+                AdvancePeriod::envelope(command_id, due.workspace_id, subscription_id, period_end, now)
             }
         }
     }

@@ -28,6 +28,10 @@ pub mod postgres;
 pub mod sqlite;
 pub mod views;
 
+/// How many expired grants a look for due work reads for each workspace that it may return: most
+/// workspaces have one or two at a time, and all of a workspace's are booked at once.
+const EXPIRIES_PER_WORKSPACE: u32 = 4;
+
 /// What went wrong, by what may be done about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -98,8 +102,13 @@ pub trait Reads: Send + Sync {
     /// The newest version of every plan, by code.
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError>;
 
-    /// Workspaces with a period that is over, or with expired grants that are not booked.
-    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+    /// Workspaces with a period that is over, the longest due first.
+    async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+
+    /// Workspaces with expired grants that are not booked, the longest due first: those among the
+    /// first [`EXPIRIES_PER_WORKSPACE`] times `limit` grants, so one workspace with many of them
+    /// makes the list shorter and not the look longer.
+    async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
 
     /// Checks the invariants; every row is a violation. At most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;

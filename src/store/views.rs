@@ -1,6 +1,6 @@
 //! What the reads take and give, beyond the domain's own rows.
 
-use crate::domain::ids::{EventId, Partition, WorkspaceId};
+use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
@@ -59,8 +59,9 @@ pub struct DueWorkspace {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DueWork {
-    /// The period is over.
-    Boundary,
+    /// The period is over. It names the boundary, so that the command can be made without reading
+    /// the workspace.
+    Boundary { subscription_id: SubscriptionId, period_end: Timestamp },
     /// A grant that belongs to no period has expired and still has credits.
     Expiry,
 }

@@ -106,7 +106,10 @@ impl Reads for FakeStore {
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
         self.answer(vec![])
     }
-    async fn due(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+    async fn due_boundaries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn due_expiries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.answer(vec![])
     }
     async fn audit(&self, _: u32) -> Result<Vec<AuditFinding>, StoreError> {

@@ -144,9 +144,17 @@ pub async fn a_period_that_is_over_is_due(db: &impl TestDatabase) {
     }
     let canceled = &mut world.pending().subscriptions.inserted[2];
     (canceled.status, canceled.canceled_at) = (SubscriptionStatus::Canceled, Some(at(1)));
+    let inserted = &world.pending().subscriptions.inserted;
+    let due: Vec<_> = inserted
+        .iter()
+        .map(|row| {
+            let work = DueWork::Boundary { subscription_id: row.subscription_id, period_end: row.period.end };
+            DueWorkspace { workspace_id: row.workspace_id, work }
+        })
+        .collect();
+    let boundary = |nth: usize| due[nth];
     world.store(db.store()).await;
-    let due = async |now, limit| db.store().due(at(now), limit).await.unwrap();
-    let boundary = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Boundary };
+    let due = async |now, limit| db.store().due_boundaries(at(now), limit).await.unwrap();
     assert_eq!(due(19, 10).await, []);
     assert_eq!(due(20, 10).await, [boundary(1)]);
     assert_eq!(due(30, 10).await, [boundary(1), boundary(0)]);
@@ -171,11 +179,30 @@ pub async fn a_grant_that_expired_unbooked_is_due_once_per_workspace(db: &impl T
     world.pending().grants.inserted.extend(grants);
     world.command(workspace(0), "PurchaseCredits", "accepted", at(1));
     world.store(db.store()).await;
-    let due = async |now| db.store().due(at(now), 10).await.unwrap();
+    let due = async |now| db.store().due_expiries(at(now), 10).await.unwrap();
     let expiry = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Expiry };
     assert_eq!(due(9).await, []);
     assert_eq!(due(15).await, [expiry(0)]);
     assert_eq!(due(20).await, [expiry(0), expiry(1)]);
+    assert_eq!(db.store().due_expiries(at(20), 1).await.unwrap(), [expiry(0)]);
+    assert_eq!(db.store().due_boundaries(at(20), 10).await.unwrap(), []);
+}
+
+pub async fn many_expired_grants_of_one_workspace_do_not_make_the_look_longer(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let expiring = |workspace_id: WorkspaceId, n: u128, end: i64| Grant {
+        source: GrantSource::Purchase,
+        expires_at: Some(at(end)),
+        ..new_grant(workspace_id, GrantId(Uuid::from_u128(n)), Credits::whole(1))
+    };
+    let many = (1..=50).map(|n| expiring(workspace(0), n, 10));
+    world.pending().grants.inserted.extend(many.chain([expiring(workspace(1), 51, 11)]));
+    world.command(workspace(0), "PurchaseCredits", "accepted", at(1));
+    world.store(db.store()).await;
+    let due = async |limit| db.store().due_expiries(at(20), limit).await.unwrap();
+    let expiry = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Expiry };
+    assert_eq!(due(2).await, [expiry(0)]);
+    assert_eq!(due(50).await, [expiry(0), expiry(1)]);
 }
 
 pub async fn a_live_store_answers_a_ping(db: &impl TestDatabase) {

@@ -51,6 +51,7 @@ macro_rules! suite {
                 an_event_is_found_only_by_its_own_workspace,
                 a_period_that_is_over_is_due,
                 a_grant_that_expired_unbooked_is_due_once_per_workspace,
+                many_expired_grants_of_one_workspace_do_not_make_the_look_longer,
                 a_live_store_answers_a_ping,
             }
             plans {

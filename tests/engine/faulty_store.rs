@@ -148,8 +148,12 @@ impl Reads for FaultyStore {
         self.inner.plans().await
     }
 
-    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        self.inner.due(now, limit).await
+    async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.inner.due_boundaries(now, limit).await
+    }
+
+    async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.inner.due_expiries(now, limit).await
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

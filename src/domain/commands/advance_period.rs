@@ -13,10 +13,9 @@ use crate::domain::credits::Credits;
 use crate::domain::entry::Account;
 use crate::domain::event::{CreditReset, SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::grant::GrantSource;
-use crate::domain::ids::CommandId;
+use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
 use crate::domain::period::Period;
 use crate::domain::receipt::{InternalReceipt, Receipt};
-use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::Pending;
 use crate::domain::text::IdempotencyKey;
 use crate::domain::time::Timestamp;
@@ -37,13 +36,18 @@ impl AdvancePeriod {
     /// The command for a workspace whose period is over. Its key names the boundary, so that two
     /// replicas (or the scheduler and a deduction) can both send it.
     #[must_use]
-    pub fn envelope(command_id: CommandId, state: &WorkspaceState, now: Timestamp) -> Envelope {
-        let subscription = &state.subscription;
-        let (id, end) = (subscription.subscription_id, subscription.period.end.micros());
+    pub fn envelope(
+        command_id: CommandId,
+        workspace_id: WorkspaceId,
+        subscription_id: SubscriptionId,
+        period_end: Timestamp,
+        now: Timestamp,
+    ) -> Envelope {
+        let end = period_end.micros();
         Envelope {
             message_id: command_id,
-            idempotency_key: IdempotencyKey::system(format_args!("advance {id} {end}")),
-            workspace_id: state.workspace.workspace_id,
+            idempotency_key: IdempotencyKey::system(format_args!("advance {subscription_id} {end}")),
+            workspace_id,
             actor: SCHEDULER.to_owned(),
             correlation_id: command_id.to_string(),
             causation_id: None,

@@ -188,7 +188,8 @@ impl Envelope {
         if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }
-        let mut envelope = AdvancePeriod::envelope(command_id, state, now);
+        let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
+        let mut envelope = AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now);
         envelope.causation_id = Some(self.message_id.0);
         envelope.correlation_id.clone_from(&self.correlation_id);
         envelope.traceparent.clone_from(&self.traceparent);

@@ -292,7 +292,7 @@ fn maybe_credits(row: &PgRow, column: &str) -> Decoded<Option<Credits>> {
     micro.map(|micro| Credits::from_micro(micro).map_err(|_| unreadable(column, &micro.to_string()))).transpose()
 }
 
-fn at(row: &PgRow, column: &str) -> Decoded<Timestamp> {
+pub(super) fn at(row: &PgRow, column: &str) -> Decoded<Timestamp> {
     get::<DateTime<Utc>>(row, column).map(Timestamp::from_datetime)
 }
 

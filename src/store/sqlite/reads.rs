@@ -11,17 +11,26 @@ use super::rows::{self, get};
 use super::{SqliteStore, audit, in_time, json, within};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
-use crate::domain::ids::{EventId, WorkspaceId};
+use crate::domain::ids::{EventId, SubscriptionId, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, UsageQuery};
-use crate::store::{Reads, StoreError};
+use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
-pub(super) const STATEMENTS: &[&str] =
-    &[BEGIN_READING, USAGE_PAGE, LEDGER_PAGE, EVENTS_OF_WORKSPACE, EVENTS_OF_ALL, EVENT_BY_ID, DUE, PING];
+pub(super) const STATEMENTS: &[&str] = &[
+    BEGIN_READING,
+    USAGE_PAGE,
+    LEDGER_PAGE,
+    EVENTS_OF_WORKSPACE,
+    EVENTS_OF_ALL,
+    EVENT_BY_ID,
+    DUE_BOUNDARIES,
+    DUE_EXPIRIES,
+    PING,
+];
 
 /// Several statements that must see one state of the database.
 pub(super) const BEGIN_READING: &str = "begin deferred";
@@ -57,23 +66,26 @@ order by o.partition, o.seq";
 const EVENT_BY_ID: &str = "
 select * from event_outbox where event_id = ?1 and (?2 is null or workspace_id = ?2)";
 
-/// At most `?2` of each kind, the longest due first, so that neither kind keeps the other waiting.
-const DUE: &str = "
-select * from (
-    select workspace_id, 1 as is_boundary from subscriptions
-    where status = 'active' and period_end <= ?1
-    order by period_end
-    limit ?2
-)
-union all
-select * from (
-    select workspace_id, 0 from credit_grants
+/// Through the index on the ends of active periods.
+const DUE_BOUNDARIES: &str = "
+select workspace_id, subscription_id, period_end from subscriptions
+where status = 'active' and period_end <= ?1
+order by period_end
+limit ?2";
+
+/// Through the index on the ends of open grants: the inner limit bounds what is read, the outer one
+/// what is returned.
+const DUE_EXPIRIES: &str = "
+select workspace_id from (
+    select workspace_id, expires_at from credit_grants
     where is_open = 1 and expires_at is not null and expires_at <= ?1 and source not in ('allowance', 'rollover')
         and remaining > 0
-    group by workspace_id
-    order by min(expires_at)
+    order by expires_at
     limit ?2
-)";
+) expired
+group by workspace_id
+order by min(expires_at)
+limit ?3";
 
 const PING: &str = "select 1";
 
@@ -149,15 +161,24 @@ impl Reads for SqliteStore {
         .await
     }
 
-    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        let statement = sqlx::query(DUE).bind(now.micros()).bind(i64::from(limit));
+    async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let statement = sqlx::query(DUE_BOUNDARIES).bind(now.micros()).bind(i64::from(limit));
         let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
         rows.iter()
             .map(|row| {
-                let work = if get(row, "is_boundary")? { DueWork::Boundary } else { DueWork::Expiry };
+                let subscription_id = SubscriptionId(get(row, "subscription_id")?);
+                let work = DueWork::Boundary { subscription_id, period_end: rows::at(row, "period_end")? };
                 Ok(DueWorkspace { workspace_id: rows::workspace_id(row)?, work })
             })
             .collect()
+    }
+
+    async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let grants = limit.saturating_mul(EXPIRIES_PER_WORKSPACE);
+        let statement = sqlx::query(DUE_EXPIRIES).bind(now.micros()).bind(i64::from(grants)).bind(i64::from(limit));
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        let due = |row| Ok(DueWorkspace { workspace_id: rows::workspace_id(row)?, work: DueWork::Expiry });
+        rows.iter().map(due).collect()
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

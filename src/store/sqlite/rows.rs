@@ -291,7 +291,7 @@ fn maybe_credits(row: &SqliteRow, column: &str) -> Decoded<Option<Credits>> {
     micro.map(|micro| Credits::from_micro(micro).map_err(|_| unreadable(column, &micro.to_string()))).transpose()
 }
 
-fn at(row: &SqliteRow, column: &str) -> Decoded<Timestamp> {
+pub(super) fn at(row: &SqliteRow, column: &str) -> Decoded<Timestamp> {
     get::<i64>(row, column).map(Timestamp::from_micros)
 }
 
