@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
 use crate::store::views::{EventPosition, Lease, PartitionStatus};
-use crate::stream::StreamError;
+use crate::stream::{LATER_GENERATION, StreamError};
 
 /// Partitions that are worked on at a time: enough to keep the database and the stream busy at once,
 /// and few enough to leave the database's connections to the commands.
@@ -238,7 +238,7 @@ impl Run {
                 return;
             }
             Ok(Step::Diverged { seq }) => {
-                tracing::error!(partition = number, seq, "the stream differs from the outbox; publishing is stopped");
+                log_divergence(number, seq);
                 slot.is_stopped = true;
                 self.health.diverged.push(partition);
             }
@@ -325,6 +325,14 @@ impl Run {
             }
             self.begin_steps();
         }
+    }
+}
+
+fn log_divergence(partition: u8, seq: i64) {
+    if seq == LATER_GENERATION {
+        tracing::error!(partition, "consumers read a later generation than the database's; publishing is stopped");
+    } else {
+        tracing::error!(partition, seq, "the stream differs from the outbox; publishing is stopped");
     }
 }
 

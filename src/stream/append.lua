@@ -4,7 +4,8 @@
 -- ARGV[1]  the generation      ARGV[2], ARGV[3]  number and event id of the event before (0, '')
 -- ARGV[4]  how many events; for each five more: number, event_id, event_type, workspace_id, envelope
 --
--- Answers {'OK', 0}, {'BEHIND', top} or {'DIVERGED', seq}. Only OK has written anything. The decision
+-- Answers {'OK', 0}, {'BEHIND', top} or {'DIVERGED', seq}. Only OK has written anything. {'DIVERGED', 0},
+-- which is no event's number: consumers already read a later generation than this one. The decision
 -- is made from what the stream holds, before the first write, and never from a failed XADD.
 
 local stream, pointer = KEYS[1], KEYS[2]
@@ -25,6 +26,13 @@ local function event_id_of(entry)
         end
     end
     return nil
+end
+
+-- A later generation than the database's: it was restored to a time before a rebuild (or the publisher
+-- lost its lease before one). Nobody reads this generation any more.
+local current = tonumber(redis.call('GET', pointer) or '0') or 0
+if current > generation then
+    return { 'DIVERGED', 0 }
 end
 
 -- A key of another type holds something else at the very next number.
@@ -107,7 +115,6 @@ if there < count then
 end
 
 -- The pointer only ever goes forward, so a publisher that is late cannot turn consumers back.
-local current = tonumber(redis.call('GET', pointer) or '0') or 0
 if current < generation then
     redis.call('SET', pointer, ARGV[1])
 end

@@ -44,6 +44,9 @@ pub enum StreamError {
     Configuration(String),
 }
 
+/// In place of an event's number: the stream has a later generation than the one appended to.
+pub const LATER_GENERATION: i64 = 0;
+
 /// What an append found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -51,8 +54,9 @@ pub enum Appended {
     Ok,
     /// The stream ends before the event that the append continues after. Nothing was written.
     Behind { top_seq: i64 },
-    /// At this number the stream holds something else, or nothing although it goes on behind it.
-    /// Nothing was written.
+    /// At this number the stream holds something else, or nothing although it goes on behind it; or,
+    /// with [`LATER_GENERATION`], consumers already read a later generation: the database was restored
+    /// to a time before a rebuild. Nothing was written.
     Diverged { seq: i64 },
 }
 

@@ -1,6 +1,6 @@
 //! Compare and append, by itself.
 
-use visionscope_billing::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError};
+use visionscope_billing::stream::{Appended, EntryId, EventStream, LATER_GENERATION, MAX_BATCH_EVENTS, StreamError};
 
 use crate::events::{assert_holds, entries, event, event_id, events, partition};
 use crate::redis_server::RedisServer;
@@ -89,12 +89,16 @@ async fn a_stream_trimmed_at_its_old_end_goes_on() {
 }
 
 #[tokio::test]
-async fn the_pointer_to_the_generation_never_goes_back() {
+async fn the_pointer_to_the_generation_never_goes_back_and_an_earlier_one_is_diverged() {
     let redis = RedisServer::start();
     let (stream, p) = (redis.stream(), partition(0));
-    for generation in [1, 10, 9] {
-        stream.append(p, generation, None, &events(p, 1..=1)).await.unwrap();
+    for generation in [1, 10] {
+        assert_eq!(stream.append(p, generation, None, &events(p, 1..=1)).await.unwrap(), Appended::Ok);
     }
+    let earlier = Appended::Diverged { seq: LATER_GENERATION };
+    assert_eq!(stream.append(p, 9, None, &events(p, 1..=1)).await.unwrap(), earlier);
+    assert_eq!(stream.append(p, 1, Some((1, event_id(p, 1))), &[]).await.unwrap(), earlier);
+    assert!(stream.top(p, 9).await.unwrap().is_none());
     assert_eq!(redis.tell::<String>(&["GET", "vs:{p00}:generation"]), "10");
 }
 
