@@ -99,7 +99,7 @@ impl Publisher {
         config: PublisherConfig,
     ) -> Self {
         let owner = clock.new_id().to_string();
-        let ends = Ends { outbox, stream, breaker: Breaker::new(), owner, lease_ttl: config.lease_ttl };
+        let ends = Ends { outbox, stream, breaker: Breaker::new(), owner };
         Self { ends, wake, clock, config }
     }
 

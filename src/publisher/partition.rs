@@ -27,7 +27,6 @@ pub(super) struct Ends {
     pub(super) stream: Arc<dyn EventStream>,
     pub(super) breaker: Breaker,
     pub(super) owner: String,
-    pub(super) lease_ttl: Duration,
 }
 
 /// What came of one step.
@@ -145,13 +144,10 @@ impl Progress {
     /// A publisher that lost its lease long ago may compare with what was since trimmed or rebuilt,
     /// so only one whose lease is still in force may stop the partition.
     async fn diverged(&mut self, ends: &Ends, seq: i64) -> Result<Step, StepError> {
-        let leases = in_time(ends.outbox.lease(&ends.owner, ends.lease_ttl)).await?;
-        let mine = (self.lease.partition, self.lease.epoch, self.lease.generation);
-        if !leases.iter().any(|lease| (lease.partition, lease.epoch, lease.generation) == mine) {
-            return Ok(Step::LeaseLost);
+        match in_time(ends.outbox.mark_diverged(&self.lease, seq)).await? {
+            Recorded::Done => Ok(Step::Diverged { seq }),
+            Recorded::LeaseLost => Ok(Step::LeaseLost),
         }
-        in_time(ends.outbox.mark_diverged(self.lease.partition, seq)).await?;
-        Ok(Step::Diverged { seq })
     }
 }
 

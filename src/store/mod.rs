@@ -138,8 +138,10 @@ pub trait Outbox: Send + Sync {
     /// epoch are still in force.
     async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError>;
 
-    /// Stops the publishing of a partition whose stream says something else than the outbox.
-    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError>;
+    /// Stops the publishing of a partition whose stream says something else than the outbox, while
+    /// the lease's owner, epoch and generation are still in force: a publisher that lost its lease
+    /// compares with what was since rebuilt.
+    async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError>;
 
     /// Begins a new, empty stream for a partition and lifts a divergence; the publisher fills it.
     /// Returns its generation.

@@ -80,7 +80,7 @@ pub struct Lease {
     pub diverged_seq: Option<i64>,
 }
 
-/// What came of noting a batch.
+/// What came of noting a batch or a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// It is noted now, or was already.

@@ -137,8 +137,8 @@ impl Outbox for FakeStore {
     async fn record(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
         self.answer(Recorded::Done)
     }
-    async fn mark_diverged(&self, _: Partition, _: i64) -> Result<(), StoreError> {
-        self.answer(())
+    async fn mark_diverged(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
+        self.answer(Recorded::Done)
     }
     async fn start_generation(&self, _: Partition) -> Result<i32, StoreError> {
         self.answer(1)

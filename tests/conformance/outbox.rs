@@ -105,8 +105,12 @@ pub async fn a_lost_lease_records_nothing(db: &impl TestDatabase) {
     tokio::time::sleep(AFTER_SHORT).await;
     let own = lease(db, "two", LONG).await.unwrap();
     assert_eq!(db.store().record(&lost, 3).await.unwrap(), Recorded::LeaseLost);
-    let forged = Lease { epoch: own.epoch, ..lost };
+    let forged = Lease { epoch: own.epoch, ..lost.clone() };
     assert_eq!(db.store().record(&forged, 3).await.unwrap(), Recorded::LeaseLost);
+    for other in [&lost, &forged] {
+        assert_eq!(db.store().mark_diverged(other, 3).await.unwrap(), Recorded::LeaseLost);
+    }
+    assert_eq!(status(db).await.diverged_seq, None);
     assert_eq!(status(db).await.published_seq, 0);
     assert_eq!(db.store().record(&own, 3).await.unwrap(), Recorded::Done);
     db.store().release("two").await.unwrap();
@@ -117,7 +121,7 @@ pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl Test
     five_events(db).await;
     let old = lease(db, "one", LONG).await.unwrap();
     db.store().record(&old, 4).await.unwrap();
-    db.store().mark_diverged(partition(), 3).await.unwrap();
+    assert_eq!(db.store().mark_diverged(&old, 3).await.unwrap(), Recorded::Done);
     assert_eq!(lease(db, "one", LONG).await.unwrap().diverged_seq, Some(3));
     assert_eq!(status(db).await.diverged_seq, Some(3));
 
@@ -125,6 +129,8 @@ pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl Test
     let new = lease(db, "one", LONG).await.unwrap();
     assert_eq!((new.generation, new.published_seq, new.diverged_seq), (2, 0, None));
     assert_eq!(db.store().record(&old, 5).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(db.store().mark_diverged(&old, 5).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(status(db).await.diverged_seq, None);
     assert_eq!(db.store().record(&new, 5).await.unwrap(), Recorded::Done);
     let batches = "select cast(generation as bigint), cast(seq_from as bigint), cast(seq_to as bigint)
         from stream_batch order by generation";

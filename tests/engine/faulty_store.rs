@@ -187,8 +187,8 @@ impl Outbox for FaultyStore {
         self.inner.record(lease, seq_to).await
     }
 
-    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
-        self.inner.mark_diverged(partition, seq).await
+    async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
+        self.inner.mark_diverged(lease, seq).await
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {

@@ -23,6 +23,14 @@ struct Shelf {
     diverged_seq: Option<i64>,
 }
 
+impl Shelf {
+    /// As in the real stores, an expired lease that nobody took over is still in force.
+    fn is_in_force(&self, lease: &Lease) -> bool {
+        (self.owner.as_deref(), self.epoch, self.generation)
+            == (Some(lease.owner.as_str()), lease.epoch, lease.generation)
+    }
+}
+
 pub struct MemoryOutbox {
     shelves: Mutex<Vec<Shelf>>,
     /// So many calls of `record` fail without having recorded anything.
@@ -145,8 +153,7 @@ impl Outbox for MemoryOutbox {
             return Err(StoreError::Unavailable("as ordered".into()));
         }
         self.with(lease.partition, |shelf| {
-            let in_force = (shelf.owner.as_deref(), shelf.epoch) == (Some(lease.owner.as_str()), lease.epoch);
-            if !in_force || shelf.until <= Instant::now() || shelf.generation != lease.generation {
+            if !shelf.is_in_force(lease) {
                 return Recorded::LeaseLost;
             }
             shelf.published_seq = shelf.published_seq.max(seq_to);
@@ -154,8 +161,14 @@ impl Outbox for MemoryOutbox {
         })
     }
 
-    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
-        self.with(partition, |shelf| shelf.diverged_seq = Some(seq))
+    async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
+        self.with(lease.partition, |shelf| {
+            if !shelf.is_in_force(lease) {
+                return Recorded::LeaseLost;
+            }
+            shelf.diverged_seq = Some(seq);
+            Recorded::Done
+        })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {

@@ -77,7 +77,8 @@ from (
 where last.seq < $3";
 
 const MARK_DIVERGED: &str = "
-update stream_lease set diverged_seq = $2 where partition = $1";
+update stream_lease set diverged_seq = $5
+where partition = $1 and owner = $2 and epoch = $3 and generation = $4";
 
 const START_GENERATION: &str = "
 update stream_lease set generation = generation + 1, diverged_seq = null where partition = $1 returning generation";
@@ -135,13 +136,15 @@ impl Outbox for PostgresStore {
         .await
     }
 
-    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
-        in_time(async {
-            let statement = sqlx::query(MARK_DIVERGED).bind(partition.stored()).bind(seq);
-            statement.execute(&self.pool).await.map_err(store_error)?;
-            Ok(())
-        })
-        .await
+    async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
+        let statement = sqlx::query(MARK_DIVERGED)
+            .bind(lease.partition.stored())
+            .bind(&lease.owner)
+            .bind(lease.epoch)
+            .bind(lease.generation)
+            .bind(seq);
+        let marked = in_time(async { statement.execute(&self.pool).await.map_err(store_error) }).await?;
+        Ok(if marked.rows_affected() == 1 { Recorded::Done } else { Recorded::LeaseLost })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {

@@ -79,7 +79,8 @@ where last.seq < ?3"
 );
 
 const MARK_DIVERGED: &str = "
-update stream_lease set diverged_seq = ?2 where partition = ?1";
+update stream_lease set diverged_seq = ?5
+where partition = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
 
 const START_GENERATION: &str = "
 update stream_lease set generation = generation + 1, diverged_seq = null where partition = ?1 returning generation";
@@ -148,12 +149,18 @@ impl Outbox for SqliteStore {
         .await
     }
 
-    async fn mark_diverged(&self, partition: Partition, seq: i64) -> Result<(), StoreError> {
+    async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
+        let statement = sqlx::query(MARK_DIVERGED)
+            .bind(lease.partition.stored())
+            .bind(&lease.owner)
+            .bind(lease.epoch)
+            .bind(lease.generation)
+            .bind(seq);
         in_time(async {
             let mut tx = self.writer.begin().await?;
-            let statement = sqlx::query(MARK_DIVERGED).bind(partition.stored()).bind(seq);
-            statement.execute(tx.connection()).await.map_err(store_error)?;
-            tx.commit().await
+            let marked = statement.execute(tx.connection()).await.map_err(store_error)?;
+            tx.commit().await?;
+            Ok(if marked.rows_affected() == 1 { Recorded::Done } else { Recorded::LeaseLost })
         })
         .await
     }
