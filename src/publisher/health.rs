@@ -28,10 +28,11 @@ pub struct PublisherHealth {
 }
 
 impl PublisherHealth {
-    /// Whether events are, or will soon be, late.
+    /// Whether events are, or will soon be, late. What the breaker last saw counts only while this
+    /// process has leases: one that stands by has no calls that could close it again.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
-        self.breaker != BreakerState::Closed
+        (self.leased > 0 && self.breaker != BreakerState::Closed)
             || self.is_outbox_down
             || !self.diverged.is_empty()
             || self.lag >= DEGRADED_LAG
@@ -49,6 +50,13 @@ impl PublisherHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_breaker_counts_only_while_there_are_leases() {
+        let failing = PublisherHealth { breaker: BreakerState::Failing, leased: 1, ..PublisherHealth::default() };
+        assert!(failing.is_degraded());
+        assert!(!PublisherHealth { leased: 0, ..failing }.is_degraded());
+    }
 
     #[test]
     fn lag_is_the_sum_of_events_and_the_age_of_the_oldest() {

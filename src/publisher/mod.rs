@@ -1,15 +1,17 @@
 //! The publisher: brings events from the outbox to the stream, each exactly once and in order.
 //!
-//! One task per process. It leases partitions, so that replicas share the work; wakes on a signal
-//! after a commit ([`Wake`]) and polls otherwise; and moves each partition on its own
-//! (`partition.rs`): a partition that is diverged or slow holds up no other. Leases only save
+//! One task per process. It leases every partition that is free; wakes on a signal after a commit
+//! ([`Wake`]) and polls otherwise; and moves each partition on its own (`partition.rs`): a partition
+//! that is diverged or slow holds up no other. Leases are taken by whoever comes first, so one replica
+//! publishes and the others stand by: they take over what is given back or expires. Leases only save
 //! work: that an event is never doubled or lost follows from compare-and-append alone.
 //!
 //! Commands never wait for anything here. The stream may be down for as long as it likes: the circuit
 //! breaker keeps the loop from running hot, and events wait in the outbox.
 //!
-//! Deliberately absent: which stream or which database it is, and any state on disk: where a
-//! partition stands is what the outbox has recorded and what the stream holds.
+//! Deliberately absent: dealing partitions out among replicas (one publishes more than one database
+//! writes); which stream or which database it is; and any state on disk: where a partition stands is
+//! what the outbox has recorded and what the stream holds.
 
 use std::sync::Arc;
 use std::time::Duration;
