@@ -13,7 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
+    UsageQuery,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::entry::Entry;
@@ -83,11 +84,11 @@ pub trait Reads: Send + Sync {
     /// The current state of one workspace, read without locks in one consistent view.
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
-    /// Usage logs, newest first.
-    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError>;
+    /// Usage logs, newest first. A page looks through at most [`views::PAGE_SCAN_ROWS`] of them.
+    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError>;
 
-    /// Ledger entries, newest first.
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError>;
+    /// Ledger entries, newest first. A page looks through at most [`views::PAGE_SCAN_ROWS`] of them.
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError>;
 
     /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError>;

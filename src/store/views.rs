@@ -33,6 +33,47 @@ pub struct LedgerQuery {
     pub limit: u32,
 }
 
+/// How many rows of a workspace's history one page looks through. A feature that is rare in a long
+/// history is found over several pages, each of which takes a few milliseconds.
+pub const PAGE_SCAN_ROWS: i64 = 10_000;
+
+/// Some of a workspace's history, newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// At most as many as were asked for; fewer, or none, when few of those looked at match.
+    pub rows: Vec<T>,
+    /// Where to look further: rows with a smaller `seq`. None when all of the range was looked at.
+    pub next_before_seq: Option<i64>,
+}
+
+/// The numbers, without a gap, that a page may come from; empty when `first` is behind `last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SeqRange {
+    pub(super) first: i64,
+    pub(super) last: i64,
+}
+
+impl SeqRange {
+    /// The lowest number that one page looks at.
+    pub(super) fn scanned_from(self) -> i64 {
+        self.first.max(self.last.saturating_sub(PAGE_SCAN_ROWS - 1))
+    }
+}
+
+impl<T> Page<T> {
+    /// From the rows that match among those that were looked at: up to one more than the limit.
+    pub(super) fn of(mut rows: Vec<T>, limit: u32, range: SeqRange, seq: impl Fn(&T) -> i64) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let next_before_seq = if rows.len() > limit {
+            rows.truncate(limit);
+            rows.last().map(seq)
+        } else {
+            Some(range.scanned_from()).filter(|from| *from > range.first)
+        };
+        Self { rows, next_before_seq }
+    }
+}
+
 /// A page of events, oldest first.
 #[derive(Clone, Debug)]
 pub enum EventQuery {
@@ -115,4 +156,21 @@ pub struct AuditFinding {
     pub workspace_id: Option<WorkspaceId>,
     pub event_id: Option<EventId>,
     pub detail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_goes_on_behind_its_last_row_or_behind_what_it_looked_at() {
+        let page = |rows: &[i64], range| Page::of(rows.to_vec(), 2, range, |seq| *seq);
+        let short = SeqRange { first: 1, last: PAGE_SCAN_ROWS };
+        assert_eq!(page(&[9, 8, 7], short), Page { rows: vec![9, 8], next_before_seq: Some(8) });
+        assert_eq!(page(&[2, 1], short), Page { rows: vec![2, 1], next_before_seq: None });
+        let long = SeqRange { first: 3, last: PAGE_SCAN_ROWS + 3 };
+        assert_eq!(page(&[], long), Page { rows: vec![], next_before_seq: Some(4) });
+        let empty = SeqRange { first: 5, last: 4 };
+        assert_eq!(page(&[], empty), Page { rows: vec![], next_before_seq: None });
+    }
 }

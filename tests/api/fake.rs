@@ -17,7 +17,8 @@ use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::submit::Decide;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
+    UsageQuery,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -91,11 +92,11 @@ impl Reads for FakeStore {
     async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
         self.answer(None)
     }
-    async fn usage(&self, _: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
-        self.answer(vec![])
+    async fn usage(&self, _: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
+        self.answer(Page { rows: vec![], next_before_seq: None })
     }
-    async fn ledger(&self, _: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
-        self.answer(vec![])
+    async fn ledger(&self, _: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
+        self.answer(Page { rows: vec![], next_before_seq: None })
     }
     async fn events(&self, _: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
         self.answer(vec![])

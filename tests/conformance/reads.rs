@@ -6,7 +6,10 @@ use visionscope_billing::domain::entry::Account;
 use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::subscription::SubscriptionStatus;
-use visionscope_billing::store::views::{DueWork, DueWorkspace, EventPosition, EventQuery, LedgerQuery, UsageQuery};
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::store::views::{
+    DueWork, DueWorkspace, EventPosition, EventQuery, LedgerQuery, PAGE_SCAN_ROWS, UsageQuery,
+};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
@@ -31,7 +34,7 @@ fn usage_query(limit: u32) -> UsageQuery {
 }
 
 async fn usage(db: &impl TestDatabase, query: UsageQuery) -> Vec<i64> {
-    let logs = db.store().usage(&query).await.unwrap();
+    let logs = db.store().usage(&query).await.unwrap().rows;
     assert!(logs.iter().all(|log| log.workspace_id == query.workspace_id));
     logs.iter().map(|log| log.seq).collect()
 }
@@ -67,7 +70,7 @@ pub async fn usage_is_filtered_by_feature_and_time(db: &impl TestDatabase) {
 pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase) {
     seven_deductions(db).await;
     let ledger = async |query: LedgerQuery| {
-        let entries = db.store().ledger(&query).await.unwrap();
+        let entries = db.store().ledger(&query).await.unwrap().rows;
         assert!(entries.iter().all(|entry| entry.workspace_id == workspace(0)));
         entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
     };
@@ -84,6 +87,115 @@ pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase)
     let of_feature = LedgerQuery { feature_code: Some(feature("upscale")), ..all.clone() };
     assert_eq!(ledger(of_feature).await, [8, 6, 4, 2]);
     assert_eq!(ledger(LedgerQuery { from: Some(at(1)), to: Some(at(3)), ..all }).await, [3, 2]);
+}
+
+pub async fn a_page_names_the_next_one_only_when_there_is_more(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let next = async |query| db.store().usage(&query).await.unwrap().next_before_seq;
+    assert_eq!(next(usage_query(3)).await, Some(5));
+    assert_eq!(next(usage_query(7)).await, None);
+    assert_eq!(next(UsageQuery { before_seq: Some(4), ..usage_query(3) }).await, None);
+    assert_eq!(next(UsageQuery { from: Some(at(5)), ..usage_query(3) }).await, None);
+    assert_eq!(next(UsageQuery { from: Some(at(4)), ..usage_query(3) }).await, Some(5));
+    assert_eq!(next(UsageQuery { feature_code: Some(feature("upscale")), ..usage_query(4) }).await, None);
+    assert_eq!(next(UsageQuery { workspace_id: workspace(9), ..usage_query(3) }).await, None);
+}
+
+pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 1).await;
+    for n in [2, 4, 6] {
+        world.deduct(workspace(0), Credits::whole(1), at(n));
+        // A command with more than one entry: they share its instant.
+        let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(n + 1));
+        for _ in 0..3 {
+            let (from, to) = (Account::Issued(GrantSource::Purchase), Account::Expired);
+            world.entry(workspace(0), command_id, from, to, Credits::whole(1), at(n + 1));
+        }
+    }
+    world.store(db.store()).await;
+    // Entry 1 at 0, 2 at 2, 3 to 5 at 3, 6 at 4, 7 to 9 at 5, 10 at 6, 11 to 13 at 7.
+    let instants = [0, 2, 3, 3, 3, 4, 5, 5, 5, 6, 7, 7, 7].map(at);
+    let just = |instant: Timestamp, offset| Timestamp::from_micros(instant.micros() + offset);
+    let bounds: Vec<_> =
+        (-1..=8).flat_map(|n| [-1, 0, 1].map(|offset| Some(just(at(n), offset)))).chain([None]).collect();
+    for from in &bounds {
+        for to in &bounds {
+            for before_seq in [None, Some(8)] {
+                let query = LedgerQuery {
+                    workspace_id: workspace(0),
+                    before_seq,
+                    feature_code: None,
+                    from: *from,
+                    to: *to,
+                    limit: 100,
+                };
+                let found = db.store().ledger(&query).await.unwrap();
+                let is_in =
+                    |instant: &Timestamp| from.is_none_or(|from| *instant >= from) && to.is_none_or(|to| *instant < to);
+                let expected: Vec<i64> = (1..)
+                    .zip(&instants)
+                    .filter(|(seq, instant)| is_in(instant) && before_seq.is_none_or(|before| *seq < before))
+                    .map(|(seq, _)| seq)
+                    .collect();
+                let seqs: Vec<i64> = found.rows.iter().rev().map(|entry| entry.seq).collect();
+                assert_eq!((seqs, found.next_before_seq), (expected, None), "{query:?}");
+            }
+        }
+    }
+}
+
+pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &impl TestDatabase) {
+    const MORE: i64 = 2 * PAGE_SCAN_ROWS + 5;
+    seven_deductions(db).await;
+    let repeat = |table: &str, columns: &str, copied: &str, first: i64| {
+        format!(
+            "with recursive n (i) as (select 1 union all select i + 1 from n where i < {MORE})
+            insert into {table} (workspace_id, seq, {columns})
+            select l.workspace_id, l.seq + n.i, {copied} from {table} l cross join n
+            where l.seq = {first} and l.workspace_id = (select workspace_id from {table} order by workspace_id limit 1)"
+        )
+    };
+    let logs = "command_id, feature_code, credits, occurred_at, recorded_at";
+    db.execute(&repeat("usage_logs", logs, "l.command_id, 'render', l.credits, l.occurred_at, l.recorded_at", 7))
+        .await
+        .unwrap();
+    let entries = "command_id, from_account, to_account, grant_id, amount, balance_after, recorded_at, effective_at";
+    let copied = "l.command_id, l.from_account, 'consumed:render', l.grant_id, l.amount, l.balance_after, l.recorded_at, l.effective_at";
+    db.execute(&repeat("credit_entries", entries, copied, 8)).await.unwrap();
+
+    let [first, second] = [workspace(0), workspace(1)];
+    let workspace_id = first.min(second);
+    let upscale = Some(feature("upscale"));
+    let (mut before_seq, mut pages, mut found) = (None, 0, Vec::new());
+    loop {
+        let query = UsageQuery { workspace_id, before_seq, feature_code: upscale.clone(), ..usage_query(3) };
+        let page = db.store().usage(&query).await.unwrap();
+        found.extend(page.rows.iter().map(|log| log.seq));
+        pages += 1;
+        before_seq = page.next_before_seq;
+        if before_seq.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, pages), (vec![7, 5, 3, 1], 4));
+
+    let (mut before_seq, mut found) = (None, Vec::new());
+    loop {
+        let (from, to) = (None, None);
+        let query = LedgerQuery { workspace_id, before_seq, feature_code: upscale.clone(), from, to, limit: 100 };
+        let page = db.store().ledger(&query).await.unwrap();
+        found.extend(page.rows.iter().map(|entry| entry.seq));
+        before_seq = page.next_before_seq;
+        if before_seq.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, [8, 6, 4, 2]);
+    // A range in time does not look at what lies outside of it.
+    let early = UsageQuery { workspace_id, feature_code: upscale, to: Some(at(7)), ..usage_query(100) };
+    let page = db.store().usage(&early).await.unwrap();
+    assert_eq!(page.rows.iter().map(|log| log.seq).collect::<Vec<_>>(), [5, 3, 1]);
+    assert_eq!(page.next_before_seq, None);
 }
 
 pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {

@@ -75,9 +75,9 @@ async fn assert_history_survives(
     entries.reverse();
     usage_logs.reverse();
     let ledger = LedgerQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
-    assert_eq!(db.store().ledger(&ledger).await.unwrap(), entries);
+    assert_eq!(db.store().ledger(&ledger).await.unwrap().rows, entries);
     let usage = UsageQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
-    assert_eq!(db.store().usage(&usage).await.unwrap(), usage_logs);
+    assert_eq!(db.store().usage(&usage).await.unwrap().rows, usage_logs);
 }
 
 fn metadata() -> Metadata {

@@ -16,7 +16,8 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, PartitionStatus, Recorded, UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
+    UsageQuery,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -128,11 +129,11 @@ impl Reads for FaultyStore {
         self.inner.workspace(workspace_id).await
     }
 
-    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
+    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
         self.inner.usage(query).await
     }
 
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
         self.inner.ledger(query).await
     }
 

@@ -14,7 +14,7 @@ use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, query, state};
 use crate::http::pages::{Cursor, Limit};
 use crate::http::problem::{Code, Problem};
-use crate::store::views::LedgerQuery;
+use crate::store::views::{LedgerQuery, Page};
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -24,7 +24,7 @@ pub struct LedgerParams {
     /// `next` of the page before.
     #[param(required = false)]
     cursor: Option<Cursor>,
-    /// The most rows of the page.
+    /// The most rows of the page; it may have fewer and still not be the last.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
@@ -64,7 +64,8 @@ pub struct EntryView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LedgerPage {
     items: Vec<EntryView>,
-    /// Where the next page begins; absent on the last one.
+    /// Where the next page begins; absent on the last one. A page may have fewer items than its limit,
+    /// or none, while this is there: go on until it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
 }
@@ -118,10 +119,9 @@ pub async fn list_ledger(
     };
     let state = state(&request);
     let workspace_id = caller.workspace_id;
-    let wanted = LedgerQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.and_one() };
-    let mut rows = read(state.store.ledger(&wanted)).await?;
+    let wanted = LedgerQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
+    let Page { rows, next_before_seq } = read(state.store.ledger(&wanted)).await?;
     require_existing(state, workspace_id, &rows).await?;
-    let has_more = limit.cut(&mut rows);
-    let next = rows.last().filter(|_| has_more).map(|entry| Cursor::Ledger { before_seq: entry.seq });
+    let next = next_before_seq.map(|before_seq| Cursor::Ledger { before_seq });
     Ok(HttpResponse::Ok().json(LedgerPage { items: rows.into_iter().map(Into::into).collect(), next }))
 }

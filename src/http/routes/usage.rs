@@ -19,7 +19,7 @@ use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query, state};
 use crate::http::pages::{Cursor, Limit};
 use crate::http::problem::{Code, Problem};
-use crate::store::views::UsageQuery;
+use crate::store::views::{Page, UsageQuery};
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -29,7 +29,7 @@ pub struct UsageParams {
     /// `next` of the page before.
     #[param(required = false)]
     cursor: Option<Cursor>,
-    /// The most rows of the page.
+    /// The most rows of the page; it may have fewer and still not be the last.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
@@ -66,7 +66,8 @@ pub struct UsageLogView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UsagePage {
     items: Vec<UsageLogView>,
-    /// Where the next page begins; absent on the last one.
+    /// Where the next page begins; absent on the last one. A page may have fewer items than its limit,
+    /// or none, while this is there: go on until it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
 }
@@ -187,10 +188,9 @@ pub async fn list_usage(
     };
     let state = state(&request);
     let workspace_id = caller.workspace_id;
-    let wanted = UsageQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.and_one() };
-    let mut rows = read(state.store.usage(&wanted)).await?;
+    let wanted = UsageQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
+    let Page { rows, next_before_seq } = read(state.store.usage(&wanted)).await?;
     require_existing(state, workspace_id, &rows).await?;
-    let has_more = limit.cut(&mut rows);
-    let next = rows.last().filter(|_| has_more).map(|log| Cursor::Usage { before_seq: log.seq });
+    let next = next_before_seq.map(|before_seq| Cursor::Usage { before_seq });
     Ok(HttpResponse::Ok().json(UsagePage { items: rows.into_iter().map(Into::into).collect(), next }))
 }

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sqlx::Sqlite;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 
 use super::error::store_error;
 use super::load::workspaces;
@@ -17,11 +20,13 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, UsageQuery};
+use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, Page, SeqRange, UsageQuery};
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[
     BEGIN_READING,
+    USAGE_RANGE,
+    LEDGER_RANGE,
     USAGE_PAGE,
     LEDGER_PAGE,
     EVENTS_OF_WORKSPACE,
@@ -35,23 +40,64 @@ pub(super) const STATEMENTS: &[&str] = &[
 /// Several statements that must see one state of the database.
 pub(super) const BEGIN_READING: &str = "begin deferred";
 
+/// The numbers that a page may come from. `recorded_at` never falls as `seq` rises, and `seq` has no
+/// gap, so each end in time is found by halving: some twenty looks by primary key in a million rows.
+const USAGE_RANGE: &str = "
+with recursive head (last) as (
+    select coalesce((
+        select seq from usage_logs where workspace_id = ?1 and seq < ?2 order by seq desc limit 1
+    ), 0)
+), bounds (bound, instant) as (
+    values ('from', ?3), ('to', ?4)
+), search (bound, instant, low, high) as (
+    select b.bound, b.instant, 1, h.last + 1 from bounds b cross join head h where b.instant is not null
+    union all
+    select s.bound, s.instant,
+        case when r.recorded_at < s.instant then r.seq + 1 else s.low end,
+        case when r.recorded_at < s.instant then s.high else r.seq end
+    from search s
+    join usage_logs r on r.workspace_id = ?1 and r.seq = (s.low + s.high) / 2
+    where s.low < s.high
+)
+select coalesce((select low from search where bound = 'from' and low = high), 1) as first,
+    coalesce((select low - 1 from search where bound = 'to' and low = high), h.last) as last
+from head h";
+
+/// As [`USAGE_RANGE`].
+const LEDGER_RANGE: &str = "
+with recursive head (last) as (
+    select coalesce((
+        select seq from credit_entries where workspace_id = ?1 and seq < ?2 order by seq desc limit 1
+    ), 0)
+), bounds (bound, instant) as (
+    values ('from', ?3), ('to', ?4)
+), search (bound, instant, low, high) as (
+    select b.bound, b.instant, 1, h.last + 1 from bounds b cross join head h where b.instant is not null
+    union all
+    select s.bound, s.instant,
+        case when r.recorded_at < s.instant then r.seq + 1 else s.low end,
+        case when r.recorded_at < s.instant then s.high else r.seq end
+    from search s
+    join credit_entries r on r.workspace_id = ?1 and r.seq = (s.low + s.high) / 2
+    where s.low < s.high
+)
+select coalesce((select low from search where bound = 'from' and low = high), 1) as first,
+    coalesce((select low - 1 from search where bound = 'to' and low = high), h.last) as last
+from head h";
+
 const USAGE_PAGE: &str = "
 select * from usage_logs
-where workspace_id = ?1 and seq < ?2
-    and (?3 is null or feature_code = ?3)
-    and (?4 is null or recorded_at >= ?4)
-    and (?5 is null or recorded_at < ?5)
+where workspace_id = ?1 and seq >= ?2 and seq <= ?3
+    and (?4 is null or feature_code = ?4)
 order by seq desc
-limit ?6";
+limit ?5";
 
 const LEDGER_PAGE: &str = "
 select * from credit_entries
-where workspace_id = ?1 and seq < ?2
-    and (?3 is null or to_account = 'consumed:' || ?3)
-    and (?4 is null or recorded_at >= ?4)
-    and (?5 is null or recorded_at < ?5)
+where workspace_id = ?1 and seq >= ?2 and seq <= ?3
+    and (?4 is null or to_account = 'consumed:' || ?4)
 order by seq desc
-limit ?6";
+limit ?5";
 
 const EVENTS_OF_WORKSPACE: &str = "
 select * from event_outbox where workspace_id = ?1 and workspace_seq > ?2 order by workspace_seq limit ?3";
@@ -101,28 +147,40 @@ impl Reads for SqliteStore {
         .await
     }
 
-    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageLog>, StoreError> {
-        let statement = sqlx::query(USAGE_PAGE)
-            .bind(query.workspace_id.0)
-            .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
-            .bind(query.from.map(Timestamp::micros))
-            .bind(query.to.map(Timestamp::micros))
-            .bind(i64::from(query.limit));
-        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        rows.iter().map(rows::usage_log).collect()
+    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
+        let (range, rows) = in_time(async {
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            let statement = sqlx::query(USAGE_RANGE).bind(query.workspace_id.0);
+            let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
+            let statement = sqlx::query(USAGE_PAGE)
+                .bind(query.workspace_id.0)
+                .bind(range.scanned_from())
+                .bind(range.last)
+                .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
+                .bind(i64::from(query.limit) + 1);
+            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
+        })
+        .await?;
+        let rows = rows.iter().map(rows::usage_log).collect::<Result<_, _>>()?;
+        Ok(Page::of(rows, query.limit, range, |row: &UsageLog| row.seq))
     }
 
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Vec<Entry>, StoreError> {
-        let statement = sqlx::query(LEDGER_PAGE)
-            .bind(query.workspace_id.0)
-            .bind(query.before_seq.unwrap_or(i64::MAX))
-            .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
-            .bind(query.from.map(Timestamp::micros))
-            .bind(query.to.map(Timestamp::micros))
-            .bind(i64::from(query.limit));
-        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        rows.iter().map(rows::entry).collect()
+    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
+        let (range, rows) = in_time(async {
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            let statement = sqlx::query(LEDGER_RANGE).bind(query.workspace_id.0);
+            let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
+            let statement = sqlx::query(LEDGER_PAGE)
+                .bind(query.workspace_id.0)
+                .bind(range.scanned_from())
+                .bind(range.last)
+                .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
+                .bind(i64::from(query.limit) + 1);
+            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
+        })
+        .await?;
+        let rows = rows.iter().map(rows::entry).collect::<Result<_, _>>()?;
+        Ok(Page::of(rows, query.limit, range, |row: &Entry| row.seq))
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
@@ -192,4 +250,20 @@ impl Reads for SqliteStore {
         })
         .await
     }
+}
+
+/// Which numbers a page may come from: below `before_seq`, recorded at or after the first instant and
+/// before the second.
+async fn range(
+    connection: &mut SqliteConnection,
+    statement: Query<'_, Sqlite, SqliteArguments>,
+    before_seq: Option<i64>,
+    [from, to]: [Option<Timestamp>; 2],
+) -> Result<SeqRange, StoreError> {
+    let statement = statement
+        .bind(before_seq.unwrap_or(i64::MAX))
+        .bind(from.map(Timestamp::micros))
+        .bind(to.map(Timestamp::micros));
+    let row = statement.fetch_one(connection).await.map_err(store_error)?;
+    Ok(SeqRange { first: get(&row, "first")?, last: get(&row, "last")? })
 }
