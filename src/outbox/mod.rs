@@ -60,11 +60,14 @@ pub struct StatusReport {
 }
 
 impl StatusReport {
-    /// Nothing waits and nothing has diverged.
+    /// Nothing waits, nothing has diverged, and every stream ends where the outbox says it does.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.stream_error.is_none()
-            && self.partitions.iter().all(|line| line.waiting == 0 && line.diverged_seq.is_none())
+        let is_settled = |line: &PartitionLine| {
+            let in_stream = line.stream_seq.unwrap_or(0);
+            line.waiting == 0 && line.diverged_seq.is_none() && u64::try_from(line.published_seq) == Ok(in_stream)
+        };
+        self.stream_error.is_none() && self.partitions.iter().all(is_settled)
     }
 }
 

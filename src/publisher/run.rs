@@ -139,7 +139,8 @@ impl Run {
             let Some(slot) = self.slots.get_mut(&partition) else { continue };
             let Some(mut progress) = slot.progress.take() else { continue };
             slot.is_signalled = false;
-            let is_probe = slot.probe_at <= now;
+            // After a failure only an answer of the stream counts as success, events or not.
+            let is_probe = slot.probe_at <= now || slot.backoff.is_some();
             if is_probe {
                 slot.probe_at = now + self.config.probe_every;
             }
