@@ -151,7 +151,7 @@ pub struct PartitionStatus {
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditFinding {
-    /// The invariant's name: one word per rule of `docs/invariants.md`.
+    /// The invariant's name: one word per rule of `docs/INVARIANTS.md`.
     pub invariant: &'static str,
     pub workspace_id: Option<WorkspaceId>,
     pub event_id: Option<EventId>,

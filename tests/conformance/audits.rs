@@ -84,7 +84,24 @@ pub async fn a_changed_grant_is_found(db: &impl TestDatabase) {
 pub async fn a_refused_command_with_an_entry_is_found(db: &impl TestDatabase) {
     let fault = "update commands set outcome = 'insufficient-credits' where outcome = 'accepted' and command_type = 'DeductCredits'";
     let found = found_after(db, fault).await;
-    assert_eq!(found, ["usage-log-has-deduction", "refusal-has-no-entry"]);
+    assert_eq!(found, ["usage-log-has-deduction", "refusal-has-no-entry", "refusal-has-event"]);
+}
+
+pub async fn a_refusal_without_its_event_is_found(db: &impl TestDatabase) {
+    let found = found_after(
+        db,
+        "update event_outbox set event_type = 'UsageLimitExceeded' where event_type = 'CreditLimitExceeded'",
+    )
+    .await;
+    assert_eq!(found, ["refusal-has-event"]);
+}
+
+pub async fn a_second_event_of_one_deduction_is_found(db: &impl TestDatabase) {
+    let fault = "update event_outbox set causation_id = (
+            select o.causation_id from event_outbox o where o.event_type = 'CreditConsumed' and o.workspace_seq = 2
+        ) where event_type = 'CreditConsumed' and workspace_seq = 3";
+    let found = found_after(db, fault).await;
+    assert_eq!(found, ["deduction-has-event"]);
 }
 
 pub async fn findings_are_limited_per_invariant(db: &impl TestDatabase) {

@@ -84,6 +84,8 @@ macro_rules! suite {
                 a_missing_event_is_found,
                 a_changed_grant_is_found,
                 a_refused_command_with_an_entry_is_found,
+                a_refusal_without_its_event_is_found,
+                a_second_event_of_one_deduction_is_found,
                 findings_are_limited_per_invariant,
             }
         }

@@ -1,4 +1,4 @@
-//! The invariants of `docs/invariants.md` as statements that must return no row.
+//! The invariants of `docs/INVARIANTS.md` as statements that must return no row.
 //!
 //! Each returns the workspace and the event concerned, where there is one, and what is wrong. They
 //! recompute every cache from history and trust nothing that the write path derived. What a
@@ -35,6 +35,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     USAGE_LOG_IS_SUM_OF_ENTRIES,
     DEDUCTION_HAS_EVENT,
     REFUSAL_HAS_NO_ENTRY,
+    REFUSAL_HAS_EVENT,
     ROW_HAS_COMMAND,
     ENTRY_SEQ_HAS_NO_GAP,
     USAGE_SEQ_HAS_NO_GAP,
@@ -58,6 +59,7 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
     ("deduction-has-event", DEDUCTION_HAS_EVENT),
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
+    ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),
     ("entry-seq-has-no-gap", ENTRY_SEQ_HAS_NO_GAP),
     ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
@@ -218,12 +220,14 @@ where u.credits <> coalesce(e.consumed, 0)
 limit $1";
 
 const DEDUCTION_HAS_EVENT: &str = "
-select c.workspace_id, null::uuid as event_id, format('command %s raised no CreditConsumed', c.command_id) as detail
+select c.workspace_id, null::uuid as event_id,
+    format('command %s raised %s CreditConsumed', c.command_id, coalesce(o.events, 0)) as detail
 from commands c
-where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and not exists (
-    select from event_outbox o
-    where o.workspace_id = c.workspace_id and o.causation_id = c.command_id and o.event_type = 'CreditConsumed'
-)
+left join (
+    select workspace_id, causation_id, count(*) as events
+    from event_outbox where event_type = 'CreditConsumed' group by workspace_id, causation_id
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(o.events, 0) <> 1
 limit $1";
 
 const REFUSAL_HAS_NO_ENTRY: &str = "
@@ -232,6 +236,26 @@ select c.workspace_id, null::uuid as event_id,
 from commands c
 join credit_entries e on e.workspace_id = c.workspace_id and e.command_id = c.command_id
 where c.outcome <> 'accepted'
+limit $1";
+
+/// Of the refusals, those of the balance and of a limit tell their consumers.
+const REFUSAL_HAS_EVENT: &str = "
+select c.workspace_id, null::uuid as event_id,
+    format('command %s was refused (%s) and raised %s events that say so', c.command_id, c.outcome,
+        coalesce(o.events, 0)) as detail
+from commands c
+left join (
+    select workspace_id, causation_id, event_type, count(*) as events
+    from event_outbox
+    where event_type in ('CreditLimitExceeded', 'UsageLimitExceeded')
+    group by workspace_id, causation_id, event_type
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+    and o.event_type = case c.outcome
+        when 'insufficient-credits' then 'CreditLimitExceeded'
+        else 'UsageLimitExceeded'
+    end
+where c.command_type = 'DeductCredits' and c.outcome in ('insufficient-credits', 'limit-exceeded')
+    and coalesce(o.events, 0) <> 1
 limit $1";
 
 const ROW_HAS_COMMAND: &str = "
