@@ -86,6 +86,7 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         let postgres = PostgresConfig {
             url: url.clone(),
             max_connections: database.max_connections,
+            read_connections: database.read_connections,
             acquire_timeout: Duration::from_millis(database.acquire_timeout_ms),
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
             lock_timeout: Duration::from_millis(database.lock_timeout_ms),

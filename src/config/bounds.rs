@@ -16,6 +16,8 @@ use crate::domain::ids::PARTITIONS;
 /// From a tenth of a second, below which a loaded machine fails for no reason, to five minutes,
 /// above which nobody still waits.
 const TIMEOUT_MS: RangeInclusive<u64> = 100..=300_000;
+/// Of one statement on PostgreSQL: `store::postgres` states why.
+const STATEMENT_TIMEOUT_MS: RangeInclusive<u64> = 100..=4_000;
 /// A publisher's lease that is renewed less than three times in its life is lost to one slow answer.
 const POLLS_PER_LEASE: u64 = 3;
 
@@ -83,9 +85,10 @@ fn database_and_redis(check: &mut Check, Config { database, redis, .. }: &Config
         check.refuse("database.path", "must name a file");
     }
     check.range("database.max_connections", database.max_connections, 1..=1_000);
+    check.range("database.read_connections", database.read_connections, 1..=1_000);
     check.range("database.acquire_timeout_ms", database.acquire_timeout_ms, TIMEOUT_MS);
-    check.range("database.statement_timeout_ms", database.statement_timeout_ms, TIMEOUT_MS);
-    check.range("database.lock_timeout_ms", database.lock_timeout_ms, TIMEOUT_MS);
+    check.range("database.statement_timeout_ms", database.statement_timeout_ms, STATEMENT_TIMEOUT_MS);
+    check.range("database.lock_timeout_ms", database.lock_timeout_ms, STATEMENT_TIMEOUT_MS);
     if database.lock_timeout_ms > database.statement_timeout_ms {
         check.refuse("database.lock_timeout_ms", "must not be more than database.statement_timeout_ms");
     }

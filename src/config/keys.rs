@@ -48,10 +48,11 @@ pub const KEYS: &[Key] = &[
 
     optional("database.url", "A `postgres://` address (secret). Without it, the embedded SQLite database."),
     key("database.path", "data/visionscope.db", "File of the embedded database, relative to the working directory. Its folder also holds the development key."),
-    key("database.max_connections", "10", "PostgreSQL connections per replica, 1 to 1000."),
+    key("database.max_connections", "8", "PostgreSQL connections per replica for commands, 1 to 1000."),
+    key("database.read_connections", "8", "PostgreSQL connections per replica for reads and the publisher, 1 to 1000."),
     key("database.acquire_timeout_ms", "500", "Time to wait for a free connection before answering 503, 100 to 300000."),
-    key("database.statement_timeout_ms", "5000", "Time for one statement, 100 to 300000."),
-    key("database.lock_timeout_ms", "2000", "Time to wait for a lock, 100 to `database.statement_timeout_ms`."),
+    key("database.statement_timeout_ms", "2000", "Time for one statement, 100 to 4000: an operation of a few statements is given up after 5000."),
+    key("database.lock_timeout_ms", "1000", "Time to wait for a lock, 100 to `database.statement_timeout_ms`."),
     key("database.readers", "4", "Connections of the embedded database that only read, 1 to 64."),
 
     optional("redis.url", "A `redis://` or `rediss://` address (secret); of a cluster, one or more with commas between them. Without it, nothing is published and events are read over HTTP."),

@@ -34,7 +34,10 @@ pub struct Database {
     pub url: Option<SecretString>,
     /// The file of the embedded database.
     pub path: PathBuf,
+    /// PostgreSQL connections for commands.
     pub max_connections: u32,
+    /// PostgreSQL connections for reads and the publisher.
+    pub read_connections: u32,
     pub acquire_timeout_ms: u64,
     pub statement_timeout_ms: u64,
     pub lock_timeout_ms: u64,

@@ -114,7 +114,7 @@ pub trait Reads: Send + Sync {
     /// Checks the invariants; every row is a violation. At most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;
 
-    /// Answers when the database does.
+    /// Answers when the database does, on a connection that commands use.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 

@@ -9,9 +9,10 @@ use secrecy::SecretString;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqlSafeStr};
 use tokio::sync::OnceCell;
+use visionscope_billing::config::Config;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::KeySet;
-use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore, statements};
+use visionscope_billing::store::postgres::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore, statements};
 use visionscope_billing::store::{Store, StoreError};
 
 use crate::database::TestDatabase;
@@ -35,6 +36,7 @@ impl PostgresDatabase {
         let url = options().database(name).to_url_lossy();
         let config = PostgresConfig {
             max_connections: 4,
+            read_connections: 2,
             acquire_timeout: ACQUIRE_TIMEOUT,
             ..PostgresConfig::new(SecretString::from(url.to_string()))
         };
@@ -167,6 +169,41 @@ async fn a_server_that_is_not_there_is_unavailable_and_its_password_is_not_told(
     let unreadable = PostgresConfig::new(SecretString::from("nonsense hunter2".to_owned()));
     let error = PostgresStore::connect(&unreadable).await.unwrap_err();
     assert!(!format!("{error:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_defaults_are_those_of_the_configuration_and_each_wait_is_within_the_next() {
+    let config = Config::read(Vec::new(), None).unwrap().database;
+    let own = PostgresConfig::new(SecretString::from("postgres://localhost/x"));
+    assert_eq!((own.max_connections, own.read_connections), (config.max_connections, config.read_connections));
+    let ms = Duration::from_millis;
+    assert_eq!(own.acquire_timeout, ms(config.acquire_timeout_ms));
+    assert_eq!(own.statement_timeout, ms(config.statement_timeout_ms));
+    assert_eq!(own.lock_timeout, ms(config.lock_timeout_ms));
+    let statement = |timeout: Duration| {
+        let name = "VISIONSCOPE__DATABASE__STATEMENT_TIMEOUT_MS".to_owned();
+        Config::read(vec![(name, timeout.as_millis().to_string())], None)
+    };
+    assert!(statement(MAX_STATEMENT_TIMEOUT).is_ok());
+    assert!(statement(MAX_STATEMENT_TIMEOUT + ms(1)).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_reads_keep_no_command_waiting() {
+    let db = PostgresDatabase::create().await;
+    let mut blocker = db.connection().await;
+    blocker.execute("begin; lock table event_outbox in access exclusive mode").await.unwrap();
+    let read = || db.store().read(Partition::new(1).unwrap(), 0, 1);
+    let begun = async {
+        // By now both connections for reading wait for the lock.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::timeout(Duration::from_millis(500), db.store().begin()).await.is_ok_and(|tx| tx.is_ok())
+    };
+    let (first, second, third, begun) = tokio::join!(read(), read(), read(), begun);
+    assert!(begun);
+    assert!(first.is_err() && second.is_err() && third.is_err());
+    drop(blocker);
+    db.destroy().await;
 }
 
 #[tokio::test]

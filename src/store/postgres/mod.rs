@@ -3,7 +3,8 @@
 //! Invariants: every write transaction locks its partitions first, so writers of one partition are
 //! strictly serial and none ever waits in a circle. `synchronous_commit` is on: what is committed
 //! survives. Every wait has an end, on the server (statement, lock and idle timeouts) and here (the
-//! pool and [`ANSWER_TIMEOUT`], for a server that has gone without a word).
+//! pools and [`ANSWER_TIMEOUT`], for a server that has gone without a word). Commands have a pool of
+//! their own, so that slow reads keep none of them waiting.
 //!
 //! Deliberately absent: LISTEN/NOTIFY (the publisher is woken in its process and polls otherwise),
 //! advisory locks (the partition's row is the lock), and statements for single rows on the write path.
@@ -36,8 +37,11 @@ mod rows;
 mod write;
 
 /// How long one operation of the store, of a handful of statements, may take before the server is
-/// given up: longer than the server's own timeouts, which tell the reason.
+/// given up. The waits are nested, and the inner one tells the reason: lock ≤ statement ≤
+/// [`MAX_STATEMENT_TIMEOUT`] < this. The configuration holds to the same bounds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most that the server may be given for one statement: less than [`ANSWER_TIMEOUT`].
+pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A connection that was idle for less is taken as it is: a ping would cost each batch a round trip.
 const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
 /// How long a connection that comes back may take to show that it still works.
@@ -51,7 +55,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
     pub url: SecretString,
+    /// For write transactions of commands.
     pub max_connections: u32,
+    /// For everything else: reads and the publisher.
+    pub read_connections: u32,
     /// For a free connection of the pool, or a new one.
     pub acquire_timeout: Duration,
     pub statement_timeout: Duration,
@@ -61,12 +68,13 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
-    /// The defaults for a database.
+    /// The defaults for a database: those of the configuration.
     #[must_use]
     pub fn new(url: SecretString) -> Self {
         Self {
             url,
-            max_connections: 16,
+            max_connections: 8,
+            read_connections: 8,
             acquire_timeout: Duration::from_millis(500),
             statement_timeout: Duration::from_secs(2),
             lock_timeout: Duration::from_secs(1),
@@ -106,7 +114,10 @@ const PLANNING: [(&str, &str); 5] = [
 /// The store on a PostgreSQL database. Cheap to clone.
 #[derive(Clone)]
 pub struct PostgresStore {
-    pool: PgPool,
+    /// For the transactions of commands alone, so that no read, however slow, keeps them waiting.
+    writes: PgPool,
+    /// For reads and the publisher, whose work can wait.
+    reads: PgPool,
     plans: Arc<PlanCache>,
 }
 
@@ -117,10 +128,17 @@ impl fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Opens the pool and its first connection.
+    /// Opens the pools and the first connection for writing.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
+        let options = config.connect_options()?;
+        let reads = Self::pool(config, config.read_connections).connect_lazy_with(options.clone());
+        let writes = Self::pool(config, config.max_connections).connect_with(options).await.map_err(store_error)?;
+        Ok(Self { writes, reads, plans: Arc::default() })
+    }
+
+    fn pool(config: &PostgresConfig, connections: u32) -> PgPoolOptions {
+        PgPoolOptions::new()
+            .max_connections(connections)
             .acquire_timeout(config.acquire_timeout)
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
@@ -139,32 +157,28 @@ impl PostgresStore {
                     }
                 })
             })
-            .connect_with(config.connect_options()?)
-            .await
-            .map_err(store_error)?;
-        Ok(Self { pool, plans: Arc::default() })
     }
 }
 
 #[async_trait]
 impl Store for PostgresStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        let tx = in_time(async { self.pool.begin().await.map_err(store_error) }).await?;
+        let tx = in_time(async { self.writes.begin().await.map_err(store_error) }).await?;
         Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
     }
 
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
-        in_time(plans::put(&self.pool, plans)).await
+        in_time(plans::put(&self.writes, plans)).await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
         let ms = MIGRATE_TIMEOUT.as_millis().to_string();
-        let options = PgConnectOptions::clone(&self.pool.connect_options())
+        let options = PgConnectOptions::clone(&self.writes.connect_options())
             .options([("statement_timeout", &ms), ("lock_timeout", &ms)]);
         let work = async {
             let pool = PgPoolOptions::new()
                 .max_connections(1)
-                .acquire_timeout(self.pool.options().get_acquire_timeout())
+                .acquire_timeout(self.writes.options().get_acquire_timeout())
                 .connect_with(options)
                 .await
                 .map_err(store_error)?;
@@ -176,7 +190,8 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.pool.close()).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.reads.close()).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writes.close()).await;
     }
 }
 

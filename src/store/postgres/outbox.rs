@@ -101,7 +101,7 @@ impl Outbox for PostgresStore {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
         let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
         let rows = in_time(async {
-            sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.pool).await.map_err(store_error)
+            sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.reads).await.map_err(store_error)
         })
         .await?;
         rows.iter().map(lease).collect()
@@ -109,26 +109,26 @@ impl Outbox for PostgresStore {
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
         in_time(async {
-            sqlx::query(RELEASE_LEASES).bind(owner).execute(&self.pool).await.map_err(store_error)?;
+            sqlx::query(RELEASE_LEASES).bind(owner).execute(&self.reads).await.map_err(store_error)?;
             Ok(())
         })
         .await
     }
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
-        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
     }
 
     async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         let statement = sqlx::query(EVENTS_OF_PARTITION).bind(partition.stored()).bind(after).bind(i64::from(limit));
-        let rows = in_time(async { statement.fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter().map(rows::event).collect()
     }
 
     async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
         in_time(async {
-            let mut tx = self.pool.begin().await.map_err(store_error)?;
+            let mut tx = self.reads.begin().await.map_err(store_error)?;
             let recorded = record(&mut tx, lease, seq_to).await?;
             tx.commit().await.map_err(store_error)?;
             Ok(recorded)
@@ -143,18 +143,18 @@ impl Outbox for PostgresStore {
             .bind(lease.epoch)
             .bind(lease.generation)
             .bind(seq);
-        let marked = in_time(async { statement.execute(&self.pool).await.map_err(store_error) }).await?;
+        let marked = in_time(async { statement.execute(&self.reads).await.map_err(store_error) }).await?;
         Ok(if marked.rows_affected() == 1 { Recorded::Done } else { Recorded::LeaseLost })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         let statement = sqlx::query(START_GENERATION).bind(partition.stored());
-        let row = in_time(async { statement.fetch_one(&self.pool).await.map_err(store_error) }).await?;
+        let row = in_time(async { statement.fetch_one(&self.reads).await.map_err(store_error) }).await?;
         get(&row, "generation")
     }
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
-        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter().map(status).collect()
     }
 }

@@ -138,7 +138,7 @@ const PING: &str = "select 1";
 impl Reads for PostgresStore {
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
         in_time(async {
-            let mut tx = self.pool.begin_with(BEGIN_READING).await.map_err(store_error)?;
+            let mut tx = self.reads.begin_with(BEGIN_READING).await.map_err(store_error)?;
             let mut found = workspaces(&mut tx, &self.plans, &[workspace_id.0]).await?;
             tx.commit().await.map_err(store_error)?;
             Ok(found.remove(&workspace_id))
@@ -148,7 +148,7 @@ impl Reads for PostgresStore {
 
     async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
         let (range, rows) = in_time(async {
-            let mut connection = self.pool.acquire().await.map_err(store_error)?;
+            let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let statement = sqlx::query(USAGE_RANGE).bind(query.workspace_id.0);
             let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
             let statement = sqlx::query(USAGE_PAGE)
@@ -166,7 +166,7 @@ impl Reads for PostgresStore {
 
     async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
         let (range, rows) = in_time(async {
-            let mut connection = self.pool.acquire().await.map_err(store_error)?;
+            let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let statement = sqlx::query(LEDGER_RANGE).bind(query.workspace_id.0);
             let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
             let statement = sqlx::query(LEDGER_PAGE)
@@ -192,7 +192,7 @@ impl Reads for PostgresStore {
                 .column(after, |position| position.seq)
                 .bind(i64::from(*limit)),
         };
-        let rows = in_time(async { statement.fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter().map(rows::event).collect()
     }
 
@@ -202,13 +202,13 @@ impl Reads for PostgresStore {
         workspace_id: Option<WorkspaceId>,
     ) -> Result<Option<EventRecord>, StoreError> {
         let statement = sqlx::query(EVENT_BY_ID).bind(event_id.0).bind(workspace_id.map(|id| id.0));
-        let row = in_time(async { statement.fetch_optional(&self.pool).await.map_err(store_error) }).await?;
+        let row = in_time(async { statement.fetch_optional(&self.reads).await.map_err(store_error) }).await?;
         row.as_ref().map(rows::event).transpose()
     }
 
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
         in_time(async {
-            let mut connection = self.pool.acquire().await.map_err(store_error)?;
+            let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let keys = all_latest_versions(&mut connection).await?;
             let plans = self.plans.get(&mut connection, &keys).await?;
             Ok(keys.iter().filter_map(|key| plans.get(key).cloned()).collect())
@@ -218,7 +218,7 @@ impl Reads for PostgresStore {
 
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         let statement = sqlx::query(DUE_BOUNDARIES).bind(at(now)).bind(i64::from(limit));
-        let rows = in_time(async { statement.fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter()
             .map(|row| {
                 let subscription_id = SubscriptionId(get(row, "subscription_id")?);
@@ -231,18 +231,18 @@ impl Reads for PostgresStore {
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         let grants = limit.saturating_mul(EXPIRIES_PER_WORKSPACE);
         let statement = sqlx::query(DUE_EXPIRIES).bind(at(now)).bind(i64::from(grants)).bind(i64::from(limit));
-        let rows = in_time(async { statement.fetch_all(&self.pool).await.map_err(store_error) }).await?;
+        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
         let due = |row| Ok(DueWorkspace { workspace_id: rows::workspace_id(row)?, work: DueWork::Expiry });
         rows.iter().map(due).collect()
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        within(audit::TIMEOUT, audit::run(&self.pool, limit)).await
+        within(audit::TIMEOUT, audit::run(&self.reads, limit)).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
         in_time(async {
-            sqlx::query(PING).execute(&self.pool).await.map_err(store_error)?;
+            sqlx::query(PING).execute(&self.writes).await.map_err(store_error)?;
             Ok(())
         })
         .await
