@@ -34,6 +34,8 @@ mod settings;
 
 /// After this a transaction whose owner hangs loses its locks; longer than a lane waits for one.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
+/// Clocks that are kept by NTP differ by far less.
+const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(10);
 /// How long the last commands may take once no request comes in any more.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -263,6 +265,7 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, wake: &Wake) -> Engine 
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
+        max_clock_ahead: Some(MAX_CLOCK_AHEAD),
     };
     let signal: Arc<dyn CommitSignal> = Arc::new(wake.clone());
     Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)

@@ -61,6 +61,8 @@ pub struct WorkspaceState {
 /// the other against this running state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
+    /// The database's clock, where it is not this machine's: what a replica's clock is held against.
+    pub database_now: Option<Timestamp>,
     pub heads: BTreeMap<Partition, PartitionHead>,
     pub workspaces: HashMap<WorkspaceId, WorkspaceState>,
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,

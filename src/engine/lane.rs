@@ -16,15 +16,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::stuck::{SLOW, Stuck, Treatment};
-use super::{EngineError, Parts, Reply, decide};
+use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
-use crate::domain::snapshot::KeySet;
+use crate::domain::snapshot::{KeySet, Snapshot};
+use crate::domain::time::Timestamp;
 use crate::store::StoreError;
 use crate::telemetry::metric;
 
@@ -52,6 +54,7 @@ pub(super) struct Lane {
     parts: Arc<Parts>,
     queue: mpsc::Receiver<Job>,
     max_batch: usize,
+    max_clock_ahead: Option<Duration>,
     stopping: CancellationToken,
     stuck: Stuck,
 }
@@ -67,10 +70,11 @@ impl Lane {
         number: usize,
         parts: Arc<Parts>,
         queue: mpsc::Receiver<Job>,
-        max_batch: usize,
+        config: &EngineConfig,
         stopping: CancellationToken,
     ) -> Self {
-        Self { number, parts, queue, max_batch, stopping, stuck: Stuck::default() }
+        let (max_batch, max_clock_ahead) = (config.max_batch.max(1), config.max_clock_ahead);
+        Self { number, parts, queue, max_batch, max_clock_ahead, stopping, stuck: Stuck::default() }
     }
 
     /// Runs until the engine stops and the queue is empty.
@@ -251,10 +255,16 @@ impl Lane {
         }
         let mut transaction = self.parts.store.begin().await?;
         let snapshot = transaction.load(&keys).await?;
+        let latest = self.latest(&snapshot);
         let mut batch = Batch::new(snapshot, &*self.parts.render, &*self.parts.events);
         let mut outcomes = Vec::with_capacity(envelopes.len());
         for envelope in envelopes {
-            outcomes.push(decide(&mut batch, envelope).map(Reply::from));
+            if latest.is_some_and(|latest| envelope.received_at > latest) {
+                tracing::error!("this machine's clock is ahead of the database's; commands are refused");
+                outcomes.push(Err(EngineError::Unavailable));
+            } else {
+                outcomes.push(decide(&mut batch, envelope).map(Reply::from));
+            }
         }
         let (changes, _) = batch.finish();
         if changes.is_empty() {
@@ -266,6 +276,14 @@ impl Lane {
             self.parts.signal.committed(partition);
         }
         Ok(outcomes)
+    }
+}
+
+impl Lane {
+    /// The latest instant that a command of this batch may have been received at.
+    fn latest(&self, snapshot: &Snapshot) -> Option<Timestamp> {
+        let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;
+        Some(snapshot.database_now?.plus(ahead))
     }
 }
 

@@ -12,7 +12,7 @@ mod stuck;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,9 @@ pub struct EngineConfig {
     pub queue_capacity: usize,
     /// How many commands one transaction may hold.
     pub max_batch: usize,
+    /// How far this machine's clock may be ahead of the database's. Time never runs backwards within a
+    /// workspace, so a command from a clock that is far ahead would take the workspace along for good.
+    pub max_clock_ahead: Option<Duration>,
 }
 
 /// What a caller gets for a command.
@@ -110,7 +113,7 @@ impl Engine {
         let lanes = (0..config.lanes.max(1))
             .map(|number| {
                 let (sender, queue) = mpsc::channel(config.queue_capacity.max(1));
-                let lane = Lane::new(number, Arc::clone(&parts), queue, config.max_batch.max(1), stopping.clone());
+                let lane = Lane::new(number, Arc::clone(&parts), queue, config, stopping.clone());
                 let watch = Watch { stopping: stopping.clone(), broken: broken.clone() };
                 tasks.spawn(async move {
                     let _watch = watch;

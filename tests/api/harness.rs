@@ -254,7 +254,7 @@ pub fn instant(text: &str) -> Timestamp {
 pub async fn start(kind: Database) -> TestServer {
     let database = kind.create().await;
     database.store.put_plans(&[pro()]).await.unwrap();
-    let config = EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64 };
+    let config = EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, max_clock_ahead: None };
     let engine = Engine::start(
         &config,
         Arc::clone(&database.store),

@@ -69,7 +69,8 @@ impl CommitSignal for Plain {
 
 impl World {
     pub async fn on(database: Database) -> Self {
-        Self::with(database, EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500 }).await
+        Self::with(database, EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, max_clock_ahead: None })
+            .await
     }
 
     pub async fn with(database: Database, config: EngineConfig) -> Self {

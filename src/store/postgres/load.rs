@@ -20,6 +20,7 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
+use crate::domain::time::Timestamp;
 use crate::domain::workspace::WorkspaceFeature;
 use crate::store::StoreError;
 
@@ -38,17 +39,17 @@ pub(super) async fn load(
     cache: &PlanCache,
     keys: &KeySet,
 ) -> Result<Snapshot, StoreError> {
-    let heads = lock_partitions(connection, &keys.partitions()).await?;
+    let (heads, database_now) = lock_partitions(connection, &keys.partitions()).await?;
     let commands = commands(connection, &keys.commands).await?;
     let payments = used_payments(connection, &keys.payments).await?;
     let plans = newest_plans(connection, cache, &keys.plans).await?;
     let ids: Vec<Uuid> = keys.workspaces.iter().map(|id| id.0).collect();
     let workspaces = workspaces(connection, cache, &ids).await?;
-    Ok(Snapshot { heads, workspaces, commands, payments, plans })
+    Ok(Snapshot { database_now, heads, workspaces, commands, payments, plans })
 }
 
 const LOCK_PARTITIONS: &str = "
-select partition, seq, last_event_id, version
+select partition, seq, last_event_id, version, clock_timestamp() as database_now
 from stream_partition
 where partition = any($1::smallint[])
 order by partition
@@ -57,13 +58,16 @@ for no key update";
 async fn lock_partitions(
     connection: &mut PgConnection,
     partitions: &BTreeSet<Partition>,
-) -> Result<BTreeMap<Partition, PartitionHead>, StoreError> {
+) -> Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError> {
     let numbers: Vec<i16> = partitions.iter().map(|partition| partition.stored()).collect();
     let rows = sqlx::query(LOCK_PARTITIONS).bind(numbers).fetch_all(connection).await.map_err(store_error)?;
     if rows.len() != partitions.len() {
         return Err(StoreError::Corrupt("a row of stream_partition is missing".into()));
     }
-    rows.iter().map(|row| rows::head(row).map(|head| (head.partition, head))).collect()
+    let database_now = rows.first().map(|row| rows::at(row, "database_now")).transpose()?;
+    let heads: Result<_, StoreError> =
+        rows.iter().map(|row| rows::head(row).map(|head| (head.partition, head))).collect();
+    Ok((heads?, database_now))
 }
 
 const COMMANDS_BY_KEYS: &str = "

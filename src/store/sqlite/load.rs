@@ -43,7 +43,8 @@ pub(super) async fn load(
     let plans = newest_plans(connection, cache, &keys.plans).await?;
     let ids: Vec<Uuid> = keys.workspaces.iter().map(|id| id.0).collect();
     let workspaces = workspaces(connection, cache, &ids).await?;
-    Ok(Snapshot { heads, workspaces, commands, payments, plans })
+    // The database is in this process and has this machine's clock.
+    Ok(Snapshot { database_now: None, heads, workspaces, commands, payments, plans })
 }
 
 const HEADS_BY_PARTITIONS: &str = "
