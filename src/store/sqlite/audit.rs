@@ -13,6 +13,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqlitePool;
 use uuid::Uuid;
 
+use super::connection::limit as limit_time;
 use super::error::store_error;
 use super::reads::BEGIN_READING;
 use super::rows::get;
@@ -74,6 +75,7 @@ const INVARIANTS: &[(&str, &str)] = &[
 /// Runs every invariant in one view of the database.
 pub(super) async fn run(pool: &SqlitePool, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
     let mut tx = pool.begin_with(BEGIN_READING).await.map_err(store_error)?;
+    limit_time(&mut tx, TIMEOUT).await.map_err(store_error)?;
     let mut findings = Vec::new();
     for (invariant, statement) in INVARIANTS {
         let statement = sqlx::query(*statement).bind(i64::from(limit));

@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -21,6 +21,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 
+use super::ANSWER_TIMEOUT;
 use super::error::{of_migration, store_error};
 use crate::store::StoreError;
 
@@ -47,6 +48,9 @@ const WRITER_CACHE: i64 = -32 * 1024;
 const READER_CACHE: i64 = -8 * 1024;
 /// Rows that the connection's thread may be ahead of its reader.
 const ROW_BUFFER: usize = 512;
+
+/// Instructions of SQLite's machine between two looks at the clock: a fraction of a millisecond.
+const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
 
 const BEGIN: &str = "begin immediate";
 const COMMIT: &str = "commit";
@@ -76,9 +80,24 @@ pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
+        // Dropping a read does not stop the connection's thread: it would go on to its end.
+        .after_connect(|connection, _| Box::pin(limit(connection, ANSWER_TIMEOUT)))
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                limit(connection, ANSWER_TIMEOUT).await?;
+                Ok(true)
+            })
+        })
         // A read that was cancelled may leave its transaction open, and with it an old view.
         .after_release(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
         .connect_lazy_with(options)
+}
+
+/// Interrupts whatever the connection does after this time, whether anybody still waits for it or not.
+pub(super) async fn limit(connection: &mut SqliteConnection, time: Duration) -> Result<(), sqlx::Error> {
+    let deadline = Instant::now() + time;
+    connection.lock_handle().await?.set_progress_handler(INSTRUCTIONS_PER_LOOK, move || Instant::now() < deadline);
+    Ok(())
 }
 
 type Slot = Arc<Mutex<Option<SqliteConnection>>>;

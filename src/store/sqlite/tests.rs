@@ -392,3 +392,17 @@ async fn the_file_is_its_owners_alone_durable_and_found_again() {
     again.migrate().await.unwrap();
     assert_eq!(again.workspace(workspace(1)).await.unwrap(), Some(expected));
 }
+
+#[tokio::test]
+async fn a_read_that_nobody_waits_for_is_interrupted_and_its_connection_serves_the_next() {
+    let endless = "with recursive n (i) as (select 1 union all select i + 1 from n) select count(*) from n";
+    let (_folder, store) = store().await;
+    let mut connection = store.readers.acquire().await.unwrap();
+    super::connection::limit(&mut connection, std::time::Duration::from_millis(50)).await.unwrap();
+    let interrupted = sqlx::query(endless).execute(&mut *connection).await.map_err(super::error::store_error);
+    assert!(matches!(interrupted, Err(StoreError::Unavailable(_))), "{interrupted:?}");
+    drop(connection);
+    for _ in 0..5 {
+        store.ping().await.unwrap();
+    }
+}
