@@ -64,6 +64,7 @@ pub(super) fn http(config: &Config) -> HttpConfig {
         max_connections: usize::try_from(server.max_connections).unwrap_or(usize::MAX),
         head_timeout: Duration::from_millis(server.client_request_timeout_ms),
         body_timeout: server.body_timeout(),
+        decision_timeout: HttpConfig::default().decision_timeout,
         keep_alive: Duration::from_secs(server.keep_alive_s),
         drain_timeout_s: server.shutdown_timeout_s,
         cors_allowed_origins: server.cors_allowed_origins.clone(),

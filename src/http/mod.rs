@@ -15,14 +15,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_cors::Cors;
-use actix_web::dev::{Server, ServerHandle};
+use actix_http::{HttpService, Protocol};
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, ServerHandle, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpServer, web};
+use actix_web::rt::net::TcpStream;
+use actix_web::{App, Error, HttpRequest, web};
 use tokio::task::JoinHandle;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt as _;
 
 use self::auth::Verifier;
+use self::auth::jwks::FETCH_TIMEOUT;
+use self::connection::{Bounded, Patience};
 use self::limits::{LimitsConfig, WorkspaceLimits};
 use self::observe::RootSpan;
 use self::problem::{Code, Problem};
@@ -32,6 +38,7 @@ use crate::store::Store;
 
 pub mod auth;
 pub mod body;
+pub mod connection;
 pub mod docs;
 pub mod extract;
 pub mod limits;
@@ -59,6 +66,9 @@ pub struct HttpConfig {
     pub head_timeout: Duration,
     /// How long the whole body of a request may take.
     pub body_timeout: Duration,
+    /// How long a caller waits for a decision. Afterwards the outcome is unknown to it, and its key
+    /// settles what became of the command.
+    pub decision_timeout: Duration,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
     /// How long requests that are under way may take to finish when the server stops, in seconds.
@@ -75,11 +85,21 @@ impl Default for HttpConfig {
             max_connections: 4096,
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
+            decision_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
             drain_timeout_s: 10,
             cors_allowed_origins: Vec::new(),
             limits: LimitsConfig::default(),
         }
+    }
+}
+
+impl HttpConfig {
+    /// How long a connection may go without an answer: the longest request is one whose head and body
+    /// are slow, whose token needs a new key, and whose decision comes at the last moment.
+    fn patience(&self) -> Patience {
+        let exchange = self.head_timeout + FETCH_TIMEOUT + self.body_timeout + self.decision_timeout;
+        Patience { exchange, idle: self.keep_alive }
     }
 }
 
@@ -123,6 +143,7 @@ pub struct AppState {
     /// Renders the metrics in Prometheus' text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     body_timeout: Duration,
+    decision_timeout: Duration,
     documents: Documents,
 }
 
@@ -152,7 +173,8 @@ impl AppState {
         allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET".to_owned())));
         let documents = Documents { openapi_json: openapi::to_compact_json(&document).into(), allow };
         let limits = WorkspaceLimits::new(config.limits);
-        Self { engine, store, clock, auth, limits, health, metrics, body_timeout: config.body_timeout, documents }
+        let HttpConfig { body_timeout, decision_timeout, .. } = *config;
+        Self { engine, store, clock, auth, limits, health, metrics, body_timeout, decision_timeout, documents }
     }
 }
 
@@ -182,33 +204,66 @@ pub fn start(parts: Parts, config: &HttpConfig, listener: TcpListener) -> io::Re
 }
 
 /// Builds the server on a bound socket. It runs when the returned future is polled; it installs no
-/// signal handlers and is stopped by its handle.
+/// signal handlers and is stopped by its handle. It speaks HTTP/1.1: what `actix_web::HttpServer`
+/// would build, but with connections that are [`Bounded`].
 pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpListener) -> io::Result<Server> {
-    let origins = config.cors_allowed_origins.clone();
     let workers = match config.workers {
         0 => std::thread::available_parallelism()?.get(),
         workers => workers,
     };
-    let server = HttpServer::new(move || {
-        let (app, _) = App::new().into_utoipa_app().configure(routes::configure).split_for_parts();
-        app.app_data(state.clone())
-            .configure(docs::configure)
-            .default_service(web::to(unmatched))
-            .wrap(cors(&origins))
-            .wrap(from_fn(observe::observe))
-            .wrap(TracingLogger::<RootSpan>::new())
-    });
-    let server = server
+    let address = listener.local_addr()?;
+    let builder = Server::build()
         .workers(workers)
-        .keep_alive(config.keep_alive)
-        .client_request_timeout(config.head_timeout)
-        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
-        .max_connections(config.max_connections)
+        .max_concurrent_connections(config.max_connections)
         .shutdown_timeout(config.drain_timeout_s)
-        .tcp_nodelay(true)
-        .disable_signals()
-        .listen(listener)?;
-    Ok(server.run())
+        .disable_signals();
+    let stopping = builder.graceful_shutdown_signal();
+    let config = config.clone();
+    let builder = builder.listen("http", listener, move || {
+        let stopping = stopping.clone();
+        let app = app(&state, &config.cors_allowed_origins).into_factory();
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(config.keep_alive)
+            .client_request_timeout(config.head_timeout)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .local_addr(address)
+            .finish(map_config(app.map_err(|error| error.error_response()), |()| AppConfig::default()));
+        let patience = config.patience();
+        fn_service(move |stream: TcpStream| async move {
+            // Answers are written whole: waiting for more to send would only delay them.
+            stream.set_nodelay(true)?;
+            let peer = stream.peer_addr().ok();
+            Ok((Bounded::new(stream, patience), Protocol::Http1, peer))
+        })
+        .and_then(http)
+    })?;
+    Ok(builder.run())
+}
+
+/// The routes and what is around each of them.
+fn app(
+    state: &web::Data<AppState>,
+    origins: &[String],
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody + 'static + use<>>,
+        Error = Error,
+        InitError = (),
+    > + use<>,
+> {
+    let (app, _) = App::new().into_utoipa_app().configure(routes::configure).split_for_parts();
+    app.app_data(state.clone())
+        .configure(docs::configure)
+        .default_service(web::to(unmatched))
+        .wrap(cors(origins))
+        .wrap(from_fn(observe::observe))
+        .wrap(TracingLogger::<RootSpan>::new())
 }
 
 /// Bearer tokens and no cookies: an allowed origin never sends credentials by itself.

@@ -1,7 +1,5 @@
 //! From a request to a command: the one place where an envelope is built.
 
-use std::time::Duration;
-
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
 use async_trait::async_trait;
@@ -17,10 +15,6 @@ use super::render::{KeyKind, response};
 use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
 use crate::domain::metadata::Metadata;
 use crate::engine::{Engine, EngineError, Reply};
-
-/// How long a caller waits for a decision. Afterwards the outcome is unknown to it, and its key
-/// settles what became of the command.
-const DECISION_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What decides commands: the engine, and in tests of this layer something smaller.
 #[async_trait]
@@ -73,7 +67,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         fingerprint,
         command,
     };
-    let decided = tokio::time::timeout(DECISION_DEADLINE, state.engine.decide(envelope)).await;
+    let decided = tokio::time::timeout(state.decision_timeout, state.engine.decide(envelope)).await;
     response(decided.map_err(|_| Problem::plain(Code::Unavailable))??, key_kind)
 }
 

@@ -23,7 +23,7 @@ pub const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(30);
 /// Connecting must not hold up a request that waits for a new key.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The whole fetch, body included.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
+pub(in crate::http) const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Real sets have less than 20 KiB.
 const MAX_BODY_LEN: usize = 256 * 1024;
 /// More keys than any issuer publishes.
