@@ -82,7 +82,7 @@ fn no_internal_note_is_left_in_the_document() {
 fn every_code_but_those_of_the_outermost_layer_is_documented_with_its_operations() {
     let text = document().to_string();
     // These answer requests that belong to no operation.
-    let of_no_operation = [Code::MalformedRequest, Code::NotFound, Code::MethodNotAllowed];
+    let of_no_operation = [Code::MalformedRequest, Code::OriginNotAllowed, Code::NotFound, Code::MethodNotAllowed];
     for code in Code::ALL {
         let is_told = text.contains(&format!("urn:visionscope:problem:{}\"", code.as_str()));
         assert_eq!(is_told, !of_no_operation.contains(code), "{}", code.as_str());

@@ -19,8 +19,10 @@ const SCALE: i64 = 1_000_000;
 /// The largest amount and the largest balance: 10^12 credits. Two of them add up within an `i64`,
 /// so a sum is checked against the bound and can never wrap before that.
 const MAX_MICRO: i64 = 1_000_000_000_000 * SCALE;
-/// The longest text that can be an amount in range: 13 digits, a point, six digits.
-const MAX_TEXT_LEN: usize = 20;
+/// The most digits before the point: those of the largest amount.
+const MAX_WHOLE_DIGITS: usize = 13;
+/// As many whole credits as no amount has: a JSON number of this size is too large, whatever its form.
+const BEYOND_MAX: f64 = 1e12;
 
 /// An amount of credits in micro-credits, within ±10^12 credits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -138,11 +140,11 @@ fn parse_micro(text: &str) -> Result<i64, FieldError> {
         return Err(form());
     }
     let out_of_range = || FieldError::amount_out_of_range();
-    let significant = whole.trim_start_matches('0');
-    if significant.len() + 7 > MAX_TEXT_LEN {
+    // Leading zeros count: what is taken is what the published pattern says.
+    if whole.len() > MAX_WHOLE_DIGITS {
         return Err(out_of_range());
     }
-    let whole: i64 = if significant.is_empty() { 0 } else { significant.parse().map_err(|_| out_of_range())? };
+    let whole: i64 = whole.parse().map_err(|_| out_of_range())?;
     let places: i64 = format!("{fraction:0<6}").parse().map_err(|_| form())?;
     let micro = whole.checked_mul(SCALE).and_then(|scaled| scaled.checked_add(places)).ok_or_else(out_of_range)?;
     Ok(if negative { -micro } else { micro })
@@ -182,7 +184,11 @@ impl de::Visitor<'_> for MicroVisitor {
             .and_then(|whole| self.visit_i64(whole))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<i64, E> {
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<i64, E> {
+        // An integer beyond 64 bits and -0 come as floats.
+        if number.abs() >= BEYOND_MAX || number == 0.0 {
+            return Err(E::custom(FieldError::amount_out_of_range()));
+        }
         Err(E::custom(FieldError::new(
             FieldCode::Invalid,
             "a number with a fraction or an exponent must be sent as a decimal string",
@@ -289,12 +295,10 @@ impl<'de> Deserialize<'de> for LimitCredits {
 }
 
 macro_rules! amount_in_schema {
-    ($name:ident, $minimum:literal, $words:literal, $example:literal) => {
+    ($name:ident, $minimum:literal, $pattern:literal, $words:literal, $example:literal) => {
         impl PartialSchema for $name {
             fn schema() -> RefOr<Schema> {
-                let text = ObjectBuilder::new()
-                    .schema_type(SchemaType::new(Type::String))
-                    .pattern(Some(r"^[0-9]{1,13}(\.[0-9]{1,6})?$"));
+                let text = ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).pattern(Some($pattern));
                 let whole = ObjectBuilder::new()
                     .schema_type(SchemaType::new(Type::Integer))
                     .minimum(Some($minimum))
@@ -315,14 +319,28 @@ macro_rules! amount_in_schema {
 amount_in_schema!(
     PositiveCredits,
     1,
+    r"^(?=.*[1-9])[0-9]{1,13}(\.[0-9]{1,6})?$",
     "Credits, more than zero and at most 10^12: a decimal string with at most six places, or an integer.",
     "2.5"
 );
 amount_in_schema!(
     LimitCredits,
     0,
+    r"^[0-9]{1,13}(\.[0-9]{1,6})?$",
     "Credits, zero to 10^12: a decimal string with at most six places, or an integer.",
     "500"
+);
+
+/// How a caller writes a [`Quantity`]; answers write it as a decimal string.
+#[derive(Clone, Copy, Debug)]
+pub struct SentQuantity;
+
+amount_in_schema!(
+    SentQuantity,
+    1,
+    r"^(?=.*[1-9])[0-9]{1,13}(\.[0-9]{1,6})?$",
+    "A quantity, more than zero and at most 10^12: a decimal string with at most six places, or an integer.",
+    "3"
 );
 
 #[cfg(test)]
@@ -348,7 +366,7 @@ mod tests {
     #[test]
     fn amounts_stop_exactly_at_their_bound() {
         assert_eq!("1000000000000".parse(), Ok(Credits::MAX));
-        for text in ["1000000000000.000001", "-1000000000000.000001", "99999999999999999999999"] {
+        for text in ["1000000000000.000001", "-1000000000000.000001", "99999999999999999999999", "00000000000001"] {
             let error = text.parse::<Credits>().unwrap_err();
             assert_eq!(error.code, FieldCode::AmountOutOfRange, "{text:?}");
         }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::text::{FieldCode, FieldError, check_text};
 
 /// A bounded map of texts: at most 16 entries, keys of at most 64 and values of at most 256
 /// characters. The server stores it and gives it back; it never reads it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-#[schema(example = json!({"job": "render-881"}))]
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
@@ -57,6 +58,27 @@ impl<'de> Deserialize<'de> for Metadata {
         Self::new(BTreeMap::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
+
+impl PartialSchema for Metadata {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(SchemaType::new(Type::String));
+        let key: Schema = text().min_length(Some(1)).max_length(Some(Self::MAX_KEY_LEN)).into();
+        let value: Schema = text().max_length(Some(Self::MAX_VALUE_LEN)).into();
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Object))
+            .description(Some(
+                "A bounded map of texts: at most 16 entries, keys of 1 to 64 and values of at most 256 characters. \
+                 The server stores it and gives it back; it never reads it.",
+            ))
+            .property_names(Some(key))
+            .additional_properties(Some(value))
+            .max_properties(Some(Self::MAX_ENTRIES))
+            .examples([serde_json::json!({"job": "render-881"})])
+            .into()
+    }
+}
+
+impl ToSchema for Metadata {}
 
 #[cfg(test)]
 mod tests {

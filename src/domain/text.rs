@@ -79,6 +79,39 @@ pub fn check_text(text: &str, max: usize) -> Result<(), FieldError> {
     Ok(())
 }
 
+/// Characters that take no place and that a reader cannot see.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{00AD}' | '\u{115F}' | '\u{1160}' | '\u{180E}' | '\u{200B}'..='\u{200D}' | '\u{2060}'..='\u{2064}'
+            | '\u{206A}'..='\u{206F}' | '\u{3164}' | '\u{FFA0}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}'
+    )
+}
+
+/// Checks what identifies something: a text that looks the same only when it is the same, so without
+/// invisible characters and without white space (of any kind) at its ends.
+fn check_identifier(text: &str, max: usize) -> Result<(), FieldError> {
+    check_visible(text, max, is_invisible)
+}
+
+/// Checks a name for people: like an identifier, but with the joiners that some scripts are written
+/// with.
+fn check_name(text: &str, max: usize) -> Result<(), FieldError> {
+    check_visible(text, max, |c| is_invisible(c) && !matches!(c, '\u{200C}' | '\u{200D}'))
+}
+
+fn check_visible(text: &str, max: usize, is_refused: fn(char) -> bool) -> Result<(), FieldError> {
+    check_text(text, max)?;
+    let refuse = |detail: &str| Err(FieldError::new(FieldCode::InvalidText, detail));
+    if text.trim() != text {
+        return refuse("must not begin or end with white space");
+    }
+    if text.chars().any(is_refused) {
+        return refuse("must not contain invisible characters");
+    }
+    Ok(())
+}
+
 /// Checks a code: 1 to 64 lower-case letters, digits and `_ . -`, beginning with a letter or digit.
 fn check_code(text: &str, max: usize) -> Result<(), FieldError> {
     let tail = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
@@ -175,15 +208,15 @@ text_type!(
 );
 text_type!(
     /// The caller's own id of the person or service that used something.
-    UserId, check_text, max = 128, pattern = None::<&str>, example = "user-7"
+    UserId, check_identifier, max = 128, pattern = None::<&str>, example = "user-7"
 );
 text_type!(
     /// What identifies a payment at the payment provider; unique per workspace.
-    PaymentReference, check_text, max = 128, pattern = None::<&str>, example = "pay_2f6d"
+    PaymentReference, check_identifier, max = 128, pattern = None::<&str>, example = "pay_2f6d"
 );
 text_type!(
     /// A name or reason for people to read.
-    Label, check_text, max = 200, pattern = None::<&str>, example = "Acme Studio"
+    Label, check_name, max = 200, pattern = None::<&str>, example = "Acme Studio"
 );
 text_type!(
     /// What makes a command safe to send again, unique per workspace. Keys from callers hold
@@ -231,6 +264,36 @@ mod tests {
         }
         for bad in ["", "a\u{0}", "a\u{202E}b", "a\u{2066}", "Zoe\u{308}", "a\tb", &"é".repeat(129)] {
             assert!(UserId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_identifier_and_a_name_hold_nothing_that_cannot_be_seen() {
+        let edges = [" a", "a ", "\u{A0}a", "a\u{A0}", "\u{3000}a", "a\u{2009}"];
+        let invisible = [
+            "a\u{200B}b",
+            "a\u{2060}b",
+            "a\u{2064}",
+            "a\u{AD}b",
+            "a\u{180E}b",
+            "a\u{FFF9}b",
+            "a\u{E0001}b",
+            "a\u{E007F}",
+            "\u{3164}",
+            "\u{115F}",
+            "\u{1160}",
+            "a\u{200E}b",
+            "a\u{FEFF}",
+        ];
+        for bad in edges.iter().chain(&invisible) {
+            assert!(UserId::new(bad).is_err() && PaymentReference::new(bad).is_err(), "{bad:?}");
+            assert!(Label::new(bad).is_err(), "{bad:?}");
+        }
+        for joined in ["نمی\u{200C}شود", "👩\u{200D}🚀"] {
+            assert!(Label::new(joined).is_ok() && UserId::new(joined).is_err(), "{joined:?}");
+        }
+        for good in ["a b", "a\u{A0}b", "名前"] {
+            assert!(UserId::new(good).is_ok() && Label::new(good).is_ok(), "{good:?}");
         }
     }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use self::jwks::{Jwks, JwksConfig};
 use self::keys::{Key, KeyConfig, KeyError};
+use super::extract::hyphenated;
 use crate::clock::Clock;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::text::check_text;
@@ -275,6 +275,8 @@ impl Verifier {
             return Checked::Good(principal);
         }
         let kid = match jsonwebtoken::decode_header(token) {
+            // Whoever signed it demands that extensions be understood, and none is (RFC 7515, 4.1.11).
+            Ok(header) if header.crit.is_some() => return Checked::Bad(TokenError::Malformed),
             Ok(header) => header.kid,
             Err(_) => return Checked::Bad(TokenError::Malformed),
         };
@@ -338,7 +340,7 @@ impl Verifier {
         check_text(&claims.sub, MAX_SUBJECT_LEN).map_err(|_| TokenError::Claims)?;
         let tenancy = match claims.workspace_id.as_str() {
             "*" => Tenancy::All,
-            id => Tenancy::One(WorkspaceId(Uuid::try_parse(id).map_err(|_| TokenError::Claims)?)),
+            id => Tenancy::One(WorkspaceId(hyphenated(id).ok_or(TokenError::Claims)?)),
         };
         let scopes = claims
             .scope

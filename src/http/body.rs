@@ -34,17 +34,28 @@ pub struct Body<T> {
     pub fingerprint: [u8; 32],
 }
 
-/// Reads the body of a request that must be a JSON object.
+/// Reads the body of a request that must be a JSON object. Where it may be empty, none (with or without
+/// a media type) stands for `{}`.
 pub async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     payload: &mut web::Payload,
     command_name: &str,
+    may_be_empty: bool,
 ) -> Result<Body<T>, Problem> {
-    check_headers(request)?;
+    let is_untyped = may_be_empty && !request.headers().contains_key(CONTENT_TYPE);
+    if !is_untyped {
+        check_headers(request)?;
+    }
     // actix itself has no deadline for a body.
     let bytes = tokio::time::timeout(state(request).body_timeout, collect(payload))
         .await
         .map_err(|_| Problem::plain(Code::RequestTimeout))??;
+    if may_be_empty && bytes.is_empty() {
+        return parse(b"{}", command_name);
+    }
+    if is_untyped {
+        check_headers(request)?;
+    }
     parse(&bytes, command_name)
 }
 
@@ -53,8 +64,9 @@ fn check_headers(request: &HttpRequest) -> Result<(), Problem> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Problem::plain(Code::UnsupportedContentEncoding));
     }
-    let is_json = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(is_json);
-    if !is_json {
+    let mut media_types = headers.get_all(CONTENT_TYPE);
+    let is_plain_json = media_types.next().and_then(|value| value.to_str().ok()).is_some_and(is_json);
+    if !is_plain_json || media_types.next().is_some() {
         return Err(Problem::plain(Code::UnsupportedMediaType));
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -124,7 +136,8 @@ fn canonicalize(raw: &str, depth: usize, out: &mut Vec<u8>) -> Result<(), String
     if matches!(first, b'{' | b'[') && depth == 0 {
         return Err(format!("arrays and objects are nested deeper than {MAX_DEPTH}"));
     }
-    let fail = |error: serde_json::Error| bounded(&error.to_string());
+    // A position here would be one within the part, and not within the body.
+    let fail = |error: serde_json::Error| bounded(without_position(&error.to_string()));
     match first {
         b'{' => {
             let Pairs(mut pairs) = serde_json::from_str(raw).map_err(fail)?;
@@ -209,26 +222,57 @@ pub struct Refused<'a> {
 impl<'a> Refused<'a> {
     #[must_use]
     pub fn of(message: &'a str) -> Self {
-        let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
+        let message = without_position(message);
         for code in FieldCode::ALL {
             if let Some(detail) = message.strip_prefix(code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
                 return Self { code: code.into(), detail: detail.to_owned(), field: None };
             }
         }
-        if let Some(rest) = message.strip_prefix("unknown field `") {
-            let field = rest.split_once("`, ").map_or(rest, |(field, _)| field);
-            return Self { code: Code::UnknownField, detail: "there is no such field".to_owned(), field: Some(field) };
+        let invalid = |detail: &str, field| Self { code: Code::InvalidField, detail: detail.to_owned(), field };
+        // An unknown field's name is the caller's text: it is taken from the path and not from here.
+        if message.starts_with("unknown field `") {
+            return Self { code: Code::UnknownField, detail: "there is no such field".to_owned(), field: None };
         }
         if let Some(rest) = message.strip_prefix("missing field `") {
-            let field = rest.trim_end_matches('`');
-            return Self { code: Code::InvalidField, detail: "is required".to_owned(), field: Some(field) };
+            return invalid("is required", Some(rest.trim_end_matches('`')));
         }
         if let Some(rest) = message.strip_prefix("duplicate field `") {
-            let field = rest.trim_end_matches('`');
-            return Self { code: Code::InvalidField, detail: "occurs twice".to_owned(), field: Some(field) };
+            return invalid("occurs twice", Some(rest.trim_end_matches('`')));
         }
-        Self { code: Code::InvalidField, detail: message.to_owned(), field: None }
+        // What was found may quote the caller; what was expected is ours, and comes last.
+        match message.rsplit_once(", expected ") {
+            Some((_, expected)) => invalid(&format!("must be {}", json_words(expected)), None),
+            None => invalid("has the wrong type or form", None),
+        }
     }
+}
+
+/// What serde expected, in the words of JSON.
+fn json_words(expected: &str) -> &str {
+    match expected {
+        "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
+        "a map" => "an object",
+        "a sequence" => "an array",
+        "a borrowed string" | "a character" | "string or map" | "variant identifier" => "a string",
+        "unit" => "null",
+        expected if expected.starts_with("struct ") => "an object",
+        expected if expected.starts_with("enum ") => "a string",
+        expected => expected,
+    }
+}
+
+fn without_position(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
+}
+
+/// The name of the innermost member on the way to where serde stopped.
+#[must_use]
+pub fn last_key(path: &serde_path_to_error::Path) -> Option<&str> {
+    let mut keys = path.iter().filter_map(|segment| match segment {
+        serde_path_to_error::Segment::Map { key } => Some(key.as_str()),
+        _ => None,
+    });
+    keys.next_back()
 }
 
 /// A JSON pointer (RFC 6901) to where serde stopped.
@@ -345,9 +389,11 @@ mod tests {
             (r#"{"feature_code":"a","credits":"1e3"}"#, Code::InvalidField, "/credits"),
             (r#"{"feature_code":"a","credits":true}"#, Code::InvalidField, "/credits"),
             (r#"{"feature_code":"a","credits":1000000000001}"#, Code::AmountOutOfRange, "/credits"),
-            (r#"{"feature_code":"a","credits":99999999999999999999999}"#, Code::InvalidField, "/credits"),
+            (r#"{"feature_code":"a","credits":99999999999999999999999}"#, Code::AmountOutOfRange, "/credits"),
             (r#"{"feature_code":"a","metadata":{"k":"\u0000"}}"#, Code::InvalidText, "/metadata"),
             (r#"{"feature_code":"a","metadata":{"k":1}}"#, Code::InvalidField, "/metadata/k"),
+            (r#"{"feature_code":"a","credits":-0}"#, Code::AmountOutOfRange, "/credits"),
+            (r#"{"feature_code":"a","x`, expected `y":1}"#, Code::UnknownField, "/x`, expected `y"),
             (r#"{"feature_code":"a","x/~y":1}"#, Code::UnknownField, "/x~1~0y"),
             (r#"{"feature_code":"a","items":[{"feature_code":"b","z":1}]}"#, Code::UnknownField, "/items/0/z"),
             (r#"{"feature_code":"a","items":[{}]}"#, Code::InvalidField, "/items/0/feature_code"),
@@ -356,6 +402,20 @@ mod tests {
         for (body, code, pointer) in cases {
             let (found, json) = problem(body);
             assert_eq!((found, json["errors"][0]["pointer"].as_str().unwrap()), (code, pointer), "{body}: {json}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_in_the_words_of_json() {
+        let cases = [
+            (r#"{"feature_code":{}}"#, "must be a string"),
+            (r#"{"feature_code":"a","metadata":[]}"#, "must be an object"),
+            (r#"{"feature_code":"a","items":{}}"#, "must be an array"),
+            (r#"{"feature_code":"a","items":["x, expected i64"]}"#, "must be an object"),
+            (r#"{"feature_code":"a","credits":{}}"#, "must be a decimal string or an integer"),
+        ];
+        for (body, detail) in cases {
+            assert_eq!(problem(body).1["errors"][0]["detail"], detail, "{body}");
         }
     }
 

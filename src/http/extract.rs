@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::AppState;
 use super::auth::{Checked, Principal, RequiredScope, TokenError, Verifier};
-use super::body::Refused;
+use super::body::{Refused, last_key};
 use super::problem::{Code, Problem};
 use crate::domain::ids::{EventId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
@@ -158,9 +158,10 @@ pub fn no_such_workspace() -> Problem {
     Problem::from(&crate::domain::rejection::Rejection::WorkspaceNotFound)
 }
 
-/// A workspace's id as a path or a parameter names it.
+/// A workspace's id as a path names it.
 fn workspace_id(text: &str) -> Result<WorkspaceId, Problem> {
-    hyphenated(text).map(WorkspaceId).ok_or_else(no_such_workspace)
+    let no_uuid = || Problem::new(Code::WorkspaceNotFound, "the workspace id in the path is not a hyphenated UUID");
+    hyphenated(text).map(WorkspaceId).ok_or_else(no_uuid)
 }
 
 pub fn require_workspace(principal: &Principal, workspace_id: WorkspaceId) -> Result<(), Problem> {
@@ -174,7 +175,8 @@ pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
 }
 
 /// The one text form of a UUID that is taken; the parser knows braced and other forms too.
-fn hyphenated(text: &str) -> Option<Uuid> {
+#[must_use]
+pub fn hyphenated(text: &str) -> Option<Uuid> {
     const HYPHENATED_LEN: usize = 36;
     if text.len() == HYPHENATED_LEN { Uuid::try_parse(text).ok() } else { None }
 }
@@ -207,7 +209,7 @@ pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
     serde_path_to_error::deserialize(parameters).map_err(|error| {
         let message = error.inner().to_string();
         let refused = Refused::of(&message);
-        let name = refused.field.map_or_else(|| error.path().to_string(), ToOwned::to_owned);
+        let name = refused.field.or_else(|| last_key(error.path())).unwrap_or_default().to_owned();
         let detail = match refused.code {
             Code::UnknownField => "there is no such parameter".to_owned(),
             _ => refused.detail,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use actix_cors::Cors;
@@ -34,6 +34,7 @@ use self::observe::RootSpan;
 use self::problem::{Code, Problem};
 use self::submit::Decide;
 use crate::clock::Clock;
+use crate::domain::time::Timestamp;
 use crate::store::Store;
 
 pub mod auth;
@@ -52,6 +53,9 @@ pub mod submit;
 
 /// How long a connection may take to close.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a command that could not be written keeps the server from being ready, in microseconds:
+/// a few rounds of a probe.
+const REFUSED_WRITE_COUNTS_US: i64 = 5_000_000;
 /// How long a browser may remember what a preflight said.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
 
@@ -108,6 +112,9 @@ impl HttpConfig {
 pub struct Health {
     is_draining: AtomicBool,
     is_stream_degraded: AtomicBool,
+    /// When a command last could not be written, in microseconds since 1970; 0 when one was written
+    /// since.
+    refused_write_at: AtomicI64,
 }
 
 impl Health {
@@ -124,6 +131,23 @@ impl Health {
     /// Whether the publisher has trouble with Redis. Commands do not depend on it.
     pub fn set_stream_degraded(&self, is_degraded: bool) {
         self.is_stream_degraded.store(is_degraded, Ordering::Relaxed);
+    }
+
+    /// What became of a command's write. A database can answer reads and refuse writes: its disk is
+    /// full, or it follows another.
+    pub fn saw_write(&self, was_refused: bool, now: Timestamp) {
+        let at = if was_refused { now.micros() } else { 0 };
+        if at != self.refused_write_at.load(Ordering::Relaxed) {
+            self.refused_write_at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the last command could not be written, and that not long ago. It ends by itself, because
+    /// a server that gets no commands could not find out that they can be written again.
+    #[must_use]
+    pub fn are_writes_refused(&self, now: Timestamp) -> bool {
+        let at = self.refused_write_at.load(Ordering::Relaxed);
+        at != 0 && now.micros().saturating_sub(at) < REFUSED_WRITE_COUNTS_US
     }
 
     #[must_use]
@@ -170,7 +194,7 @@ impl AppState {
         let Parts { engine, store, clock, auth, health, metrics } = parts;
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
-        allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET".to_owned())));
+        allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
         let documents = Documents { openapi_json: openapi::to_compact_json(&document).into(), allow };
         let limits = WorkspaceLimits::new(config.limits);
         let HttpConfig { body_timeout, decision_timeout, .. } = *config;
@@ -264,6 +288,7 @@ fn app(
         .wrap(cors(origins))
         .wrap(from_fn(observe::observe))
         .wrap(TracingLogger::<RootSpan>::new())
+        .wrap(from_fn(observe::head_as_get))
 }
 
 /// Bearer tokens and no cookies: an allowed origin never sends credentials by itself.

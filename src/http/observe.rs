@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use actix_cors::CorsError;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{
@@ -89,6 +90,17 @@ impl Extractor for Carrier<'_> {
     }
 }
 
+/// A HEAD is answered as the GET that it asks about; actix leaves the body away by itself.
+pub async fn head_as_get(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    if *request.method() == Method::HEAD {
+        request.head_mut().method = Method::GET;
+    }
+    next.call(request).await
+}
+
 /// The middleware around all routes.
 pub async fn observe(
     request: ServiceRequest,
@@ -121,9 +133,10 @@ pub async fn observe(
     Ok(response)
 }
 
-/// The caller's id if it is sound, else a new one.
+/// The caller's id if there is exactly one and it is sound, else a new one.
 fn correlation_id(request: &ServiceRequest) -> String {
-    let sent = request.headers().get(X_CORRELATION_ID).and_then(|value| value.to_str().ok());
+    let mut values = request.headers().get_all(X_CORRELATION_ID);
+    let sent = values.next().and_then(|value| value.to_str().ok()).filter(|_| values.next().is_none());
     let is_sound =
         |id: &&str| (1..=MAX_CORRELATION_ID_LEN).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
     sent.filter(is_sound).map_or_else(
@@ -149,7 +162,11 @@ fn is_foreign_error(response: &ServiceResponse) -> bool {
 
 fn as_problem(response: ServiceResponse) -> ServiceResponse {
     let status = response.status();
-    let code = Code::of_status(status);
+    let cors = response.response().error().and_then(|error| error.as_error::<CorsError>());
+    let code = match cors {
+        Some(CorsError::OriginNotAllowed) => Code::OriginNotAllowed,
+        _ => Code::of_status(status),
+    };
     let problem = Problem::plain(code).error_response();
     let status_kept = StatusCode::from_u16(code.status()).is_ok_and(|known| known == status);
     if !status_kept {

@@ -56,7 +56,9 @@ impl Limit {
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+        // The parser alone would take a sign and leading zeros.
+        let is_plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+        let limit = text.parse().ok().filter(|_| is_plain).filter(|limit| (1..=MAX_LIMIT).contains(limit));
         limit.map(Self).ok_or_else(|| {
             let detail = format!("must be a whole number from 1 to {MAX_LIMIT}");
             de::Error::custom(FieldError::new(FieldCode::Invalid, detail))

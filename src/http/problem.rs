@@ -30,6 +30,8 @@ pub const TYPE_PREFIX: &str = "urn:visionscope:problem:";
 const RETRY_AFTER_S: u32 = 1;
 /// The most characters of a detail: parser messages may quote what was sent.
 const MAX_DETAIL_CHARS: usize = 240;
+/// The most characters of a pointer or a parameter's name: an unknown one is the caller's text.
+const MAX_NAME_CHARS: usize = 128;
 
 macro_rules! codes {
     ($($name:ident $status:literal $word:literal $title:literal),+ $(,)?) => {
@@ -74,6 +76,7 @@ codes! {
     MissingScope 403 "missing-scope" "The token does not have the scope for this operation.",
     FeatureDisabled 403 "feature-disabled" "The feature is not available to this workspace.",
     LimitExceeded 403 "limit-exceeded" "A limit of this billing period would be exceeded.",
+    OriginNotAllowed 403 "origin-not-allowed" "Pages of this origin may not call the API.",
     NotFound 404 "not-found" "There is nothing at this path.",
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
@@ -271,10 +274,10 @@ impl Problem {
     #[must_use]
     pub fn field(code: Code, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let error = FieldProblem {
-            pointer: Some(pointer.into()),
+            pointer: Some(clip(pointer.into(), MAX_NAME_CHARS)),
             parameter: None,
             code: code.as_str(),
-            detail: clip(detail.into()),
+            detail: clip(detail.into(), MAX_DETAIL_CHARS),
         };
         Self::of_field(code, error)
     }
@@ -284,9 +287,9 @@ impl Problem {
     pub fn parameter(code: Code, name: impl Into<String>, detail: impl Into<String>) -> Self {
         let error = FieldProblem {
             pointer: None,
-            parameter: Some(name.into()),
+            parameter: Some(clip(name.into(), MAX_NAME_CHARS)),
             code: code.as_str(),
-            detail: clip(detail.into()),
+            detail: clip(detail.into(), MAX_DETAIL_CHARS),
         };
         Self::of_field(code, error)
     }
@@ -301,7 +304,7 @@ impl Problem {
         let place = error.pointer.as_deref().or(error.parameter.as_deref()).unwrap_or_default();
         let detail = if place.is_empty() { error.detail.clone() } else { format!("{place}: {}", error.detail) };
         let members = Members { errors: vec![error], ..Members::default() };
-        Self { members: Some(Box::new(members)), ..Self::new(code, clip(detail)) }
+        Self { members: Some(Box::new(members)), ..Self::new(code, clip(detail, MAX_DETAIL_CHARS)) }
     }
 
     /// No token was sent: the challenge names no error (RFC 6750, section 3.1).
@@ -369,8 +372,8 @@ static NO_MEMBERS: Members = Members {
     next_period_starts_at: None,
 };
 
-fn clip(text: String) -> String {
-    match text.char_indices().nth(MAX_DETAIL_CHARS) {
+fn clip(text: String, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }

@@ -34,6 +34,9 @@ pub trait CommandRequest: DeserializeOwned {
     /// The command's name, which is part of the fingerprint.
     const NAME: &'static str;
 
+    /// Whether a request without a body means one with `{}`.
+    const MAY_BE_EMPTY: bool = false;
+
     /// The command, and what the caller wants to find again with it.
     fn into_command(self) -> Result<(Command, Option<Metadata>), Problem>;
 }
@@ -52,7 +55,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
     };
     let state = state(&request);
     let _permit = state.limits.enter(caller.workspace_id)?;
-    let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME).await?;
+    let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME, R::MAY_BE_EMPTY).await?;
     let (command, metadata) = value.into_command()?;
     let envelope = Envelope {
         message_id: state.clock.new_command_id(),
@@ -68,7 +71,15 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         command,
     };
     let decided = tokio::time::timeout(state.decision_timeout, state.engine.decide(envelope)).await;
-    response(decided.map_err(|_| Problem::plain(Code::Unavailable))??, key_kind)
+    let decided = decided.map_err(|_| Problem::plain(Code::Unavailable))?;
+    match &decided {
+        Ok(Reply::Decided { .. }) => state.health.saw_write(false, state.clock.now()),
+        Err(EngineError::Unavailable) => state.health.saw_write(true, state.clock.now()),
+        // These tell nothing of the database's disk.
+        Ok(Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing)
+        | Err(EngineError::Overloaded | EngineError::Stopping | EngineError::Failed) => {}
+    }
+    response(decided?, key_kind)
 }
 
 /// The caller's trace, or this server's own when it is traced.

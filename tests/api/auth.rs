@@ -72,3 +72,13 @@ async fn a_token_for_one_workspace_cannot_ask_for_the_events_of_another() {
     let answer = fake.server.user(OWN).get(&format!("/v1/events?workspace_id={FOREIGN}")).await;
     answer.is_problem(404, "workspace-not-found");
 }
+
+#[tokio::test]
+async fn the_events_of_an_unknown_workspace_are_not_found_whatever_the_cursor() {
+    let fake = fake();
+    let all = fake.server.user_of(Tenancy::All, Scope::ALL);
+    let first = all.get(&format!("/v1/events?workspace_id={FOREIGN}")).await;
+    let later = all.get(&format!("/v1/events?workspace_id={FOREIGN}&after=dwAAAAAAAAAC")).await;
+    later.is_problem(404, "workspace-not-found");
+    assert_eq!(first.text, later.text);
+}

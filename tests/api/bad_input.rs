@@ -153,6 +153,8 @@ async fn bodies_are_bounded_plain_json() {
         || user.request(Method::POST, &deduct_path()).header("idempotency-key", "k").body(deduction().to_string());
     send(request()).await.is_problem(415, "unsupported-media-type");
     send(request().header("content-type", "text/plain")).await.is_problem(415, "unsupported-media-type");
+    let twice = request().header("content-type", "application/json").header("content-type", "application/json");
+    send(twice).await.is_problem(415, "unsupported-media-type");
     let compressed = request().header("content-type", "application/json").header("content-encoding", "gzip");
     send(compressed).await.is_problem(415, "unsupported-content-encoding");
     let picky = request().header("content-type", "application/json").header("accept", "text/html");
@@ -213,6 +215,23 @@ async fn a_slow_body_is_given_up_after_its_deadline() {
 }
 
 #[tokio::test]
+async fn no_body_stands_for_an_empty_object_where_nothing_is_required() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    for command in ["/credits/reset", "/subscription/resume"] {
+        let request = || user.request(Method::POST, &path(OWN, command)).header("idempotency-key", "k");
+        assert_eq!(send(request()).await.status, 200, "{command}");
+        assert_eq!(send(request().json(&json!({}))).await.status, 200, "{command}");
+        let seen: Vec<_> = fake.engine.seen.lock().unwrap().iter().map(|envelope| envelope.fingerprint).collect();
+        let [.., empty, object] = seen[..] else { panic!("two commands") };
+        assert_eq!(empty, object);
+        send(request().body("{}")).await.is_problem(415, "unsupported-media-type");
+    }
+    let request = user.request(Method::POST, &deduct_path()).header("idempotency-key", "k");
+    send(request).await.is_problem(415, "unsupported-media-type");
+}
+
+#[tokio::test]
 async fn a_command_needs_one_well_formed_key() {
     let fake = fake();
     let user = fake.server.user(OWN);
@@ -253,10 +272,10 @@ async fn unknown_ids_paths_and_methods_are_told_apart() {
     }
     let cases = [
         (Method::GET, deduct_path(), "POST"),
-        (Method::DELETE, path(OWN, ""), "GET, PUT"),
-        (Method::POST, "/v1/plans".into(), "GET"),
-        (Method::PATCH, "/livez".into(), "GET"),
-        (Method::POST, "/docs/".into(), "GET"),
+        (Method::DELETE, path(OWN, ""), "GET, HEAD, PUT"),
+        (Method::POST, "/v1/plans".into(), "GET, HEAD"),
+        (Method::PATCH, "/livez".into(), "GET, HEAD"),
+        (Method::POST, "/docs/".into(), "GET, HEAD"),
     ];
     for (method, path, allow) in cases {
         let answer = send(user.request(method.clone(), &path)).await;
@@ -274,6 +293,9 @@ async fn unknown_and_malformed_parameters_are_named() {
         (path(OWN, "/usage?limit=0"), "invalid-field", "limit"),
         (path(OWN, "/usage?limit=201"), "invalid-field", "limit"),
         (path(OWN, "/usage?limit=ten"), "invalid-field", "limit"),
+        (path(OWN, "/usage?limit=%2B5"), "invalid-field", "limit"),
+        (path(OWN, "/usage?limit=05"), "invalid-field", "limit"),
+        (format!("/v1/events?workspace_id={}", OWN.0.simple()), "invalid-field", "workspace_id"),
         (path(OWN, "/usage?limit=1&limit=2"), "invalid-field", "limit"),
         (path(OWN, "/usage?cursor=xyz"), "invalid-field", "cursor"),
         (path(OWN, "/usage?cursor=bAAAAAAAAAAC"), "invalid-field", "cursor"),

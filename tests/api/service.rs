@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
+use visionscope_billing::engine::EngineError;
 use visionscope_billing::http::HttpConfig;
 
-use crate::harness::{OWN, fake, fake_with, path, send};
+use crate::fake::Script;
+use crate::harness::{OWN, deduct_path, deduction, fake, fake_with, path, send};
 
 #[tokio::test]
 async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
@@ -20,9 +22,33 @@ async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
     fake.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(anyone.get("/readyz").await.is_problem(503, "unavailable").header("retry-after"), "1");
     fake.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+    // Reads work and writes do not: the disk may be full.
+    let user = fake.server.user(OWN);
+    *fake.engine.script.lock().unwrap() = Script::Fail(EngineError::Unavailable);
+    user.post(&deduct_path(), &deduction()).await.is_problem(503, "unavailable");
+    anyone.get("/readyz").await.is_problem(503, "unavailable");
+    fake.server.clock.set(crate::harness::instant("2026-06-01T12:00:06Z"));
+    assert_eq!(anyone.get("/readyz").await.status, 200, "it may be tried again");
+    user.post(&deduct_path(), &deduction()).await.is_problem(503, "unavailable");
+    anyone.get("/readyz").await.is_problem(503, "unavailable");
+    *fake.engine.script.lock().unwrap() = Script::Accept;
+    assert_eq!(user.post(&deduct_path(), &deduction()).await.status, 200);
+    assert_eq!(anyone.get("/readyz").await.status, 200);
     fake.server.health.drain();
     anyone.get("/readyz").await.is_problem(503, "shutting-down");
     assert_eq!(anyone.get("/livez").await.json(), json!({"status": "ok"}));
+}
+
+#[tokio::test]
+async fn a_head_is_answered_like_its_get_without_the_body() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    for path in ["/livez", "/readyz", "/v1/plans"] {
+        let answer = send(user.request(Method::HEAD, path)).await;
+        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, ""), "{path}");
+        assert_eq!(answer.header("content-type"), "application/json");
+    }
+    assert_eq!(send(user.request(Method::HEAD, &deduct_path())).await.status, 405);
 }
 
 #[tokio::test]
@@ -75,7 +101,7 @@ async fn only_listed_origins_may_call_from_a_browser() {
     assert_eq!((allowed.status.as_u16(), allowed.header("access-control-allow-origin")), (200, "https://app.test"));
     assert_eq!(allowed.header("access-control-allow-credentials"), "");
     let refused = preflight("https://evil.test").await;
-    assert_eq!(refused.header("access-control-allow-origin"), "");
+    assert_eq!(refused.is_problem(403, "origin-not-allowed").header("access-control-allow-origin"), "");
 }
 
 /// Sends these bytes on a new connection and tells what came back until the server closed it, and when.
@@ -137,9 +163,9 @@ async fn a_slow_decision_keeps_its_connection_though_the_connection_is_old() {
     };
     let fake = fake_with(&config);
     let user = fake.server.user(OWN);
-    assert_eq!(user.post(&path(OWN, "/credits/deduct"), &crate::harness::deduction()).await.status, 200);
-    *fake.engine.script.lock().unwrap() = crate::fake::Script::Hang;
+    assert_eq!(user.post(&deduct_path(), &deduction()).await.status, 200);
+    *fake.engine.script.lock().unwrap() = Script::Hang;
     // Longer than the patience with one request, but not while one is waiting.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    user.post(&path(OWN, "/credits/deduct"), &crate::harness::deduction()).await.is_problem(503, "unavailable");
+    user.post(&deduct_path(), &deduction()).await.is_problem(503, "unavailable");
 }

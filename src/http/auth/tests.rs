@@ -329,3 +329,20 @@ fn keys_are_published_over_https_only() {
         );
     }
 }
+
+#[test]
+fn a_token_that_demands_extensions_is_refused() {
+    let good = json!({"alg": "HS256", "kid": "one"});
+    assert!(check(&verifier(), &with_header(&good)).is_ok());
+    for crit in [json!(["exp"]), json!(["b64"]), json!([])] {
+        let header = json!({"alg": "HS256", "kid": "one", "crit": crit, "b64": true});
+        assert!(check(&verifier(), &with_header(&header)).is_err(), "{header}");
+    }
+}
+
+#[test]
+fn a_tokens_workspace_has_one_text_form() {
+    for id in [WORKSPACE.replace('-', ""), format!("{{{WORKSPACE}}}"), format!("urn:uuid:{WORKSPACE}")] {
+        assert!(check(&verifier(), &signed(&with(&json!({"workspace_id": id})))).is_err(), "{id}");
+    }
+}

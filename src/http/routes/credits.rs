@@ -8,7 +8,7 @@ use super::workspace_state;
 use crate::domain::commands::{
     Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
-use crate::domain::credits::{Credits, PositiveCredits, Quantity};
+use crate::domain::credits::{Credits, PositiveCredits, Quantity, SentQuantity};
 use crate::domain::grant::{Currency, Grant, GrantSource};
 use crate::domain::ids::{GrantId, WorkspaceId};
 use crate::domain::metadata::Metadata;
@@ -28,7 +28,7 @@ use crate::http::submit::{CommandRequest, submit};
 /// The most that a purchase can have cost, in minor units: far above any price, and safe to sum.
 const MAX_AMOUNT_MINOR: i64 = 1_000_000_000_000_000;
 
-/// What was used.
+/// What was used: exactly one of `credits` and `quantity` must be there.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeductCreditsRequest {
@@ -37,7 +37,7 @@ pub struct DeductCreditsRequest {
     credits: Option<PositiveCredits>,
     /// How much was used: it costs that many times the feature's unit price, rounded up to one
     /// micro-credit. A decimal string with at most six places, or an integer. Either this or `credits`.
-    #[schema(example = "3")]
+    #[schema(value_type = Option<SentQuantity>)]
     quantity: Option<Quantity>,
     user_id: Option<UserId>,
     /// When it was used, if not now: at most 35 days ago and at most 5 minutes ahead.
@@ -73,12 +73,17 @@ struct AmountMinor(i64);
 
 impl<'de> Deserialize<'de> for AmountMinor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let amount = i64::deserialize(deserializer)?;
-        if (0..=MAX_AMOUNT_MINOR).contains(&amount) {
-            Ok(Self(amount))
-        } else {
-            Err(refuse(FieldError::new(FieldCode::AmountOutOfRange, "must be 0 to 10^15 minor units")))
-        }
+        let number = serde_json::Number::deserialize(deserializer)?;
+        let whole = number.as_i64().filter(|amount| (0..=MAX_AMOUNT_MINOR).contains(amount));
+        whole.map(Self).ok_or_else(|| {
+            // An integer beyond 64 bits comes as a float.
+            let is_fraction = number.as_f64().is_some_and(|number| number.is_finite() && number.fract() != 0.0);
+            refuse(if is_fraction {
+                FieldError::new(FieldCode::Invalid, "must be a whole number")
+            } else {
+                FieldError::new(FieldCode::AmountOutOfRange, "must be 0 to 10^15 minor units, without an exponent")
+            })
+        })
     }
 }
 
@@ -140,6 +145,7 @@ pub struct ResetCreditsRequest {
 
 impl CommandRequest for ResetCreditsRequest {
     const NAME: &'static str = "ResetMonthlyCredits";
+    const MAY_BE_EMPTY: bool = true;
 
     fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
         Ok((Command::ResetMonthlyCredits(ResetMonthlyCredits { period: self.period }), self.metadata))

@@ -5,15 +5,19 @@
 //! in the order of its `seq`, taken from the partitions in turn so that none starves another.
 
 use actix_web::{HttpRequest, HttpResponse, get};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::read;
 use crate::domain::event::{EventEnvelope, EventRecord};
 use crate::domain::ids::{EventId, PARTITIONS, WorkspaceId};
+use crate::domain::text::{FieldCode, FieldError};
 use crate::http::AppState;
 use crate::http::auth::{Tenancy, scope};
-use crate::http::extract::{Caller, event_id, no_query, no_such_workspace, query, require_workspace, state};
+use crate::http::body::refuse;
+use crate::http::extract::{
+    Caller, event_id, hyphenated, no_query, no_such_workspace, query, require_workspace, state,
+};
 use crate::http::pages::{Cursor, Limit, positions};
 use crate::http::problem::{Code, Problem};
 use crate::store::views::EventQuery;
@@ -31,7 +35,14 @@ pub struct EventParams {
     #[param(required = false, inline)]
     limit: Limit,
     /// Only the events of this workspace. A token for one workspace implies it.
+    #[serde(default, deserialize_with = "one_workspace")]
     workspace_id: Option<WorkspaceId>,
+}
+
+/// The one text form of a workspace's id.
+fn one_workspace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WorkspaceId>, D::Error> {
+    let id = hyphenated(&String::deserialize(deserializer)?).map(WorkspaceId);
+    id.map(Some).ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a hyphenated UUID")))
 }
 
 /// A page of events, oldest first.
@@ -107,8 +118,11 @@ async fn of_workspace(
     let wanted = EventQuery::OfWorkspace { workspace_id, after, limit: limit.and_one() };
     let mut rows = read(state.store.events(&wanted)).await?;
     // The first event of a workspace tells that it was provisioned: without one there is none.
-    if rows.is_empty() && after == 0 {
-        return Err(no_such_workspace());
+    if rows.is_empty() {
+        let first = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 1 };
+        if after == 0 || read(state.store.events(&first)).await?.is_empty() {
+            return Err(no_such_workspace());
+        }
     }
     let has_more = limit.cut(&mut rows);
     let after = rows.last().map_or(after, |event| event.workspace_seq);

@@ -48,7 +48,8 @@ pub async fn get_livez() -> HttpResponse {
 /// Check that commands are taken
 ///
 /// Asks the database. `degraded` while events wait for Redis, which holds up no command. 503 while
-/// the database is away, and from the moment the server begins to stop.
+/// the database is away, for up to five seconds after a command that it could not write (its disk may
+/// be full) or until one is written, and from the moment the server begins to stop.
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "Commands are taken.", body = HealthReport, example = json!({"status": "ok"}))),
@@ -60,6 +61,9 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
     let state = state(&request);
     if state.health.is_draining() {
         return Err(Problem::plain(Code::ShuttingDown));
+    }
+    if state.health.are_writes_refused(state.clock.now()) {
+        return Err(Problem::new(Code::Unavailable, "the database takes no writes"));
     }
     match tokio::time::timeout(PING_TIMEOUT, state.store.ping()).await {
         Ok(Ok(())) if state.health.is_stream_degraded() => Ok(healthy(HealthStatus::Degraded)),

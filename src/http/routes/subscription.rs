@@ -100,6 +100,7 @@ pub struct ResumeSubscriptionRequest {
 
 impl CommandRequest for ResumeSubscriptionRequest {
     const NAME: &'static str = "ResumeSubscription";
+    const MAY_BE_EMPTY: bool = true;
 
     fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
         let command = ResumeSubscription { expected_version: self.expected_version.map(|version| version.0) };
