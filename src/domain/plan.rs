@@ -28,6 +28,21 @@ pub enum LimitMode {
     Soft,
 }
 
+impl LimitMode {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Soft => "soft",
+        }
+    }
+
+    #[must_use]
+    pub fn from_stored(text: &str) -> Option<Self> {
+        [Self::Hard, Self::Soft].into_iter().find(|mode| mode.as_str() == text)
+    }
+}
+
 /// A bound on what may be used within one billing period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageLimit {

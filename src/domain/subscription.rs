@@ -16,6 +16,21 @@ pub enum SubscriptionStatus {
     Canceled,
 }
 
+impl SubscriptionStatus {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    #[must_use]
+    pub fn from_stored(text: &str) -> Option<Self> {
+        [Self::Active, Self::Canceled].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
 /// What an immediate change of plan does with the credits of the running period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -13,8 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
-    UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::entry::Entry;
@@ -25,6 +24,7 @@ use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 
+mod plan_cache;
 pub mod postgres;
 pub mod sqlite;
 pub mod views;
@@ -85,10 +85,10 @@ pub trait Reads: Send + Sync {
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
     /// Usage logs, newest first. A page looks through at most [`views::PAGE_SCAN_ROWS`] of them.
-    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError>;
+    async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError>;
 
     /// Ledger entries, newest first. A page looks through at most [`views::PAGE_SCAN_ROWS`] of them.
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError>;
+    async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError>;
 
     /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError>;
@@ -150,4 +150,11 @@ pub trait Outbox: Send + Sync {
 
     /// Where every partition stands.
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError>;
+}
+
+/// Waits for an operation of a store, but not for ever.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
 }

@@ -4,27 +4,13 @@ use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
-/// A page of usage logs, newest first.
+/// A page of a workspace's usage logs or ledger entries, newest first.
 #[derive(Clone, Debug)]
-pub struct UsageQuery {
+pub struct HistoryQuery {
     pub workspace_id: WorkspaceId,
-    /// Only logs with a smaller `seq`; none for the newest page.
+    /// Only rows with a smaller `seq`; none for the newest page.
     pub before_seq: Option<i64>,
-    pub feature_code: Option<FeatureCode>,
-    /// `recorded_at` at or after.
-    pub from: Option<Timestamp>,
-    /// `recorded_at` before.
-    pub to: Option<Timestamp>,
-    pub limit: u32,
-}
-
-/// A page of ledger entries, newest first. A feature selects the entries into its `consumed`
-/// account.
-#[derive(Clone, Debug)]
-pub struct LedgerQuery {
-    pub workspace_id: WorkspaceId,
-    /// Only entries with a smaller `seq`; none for the newest page.
-    pub before_seq: Option<i64>,
+    /// Only usage of that feature; of the ledger, the entries into its `consumed` account.
     pub feature_code: Option<FeatureCode>,
     /// `recorded_at` at or after.
     pub from: Option<Timestamp>,

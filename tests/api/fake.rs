@@ -17,8 +17,7 @@ use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::submit::Decide;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
-    UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -92,10 +91,10 @@ impl Reads for FakeStore {
     async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
         self.answer(None)
     }
-    async fn usage(&self, _: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
+    async fn usage(&self, _: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
         self.answer(Page { rows: vec![], next_before_seq: None })
     }
-    async fn ledger(&self, _: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
+    async fn ledger(&self, _: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
         self.answer(Page { rows: vec![], next_before_seq: None })
     }
     async fn events(&self, _: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {

@@ -8,7 +8,7 @@ use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId}
 use visionscope_billing::domain::subscription::SubscriptionStatus;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::views::{
-    DueWork, DueWorkspace, EventPosition, EventQuery, LedgerQuery, PAGE_SCAN_ROWS, UsageQuery,
+    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_SCAN_ROWS,
 };
 
 use crate::database::TestDatabase;
@@ -29,11 +29,11 @@ async fn seven_deductions(db: &impl TestDatabase) {
     world.store(db.store()).await;
 }
 
-fn usage_query(limit: u32) -> UsageQuery {
-    UsageQuery { workspace_id: workspace(0), before_seq: None, feature_code: None, from: None, to: None, limit }
+fn usage_query(limit: u32) -> HistoryQuery {
+    HistoryQuery { workspace_id: workspace(0), before_seq: None, feature_code: None, from: None, to: None, limit }
 }
 
-async fn usage(db: &impl TestDatabase, query: UsageQuery) -> Vec<i64> {
+async fn usage(db: &impl TestDatabase, query: HistoryQuery) -> Vec<i64> {
     let logs = db.store().usage(&query).await.unwrap().rows;
     assert!(logs.iter().all(|log| log.workspace_id == query.workspace_id));
     logs.iter().map(|log| log.seq).collect()
@@ -48,33 +48,33 @@ pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
 
 pub async fn usage_pages_go_backwards_without_a_gap_or_a_repetition(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let page = |before_seq| usage(db, UsageQuery { before_seq, ..usage_query(3) });
+    let page = |before_seq| usage(db, HistoryQuery { before_seq, ..usage_query(3) });
     assert_eq!(page(None).await, [7, 6, 5]);
     assert_eq!(page(Some(5)).await, [4, 3, 2]);
     assert_eq!(page(Some(2)).await, [1]);
     assert!(page(Some(1)).await.is_empty());
-    let unknown = UsageQuery { workspace_id: workspace(9), ..usage_query(3) };
+    let unknown = HistoryQuery { workspace_id: workspace(9), ..usage_query(3) };
     assert!(usage(db, unknown).await.is_empty());
 }
 
 pub async fn usage_is_filtered_by_feature_and_time(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let of_feature = UsageQuery { feature_code: Some(feature("upscale")), ..usage_query(100) };
+    let of_feature = HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(100) };
     assert_eq!(usage(db, of_feature.clone()).await, [7, 5, 3, 1]);
-    let between = UsageQuery { from: Some(at(3)), to: Some(at(6)), ..usage_query(100) };
+    let between = HistoryQuery { from: Some(at(3)), to: Some(at(6)), ..usage_query(100) };
     assert_eq!(usage(db, between).await, [5, 4, 3]);
-    let all = UsageQuery { before_seq: Some(7), from: Some(at(2)), to: Some(at(100)), limit: 1, ..of_feature };
+    let all = HistoryQuery { before_seq: Some(7), from: Some(at(2)), to: Some(at(100)), limit: 1, ..of_feature };
     assert_eq!(usage(db, all).await, [5]);
 }
 
 pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let ledger = async |query: LedgerQuery| {
+    let ledger = async |query: HistoryQuery| {
         let entries = db.store().ledger(&query).await.unwrap().rows;
         assert!(entries.iter().all(|entry| entry.workspace_id == workspace(0)));
         entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
     };
-    let all = LedgerQuery {
+    let all = HistoryQuery {
         workspace_id: workspace(0),
         before_seq: None,
         feature_code: None,
@@ -83,10 +83,10 @@ pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase)
         limit: 100,
     };
     assert_eq!(ledger(all.clone()).await, [8, 7, 6, 5, 4, 3, 2, 1]);
-    assert_eq!(ledger(LedgerQuery { before_seq: Some(4), limit: 2, ..all.clone() }).await, [3, 2]);
-    let of_feature = LedgerQuery { feature_code: Some(feature("upscale")), ..all.clone() };
+    assert_eq!(ledger(HistoryQuery { before_seq: Some(4), limit: 2, ..all.clone() }).await, [3, 2]);
+    let of_feature = HistoryQuery { feature_code: Some(feature("upscale")), ..all.clone() };
     assert_eq!(ledger(of_feature).await, [8, 6, 4, 2]);
-    assert_eq!(ledger(LedgerQuery { from: Some(at(1)), to: Some(at(3)), ..all }).await, [3, 2]);
+    assert_eq!(ledger(HistoryQuery { from: Some(at(1)), to: Some(at(3)), ..all }).await, [3, 2]);
 }
 
 pub async fn a_page_names_the_next_one_only_when_there_is_more(db: &impl TestDatabase) {
@@ -94,11 +94,11 @@ pub async fn a_page_names_the_next_one_only_when_there_is_more(db: &impl TestDat
     let next = async |query| db.store().usage(&query).await.unwrap().next_before_seq;
     assert_eq!(next(usage_query(3)).await, Some(5));
     assert_eq!(next(usage_query(7)).await, None);
-    assert_eq!(next(UsageQuery { before_seq: Some(4), ..usage_query(3) }).await, None);
-    assert_eq!(next(UsageQuery { from: Some(at(5)), ..usage_query(3) }).await, None);
-    assert_eq!(next(UsageQuery { from: Some(at(4)), ..usage_query(3) }).await, Some(5));
-    assert_eq!(next(UsageQuery { feature_code: Some(feature("upscale")), ..usage_query(4) }).await, None);
-    assert_eq!(next(UsageQuery { workspace_id: workspace(9), ..usage_query(3) }).await, None);
+    assert_eq!(next(HistoryQuery { before_seq: Some(4), ..usage_query(3) }).await, None);
+    assert_eq!(next(HistoryQuery { from: Some(at(5)), ..usage_query(3) }).await, None);
+    assert_eq!(next(HistoryQuery { from: Some(at(4)), ..usage_query(3) }).await, Some(5));
+    assert_eq!(next(HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(4) }).await, None);
+    assert_eq!(next(HistoryQuery { workspace_id: workspace(9), ..usage_query(3) }).await, None);
 }
 
 pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
@@ -121,7 +121,7 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
     for from in &bounds {
         for to in &bounds {
             for before_seq in [None, Some(8)] {
-                let query = LedgerQuery {
+                let query = HistoryQuery {
                     workspace_id: workspace(0),
                     before_seq,
                     feature_code: None,
@@ -168,7 +168,7 @@ pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &i
     let upscale = Some(feature("upscale"));
     let (mut before_seq, mut pages, mut found) = (None, 0, Vec::new());
     loop {
-        let query = UsageQuery { workspace_id, before_seq, feature_code: upscale.clone(), ..usage_query(3) };
+        let query = HistoryQuery { workspace_id, before_seq, feature_code: upscale.clone(), ..usage_query(3) };
         let page = db.store().usage(&query).await.unwrap();
         found.extend(page.rows.iter().map(|log| log.seq));
         pages += 1;
@@ -182,7 +182,7 @@ pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &i
     let (mut before_seq, mut found) = (None, Vec::new());
     loop {
         let (from, to) = (None, None);
-        let query = LedgerQuery { workspace_id, before_seq, feature_code: upscale.clone(), from, to, limit: 100 };
+        let query = HistoryQuery { workspace_id, before_seq, feature_code: upscale.clone(), from, to, limit: 100 };
         let page = db.store().ledger(&query).await.unwrap();
         found.extend(page.rows.iter().map(|entry| entry.seq));
         before_seq = page.next_before_seq;
@@ -192,7 +192,7 @@ pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &i
     }
     assert_eq!(found, [8, 6, 4, 2]);
     // A range in time does not look at what lies outside of it.
-    let early = UsageQuery { workspace_id, feature_code: upscale, to: Some(at(7)), ..usage_query(100) };
+    let early = HistoryQuery { workspace_id, feature_code: upscale, to: Some(at(7)), ..usage_query(100) };
     let page = db.store().usage(&early).await.unwrap();
     assert_eq!(page.rows.iter().map(|log| log.seq).collect::<Vec<_>>(), [5, 3, 1]);
     assert_eq!(page.next_before_seq, None);

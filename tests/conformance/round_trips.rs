@@ -18,7 +18,7 @@ use visionscope_billing::domain::text::{IdempotencyKey, Label, PaymentReference,
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::domain::workspace::FeatureOverrides;
-use visionscope_billing::store::views::{EventQuery, LedgerQuery, UsageQuery};
+use visionscope_billing::store::views::{EventQuery, HistoryQuery};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, commit, feature, keys_of, load, new_grant, plan, workspace, workspace_in, world_of};
@@ -74,9 +74,9 @@ async fn assert_history_survives(
 ) {
     entries.reverse();
     usage_logs.reverse();
-    let ledger = LedgerQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
+    let ledger = HistoryQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
     assert_eq!(db.store().ledger(&ledger).await.unwrap().rows, entries);
-    let usage = UsageQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
+    let usage = HistoryQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
     assert_eq!(db.store().usage(&usage).await.unwrap().rows, usage_logs);
 }
 

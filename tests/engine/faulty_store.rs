@@ -16,8 +16,7 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, Lease, LedgerQuery, Page, PartitionStatus, Recorded,
-    UsageQuery,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -129,11 +128,11 @@ impl Reads for FaultyStore {
         self.inner.workspace(workspace_id).await
     }
 
-    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
+    async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
         self.inner.usage(query).await
     }
 
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
+    async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
         self.inner.ledger(query).await
     }
 

@@ -19,7 +19,7 @@ use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query, state};
 use crate::http::pages::{Cursor, Limit};
 use crate::http::problem::{Code, Problem};
-use crate::store::views::{Page, UsageQuery};
+use crate::store::views::{HistoryQuery, Page};
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -188,7 +188,7 @@ pub async fn list_usage(
     };
     let state = state(&request);
     let workspace_id = caller.workspace_id;
-    let wanted = UsageQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
+    let wanted = HistoryQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
     let Page { rows, next_before_seq } = read(state.store.usage(&wanted)).await?;
     require_existing(state, workspace_id, &rows).await?;
     let next = next_before_seq.map(|before_seq| Cursor::Usage { before_seq });

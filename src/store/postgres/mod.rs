@@ -23,10 +23,10 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
 use self::error::{of_migration, store_error};
-use self::plans::PlanCache;
 use self::write::PostgresTx;
 use crate::domain::plan::PlanVersion;
-use crate::store::{Store, StoreError, WriteTx};
+use crate::store::plan_cache::PlanCache;
+use crate::store::{Store, StoreError, WriteTx, within};
 
 mod audit;
 mod error;
@@ -240,10 +240,4 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 /// Waits for an operation, but not for ever.
 async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
     within(ANSWER_TIMEOUT, work).await
-}
-
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
 }

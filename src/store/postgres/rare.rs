@@ -7,7 +7,7 @@ use super::error::store_error;
 use super::write::{Columns, Statement, at, bind_credits, bind_features};
 use crate::domain::change_set::{ChangeSet, ResetRecord};
 use crate::domain::grant::Grant;
-use crate::domain::subscription::{Pending, Subscription, SubscriptionStatus};
+use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::workspace::Workspace;
 use crate::store::StoreError;
 
@@ -112,10 +112,7 @@ fn bind_subscriptions<'q>(statement: Statement<'q>, rows: &[Subscription]) -> St
         .column(rows, |row| row.subscription_id.0)
         .column(rows, |row| row.plan_code.as_str())
         .column(rows, |row| row.plan_version)
-        .column(rows, |row| match row.status {
-            SubscriptionStatus::Active => "active",
-            SubscriptionStatus::Canceled => "canceled",
-        })
+        .column(rows, |row| row.status.as_str())
         .column(rows, |row| at(row.anchor))
         .column(rows, |row| months(row.period.offset_months))
         .column(rows, |row| months(row.period_months))

@@ -7,10 +7,10 @@ use sqlx::postgres::PgConnection;
 
 use super::error::store_error;
 use super::load::workspaces;
-use super::plans::all_latest_versions;
+use super::plans::{all_latest_versions, versions};
 use super::rows::{self, get};
 use super::write::{Columns, Statement, at};
-use super::{PostgresStore, audit, in_time, within};
+use super::{PostgresStore, audit, in_time};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, SubscriptionId, WorkspaceId};
@@ -18,7 +18,8 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, LedgerQuery, Page, SeqRange, UsageQuery};
+use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Page, SeqRange};
+use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[
@@ -146,7 +147,7 @@ impl Reads for PostgresStore {
         .await
     }
 
-    async fn usage(&self, query: &UsageQuery) -> Result<Page<UsageLog>, StoreError> {
+    async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
         let (range, rows) = in_time(async {
             let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let statement = sqlx::query(USAGE_RANGE).bind(query.workspace_id.0);
@@ -164,7 +165,7 @@ impl Reads for PostgresStore {
         Ok(Page::of(rows, query.limit, range, |row: &UsageLog| row.seq))
     }
 
-    async fn ledger(&self, query: &LedgerQuery) -> Result<Page<Entry>, StoreError> {
+    async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
         let (range, rows) = in_time(async {
             let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let statement = sqlx::query(LEDGER_RANGE).bind(query.workspace_id.0);
@@ -210,7 +211,7 @@ impl Reads for PostgresStore {
         in_time(async {
             let mut connection = self.reads.acquire().await.map_err(store_error)?;
             let keys = all_latest_versions(&mut connection).await?;
-            let plans = self.plans.get(&mut connection, &keys).await?;
+            let plans = versions(&mut connection, &self.plans, &keys).await?;
             Ok(keys.iter().filter_map(|key| plans.get(key).cloned()).collect())
         })
         .await

@@ -257,19 +257,11 @@ fn pending(row: &PgRow) -> Decoded<Option<Pending>> {
 }
 
 fn status(text: &str) -> Decoded<SubscriptionStatus> {
-    match text {
-        "active" => Ok(SubscriptionStatus::Active),
-        "canceled" => Ok(SubscriptionStatus::Canceled),
-        _ => Err(unreadable("subscription status", text)),
-    }
+    SubscriptionStatus::from_stored(text).ok_or_else(|| unreadable("subscription status", text))
 }
 
 fn limit_mode(text: &str) -> Decoded<LimitMode> {
-    match text {
-        "hard" => Ok(LimitMode::Hard),
-        "soft" => Ok(LimitMode::Soft),
-        _ => Err(unreadable("limit mode", text)),
-    }
+    LimitMode::from_stored(text).ok_or_else(|| unreadable("limit mode", text))
 }
 
 fn metadata(row: &PgRow) -> Decoded<Option<Metadata>> {

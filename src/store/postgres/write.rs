@@ -18,7 +18,6 @@ use sqlx::{Encode, Transaction, Type};
 
 use super::error::store_error;
 use super::load::load;
-use super::plans::{PlanCache, limit_mode};
 use super::rows::get;
 use super::{in_time, rare};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
@@ -30,6 +29,7 @@ use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
+use crate::store::plan_cache::PlanCache;
 use crate::store::{StoreError, WriteTx};
 
 pub(super) const STATEMENTS: &[&str] = &[WRITE_HOT_ROWS];
@@ -215,7 +215,7 @@ pub(super) fn bind_features<'q>(statement: Statement<'q>, rows: &[WorkspaceFeatu
         .column(rows, |row| row.plan_terms.enabled)
         .column(rows, |row| row.plan_terms.unit_price.map(crate::domain::credits::Credits::micro))
         .column(rows, |row| row.plan_terms.limit.map(|limit| limit.credits.micro()))
-        .column(rows, |row| row.plan_terms.limit.map(|limit| limit_mode(limit.mode)))
+        .column(rows, |row| row.plan_terms.limit.map(|limit| limit.mode.as_str()))
         .column(rows, |row| row.overrides.enabled)
         .column(rows, |row| row.overrides.unit_price.map(crate::domain::credits::Credits::micro))
         .column(rows, |row| row.overrides.limit.map(crate::domain::credits::Credits::micro))

@@ -10,17 +10,17 @@ use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
 use super::error::store_error;
-use super::plans::{PlanCache, PlanKey, latest_versions};
+use super::plans::{latest_versions, versions};
 use super::{json, rows};
 use crate::domain::change_set::CommandRecord;
 use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
-use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use crate::domain::workspace::WorkspaceFeature;
 use crate::store::StoreError;
+use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
 
 pub(super) const STATEMENTS: &[&str] = &[
     HEADS_BY_PARTITIONS,
@@ -121,7 +121,7 @@ pub(super) async fn workspaces(
     let mut features = features(connection, &keys).await?;
     let mut grants = open_grants(connection, &keys).await?;
     let subscriptions = found.iter().map(rows::subscription).collect::<Result<Vec<_>, _>>()?;
-    let plans = cache.get(connection, &subscriptions.iter().flat_map(plan_keys).collect()).await?;
+    let plans = versions(connection, cache, &subscriptions.iter().flat_map(plan_keys).collect()).await?;
     found
         .iter()
         .zip(subscriptions)
@@ -143,25 +143,6 @@ pub(super) async fn workspaces(
             Ok((id, state))
         })
         .collect()
-}
-
-fn plan_keys(subscription: &Subscription) -> impl Iterator<Item = PlanKey> + use<> {
-    let current = (subscription.plan_code.clone(), subscription.plan_version);
-    std::iter::once(current).chain(pending_key(subscription))
-}
-
-fn pending_key(subscription: &Subscription) -> Option<PlanKey> {
-    match &subscription.pending {
-        Some(Pending::Change { plan_code, plan_version }) => Some((plan_code.clone(), *plan_version)),
-        Some(Pending::Cancel { .. }) | None => None,
-    }
-}
-
-fn plan_of(plans: &HashMap<PlanKey, Arc<PlanVersion>>, key: &PlanKey) -> Result<Arc<PlanVersion>, StoreError> {
-    plans
-        .get(key)
-        .cloned()
-        .ok_or_else(|| StoreError::Corrupt(format!("plan {} version {} is not stored", key.0, key.1)))
 }
 
 const FEATURES_BY_WORKSPACES: &str = "
@@ -239,6 +220,6 @@ async fn newest_plans(
         return Ok(HashMap::new());
     }
     let keys = latest_versions(connection, codes.iter()).await?;
-    let plans = cache.get(connection, &keys).await?;
+    let plans = versions(connection, cache, &keys).await?;
     keys.iter().map(|key| Ok((key.0.clone(), plan_of(&plans, key)?))).collect()
 }

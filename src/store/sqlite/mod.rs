@@ -19,10 +19,10 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqlitePool;
 
 use self::connection::Writer;
-use self::plans::PlanCache;
 use self::write::SqliteTx;
 use crate::domain::plan::PlanVersion;
-use crate::store::{Store, StoreError, WriteTx};
+use crate::store::plan_cache::PlanCache;
+use crate::store::{Store, StoreError, WriteTx, within};
 
 mod audit;
 mod connection;
@@ -128,12 +128,6 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
 /// Waits for an operation, but not for ever.
 async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
     within(ANSWER_TIMEOUT, work).await
-}
-
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Plans: stored once per version, and kept in memory, because a version never changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
@@ -9,9 +9,10 @@ use super::connection::Writer;
 use super::error::{store_error, unreadable};
 use super::json;
 use super::rows::get;
-use crate::domain::plan::{LimitMode, PlanVersion};
+use crate::domain::plan::PlanVersion;
 use crate::domain::text::PlanCode;
 use crate::store::StoreError;
+use crate::store::plan_cache::{PlanCache, PlanKey};
 
 pub(super) const STATEMENTS: &[&str] = &[
     INSERT_PLAN_VERSIONS,
@@ -22,52 +23,18 @@ pub(super) const STATEMENTS: &[&str] = &[
     PLAN_VERSIONS,
 ];
 
-/// How many versions are kept in memory: far more than an operator defines; reaching it only costs
-/// reading them again.
-const CACHED_VERSIONS_MAX: usize = 10_000;
-
-/// A plan's code and version.
-pub(super) type PlanKey = (PlanCode, i32);
-
-/// The versions that were read so far.
-#[derive(Debug, Default)]
-pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Arc<PlanVersion>>>);
-
-impl PlanCache {
-    /// The versions by key; those that are not known yet are read in one statement.
-    pub(super) async fn get(
-        &self,
-        connection: &mut SqliteConnection,
-        keys: &BTreeSet<PlanKey>,
-    ) -> Result<HashMap<PlanKey, Arc<PlanVersion>>, StoreError> {
-        let mut found = HashMap::with_capacity(keys.len());
-        let mut missing = Vec::new();
-        {
-            let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            for key in keys {
-                match known.get(key) {
-                    Some(plan) => {
-                        found.insert(key.clone(), Arc::clone(plan));
-                    }
-                    None => missing.push(key),
-                }
-            }
-        }
-        if missing.is_empty() {
-            return Ok(found);
-        }
-        let read = read_versions(connection, &missing).await?;
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() + read.len() > CACHED_VERSIONS_MAX {
-            known.clear();
-        }
-        for plan in read {
-            let key = (plan.plan_code.clone(), plan.version);
-            known.insert(key.clone(), Arc::clone(&plan));
-            found.insert(key, plan);
-        }
-        Ok(found)
+/// The versions by key; those that are not known yet are read in one statement.
+pub(super) async fn versions(
+    connection: &mut SqliteConnection,
+    cache: &PlanCache,
+    keys: &BTreeSet<PlanKey>,
+) -> Result<HashMap<PlanKey, Arc<PlanVersion>>, StoreError> {
+    let (found, missing) = cache.find(keys);
+    if missing.is_empty() {
+        return Ok(found);
     }
+    let read = read_versions(connection, &missing).await?;
+    Ok(cache.keep(found, read))
 }
 
 const INSERT_PLAN_VERSIONS: &str = "
@@ -136,7 +103,7 @@ async fn insert_features(
             .int(terms.enabled)
             .maybe_credits(terms.unit_price)
             .maybe_credits(terms.limit.map(|limit| limit.credits))
-            .maybe_text(terms.limit.map(|limit| limit_mode(limit.mode)));
+            .maybe_text(terms.limit.map(|limit| limit.mode.as_str()));
     });
     sqlx::query(INSERT_PLAN_FEATURES).bind(rows).execute(connection).await.map_err(store_error)?;
     Ok(())
@@ -198,11 +165,4 @@ async fn read_versions(
 
 fn plan_key(row: &SqliteRow) -> Result<PlanKey, StoreError> {
     Ok((PlanCode::from_stored(get(row, "plan_code")?), get(row, "version")?))
-}
-
-pub(super) const fn limit_mode(mode: LimitMode) -> &'static str {
-    match mode {
-        LimitMode::Hard => "hard",
-        LimitMode::Soft => "soft",
-    }
 }

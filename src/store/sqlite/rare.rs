@@ -7,7 +7,7 @@ use super::json::JsonRow;
 use super::write::{credits, feature, insert, update};
 use crate::domain::change_set::{ChangeSet, ResetRecord};
 use crate::domain::grant::Grant;
-use crate::domain::subscription::{Pending, Subscription, SubscriptionStatus};
+use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, Label, PaymentReference};
 use crate::domain::workspace::Workspace;
 use crate::store::StoreError;
@@ -85,15 +85,11 @@ fn subscription(row: &mut JsonRow<'_>, subscription: &Subscription) {
         Some(Pending::Change { plan_code, plan_version }) => (Some("change"), Some((plan_code, *plan_version)), None),
         Some(Pending::Cancel { reason }) => (Some("cancel"), None, reason.as_ref()),
     };
-    let status = match subscription.status {
-        SubscriptionStatus::Active => "active",
-        SubscriptionStatus::Canceled => "canceled",
-    };
     row.id(subscription.workspace_id.0)
         .id(subscription.subscription_id.0)
         .text(subscription.plan_code.as_str())
         .int(subscription.plan_version)
-        .text(status)
+        .text(subscription.status.as_str())
         .at(subscription.anchor)
         .int(subscription.period.offset_months)
         .int(subscription.period_months)

@@ -13,7 +13,6 @@ use sqlx::sqlite::SqliteConnection;
 use super::connection::Transaction;
 use super::error::store_error;
 use super::json::{self, JsonRow};
-use super::plans::{PlanCache, limit_mode};
 use super::{in_time, load, rare};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
 use crate::domain::credits::Quantity;
@@ -25,6 +24,7 @@ use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::text::UserId;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
+use crate::store::plan_cache::PlanCache;
 use crate::store::{StoreError, WriteTx};
 
 pub(super) const STATEMENTS: &[&str] = &[
@@ -183,7 +183,7 @@ pub(super) fn feature(row: &mut JsonRow<'_>, feature: &WorkspaceFeature) {
         .int(terms.enabled)
         .maybe_credits(terms.unit_price)
         .maybe_credits(terms.limit.map(|limit| limit.credits))
-        .maybe_text(terms.limit.map(|limit| limit_mode(limit.mode)))
+        .maybe_text(terms.limit.map(|limit| limit.mode.as_str()))
         .maybe_int(overrides.enabled)
         .maybe_credits(overrides.unit_price)
         .maybe_credits(overrides.limit)
