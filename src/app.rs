@@ -108,7 +108,7 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
         return Ok(None);
     }
     let config = RedisConfig {
-        is_cluster: redis.cluster || urls.len() > 1,
+        is_cluster: redis.cluster,
         urls,
         pool_size: usize::try_from(redis.pool_size).unwrap_or(usize::MAX),
         connect_timeout: Duration::from_millis(redis.connect_timeout_ms),

@@ -146,28 +146,18 @@ impl Demo {
 }
 
 fn provision(workspace_id: WorkspaceId, clock: &dyn Clock) -> Envelope {
-    let message_id = clock.new_command_id();
-    Envelope {
-        message_id,
-        idempotency_key: ProvisionWorkspace::idempotency_key(),
-        workspace_id,
-        actor: "demo".to_owned(),
-        correlation_id: message_id.to_string(),
-        causation_id: None,
-        traceparent: None,
-        received_at: clock.now(),
-        metadata: None,
-        fingerprint: [0; 32],
-        command: Command::ProvisionWorkspace(ProvisionWorkspace {
-            name: Label::from_stored("Demo Studio"),
-            plan_code: PlanCode::from_stored(PLAN),
-            zone: chrono_tz::UTC,
-            anchor: None,
-            monthly_limit: None,
-            overdraft_limit: None,
-            features: Vec::new(),
-        }),
-    }
+    let command = Command::ProvisionWorkspace(ProvisionWorkspace {
+        name: Label::from_stored("Demo Studio"),
+        plan_code: PlanCode::from_stored(PLAN),
+        zone: chrono_tz::UTC,
+        anchor: None,
+        monthly_limit: None,
+        overdraft_limit: None,
+        features: Vec::new(),
+    });
+    let key = ProvisionWorkspace::idempotency_key();
+    let envelope = Envelope::of_system(clock.new_command_id(), workspace_id, key, clock.now(), command);
+    Envelope { actor: "demo".to_owned(), ..envelope }
 }
 
 impl fmt::Display for Demo {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 
-use super::{Outcome, default_folder};
+use super::Outcome;
 use crate::contract;
 use crate::http::openapi;
 
@@ -15,7 +15,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     check: bool,
     /// The folder that holds `openapi/`.
-    #[arg(long, default_value_os_t = default_folder())]
+    #[arg(long, default_value = ".")]
     folder: PathBuf,
 }
 

@@ -9,7 +9,6 @@ mod serve;
 mod token;
 mod verify;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -88,9 +87,4 @@ fn configured(action: Action) -> Outcome {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     telemetry.stop();
     outcome
-}
-
-/// The folder that holds the generated files, unless another is named.
-fn default_folder() -> PathBuf {
-    PathBuf::from(".")
 }

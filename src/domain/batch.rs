@@ -4,10 +4,10 @@
 //! what those before it did. What changed is gathered so that every row is written once, with its
 //! last value.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::change_set::{ChangeSet, CommandRecord, Rows};
-use super::commands::{Command, Decision, Effects, Envelope, decide};
+use super::commands::{Decision, Effects, Envelope, decide};
 use super::event::{EventData, EventRecord};
 use super::grant::Grant;
 use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
@@ -61,20 +61,21 @@ pub trait EventWriter: Send + Sync {
     fn write(&self, data: &EventData) -> Result<String, InvalidEvent>;
 }
 
+/// Whether a row was made in this batch, and is inserted and not updated.
+type IsNew = bool;
+
 /// The running state of a batch, and what it will write.
 pub struct Batch<'a> {
     snapshot: Snapshot,
     render: &'a dyn Render,
     events: &'a dyn EventWriter,
-    touched: BTreeSet<WorkspaceId>,
-    new_workspaces: BTreeSet<WorkspaceId>,
-    new_grants: BTreeSet<(WorkspaceId, GrantId)>,
-    touched_grants: BTreeSet<(WorkspaceId, GrantId)>,
+    /// What was written to so far, each with whether it is new.
+    workspaces: BTreeMap<WorkspaceId, IsNew>,
+    features: BTreeMap<(WorkspaceId, FeatureCode), IsNew>,
+    grants: BTreeMap<(WorkspaceId, GrantId), IsNew>,
+    subscriptions: BTreeSet<WorkspaceId>,
+    /// Grants with nothing left, which the running state no longer holds.
     closed_grants: Vec<Grant>,
-    new_features: BTreeSet<(WorkspaceId, FeatureCode)>,
-    touched_features: BTreeSet<(WorkspaceId, FeatureCode)>,
-    touched_subscriptions: BTreeSet<WorkspaceId>,
-    touched_heads: BTreeSet<Partition>,
     changes: ChangeSet,
 }
 
@@ -85,15 +86,11 @@ impl<'a> Batch<'a> {
             snapshot,
             render,
             events,
-            touched: BTreeSet::new(),
-            new_workspaces: BTreeSet::new(),
-            new_grants: BTreeSet::new(),
-            touched_grants: BTreeSet::new(),
+            workspaces: BTreeMap::new(),
+            features: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            subscriptions: BTreeSet::new(),
             closed_grants: Vec::new(),
-            new_features: BTreeSet::new(),
-            touched_features: BTreeSet::new(),
-            touched_subscriptions: BTreeSet::new(),
-            touched_heads: BTreeSet::new(),
             changes: ChangeSet::default(),
         }
     }
@@ -149,27 +146,27 @@ impl<'a> Batch<'a> {
     /// The rows to write. The snapshot, as the batch leaves it, is what a store may keep in a cache.
     #[must_use]
     pub fn finish(mut self) -> (ChangeSet, Snapshot) {
-        for partition in &self.touched_heads {
-            if let Some(head) = self.snapshot.heads.get_mut(partition) {
+        let partitions: BTreeSet<_> = self.workspaces.keys().copied().map(Partition::of).collect();
+        for partition in partitions {
+            if let Some(head) = self.snapshot.heads.get_mut(&partition) {
                 head.version += 1;
                 self.changes.heads.push(*head);
             }
         }
-        for workspace_id in &self.touched {
+        for (workspace_id, is_new) in &self.workspaces {
             let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
-            let is_new = self.new_workspaces.contains(workspace_id);
-            if is_new {
+            if *is_new {
                 self.changes.workspaces.push(state.workspace.clone());
             }
-            put(&mut self.changes.credits, is_new, state.credits.clone());
-            if is_new || self.touched_subscriptions.contains(workspace_id) {
-                put(&mut self.changes.subscriptions, is_new, state.subscription.clone());
+            put(&mut self.changes.credits, *is_new, state.credits.clone());
+            if self.subscriptions.contains(workspace_id) {
+                put(&mut self.changes.subscriptions, *is_new, state.subscription.clone());
             }
         }
-        for key in &self.touched_features {
-            let feature = self.snapshot.workspaces.get(&key.0).and_then(|state| state.features.get(&key.1));
+        for ((workspace_id, code), is_new) in &self.features {
+            let feature = self.snapshot.workspaces.get(workspace_id).and_then(|state| state.features.get(code));
             if let Some(feature) = feature {
-                put(&mut self.changes.features, self.new_features.contains(key), feature.clone());
+                put(&mut self.changes.features, *is_new, feature.clone());
             }
         }
         self.gather_grants();
@@ -178,17 +175,15 @@ impl<'a> Batch<'a> {
 
     fn gather_grants(&mut self) {
         for grant in std::mem::take(&mut self.closed_grants) {
-            let key = (grant.workspace_id, grant.grant_id);
-            self.touched_grants.remove(&key);
-            put(&mut self.changes.grants, self.new_grants.contains(&key), grant);
+            let is_new = self.grants.remove(&(grant.workspace_id, grant.grant_id)).unwrap_or_default();
+            put(&mut self.changes.grants, is_new, grant);
         }
-        let owners: BTreeSet<_> = self.touched_grants.iter().map(|(owner, _)| *owner).collect();
+        let owners: BTreeSet<_> = self.grants.keys().map(|(owner, _)| *owner).collect();
         for owner in owners {
             let Some(state) = self.snapshot.workspaces.get(&owner) else { continue };
             for grant in &state.grants {
-                let key = (owner, grant.grant_id);
-                if self.touched_grants.contains(&key) {
-                    put(&mut self.changes.grants, self.new_grants.contains(&key), grant.clone());
+                if let Some(is_new) = self.grants.get(&(owner, grant.grant_id)) {
+                    put(&mut self.changes.grants, *is_new, grant.clone());
                 }
             }
         }
@@ -248,11 +243,6 @@ impl<'a> Batch<'a> {
             received_at: envelope.received_at,
             recorded_at: now,
         };
-        if let Command::PurchaseCredits(command) = &envelope.command
-            && outcome == "accepted"
-        {
-            self.snapshot.payments.insert((envelope.workspace_id, command.payment_reference.clone()));
-        }
         let key = (envelope.workspace_id, envelope.idempotency_key.clone());
         self.changes.commands.push(record.clone());
         self.snapshot.commands.insert(key, record);
@@ -272,22 +262,20 @@ impl<'a> Batch<'a> {
     }
 
     fn apply(&mut self, workspace_id: WorkspaceId, effects: Effects) {
-        self.touched.insert(workspace_id);
-        self.touched_heads.insert(Partition::of(workspace_id));
+        self.workspaces.entry(workspace_id).or_insert(effects.workspace.is_some());
         self.changes.entries.extend(effects.entries);
         self.changes.usage_logs.extend(effects.usage_log);
         self.changes.resets.extend(effects.resets);
         if let (Some(workspace), Some(subscription), Some(plan)) =
             (&effects.workspace, &effects.subscription, &effects.plan)
         {
-            self.new_workspaces.insert(workspace_id);
             let state = WorkspaceState {
                 workspace: workspace.clone(),
                 credits: effects.credits.clone(),
                 subscription: subscription.clone(),
                 plan: plan.clone(),
                 pending_plan: None,
-                features: std::collections::BTreeMap::new(),
+                features: BTreeMap::new(),
                 grants: Vec::new(),
             };
             self.snapshot.workspaces.insert(workspace_id, state);
@@ -295,7 +283,7 @@ impl<'a> Batch<'a> {
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
         state.credits = effects.credits;
         if let Some(subscription) = effects.subscription {
-            self.touched_subscriptions.insert(workspace_id);
+            self.subscriptions.insert(workspace_id);
             state.subscription = subscription;
         }
         if let Some(plan) = effects.plan {
@@ -306,22 +294,22 @@ impl<'a> Batch<'a> {
         }
         for (code, feature) in effects.features {
             let key = (workspace_id, code.clone());
-            if state.features.insert(code, feature).is_none() {
-                self.new_features.insert(key.clone());
-            }
-            self.touched_features.insert(key);
+            let is_new = state.features.insert(code, feature).is_none();
+            self.features.entry(key).or_insert(is_new);
         }
         let mut reordered = !effects.added_grants.is_empty();
         for (place, grant) in effects.changed_grants {
-            self.touched_grants.insert((workspace_id, grant.grant_id));
+            self.grants.entry((workspace_id, grant.grant_id)).or_insert(false);
             if let Some(slot) = state.grants.get_mut(place) {
                 reordered |= slot.expires_at != grant.expires_at;
                 *slot = grant;
             }
         }
         for grant in effects.added_grants {
-            self.new_grants.insert((workspace_id, grant.grant_id));
-            self.touched_grants.insert((workspace_id, grant.grant_id));
+            self.grants.insert((workspace_id, grant.grant_id), true);
+            // From now on the payment is taken, for the commands that follow in this batch too.
+            let payment = grant.payment_reference.clone().map(|reference| (workspace_id, reference));
+            self.snapshot.payments.extend(payment);
             state.grants.push(grant);
         }
         self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));

@@ -117,17 +117,16 @@ impl Lane {
     /// stuck in one each, and those of partitions that are stuck not at all.
     async fn process(&mut self, jobs: Vec<Job>) {
         let now = Instant::now();
-        let mut usual = Vec::with_capacity(jobs.len());
-        let mut alone: BTreeMap<Partition, Vec<Job>> = BTreeMap::new();
+        let (mut usual, mut alone) = (Vec::with_capacity(jobs.len()), Vec::new());
         for job in jobs {
             match self.stuck.treatment(job.partition(), now) {
                 Treatment::Usual => usual.push(job),
-                Treatment::Alone => alone.entry(job.partition()).or_default().push(job),
+                Treatment::Alone => alone.push(job),
                 Treatment::Refused => reply(job, Err(EngineError::Unavailable)),
             }
         }
         self.process_together(usual).await;
-        self.process_partitions(alone).await;
+        self.process_partitions(by_partition(alone)).await;
     }
 
     /// Each partition in a transaction of its own. Once the database let one wait in vain, the others
@@ -152,11 +151,13 @@ impl Lane {
         let size = jobs.len();
         if let Err((jobs, error)) = self.answer(jobs).await {
             tracing::warn!(%error, lane = self.number, size, "a batch failed");
-            let mut parts: BTreeMap<Partition, Vec<Job>> = BTreeMap::new();
-            for job in jobs {
-                parts.entry(job.partition()).or_default().push(job);
-            }
-            if matches!(error, StoreError::Unavailable(_)) && began.elapsed() >= SLOW {
+            let parts = by_partition(jobs);
+            if parts.len() == 1 {
+                // To try them together would be the same again.
+                for (partition, jobs) in parts {
+                    self.recover(partition, jobs, &error, began).await;
+                }
+            } else if matches!(error, StoreError::Unavailable(_)) && began.elapsed() >= SLOW {
                 // Whose wait it was that ran out is not known: each is tried alone, a little later.
                 for (partition, jobs) in parts {
                     self.stuck.failed_slowly(partition, Instant::now());
@@ -175,16 +176,25 @@ impl Lane {
     async fn process_partition(&mut self, partition: Partition, jobs: Vec<Job>) -> bool {
         let began = Instant::now();
         match self.answer(jobs).await {
-            Ok(()) => self.stuck.succeeded(partition),
-            Err((jobs, error)) if began.elapsed() >= SLOW => {
-                tracing::error!(%error, partition = partition.number(), "a partition is stuck; it is left alone for a while");
-                self.stuck.failed_slowly(partition, Instant::now());
-                answer_all(jobs, EngineError::Unavailable);
-                return matches!(error, StoreError::Unavailable(_));
+            Ok(()) => {
+                self.stuck.succeeded(partition);
+                false
             }
-            Err((jobs, error)) => self.process_one_by_one(jobs, &error, began + RETRY_BUDGET).await,
+            Err((jobs, error)) => self.recover(partition, jobs, &error, began).await,
         }
-        false
+    }
+
+    /// What becomes of one partition's commands that failed together. Returns whether the database let
+    /// them wait in vain.
+    async fn recover(&mut self, partition: Partition, jobs: Vec<Job>, error: &StoreError, began: Instant) -> bool {
+        if began.elapsed() < SLOW {
+            self.process_one_by_one(jobs, error, began + RETRY_BUDGET).await;
+            return false;
+        }
+        tracing::error!(%error, partition = partition.number(), "a partition is stuck; it is left alone for a while");
+        self.stuck.failed_slowly(partition, Instant::now());
+        answer_all(jobs, EngineError::Unavailable);
+        matches!(error, StoreError::Unavailable(_))
     }
 
     async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError, until: Instant) {
@@ -285,6 +295,14 @@ impl Lane {
         let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;
         Some(snapshot.database_now?.plus(ahead))
     }
+}
+
+fn by_partition(jobs: Vec<Job>) -> BTreeMap<Partition, Vec<Job>> {
+    let mut parts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for job in jobs {
+        parts.entry(job.partition()).or_default().push(job);
+    }
+    parts
 }
 
 fn answer_all(jobs: Vec<Job>, error: EngineError) {

@@ -25,9 +25,6 @@ use crate::domain::workspace::WorkspaceFeature;
 /// sends the next command while more are due.
 const MAX_PERIODS_PER_COMMAND: usize = 36;
 
-/// Who acts in the system's own commands.
-pub(super) const SCHEDULER: &str = "scheduler";
-
 /// Passes every period boundary that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdvancePeriod;
@@ -44,19 +41,8 @@ impl AdvancePeriod {
         now: Timestamp,
     ) -> Envelope {
         let end = period_end.micros();
-        Envelope {
-            message_id: command_id,
-            idempotency_key: IdempotencyKey::system(format_args!("advance {subscription_id} {end}")),
-            workspace_id,
-            actor: SCHEDULER.to_owned(),
-            correlation_id: command_id.to_string(),
-            causation_id: None,
-            traceparent: None,
-            received_at: now,
-            metadata: None,
-            fingerprint: [0; 32],
-            command: Command::AdvancePeriod(Self),
-        }
+        let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
+        Envelope::of_system(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
     }
 
     pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
@@ -76,7 +62,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
         let boundary = work.subscription().period.end;
         match work.subscription().pending.clone() {
             Some(Pending::Cancel { reason }) => {
-                end_subscription(work, boundary, reason, None)?;
+                end_subscription(work, boundary, reason)?;
                 break;
             }
             Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
@@ -156,10 +142,9 @@ pub(super) fn close_periodic_grants(
     rollover_cap: Credits,
 ) -> Result<(Credits, Credits), Refusal> {
     let (mut rolled_over, mut expired) = (Credits::ZERO, Credits::ZERO);
-    let periodic = |source: GrantSource| source.is_periodic();
     let open: Vec<_> = work
         .grants()
-        .filter(|(_, grant)| periodic(grant.source) && grant.remaining.is_positive())
+        .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
         .map(|(place, grant)| (place, grant.source, grant.remaining))
         .collect();
     for (place, source, remaining) in open {

@@ -35,9 +35,7 @@ impl CancelSubscription {
         let effect = match self.effective {
             Effective::Immediate => {
                 let now = work.now();
-                work.change_subscription().pending = None;
-                let withdrawn = work.withdrawn().filter(|kind| *kind == ScheduledKind::Change);
-                end_subscription(&mut work, now, self.reason.clone(), withdrawn)?
+                end_subscription(&mut work, now, self.reason.clone())?
             }
             Effective::PeriodEnd => {
                 self.schedule(&mut work);
@@ -67,7 +65,6 @@ pub(super) fn end_subscription(
     work: &mut Work<'_>,
     at: Timestamp,
     reason: Option<Label>,
-    withdrawn: Option<ScheduledKind>,
 ) -> Result<CreditEffect, Refusal> {
     let before = work.summary();
     let (_, removed) = close_periodic_grants(work, at, Credits::ZERO)?;
@@ -83,7 +80,8 @@ pub(super) fn end_subscription(
     let event = SubscriptionChanged {
         credits_removed: removed,
         reason,
-        withdrawn,
+        // A scheduled cancellation is not withdrawn by the end that it was about.
+        withdrawn: work.withdrawn().filter(|kind| *kind == ScheduledKind::Change),
         ..work.subscription_changed(SubscriptionChangeKind::Canceled, at, before)
     };
     work.raise(event);

@@ -55,6 +55,15 @@ struct Assessment {
     available: Credits,
 }
 
+/// A cost that is about to be added to what a limit bounds.
+#[derive(Clone, Copy)]
+struct Passage {
+    scope: LimitScope,
+    limit: UsageLimit,
+    used: Credits,
+    cost: Credits,
+}
+
 impl DeductCredits {
     pub(super) fn decide(&self, mut work: Work<'_>, envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
         let now = work.now();
@@ -104,73 +113,38 @@ impl DeductCredits {
         }
         let (feature, cost) = (&assessment.feature, assessment.cost);
         if let Some(limit) = feature.terms().limit {
-            let passed = self.check_limit(work, LimitScope::Feature, limit, feature.used_this_month, cost)?;
-            if passed && !feature.limit_fired {
+            let passage = Passage { scope: LimitScope::Feature, limit, used: feature.used_this_month, cost };
+            let event = self.check_limit(work, passage)?;
+            if let Some(event) = event.filter(|_| !feature.limit_fired) {
                 work.set_feature(WorkspaceFeature { limit_fired: true, ..feature.clone() });
-                self.raise_soft_limit(work, LimitScope::Feature, limit, feature.used_this_month, cost);
+                work.raise(event);
             }
         }
         let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
         if let Some(limit) = own.or(work.plan().monthly_limit) {
             let used = work.balance().used_this_month;
-            let passed = self.check_limit(work, LimitScope::Workspace, limit, used, cost)?;
-            if passed && !work.balance().monthly_limit_fired {
+            let event = self.check_limit(work, Passage { scope: LimitScope::Workspace, limit, used, cost })?;
+            if let Some(event) = event.filter(|_| !work.balance().monthly_limit_fired) {
                 work.credits().monthly_limit_fired = true;
-                self.raise_soft_limit(work, LimitScope::Workspace, limit, used, cost);
+                work.raise(event);
             }
         }
         let Some(rate) = work.plan().rate_limit else { return Ok(()) };
         // More than a whole window lets through could be tried for ever.
-        self.check_limit(work, LimitScope::Window, UsageLimit::hard(rate.credits), Credits::ZERO, cost)?;
+        let limit = UsageLimit::hard(rate.credits);
+        self.check_limit(work, Passage { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
         check_rate(work, rate, cost)
     }
 
-    /// Whether a soft limit is passed; a hard one refuses.
-    fn check_limit(
-        &self,
-        work: &Work<'_>,
-        scope: LimitScope,
-        limit: UsageLimit,
-        used: Credits,
-        cost: Credits,
-    ) -> Result<bool, Refusal> {
-        let within = used.plus(cost).is_ok_and(|sum| sum <= limit.credits);
-        match limit.mode {
-            LimitMode::Hard if !within => Err(Refusal {
-                rejection: Rejection::LimitExceeded {
-                    scope,
-                    limit: limit.credits,
-                    used,
-                    requested: cost,
-                    resets_at: work.subscription().period.end,
-                },
-                event: Some(Box::new(self.limit_event(work, scope, limit, used, cost).into())),
-            }),
-            LimitMode::Hard | LimitMode::Soft => Ok(!within),
+    /// The event of a limit that would be passed: raised where the limit is soft, and the refusal's
+    /// where it is hard.
+    fn check_limit(&self, work: &Work<'_>, passage: Passage) -> Result<Option<UsageLimitExceeded>, Refusal> {
+        let Passage { scope, limit, used, cost } = passage;
+        if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
+            return Ok(None);
         }
-    }
-
-    fn raise_soft_limit(
-        &self,
-        work: &mut Work<'_>,
-        scope: LimitScope,
-        limit: UsageLimit,
-        used: Credits,
-        cost: Credits,
-    ) {
-        let event = self.limit_event(work, scope, limit, used, cost);
-        work.raise(event);
-    }
-
-    fn limit_event(
-        &self,
-        work: &Work<'_>,
-        scope: LimitScope,
-        limit: UsageLimit,
-        used: Credits,
-        cost: Credits,
-    ) -> UsageLimitExceeded {
-        UsageLimitExceeded {
+        let resets_at = work.subscription().period.end;
+        let event = UsageLimitExceeded {
             scope,
             feature_code: self.feature_code.clone(),
             user_id: self.user_id.clone(),
@@ -178,7 +152,14 @@ impl DeductCredits {
             used_credits: used,
             requested_credits: cost,
             refused: limit.mode == LimitMode::Hard,
-            resets_at: work.subscription().period.end,
+            resets_at,
+        };
+        match limit.mode {
+            LimitMode::Soft => Ok(Some(event)),
+            LimitMode::Hard => Err(Refusal {
+                rejection: Rejection::LimitExceeded { scope, limit: limit.credits, used, requested: cost, resets_at },
+                event: Some(Box::new(event.into())),
+            }),
         }
     }
 

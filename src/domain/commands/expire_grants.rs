@@ -4,7 +4,6 @@
 //! say so. Grants that belong to a period are left to the period's end, because what is left of
 //! them decides what rolls over.
 
-use super::advance_period::SCHEDULER;
 use super::work::{Effects, Movement, Work};
 use super::{Command, Envelope, Refusal, settle};
 use crate::domain::credits::Credits;
@@ -26,19 +25,8 @@ pub struct ExpireGrants;
 impl ExpireGrants {
     #[must_use]
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
-        Envelope {
-            message_id: command_id,
-            idempotency_key: IdempotencyKey::system(format_args!("expire {command_id}")),
-            workspace_id,
-            actor: SCHEDULER.to_owned(),
-            correlation_id: command_id.to_string(),
-            causation_id: None,
-            traceparent: None,
-            received_at: now,
-            metadata: None,
-            fingerprint: [0; 32],
-            command: Command::ExpireGrants(Self),
-        }
+        let key = IdempotencyKey::system(format_args!("expire {command_id}"));
+        Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
     }
 
     pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {

@@ -24,7 +24,7 @@ pub use self::cancel_subscription::CancelSubscription;
 pub use self::deduct_credits::{Charge, DeductCredits, OCCURRED_AT_MAX_AGE, OCCURRED_AT_MAX_AHEAD};
 pub use self::expire_grants::ExpireGrants;
 pub use self::process_subscription_change::ProcessSubscriptionChange;
-pub use self::provision_workspace::{FeatureAgreement, MAX_AGREEMENTS, ProvisionWorkspace};
+pub use self::provision_workspace::{FeatureAgreement, ProvisionWorkspace};
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;
@@ -38,6 +38,9 @@ use super::rejection::Rejection;
 use super::snapshot::{KeySet, Snapshot};
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
+
+/// Who acts in the system's own commands.
+const SCHEDULER: &str = "scheduler";
 
 /// Something a caller, or the scheduler, wants done to one workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +159,30 @@ impl Command {
 }
 
 impl Envelope {
+    /// A command that the system sends by itself.
+    #[must_use]
+    pub fn of_system(
+        command_id: CommandId,
+        workspace_id: WorkspaceId,
+        idempotency_key: IdempotencyKey,
+        now: Timestamp,
+        command: Command,
+    ) -> Self {
+        Self {
+            message_id: command_id,
+            idempotency_key,
+            workspace_id,
+            actor: SCHEDULER.to_owned(),
+            correlation_id: command_id.to_string(),
+            causation_id: None,
+            traceparent: None,
+            received_at: now,
+            metadata: None,
+            fingerprint: [0; 32],
+            command,
+        }
+    }
+
     /// Adds the rows that deciding this command looks at.
     pub fn add_keys(&self, keys: &mut KeySet) {
         keys.workspaces.insert(self.workspace_id);

@@ -23,9 +23,6 @@ use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
 
-/// How many features a workspace may have terms of its own for.
-pub const MAX_AGREEMENTS: usize = 200;
-
 /// What a workspace agreed on for one feature, whatever its plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeatureAgreement {
