@@ -14,8 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Mode};
 use crate::contract::Contract;
 use crate::demo::{self, Demo, DemoError};
-use crate::domain::event::EventData;
-use crate::domain::ids::Partition;
+use crate::domain::event::{EventData, EventRecord};
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
@@ -248,8 +247,10 @@ impl EventWriter for Contract {
 }
 
 impl CommitSignal for Wake {
-    fn committed(&self, partition: Partition) {
-        self.notify(partition);
+    fn committed(&self, events: Vec<EventRecord>) {
+        for event in events {
+            self.notify(event.partition);
+        }
     }
 }
 

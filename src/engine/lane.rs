@@ -12,7 +12,7 @@
 //! its partition. A partition that fails slowly is left alone for a while (see [`super::stuck`]), so
 //! that it does not hold up the others of the lane.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -280,11 +280,8 @@ impl Lane {
         if changes.is_empty() {
             return Ok(outcomes);
         }
-        let partitions: BTreeSet<Partition> = changes.heads.iter().map(|head| head.partition).collect();
-        transaction.commit(changes).await?;
-        for partition in partitions {
-            self.parts.signal.committed(partition);
-        }
+        transaction.commit(&changes).await?;
+        self.parts.signal.committed(changes.events);
         Ok(outcomes)
     }
 }

@@ -22,6 +22,7 @@ use self::lane::{Job, Lane};
 use crate::domain::batch::{Batch, Outcome};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
+use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::rejection::Rejection;
 use crate::store::Store;
@@ -70,9 +71,9 @@ pub enum EngineError {
     Failed,
 }
 
-/// Told after a commit that a partition has new events.
+/// Told after a commit which events it wrote, in the order of each partition's sequence.
 pub trait CommitSignal: Send + Sync + 'static {
-    fn committed(&self, partition: Partition);
+    fn committed(&self, events: Vec<EventRecord>);
 }
 
 /// What the lanes work with.

@@ -74,7 +74,7 @@ pub trait WriteTx: Send {
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError>;
 
     /// Writes all rows in a fixed number of statements and commits.
-    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError>;
+    async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError>;
 }
 
 /// What the API and the scheduler read. Every query names the workspace, but for those of the

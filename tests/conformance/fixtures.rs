@@ -277,7 +277,7 @@ impl World {
 pub async fn commit(store: &dyn Store, changes: ChangeSet) -> Result<(), StoreError> {
     let mut tx = store.begin().await.unwrap();
     tx.load(&keys_of(changes.commands.iter().map(|command| command.workspace_id))).await.unwrap();
-    tx.commit(changes).await
+    tx.commit(&changes).await
 }
 
 /// Reads what is under the keys and lets the locks go.

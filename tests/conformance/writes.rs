@@ -237,7 +237,7 @@ pub async fn write_transactions_on_one_partition_are_serial(db: &impl TestDataba
 }
 
 async fn finish(tx: Box<dyn WriteTx>, changes: ChangeSet) {
-    tx.commit(changes).await.unwrap();
+    tx.commit(&changes).await.unwrap();
 }
 
 pub async fn a_batch_of_many_workspaces_is_one_change_set(db: &impl TestDatabase) {

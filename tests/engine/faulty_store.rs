@@ -104,7 +104,7 @@ impl WriteTx for FaultyTx {
         self.inner.load(keys).await
     }
 
-    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError> {
+    async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let poison = self.plan.poison.lock().unwrap().clone();
         let poisoned = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
         if poison.is_some_and(|key| poisoned(&key)) {

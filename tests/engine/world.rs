@@ -8,9 +8,9 @@ use visionscope_billing::domain::commands::{
     Charge, Command, DeductCredits, Envelope, ProvisionWorkspace, PurchaseCredits,
 };
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::event::{EventData, EventRecord};
 use visionscope_billing::domain::grant::Currency;
-use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
@@ -64,7 +64,7 @@ impl EventWriter for Plain {
 }
 
 impl CommitSignal for Plain {
-    fn committed(&self, _: Partition) {}
+    fn committed(&self, _: Vec<EventRecord>) {}
 }
 
 impl World {

@@ -12,9 +12,9 @@ use visionscope_billing::domain::commands::{
     ProvisionWorkspace, PurchaseCredits, ResetMonthlyCredits, ResumeSubscription,
 };
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::event::{EventData, EventRecord};
 use visionscope_billing::domain::grant::Currency;
-use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
@@ -58,7 +58,7 @@ impl EventWriter for Codes {
 }
 
 impl CommitSignal for Codes {
-    fn committed(&self, _: Partition) {}
+    fn committed(&self, _: Vec<EventRecord>) {}
 }
 
 impl World {
@@ -139,7 +139,7 @@ impl World {
             }
             let (changes, _) = batch.finish();
             if !changes.is_empty() {
-                transaction.commit(changes).await.map_err(|error| error.to_string())?;
+                transaction.commit(&changes).await.map_err(|error| error.to_string())?;
             }
             done += size;
         }

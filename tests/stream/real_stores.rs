@@ -54,7 +54,7 @@ async fn commit(store: &dyn Store, partition: Partition, count: i64) {
         events,
         ..ChangeSet::default()
     };
-    tx.commit(changes).await.unwrap();
+    tx.commit(&changes).await.unwrap();
 }
 
 /// Publishes, forgets, takes over, rebuilds; at the end the streams are the outbox.

@@ -73,11 +73,11 @@ impl WriteTx for PostgresTx {
         in_time(load(&mut self.tx, &self.plans, keys)).await
     }
 
-    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError> {
+    async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
         in_time(async move {
-            rare::write(&mut tx, &changes).await?;
-            write_hot_rows(&mut tx, &changes).await?;
+            rare::write(&mut tx, changes).await?;
+            write_hot_rows(&mut tx, changes).await?;
             tx.commit().await.map_err(store_error)
         })
         .await

@@ -115,7 +115,7 @@ fn provisioning(state: &WorkspaceState) -> ChangeSet {
 
 async fn provision(store: &SqliteStore, workspace_id: WorkspaceId) -> WorkspaceState {
     let state = state(workspace_id);
-    store.begin().await.unwrap().commit(provisioning(&state)).await.unwrap();
+    store.begin().await.unwrap().commit(&provisioning(&state)).await.unwrap();
     state
 }
 
@@ -214,7 +214,7 @@ fn event(workspace_id: WorkspaceId, workspace_seq: i64, seq: i64) -> EventRecord
 async fn deduct(store: &SqliteStore, workspace_id: WorkspaceId) -> Result<ChangeSet, StoreError> {
     let mut tx = store.begin().await?;
     let changes = deduction(&tx.load(&keys(workspace_id)).await?, workspace_id);
-    tx.commit(changes.clone()).await?;
+    tx.commit(&changes).await?;
     Ok(changes)
 }
 

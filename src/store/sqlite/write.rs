@@ -56,10 +56,10 @@ impl WriteTx for SqliteTx {
         in_time(load::load(self.tx.connection(), &self.plans, keys)).await
     }
 
-    async fn commit(self: Box<Self>, changes: ChangeSet) -> Result<(), StoreError> {
+    async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
         in_time(async move {
-            write(tx.connection(), &changes).await?;
+            write(tx.connection(), changes).await?;
             tx.commit().await
         })
         .await
