@@ -55,6 +55,11 @@ pub trait Store: Reads + Outbox {
     /// Begins a transaction. Dropping it rolls back.
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
 
+    /// Writes what was decided without a look at the database, against what earlier transactions of this
+    /// process left: all of it in a transaction of its own, or nothing. The heads' versions guard it: when
+    /// somebody else wrote to one of the partitions since, or a command's key is taken, it is a conflict.
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError>;
+
     /// Stores new plan versions. A version that is already there must be equal; one that is older
     /// than what is there is kept as history.
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError>;

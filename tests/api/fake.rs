@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventRecord;
@@ -151,6 +152,9 @@ impl Outbox for FakeStore {
 #[async_trait]
 impl Store for FakeStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        Err(StoreError::Unavailable("a fake takes no writes".into()))
+    }
+    async fn write(&self, _: &ChangeSet) -> Result<(), StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
     }
     async fn put_plans(&self, _: &[PlanVersion]) -> Result<(), StoreError> {

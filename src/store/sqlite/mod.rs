@@ -20,6 +20,7 @@ use sqlx::sqlite::SqlitePool;
 
 use self::connection::Writer;
 use self::write::SqliteTx;
+use crate::domain::change_set::ChangeSet;
 use crate::domain::plan::PlanVersion;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
@@ -90,6 +91,10 @@ impl Store for SqliteStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         let tx = in_time(self.writer.begin()).await?;
         Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+        self.begin().await?.commit(changes).await
     }
 
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
