@@ -122,3 +122,18 @@ fn a_rebuilt_stream_holds_what_the_outbox_holds() {
     let report = String::from_utf8_lossy(&verified.get_output().stdout).into_owned();
     assert!(report.contains("generation 2: 1 entries") && report.contains("The streams are the outbox."), "{report}");
 }
+
+#[test]
+fn an_embedded_database_has_one_server_and_an_operator_works_beside_it() {
+    let place = Place::new();
+    let first = place.serve();
+    let output = place.command(&["serve"]).env("VISIONSCOPE__SERVER__BIND", "127.0.0.1:0").assert().failure().code(1);
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("another server serves data/visionscope.db") && errors.lines().count() == 1, "{errors}");
+    place.command(&["verify"]).assert().success();
+    place.command(&["migrate"]).assert().success();
+    place.command(&["token", "--workspace", "*"]).assert().success();
+    // Killed, not stopped: the lock ends with its process.
+    drop(first);
+    let _second = place.serve();
+}
