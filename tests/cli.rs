@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,11 @@ impl Place {
     }
 
     fn serve(&self) -> Server {
-        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.serve_logging_to(Stdio::null())
+    }
+
+    fn serve_logging_to(&self, log: Stdio) -> Server {
+        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let started = Instant::now();
         while !self.command(&["healthcheck"]).output().unwrap().status.success() {
             assert!(started.elapsed() < START_TIMEOUT, "the server does not start");
@@ -136,4 +142,18 @@ fn an_embedded_database_has_one_server_and_an_operator_works_beside_it() {
     // Killed, not stopped: the lock ends with its process.
     drop(first);
     let _second = place.serve();
+}
+
+#[test]
+fn what_is_no_http_is_refused_and_fills_no_log() {
+    let place = Place::new();
+    let log = place.folder.path().join("log");
+    let server = place.serve_logging_to(std::fs::File::create(&log).unwrap().into());
+    let mut connection = TcpStream::connect(&place.address).unwrap();
+    connection.write_all(b"no HTTP\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    drop(server);
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
 }
