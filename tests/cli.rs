@@ -79,6 +79,16 @@ fn a_wrong_configuration_names_the_key_and_where_it_came_from() {
 }
 
 #[test]
+fn a_file_that_is_no_database_is_named() {
+    let place = Place::new();
+    std::fs::create_dir(place.folder.path().join("data")).unwrap();
+    std::fs::write(place.folder.path().join("data/visionscope.db"), "text".repeat(1000)).unwrap();
+    let output = place.command(&["serve"]).assert().failure().code(1);
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("data/visionscope.db: ") && errors.lines().count() == 1, "{errors}");
+}
+
+#[test]
 fn migrating_twice_is_migrating_once_and_the_fresh_database_holds_every_invariant() {
     let place = Place::new();
     place.command(&["migrate"]).assert().success();

@@ -119,7 +119,7 @@ impl Writer {
             .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .pragma("cache_size", WRITER_CACHE.to_string());
-        let connection = options.connect().await.map_err(store_error)?;
+        let connection = options.connect().await.map_err(|error| naming(path, store_error(error)))?;
         Ok(Self { options, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
     }
 
@@ -202,6 +202,16 @@ impl Drop for Transaction {
                 *held.slot = Some(held.connection);
             }
         });
+    }
+}
+
+/// SQLite's messages do not say which file they are about.
+fn naming(path: &Path, error: StoreError) -> StoreError {
+    let name = |text: String| format!("{}: {text}", path.display());
+    match error {
+        StoreError::Conflict(text) => StoreError::Conflict(name(text)),
+        StoreError::Unavailable(text) => StoreError::Unavailable(name(text)),
+        StoreError::Corrupt(text) => StoreError::Corrupt(name(text)),
     }
 }
 
