@@ -15,7 +15,7 @@ use crate::domain::event::EventRecord;
 use crate::domain::ids::EventId;
 use crate::store::views::{Lease, Recorded};
 use crate::store::{Outbox, StoreError};
-use crate::stream::{Appended, EventStream, MAX_BATCH_EVENTS, Previous, StreamError, batch_len};
+use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, Previous, StreamError, batch_len};
 
 /// How long one call to the outbox may take. The stores have shorter bounds of their own; this one
 /// holds whatever they do.
@@ -128,7 +128,7 @@ impl Progress {
     }
 
     async fn appended(&mut self, ends: &Ends, events: &[EventRecord], is_more: bool) -> Result<Step, StepError> {
-        let Some(last) = events.last() else { return Ok(Step::Idle) };
+        let Some(last) = events.last() else { return self.look_behind(ends).await };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
         measure::published(events.len());
         // After a rewind the first batches were recorded long ago.
@@ -139,6 +139,22 @@ impl Progress {
             }
         }
         Ok(Step::Published { is_more })
+    }
+
+    /// Whether the stream goes on behind the last event of the outbox. The outbox is asked after the
+    /// stream: what another publisher appended since the first look was committed before.
+    async fn look_behind(&mut self, ends: &Ends) -> Result<Step, StepError> {
+        let Lease { partition, generation, .. } = self.lease;
+        let top = ends.breaker.call(ends.stream.top(partition, generation)).await?;
+        if top.is_none_or(|entry| entry.id <= EntryId::of(self.position)) {
+            return Ok(Step::Idle);
+        }
+        let next = in_time(ends.outbox.read(partition, self.position, 1)).await?;
+        if next.is_empty() {
+            self.diverged(ends, self.position + 1).await
+        } else {
+            Ok(Step::Published { is_more: true })
+        }
     }
 
     /// A publisher that lost its lease long ago may compare with what was since trimmed or rebuilt,
