@@ -12,7 +12,7 @@
 //! its partition. A partition that fails slowly is left alone for a while (see [`super::stuck`]), so
 //! that it does not hold up the others of the lane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -301,15 +301,20 @@ impl Lane {
         Ok(answers)
     }
 
-    /// The steady case: what the batch needs is remembered, and its one write says whether it still was
-    /// true. None when the batch must look first: not all is remembered, something is not any more, a
+    /// The steady case: what the batch needs is remembered or read without a lock, and its one write says
+    /// whether it still was true. None when the batch must look first: not all is remembered, something is not any more, a
     /// key is taken, or an answer would rest on nothing that was checked.
     async fn write_from_memory(
         &mut self,
         envelopes: &[&Envelope],
         keys: &KeySet,
     ) -> Result<Option<Vec<Answer>>, StoreError> {
-        let Some(snapshot) = self.memory.recall(keys, Instant::now()) else { return Ok(None) };
+        let Some(missing) = self.memory.missing(keys, Instant::now()) else { return Ok(None) };
+        let read = if missing.is_empty() { HashMap::new() } else { self.parts.store.states(&missing).await? };
+        if read.len() < missing.len() {
+            return Ok(None);
+        }
+        let Some(snapshot) = self.memory.recall(keys, read, Instant::now()) else { return Ok(None) };
         let partitions = snapshot.heads.len();
         let Decided { answers, changes, snapshot } = self.decide_all(envelopes, snapshot);
         if changes.heads.len() < partitions {

@@ -56,25 +56,40 @@ struct Remembered {
 }
 
 impl Memory {
-    /// All that the keys ask for, if it is remembered and nobody else is known to write to its
-    /// partitions. What is handed out is forgotten here, until it is kept again.
-    pub(super) fn recall(&mut self, keys: &KeySet, now: Instant) -> Option<Snapshot> {
+    /// Which states are to be read before the keys can be answered from memory. None when locks must be
+    /// taken first: a partition is not remembered, another replica writes to it, or the keys ask for
+    /// more than states.
+    pub(super) fn missing(&mut self, keys: &KeySet, now: Instant) -> Option<Vec<WorkspaceId>> {
         if !(keys.payments.is_empty() && keys.plans.is_empty()) {
             return None;
         }
         self.forget_idle(now);
-        let is_there = |id: &WorkspaceId| {
-            let remembered = self.partitions.get(&Partition::of(*id));
-            remembered.is_some_and(|remembered| remembered.is_own(now) && remembered.has(*id))
-        };
-        if !keys.workspaces.iter().all(is_there) {
-            return None;
+        self.database_now(now)?;
+        let mut missing = Vec::new();
+        for id in &keys.workspaces {
+            let remembered = self.partitions.get(&Partition::of(*id)).filter(|remembered| remembered.is_own(now))?;
+            if !remembered.has(*id) {
+                missing.push(*id);
+            }
         }
+        Some(missing)
+    }
+
+    /// All that the keys ask for. What is handed out is forgotten here, until it is kept again.
+    ///
+    /// What was missing was read without a lock, after the version that is remembered: if nobody has
+    /// changed that when the batch is written, nobody had when the states were read.
+    pub(super) fn recall(
+        &mut self,
+        keys: &KeySet,
+        mut read: HashMap<WorkspaceId, WorkspaceState>,
+        now: Instant,
+    ) -> Option<Snapshot> {
         let mut snapshot = Snapshot { database_now: self.database_now(now)?, ..Snapshot::default() };
         for id in &keys.workspaces {
             let remembered = self.partitions.get_mut(&Partition::of(*id))?;
             snapshot.heads.insert(remembered.head.partition, remembered.head);
-            snapshot.workspaces.insert(*id, remembered.take(*id)?);
+            snapshot.workspaces.insert(*id, remembered.take(*id).or_else(|| read.remove(id))?);
         }
         Some(snapshot)
     }

@@ -1,5 +1,6 @@
 //! An engine and a store that hold nothing: for what the HTTP layer answers by itself.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::snapshot::WorkspaceState;
+
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
@@ -153,6 +155,9 @@ impl Outbox for FakeStore {
 impl Store for FakeStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
+    }
+    async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        self.answer(HashMap::new())
     }
     async fn write(&self, _: &ChangeSet) -> Result<(), StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))

@@ -1,6 +1,6 @@
 //! A real store whose transactions fail when a test says so.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -99,6 +99,10 @@ impl Store for FaultyStore {
             return Err(unavailable());
         }
         Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, plan: Arc::clone(&self.plan) }))
+    }
+
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        self.inner.states(ids).await
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {

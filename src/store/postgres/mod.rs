@@ -26,7 +26,9 @@ use self::error::{of_migration, store_error};
 use self::write::{PostgresTx, write_hot_rows};
 use self::writers::Writers;
 use crate::domain::change_set::ChangeSet;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -191,6 +193,17 @@ impl Store for PostgresStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         let tx = in_time(self.writes.begin()).await?;
         Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        in_time(async {
+            let mut held = self.writes.take().await?;
+            let states = load::workspaces(held.connection(), &self.plans, &ids).await?;
+            held.put_back();
+            Ok(states)
+        })
+        .await
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {

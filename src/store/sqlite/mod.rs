@@ -11,6 +11,7 @@
 //! Deliberately absent: locks of partitions (the write lock is the lock), and statements for single
 //! rows on the write path.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::future::Future;
@@ -22,9 +23,12 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqlitePool;
 
 use self::connection::Writer;
+use self::error::store_error;
 use self::write::SqliteTx;
 use crate::domain::change_set::ChangeSet;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -103,6 +107,15 @@ impl Store for SqliteStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         let tx = in_time(self.writer.begin()).await?;
         Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        in_time(async {
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            load::workspaces(&mut connection, &self.plans, &ids).await
+        })
+        .await
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
