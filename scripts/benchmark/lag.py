@@ -57,6 +57,7 @@ class Lag:
         """Ends the watch; the session can be asked again afterwards."""
         self.ended.set()
         self.thread.join()
+        self.thread = None
         if self.failure:
             raise self.failure
 
@@ -76,4 +77,7 @@ class Lag:
         }
 
     def close(self):
+        if self.thread:  # the load failed
+            self.ended.set()
+            self.thread.join()
         self.session.close()

@@ -40,8 +40,6 @@ class Load:
             output, _ = self.process.communicate(timeout=self.seconds + SLACK_S)
         except subprocess.TimeoutExpired:
             raise Failure("wrk did not end") from None
-        finally:
-            stop(self.process)
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if self.process.returncode != 0 or not lines:
             raise Failure(f"wrk: {output[-3000:]}")
@@ -49,6 +47,9 @@ class Load:
         if any(result["errors"].values()) or result["done"] == 0:
             raise Failure(f"requests failed: {output[-3000:]}")
         return result
+
+    def stop(self):
+        stop(self.process)
 
 
 def deduct(port, clients, seconds, token_file, ids_file):

@@ -40,14 +40,23 @@ class Session:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
         self.buffer = bytearray()
+        self.asked = ""
 
     def rows(self, sql, timeout_s=STATEMENT_TIMEOUT_S):
         """Runs statements and returns the rows they gave, as texts."""
+        self.begin(sql)
+        return self.end(timeout_s)
+
+    def begin(self, sql):
+        self.asked = sql.strip()[:200]
         self.process.stdin.write(f"{sql.rstrip().rstrip(';')};\n\\echo \x01\n".encode())
+
+    def end(self, timeout_s=STATEMENT_TIMEOUT_S):
+        """Waits for what was begun."""
         lines = []
         while True:
             try:
-                line = read_line(self.process.stdout, self.buffer, timeout_s, sql.strip()[:200])
+                line = read_line(self.process.stdout, self.buffer, timeout_s, self.asked)
             except Failure as failure:
                 raise Failure("\n".join([str(failure), *lines[-10:]])) from None
             if line == "\x01":
