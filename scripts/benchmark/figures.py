@@ -92,13 +92,13 @@ def latency(legs):
     ratio = ratios(legs, ("spread", 1), ("pgbench", 1), "p50_ms")
     if ratio:
         of = lambda name: Spread.of(values(legs, name, 1, "p50_ms")).text(2) + " ms"
-        yield Figure("p50 of a single client, against pgbench", of("spread"), of("pgbench"), ratio, "at most 1.5 ×",
-                     ratio.median <= 1.5)
+        name = "p50 of a single client, against pgbench"
+        yield Figure(name, of("spread"), of("pgbench"), ratio, "at most 1.5 ×", ratio.median <= 1.5)
     for name, words in (("spread", "10,000 workspaces"), ("hot", "one workspace")):
         p99 = Spread.of(values(legs, name, FULL_LOAD_CLIENTS, "p99_ms"))
         if p99:
-            yield Figure(f"p99 at {FULL_LOAD_CLIENTS} clients, {words}", p99.text(1) + " ms", "–", None, "at most 25 ms",
-                         p99.median <= 25)
+            name = f"p99 at {FULL_LOAD_CLIENTS} clients, {words}"
+            yield Figure(name, p99.text(1) + " ms", "–", None, "at most 25 ms", p99.median <= 25)
 
 
 def publisher(legs):
@@ -109,7 +109,8 @@ def publisher(legs):
         worst = max(lag["max_ms"] for lag in lags)
         drain = max(lag["drain_ms"] for lag in lags)
         ours = f"at most {worst:,.0f} ms behind, {drain:,.0f} ms to drain"
-        yield Figure(f"publisher's lag at {FULL_LOAD_CLIENTS} clients", ours, "–", None, "bounded, no growth", not grew)
+        name = f"publisher's lag at {FULL_LOAD_CLIENTS} clients"
+        yield Figure(name, ours, "–", None, "bounded, no growth", not grew)
 
 
 def memory(legs):
@@ -118,8 +119,8 @@ def memory(legs):
     if idle:
         yield Figure("memory, idle", idle.text(1) + " MB", "–", None, "at most 40 MB", idle.most <= 40)
     if peak:
-        yield Figure(f"memory, the most at up to {max(CLIENTS)} clients", f"{peak.most:.1f} MB", "–", None, "at most 150 MB",
-                     peak.most <= 150)
+        name = f"memory, the most at up to {max(CLIENTS)} clients"
+        yield Figure(name, f"{peak.most:.1f} MB", "–", None, "at most 150 MB", peak.most <= 150)
 
 
 def replicas(legs, checks):

@@ -57,7 +57,8 @@ class GrowthRun:
             self.read_all(small, big)
         if "tables" in chosen:
             self.tables(small, big)
-        return {"legs": self.legs.found, "reads": self.reads, "sizes": self.sizes, "big_workspaces": self.big_workspaces}
+        return {"legs": self.legs.found, "reads": self.reads, "sizes": self.sizes,
+                "big_workspaces": self.big_workspaces}
 
     def prepare(self, name, workspaces, filled, rows_each):
         """A database with so many workspaces, of which the first have so many deductions each."""
@@ -76,9 +77,9 @@ class GrowthRun:
             say(f"  visionscope verify: {self.product.command('verify', settings=settings).strip()}")
         return settings | {"name": name, "ids": ids, "filled": filled}
 
-    def ids_file(self, name, ids):
+    def lines_file(self, name, lines):
         path = self.folder / name
-        path.write_text("\n".join(ids) + "\n")
+        path.write_text("\n".join(lines) + "\n")
         return path
 
     def leg(self, name, url, ids_file):
@@ -95,7 +96,7 @@ class GrowthRun:
             yield
 
     def tables(self, small, big):
-        files = {name: self.ids_file(f"deduct-{name}", ids) for name, ids in (
+        files = {name: self.lines_file(f"deduct-{name}", ids) for name, ids in (
             ("small", small["ids"]), ("big-some", random.sample(big["ids"], SMALL_WORKSPACES)), ("big", big["ids"]))}
         for _ in self.rounds("deductions on little and on much data"):
             copy = f"small_{self.legs.round}"  # or it would grow as well
@@ -111,10 +112,12 @@ class GrowthRun:
         url = self.cluster.create("grants", template="small")
         one, many = small["ids"][-2:]
         path = f"/v1/workspaces/{many}/credits/purchase"
-        purchase = lambda number: {"credits": "1000", "amount_minor": 100, "currency": "EUR", "payment_reference": f"pay_{number}"}
+        purchase = {"credits": "1000", "amount_minor": 100, "currency": "EUR"}
         server = Server(self.product, "grants", {"DATABASE_URL": url})
         try:
-            server.send_all(self.legs.token, (("POST", path, purchase(at), f"buy-{at}") for at in range(1, GRANTS)))
+            server.send_all(self.legs.token, (
+                ("POST", path, purchase | {"payment_reference": f"pay_{at}"}, f"buy-{at}") for at in range(1, GRANTS)
+            ))
         finally:
             server.stop()
         with closing(Session(url)) as session:
@@ -123,8 +126,8 @@ class GrowthRun:
         if found != GRANTS:
             raise Failure(f"the workspace has {found} open grants")
         for _ in self.rounds(f"one grant and {GRANTS:,} on a hot workspace"):
-            self.leg("one-grant", url, self.ids_file("one", [one]))
-            self.leg("many-grants", url, self.ids_file("many", [many]))
+            self.leg("one-grant", url, self.lines_file("one", [one]))
+            self.leg("many-grants", url, self.lines_file("many", [many]))
         self.cluster.drop("grants")
 
     def read_all(self, small, big):
@@ -133,7 +136,8 @@ class GrowthRun:
         quiet = {"VISIONSCOPE__PUBLISHER__ENABLED": "false", "VISIONSCOPE__SCHEDULER__ENABLED": "false"}
         try:
             for side in (small, big):
-                servers[side["name"]] = Server(self.product, side["name"], quiet | {"DATABASE_URL": side["DATABASE_URL"]})
+                settings = quiet | {"DATABASE_URL": side["DATABASE_URL"]}
+                servers[side["name"]] = Server(self.product, side["name"], settings)
             files = {side["name"]: self.read_files(servers[side["name"]], side) for side in (small, big)}
             seconds = max(1, self.options.seconds // 3)
             for _ in self.rounds("reads on little and on much data"):
@@ -167,14 +171,16 @@ class GrowthRun:
             "GET events?workspace_id": [f"/v1/events?workspace_id={id}" for id in ids],
             "GET events?after": [f"/v1/events?after={cursor}" for cursor in cursors],
         }
-        return {endpoint: self.ids_file(f"read-{side['name']}-{at}", lines) for at, (endpoint, lines) in enumerate(paths.items())}
+        return {endpoint: self.lines_file(f"read-{side['name']}-{at}", lines)
+                for at, (endpoint, lines) in enumerate(paths.items())}
 
     def cursors(self, server):
         """Of the first pages of all events: a page costs the same wherever it begins."""
         found, query = [], ""
         with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
             for _ in range(CURSORS):
-                connection.request("GET", f"/v1/events?limit=200{query}", headers={"Authorization": f"Bearer {self.legs.token}"})
+                headers = {"Authorization": f"Bearer {self.legs.token}"}
+                connection.request("GET", f"/v1/events?limit=200{query}", headers=headers)
                 answer = connection.getresponse()
                 page = json.loads(answer.read())
                 if answer.status != 200 or not page.get("next"):

@@ -54,5 +54,6 @@ def reads(found):
             of = lambda name, field: f"{Spread.of(values(legs, name, clients, field)).median:.2f}"
             rows.append([endpoint, str(clients), p50.text(2), p99.text(2), verdict(p99), of("small", "p50_ms"),
                          of("big", "p50_ms"), of("small", "p99_ms"), of("big", "p99_ms")])
-    head = ["reads", "clients", "p50, ratio", "p99, ratio", "", "little: p50 ms", "much: p50 ms", "little: p99 ms", "much: p99 ms"]
+    head = ["reads", "clients", "p50, ratio", "p99, ratio", "", "little: p50 ms", "much: p50 ms", "little: p99 ms",
+            "much: p99 ms"]
     return head, rows

@@ -10,7 +10,7 @@ import time
 
 from lag import Lag
 from load import deduct, generator_cpu_s
-from postgres import run_pgbench
+from postgres import measure_pgbench, warm_up_pgbench
 from processes import Failure, await_that
 from product import Server
 from sqlite_baseline import run_sqlite
@@ -41,12 +41,13 @@ class Legs:
     def check(self, name, commands, usage_logs):
         """Every answered deduction is there, and no more than were under way when a load ended."""
         if not self.answered <= commands <= self.answered + self.unanswered or commands != usage_logs:
-            raise Failure(f"{name}: {self.answered} deductions were answered, {commands} are stored, {usage_logs} usage logs")
+            stored = f"{commands} and {usage_logs} usage logs are stored"
+            raise Failure(f"{name}: {self.answered} deductions were answered, {stored}")
 
     def pgbench(self, name, url, clients):
-        run_pgbench(url, clients, self.options.warm_up_s)
+        warm_up_pgbench(url, clients, self.options.warm_up_s)
         before = {"database": self.cluster.cpu_s(), "generator": generator_cpu_s()}
-        result = run_pgbench(url, clients, self.options.seconds)
+        result = measure_pgbench(url, clients, self.options.seconds)
         after = {"database": self.cluster.cpu_s(), "generator": generator_cpu_s()}
         self.record(name, clients, result, before, after)
 
@@ -96,7 +97,7 @@ class Legs:
         return worst | {name: sum(result[name] for result in results) for name in ("per_s", "done")}
 
     def idle_memory(self, server):
-        """Once a round: of a server that has started, and published what waited."""
+        """Once a round: of a server that has started, and was asked for nothing yet."""
         if any("idle_mb" in leg and leg["round"] == self.round for leg in self.found):
             return {}
         time.sleep(IDLE_S)

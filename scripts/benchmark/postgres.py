@@ -105,18 +105,29 @@ def load_pgbench(url, scale):
     run([program("pgbench"), "-i", "-q", "-s", str(scale), url], PGBENCH_LOAD_TIMEOUT_S)
 
 
-def run_pgbench(url, clients, seconds):
-    """TPC-B-like, prepared: transactions per second and the percentiles of their times."""
+def run_pgbench(url, clients, seconds, folder):
+    """TPC-B-like, prepared; returns its report, and leaves the times of its transactions in a folder."""
+    threads = min(PGBENCH_THREADS, clients)
+    command = [program("pgbench"), "-M", "prepared", "-c", str(clients), "-j", str(threads), "-T", str(seconds),
+               "--log", f"--log-prefix={folder}/times", url]
+    return run(command, seconds + PGBENCH_SLACK_S)
+
+
+def warm_up_pgbench(url, clients, seconds):
     with tempfile.TemporaryDirectory() as folder:
-        threads = min(PGBENCH_THREADS, clients)
-        command = [program("pgbench"), "-M", "prepared", "-c", str(clients), "-j", str(threads), "-T", str(seconds),
-                   "--log", f"--log-prefix={folder}/log", url]
-        report = run(command, seconds + PGBENCH_SLACK_S)
+        run_pgbench(url, clients, seconds, folder)
+
+
+def measure_pgbench(url, clients, seconds):
+    """Transactions per second and the percentiles of their times."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_pgbench(url, clients, seconds, folder)
         times_us = sorted(
             int(line.split()[2]) for log in Path(folder).iterdir() for line in log.read_text().splitlines()
         )
+    # The time to connect is no part of it.
     tps = [line.split()[2] for line in report.splitlines() if line.startswith("tps =")]
-    failed = [line for line in report.splitlines() if line.startswith("number of failed") and " 0 " not in line]
+    failed = [line for line in report.splitlines() if line.startswith("number of failed") and ": 0 " not in line]
     if not tps or failed or not times_us:
         raise Failure(f"pgbench: {report}")
     at = lambda part: times_us[min(len(times_us) - 1, int(len(times_us) * part))] / 1000

@@ -143,7 +143,7 @@ METHOD = """\
   waits for its answer before its next request. An answer other than 2xx ends the run with an error, and the
   deductions in the database are counted against the answers.
 - The SQLite baseline is one transaction per command with one update and three inserts, WAL, `synchronous = FULL`,
-  one writer, without HTTP.
+  one writer, without HTTP. A Python program runs it, which costs it a few percent.
 - Each round begins with a fresh copy of the database; the server is started for each leg and does not run beside a
   baseline. Checkpoints and vacuum come as PostgreSQL's defaults have it, so a leg may pay for the one before it:
   single ratios vary, and a short run varies more."""

@@ -7,6 +7,7 @@ any reading of the results (see figures.py).
 import sqlite3
 from contextlib import closing
 
+from lag import Lag
 from legs import Legs, say
 from postgres import Session, load_pgbench
 from product import Server, provision
@@ -65,10 +66,17 @@ class MainRun:
         self.hot_file.write_text(ids[0] + "\n")
 
     def fresh_settings(self, name):
-        """A copy of the provisioned database, an empty Redis, and nothing counted yet."""
+        """A copy of the provisioned database, a Redis that has its events, and nothing counted yet."""
         self.redis.empty()
         self.legs.count_anew()
-        return {"DATABASE_URL": self.cluster.create(name, template="provisioned"), "REDIS_URL": self.redis.url}
+        settings = {"DATABASE_URL": self.cluster.create(name, template="provisioned"), "REDIS_URL": self.redis.url}
+        server = Server(self.product, "publisher", settings)
+        try:
+            with closing(Lag(settings["DATABASE_URL"])) as lag:
+                lag.drained_within_ms()
+        finally:
+            server.stop()
+        return settings
 
     def postgres_round(self, chosen):
         name = f"round_{self.legs.round}"

@@ -5,6 +5,7 @@ inserts a usage log, an entry and an event of about the product's sizes. Deliber
 tokens, idempotency and every check, all of which the product does besides.
 """
 
+import os
 import random
 import sqlite3
 import time
@@ -54,15 +55,14 @@ def run_sqlite(folder, seconds):
 
 
 def transact(connection, account):
-    command = uuid.uuid4().bytes
+    command = os.urandom(16)
     connection.execute("begin immediate")
     update = "update accounts set balance = balance - 250000, seq = seq + 1 where id = ? returning balance, seq"
     balance, seq = connection.execute(update, (account,)).fetchall()[0]
-    connection.execute("insert into usage_logs (account, seq, command, feature, credits, recorded_at) values (?, ?, ?, ?, ?, ?)",
-                       (account, seq, command, "text.generate", 250_000, time.time_ns() // 1000))
-    connection.execute("insert into entries (account, seq, command, from_account, to_account, amount, balance_after) "
-                       "values (?, ?, ?, ?, ?, ?, ?)",
-                       (account, seq, command, "grant", "consumed:text.generate", 250_000, balance))
+    usage_log = (account, seq, command, "text.generate", 250_000, time.time_ns() // 1000)
+    connection.execute("insert into usage_logs values (?, ?, ?, ?, ?, ?)", usage_log)
+    entry = (account, seq, command, "grant", "consumed:text.generate", 250_000, balance)
+    connection.execute("insert into entries values (?, ?, ?, ?, ?, ?, ?)", entry)
     connection.execute("insert into events (id, account, type, data) values (?, ?, ?, ?)",
                        (command, account, "CreditConsumed", PAYLOAD))
     connection.execute("commit")
