@@ -27,7 +27,8 @@ COMMAND_ID, EVENT_ID = ID.format(kind="a"), ID.format(kind="b")
 # w: the workspace as it was (see WORKSPACES); r: the deduction, the k-th of its workspace; t: the pattern.
 COLUMNS = {
     "commands": {
-        "workspace_id": "w.workspace_id", "idempotency_key": "'load-' || to_hex(r.n) || '-' || substr(md5(r.n::text), 1, 16)",
+        "workspace_id": "w.workspace_id",
+        "idempotency_key": "'load-' || to_hex(r.n) || '-' || substr(md5(r.n::text), 1, 16)",
         "command_id": COMMAND_ID, "received_at": "r.at", "recorded_at": "r.at",
     },
     "usage_logs": {
@@ -39,7 +40,8 @@ COLUMNS = {
         "balance_after": "w.current_credits - r.k * t.amount", "recorded_at": "r.at", "effective_at": "r.at",
     },
     "event_outbox": {
-        "partition": "w.partition", "seq": "w.partition_seq + (r.k - 1) * w.in_partition + w.place", "event_id": EVENT_ID,
+        "partition": "w.partition", "event_id": EVENT_ID,
+        "seq": "w.partition_seq + (r.k - 1) * w.in_partition + w.place",
         "workspace_id": "w.workspace_id", "workspace_seq": "w.event_seq + r.k", "occurred_at": "r.at",
         "causation_id": COMMAND_ID,
     },
@@ -49,8 +51,8 @@ COLUMNS = {
 WORKSPACES = """
 create schema load;
 create table load.workspaces as
-select row_number() over (order by w.workspace_id) as number, w.workspace_id, w.partition, g.grant_id, p.seq as partition_seq,
-    c.current_credits, c.entry_seq, c.usage_seq, c.event_seq,
+select row_number() over (order by w.workspace_id) as number, w.workspace_id, w.partition, g.grant_id,
+    p.seq as partition_seq, c.current_credits, c.entry_seq, c.usage_seq, c.event_seq,
     row_number() over (partition by w.partition order by w.workspace_id) as place,
     count(*) over (partition by w.partition) as in_partition
 from (select * from workspaces order by workspace_id limit {workspaces}) w
@@ -62,9 +64,12 @@ create table load.begin as select max(recorded_at) as at from commands;
 """
 
 PATTERNS = """
-create table load.commands as select * from commands where command_type = 'DeductCredits' and outcome = 'accepted' limit 1;
-create table load.usage_logs as select h.* from usage_logs h join load.commands c using (workspace_id, command_id);
-create table load.credit_entries as select h.* from credit_entries h join load.commands c using (workspace_id, command_id);
+create table load.commands as
+select * from commands where command_type = 'DeductCredits' and outcome = 'accepted' limit 1;
+create table load.usage_logs as
+select h.* from usage_logs h join load.commands c using (workspace_id, command_id);
+create table load.credit_entries as
+select h.* from credit_entries h join load.commands c using (workspace_id, command_id);
 create table load.event_outbox as
 select h.* from event_outbox h join load.commands c on c.workspace_id = h.workspace_id and c.command_id = h.causation_id;
 """

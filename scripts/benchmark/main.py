@@ -26,15 +26,17 @@ from rounds import GROUPS, MainRun
 
 
 def options_of(words):
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the server beside a transaction per command.")
+    description = "Measures the server beside a transaction per command."
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=description)
     parser.add_argument("what", nargs="?", choices=("main", "growth"), default="main",
                         help="main: side by side with pgbench and SQLite; growth: with much data in the tables")
-    parser.add_argument("--quick", action="store_true", help="some three minutes: whether it works, and roughly where it is")
+    parser.add_argument("--quick", action="store_true", help="some three minutes: does it work, and roughly where is it")
     parser.add_argument("--rounds", type=int, help="rounds, each of all legs (3; quick: 2)")
     parser.add_argument("--seconds", type=int, help="seconds of one leg (10; quick: 3)")
     parser.add_argument("--scale", type=int, help="main: scale of pgbench (100; quick: 50)")
     parser.add_argument("--rows", type=int, help="growth: usage logs in the tables (10,000,000; quick: 500,000)")
-    parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(GROUPS)}; growth: of {', '.join(growth.GROUPS)}")
+    names = f"some of {', '.join(GROUPS)}; growth: of {', '.join(growth.GROUPS)}"
+    parser.add_argument("--only", metavar="NAME,…", help=names)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--no-write", action="store_true", help="leave docs/ as it is, as --quick and --only do")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)

@@ -69,7 +69,8 @@ def ratio_bars(legs):
         yield (f'<rect x="{x:.1f}" y="{y(ratio):.1f}" width="{pitch * 0.6:.1f}" '
                f'height="{BOTTOM - y(ratio):.1f}" class="ours"/>')
         yield rule(x - 5, y(target), x + pitch * 0.6 + 5, y(target), "target")
-        yield text(x + pitch * 0.3, y(ratio) - 6, f"{ratio:.1f} ×")
+        is_crossed = 0 <= y(ratio) - y(target) < 22
+        yield text(x + pitch * 0.3, (y(target) if is_crossed else y(ratio)) - 6, f"{ratio:.1f} ×")
         yield text(x + pitch * 0.3, BOTTOM + 18, words, kind="small")
 
 

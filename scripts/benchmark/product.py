@@ -36,8 +36,8 @@ class Product:
 
     def environment(self, settings):
         """Nothing of the caller's own configuration gets in."""
-        own = {name: value for name, value in os.environ.items()
-               if not name.startswith(("VISIONSCOPE", "OTEL_")) and name not in ("DATABASE_URL", "REDIS_URL", "RUST_LOG")}
+        foreign = ("VISIONSCOPE", "OTEL_", "DATABASE_URL", "REDIS_URL", "RUST_LOG")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return own | {
             "VISIONSCOPE_CONFIG_DIR": str(self.folder / "config"),
             "VISIONSCOPE__PLANS__FILE": str(PLANS),
