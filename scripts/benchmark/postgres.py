@@ -18,6 +18,7 @@ from processes import Failure, family_cpu_s, parent_of, read_line, run, stop
 STATEMENT_TIMEOUT_S = 120
 PGBENCH_LOAD_TIMEOUT_S = 900
 PGBENCH_THREADS = 2
+CONNECTIONS_PER_S = 64  # at least; pgbench's time runs from before its clients connect
 PGBENCH_SLACK_S = 60  # to connect, to vacuum before and to end after the measured time
 
 
@@ -108,6 +109,7 @@ def load_pgbench(url, scale):
 def run_pgbench(url, clients, seconds, folder):
     """TPC-B-like, prepared; returns its report, and leaves the times of its transactions in a folder."""
     threads = min(PGBENCH_THREADS, clients)
+    seconds += clients // CONNECTIONS_PER_S
     command = [program("pgbench"), "-M", "prepared", "-c", str(clients), "-j", str(threads), "-T", str(seconds),
                "--log", f"--log-prefix={folder}/times", url]
     return run(command, seconds + PGBENCH_SLACK_S)
