@@ -37,6 +37,8 @@ macro_rules! suite {
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
                 an_update_of_a_row_that_does_not_exist_is_corrupt,
                 an_entry_cannot_name_the_grant_of_another_workspace,
+                a_command_cannot_be_of_a_workspace_that_does_not_exist,
+                what_history_names_is_neither_deleted_nor_given_another_key,
                 a_second_reset_of_a_period_is_a_conflict,
                 history_can_be_neither_updated_nor_deleted,
                 write_transactions_on_one_partition_are_serial,

@@ -167,6 +167,27 @@ pub async fn an_entry_cannot_name_the_grant_of_another_workspace(db: &impl TestD
     assert_corrupt(db, changes).await;
 }
 
+pub async fn a_command_cannot_be_of_a_workspace_that_does_not_exist(db: &impl TestDatabase) {
+    let mut changes = deduction(db).await;
+    changes.commands[0].workspace_id = workspace(7);
+    assert_corrupt(db, changes).await;
+}
+
+pub async fn what_history_names_is_neither_deleted_nor_given_another_key(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 1).await;
+    world.deduct(workspace(0), Credits::whole(1), at(1)).store(db.store()).await;
+    let before = db.integers(ROWS).await;
+    for statement in [
+        "delete from credit_grants",
+        "delete from workspaces",
+        "update credit_grants set grant_id = workspace_id",
+        "update workspaces set workspace_id = (select grant_id from credit_grants)",
+    ] {
+        assert!(db.execute(statement).await.is_err(), "{statement}");
+    }
+    assert_eq!(db.integers(ROWS).await, before);
+}
+
 pub async fn a_second_reset_of_a_period_is_a_conflict(db: &impl TestDatabase) {
     let id = workspace(0);
     let mut world = world_of(db.store(), 2).await;
