@@ -20,7 +20,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 pub use self::health::PublisherHealth;
 use self::partition::Ends;
@@ -50,6 +49,12 @@ const EMBEDDED_HEADS_EVERY: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often lag and divergences are looked up for the metrics and `/readyz`.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// How often a partition is appended to under load: its events gather in between, because an append
+/// costs as much as dozens of events. The first event after a pause does not wait.
+const STEP_EVERY: Duration = Duration::from_millis(20);
+/// How often it is recorded what was published: once for all partitions, because it is a transaction
+/// that waits for the disk. Until then a crash lets the next publisher find out from the stream.
+const RECORD_EVERY: Duration = Duration::from_millis(100);
 /// How long publishing what is there may hold up a stop.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -60,6 +65,8 @@ pub struct PublisherConfig {
     pub heads_every: Duration,
     pub probe_every: Duration,
     pub status_every: Duration,
+    pub step_every: Duration,
+    pub record_every: Duration,
     pub stop_within: Duration,
 }
 
@@ -72,6 +79,8 @@ impl PublisherConfig {
             heads_every: SHARED_HEADS_EVERY,
             probe_every: PROBE_EVERY,
             status_every: STATUS_EVERY,
+            step_every: STEP_EVERY,
+            record_every: RECORD_EVERY,
             stop_within: STOP_WITHIN,
         }
     }
@@ -101,8 +110,7 @@ impl Publisher {
         config: PublisherConfig,
     ) -> Self {
         let owner = clock.new_id().to_string();
-        let ends = Ends { outbox, stream, breaker: Breaker::new(), owner };
-        Self { ends, wake, clock, config }
+        Self { ends: Ends::new(outbox, stream, owner), wake, clock, config }
     }
 
     /// Starts the task. When `stop` is cancelled it publishes what is there, for a bounded time, and

@@ -1,4 +1,5 @@
-//! One partition's way into its stream: read what comes next, append it, record it.
+//! One partition's way into its stream: read what comes next, append it. That it was done is recorded
+//! for all partitions together (`run.rs`).
 //!
 //! The position is a belief, and every append checks it. It starts at what was recorded, goes back
 //! when the stream is found to end earlier, and forward with each append, so a crash anywhere, a
@@ -7,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::breaker::{Breaker, Broken};
@@ -21,12 +23,24 @@ use crate::stream::{Appended, EventStream, MAX_BATCH_EVENTS, Previous, StreamErr
 /// holds whatever they do.
 pub(super) const OUTBOX_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Partitions that are read from the outbox at a time, until what was read is appended: enough to keep
+/// the database and the stream busy at once, and few enough to leave the database's connections to
+/// others and to bound what is held.
+const MAX_READING: usize = 8;
+
 /// What all partitions of a publisher share.
 pub(super) struct Ends {
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) stream: Arc<dyn EventStream>,
     pub(super) breaker: Breaker,
     pub(super) owner: String,
+    reading: Semaphore,
+}
+
+impl Ends {
+    pub(super) fn new(outbox: Arc<dyn Outbox>, stream: Arc<dyn EventStream>, owner: String) -> Self {
+        Self { outbox, stream, breaker: Breaker::new(), owner, reading: Semaphore::new(MAX_READING) }
+    }
 }
 
 /// What came of one step.
@@ -72,17 +86,17 @@ pub(super) struct Progress {
     pub(super) position: i64,
     /// That event's id, once it was read.
     event_id: Option<EventId>,
-    recorded: i64,
 }
 
 impl Progress {
     pub(super) fn of(lease: Lease) -> Self {
-        Self { position: lease.published_seq, event_id: None, recorded: lease.published_seq, lease }
+        Self { position: lease.published_seq, event_id: None, lease }
     }
 
     /// One batch. With nothing to publish, a probe still asks the stream whether it ends where it
     /// should.
     pub(super) async fn advance(&mut self, ends: &Ends, is_probe: bool) -> Result<Step, StepError> {
+        let _turn = ends.reading.acquire().await.expect("it is never closed");
         let (previous, events, is_more) = self.next_batch(ends).await?;
         if events.is_empty() && !is_probe {
             return Ok(Step::Idle);
@@ -92,7 +106,7 @@ impl Progress {
         let appended = ends.breaker.call(append).await?;
         measure::append_took(started.elapsed());
         match appended {
-            Appended::Ok => self.appended(ends, &events, is_more).await,
+            Appended::Ok => Ok(self.appended(&events, is_more)),
             Appended::Behind { top_seq } if (0..self.position).contains(&top_seq) => {
                 (self.position, self.event_id) = (top_seq, None);
                 Ok(Step::Rewound { top_seq })
@@ -127,18 +141,11 @@ impl Progress {
         Ok((self.event_id.map(|event_id| (self.position, event_id)), events, is_more))
     }
 
-    async fn appended(&mut self, ends: &Ends, events: &[EventRecord], is_more: bool) -> Result<Step, StepError> {
-        let Some(last) = events.last() else { return Ok(Step::Idle) };
+    fn appended(&mut self, events: &[EventRecord], is_more: bool) -> Step {
+        let Some(last) = events.last() else { return Step::Idle };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
         measure::published(events.len());
-        // After a rewind the first batches were recorded long ago.
-        if last.seq > self.recorded {
-            match in_time(ends.outbox.record(&self.lease, last.seq)).await? {
-                Recorded::Done => self.recorded = last.seq,
-                Recorded::LeaseLost => return Ok(Step::LeaseLost),
-            }
-        }
-        Ok(Step::Published { is_more })
+        Step::Published { is_more }
     }
 
     /// A publisher that lost its lease long ago may compare with what was since trimmed or rebuilt,

@@ -21,17 +21,15 @@ use super::{PublisherConfig, PublisherHealth, Wake, measure};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
-use crate::store::views::{EventPosition, Lease, PartitionStatus};
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::stream::{LATER_GENERATION, StreamError};
 
-/// Partitions that are worked on at a time: enough to keep the database and the stream busy at once,
-/// and few enough to leave the database's connections to the commands.
-const MAX_AT_WORK: usize = 8;
 /// Leases are renewed this many times per lifetime, so that one failure loses none.
 const RENEWALS_PER_TTL: u32 = 3;
 /// Looking for heads takes at most one part in this many of the time, however slow the database is.
 const HEADS_SHARE: u32 = 4;
-/// How long giving the leases back may take at the end; without it they expire.
+/// How long recording the last events and giving the leases back may take at the end; without it the
+/// next publisher finds them in the stream, and the leases expire.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Something that was waited for.
@@ -40,6 +38,7 @@ enum Done {
     Heads(Result<Vec<EventPosition>, StoreError>, Duration),
     Status(Result<Vec<PartitionStatus>, StoreError>),
     Advanced(Progress, Result<Step, StepError>),
+    Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),
 }
 
 pub(super) struct Run {
@@ -49,12 +48,13 @@ pub(super) struct Run {
     config: PublisherConfig,
     slots: BTreeMap<Partition, Slot>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
-    at_work: usize,
-    /// The partition after which the next turn begins.
-    turn: Option<Partition>,
+    /// Steps of paced partitions begin together, at multiples of a time after this.
+    started: Instant,
+    is_draining: bool,
     leasing: Chore,
     heads: Chore,
     status: Chore,
+    recording: Chore,
     health: PublisherHealth,
     report: watch::Sender<PublisherHealth>,
 }
@@ -75,11 +75,12 @@ impl Run {
             config,
             slots: BTreeMap::new(),
             work: FuturesUnordered::new(),
-            at_work: 0,
-            turn: None,
+            started: now,
+            is_draining: false,
             leasing: Chore::new(now),
             heads: Chore::new(now),
             status: Chore::new(now),
+            recording: Chore::new(now),
             health: PublisherHealth::default(),
             report,
         }
@@ -126,17 +127,28 @@ impl Run {
             let ends = Arc::clone(&self.ends);
             self.work.push(async move { Done::Status(in_time(ends.outbox.status()).await) }.boxed());
         }
+        if self.has_unrecorded() && self.recording.begins(now) {
+            let (ends, publications) = (Arc::clone(&self.ends), self.unrecorded());
+            let record = async move {
+                let recorded = in_time(ends.outbox.record(&publications)).await;
+                Done::Recorded(publications, recorded)
+            };
+            self.work.push(record.boxed());
+        }
     }
 
-    /// Begins a step of every partition that is due, as many as there is room for, in turn.
+    fn has_unrecorded(&self) -> bool {
+        self.slots.values().any(|slot| slot.unrecorded().is_some())
+    }
+
+    fn unrecorded(&self) -> Vec<Publication> {
+        self.slots.values().filter_map(Slot::unrecorded).collect()
+    }
+
+    /// Begins a step of every partition that is due.
     fn begin_steps(&mut self) {
         let now = Instant::now();
-        let due = |(_, slot): &(&Partition, &Slot)| slot.due().is_some_and(|at| at <= now);
-        let mut ready: Vec<Partition> = self.slots.iter().filter(due).map(|(partition, _)| *partition).collect();
-        let first = ready.iter().position(|partition| Some(*partition) > self.turn).unwrap_or(0);
-        ready.rotate_left(first);
-        for partition in ready.into_iter().take(MAX_AT_WORK.saturating_sub(self.at_work)) {
-            let Some(slot) = self.slots.get_mut(&partition) else { continue };
+        for slot in self.slots.values_mut().filter(|slot| slot.due().is_some_and(|at| at <= now)) {
             let Some(mut progress) = slot.progress.take() else { continue };
             slot.is_signalled = false;
             // After a failure only an answer of the stream counts as success, events or not.
@@ -150,17 +162,26 @@ impl Run {
                 Done::Advanced(progress, step)
             };
             self.work.push(step.boxed());
-            self.at_work += 1;
-            self.turn = Some(partition);
         }
+    }
+
+    /// When a partition that was just appended to has its next step: at the next beat, so that
+    /// partitions under load step together, and each at most once between two beats.
+    fn next_beat(&self) -> Instant {
+        let now = Instant::now();
+        if self.is_draining {
+            return now;
+        }
+        let (beat, elapsed) = (self.config.step_every.as_nanos().max(1), (now - self.started).as_nanos());
+        now + Duration::from_nanos(u64::try_from(beat - elapsed % beat).unwrap_or(0))
     }
 
     /// When the loop has to look again, if nothing happens before.
     fn deadline(&self) -> Instant {
         let heads = self.heads.at.filter(|_| !self.slots.is_empty());
-        let has_room = self.at_work < MAX_AT_WORK;
-        let steps = self.slots.values().filter_map(|slot| slot.due().filter(|_| has_room));
-        let chores = [self.leasing.at, heads, self.status.at].into_iter().flatten();
+        let record = self.recording.at.filter(|_| self.has_unrecorded());
+        let steps = self.slots.values().filter_map(Slot::due);
+        let chores = [self.leasing.at, heads, self.status.at, record].into_iter().flatten();
         chores.chain(steps).min().unwrap_or_else(|| Instant::now() + self.config.lease_ttl)
     }
 
@@ -187,9 +208,12 @@ impl Run {
                 }
                 self.tell();
             }
-            Done::Advanced(progress, step) => {
-                self.at_work -= 1;
-                self.advanced(progress, step);
+            Done::Advanced(progress, step) => self.advanced(progress, step),
+            Done::Recorded(publications, recorded) => {
+                self.recording.again(&recorded, self.config.record_every);
+                if let Some(recorded) = self.outbox_answered(recorded) {
+                    self.recorded(&publications, &recorded);
+                }
             }
         }
     }
@@ -220,24 +244,41 @@ impl Run {
         self.health.leased = self.slots.len();
     }
 
+    fn recorded(&mut self, publications: &[Publication], recorded: &[Recorded]) {
+        for (Publication { lease, seq_to }, recorded) in publications.iter().zip(recorded) {
+            let Some(slot) = self.slots.get_mut(&lease.partition).filter(|slot| slot.is_same(lease)) else { continue };
+            match recorded {
+                Recorded::Done => slot.recorded = slot.recorded.max(*seq_to),
+                Recorded::LeaseLost => self.lease_lost(lease.partition),
+            }
+        }
+    }
+
+    fn lease_lost(&mut self, partition: Partition) {
+        tracing::info!(partition = partition.number(), "another publisher has the partition");
+        self.slots.remove(&partition);
+    }
+
     fn advanced(&mut self, progress: Progress, step: Result<Step, StepError>) {
         let was_broken = self.health.breaker != BreakerState::Closed;
         self.note_breaker();
-        let partition = progress.lease.partition;
+        let (partition, next_beat) = (progress.lease.partition, self.next_beat());
         let Some(slot) = self.slots.get_mut(&partition).filter(|slot| slot.is_same(&progress.lease)) else { return };
         let number = partition.number();
+        slot.appended = progress.position;
         match step {
             Ok(Step::Idle) => slot.head = slot.head.min(progress.position),
-            Ok(Step::Published { is_more }) => slot.is_signalled |= is_more,
+            Ok(Step::Published { is_more: true }) => slot.is_signalled = true,
+            Ok(Step::Published { is_more: false }) => {
+                slot.not_before = next_beat;
+                // At the end one more look, until there is nothing.
+                slot.is_signalled |= self.is_draining;
+            }
             Ok(Step::Rewound { top_seq }) => {
                 tracing::warn!(partition = number, top_seq, "the stream lost its tail; publishing again from there");
                 slot.is_signalled = true;
             }
-            Ok(Step::LeaseLost) => {
-                tracing::info!(partition = number, "another publisher has the partition");
-                self.slots.remove(&partition);
-                return;
-            }
+            Ok(Step::LeaseLost) => return self.lease_lost(partition),
             Ok(Step::Diverged { seq }) => {
                 log_divergence(number, seq);
                 slot.is_stopped = true;
@@ -292,7 +333,7 @@ impl Run {
         });
     }
 
-    /// Publishes what is there and gives the leases back, both for a bounded time.
+    /// Publishes what is there, records it and gives the leases back, all for a bounded time.
     async fn finish(mut self) {
         if self.ends.breaker.state() == BreakerState::Closed
             && timeout(self.config.stop_within, self.drain()).await.is_err()
@@ -301,25 +342,36 @@ impl Run {
         }
         // What is under way is dropped: whether it took effect, the next publisher will find out.
         self.work.clear();
-        let released = timeout(RELEASE_TIMEOUT, self.ends.outbox.release(&self.ends.owner)).await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!("the leases could not be given back; they expire");
+        let unrecorded = self.unrecorded();
+        if !matches!(timeout(RELEASE_TIMEOUT, hand_back(&self.ends, &unrecorded)).await, Ok(Ok(()))) {
+            tracing::warn!("the last events could not be recorded or the leases not be given back; they expire");
         }
     }
 
     async fn drain(&mut self) {
+        self.is_draining = true;
+        let now = Instant::now();
         for slot in self.slots.values_mut() {
             slot.is_signalled = true;
+            if slot.backoff.is_none() {
+                slot.not_before = now;
+            }
         }
         self.begin_steps();
         while let Some(done) = self.work.next().await {
-            // Nothing is leased or looked up any more, and what fails is left to the next publisher.
-            if let Done::Advanced(progress, step) = done {
-                if step.is_err() {
-                    self.slots.remove(&progress.lease.partition);
+            match done {
+                // What fails is left to the next publisher.
+                Done::Advanced(progress, step) => {
+                    if let (Err(_), Some(slot)) = (&step, self.slots.get_mut(&progress.lease.partition)) {
+                        slot.is_stopped = true;
+                    }
+                    self.advanced(progress, step);
                 }
-                self.at_work -= 1;
-                self.advanced(progress, step);
+                Done::Recorded(publications, recorded) => {
+                    self.recorded(&publications, &recorded.unwrap_or_default());
+                }
+                // Nothing is leased or looked up any more.
+                Done::Leased(_) | Done::Heads(..) | Done::Status(_) => {}
             }
             if self.ends.breaker.state() != BreakerState::Closed {
                 return;
@@ -327,6 +379,12 @@ impl Run {
             self.begin_steps();
         }
     }
+}
+
+/// The leases are given back whether or not the last events could be recorded.
+async fn hand_back(ends: &Ends, unrecorded: &[Publication]) -> Result<(), StoreError> {
+    let recorded = if unrecorded.is_empty() { Ok(Vec::new()) } else { ends.outbox.record(unrecorded).await };
+    ends.outbox.release(&ends.owner).await.and(recorded.map(drop))
 }
 
 fn log_divergence(partition: u8, seq: i64) {

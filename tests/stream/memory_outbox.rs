@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use visionscope_billing::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
@@ -35,6 +35,9 @@ pub struct MemoryOutbox {
     shelves: Mutex<Vec<Shelf>>,
     /// So many calls of `record` fail without having recorded anything.
     pub failing_records: AtomicU32,
+    /// How often it was read, and recorded.
+    pub reads: AtomicU32,
+    pub records: AtomicU32,
     pub is_down: AtomicBool,
     /// Answers nobody is given a lease for.
     pub is_lease_ignored: AtomicBool,
@@ -54,6 +57,8 @@ impl MemoryOutbox {
         Self {
             shelves: Mutex::new(Partition::all().map(|_| shelf()).collect()),
             failing_records: AtomicU32::new(0),
+            reads: AtomicU32::new(0),
+            records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
             is_lease_ignored: AtomicBool::new(false),
         }
@@ -143,22 +148,27 @@ impl Outbox for MemoryOutbox {
     }
 
     async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let (after, limit) = (usize::try_from(after).unwrap(), usize::try_from(limit).unwrap());
         self.with(partition, |shelf| shelf.events.iter().skip(after).take(limit).cloned().collect())
     }
 
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
+        self.records.fetch_add(1, Ordering::SeqCst);
         let fails = |left: u32| left.checked_sub(1);
         if self.failing_records.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
             return Err(StoreError::Unavailable("as ordered".into()));
         }
-        self.with(lease.partition, |shelf| {
-            if !shelf.is_in_force(lease) {
-                return Recorded::LeaseLost;
-            }
-            shelf.published_seq = shelf.published_seq.max(seq_to);
-            Recorded::Done
-        })
+        let record = |Publication { lease, seq_to }: &Publication| {
+            self.with(lease.partition, |shelf| {
+                if !shelf.is_in_force(lease) {
+                    return Recorded::LeaseLost;
+                }
+                shelf.published_seq = shelf.published_seq.max(*seq_to);
+                Recorded::Done
+            })
+        };
+        publications.iter().map(record).collect()
     }
 
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
