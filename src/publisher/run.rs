@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::breaker::{Backoff, BreakerState};
 use super::partition::{Ends, Progress, Step, StepError, in_time};
 use super::slot::{Chore, Slot};
-use super::{PublisherConfig, PublisherHealth, Wake, measure};
+use super::{PublisherConfig, PublisherHealth, measure};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
@@ -43,7 +43,6 @@ enum Done {
 
 pub(super) struct Run {
     ends: Arc<Ends>,
-    wake: Wake,
     clock: Arc<dyn Clock>,
     config: PublisherConfig,
     slots: BTreeMap<Partition, Slot>,
@@ -62,7 +61,6 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn new(
         ends: Arc<Ends>,
-        wake: Wake,
         clock: Arc<dyn Clock>,
         config: PublisherConfig,
         report: watch::Sender<PublisherHealth>,
@@ -70,7 +68,6 @@ impl Run {
         let now = Instant::now();
         Self {
             ends,
-            wake,
             clock,
             config,
             slots: BTreeMap::new(),
@@ -87,7 +84,7 @@ impl Run {
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let wake = self.wake.clone();
+        let handover = self.ends.handover.clone();
         loop {
             self.begin_chores();
             self.begin_steps();
@@ -95,7 +92,7 @@ impl Run {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = wake.signalled() => self.signalled(),
+                () = handover.signalled() => self.signalled(),
                 Some(done) = self.work.next(), if !self.work.is_empty() => self.handle(done),
                 () = sleep_until(deadline) => {}
             }
@@ -104,9 +101,9 @@ impl Run {
     }
 
     fn signalled(&mut self) {
-        for partition in self.wake.take() {
+        for (partition, head) in self.ends.handover.heads() {
             if let Some(slot) = self.slots.get_mut(&partition) {
-                slot.is_signalled = true;
+                slot.head = slot.head.max(head);
             }
         }
     }
@@ -150,7 +147,7 @@ impl Run {
         let now = Instant::now();
         for slot in self.slots.values_mut().filter(|slot| slot.due().is_some_and(|at| at <= now)) {
             let Some(mut progress) = slot.progress.take() else { continue };
-            slot.is_signalled = false;
+            (slot.is_signalled, slot.head_before) = (false, slot.head);
             // After a failure only an answer of the stream counts as success, events or not.
             let is_probe = slot.probe_at <= now || slot.backoff.is_some();
             if is_probe {
@@ -232,8 +229,13 @@ impl Run {
     /// that is under way for a dropped lease is ignored when it ends.
     fn take_leases(&mut self, leases: Vec<Lease>) {
         let now = Instant::now();
-        self.slots.retain(|partition, _| leases.iter().any(|lease| lease.partition == *partition));
+        let handover = &self.ends.handover;
+        let is_leased = |partition: Partition| leases.iter().any(|lease| lease.partition == partition);
+        for (partition, _) in self.slots.extract_if(.., |partition, _| !is_leased(*partition)) {
+            handover.want(partition, false);
+        }
         for lease in leases {
+            handover.want(lease.partition, lease.diverged_seq.is_none());
             let kept = self.slots.get_mut(&lease.partition).filter(|slot| slot.is_same(&lease));
             if let Some(slot) = kept {
                 slot.is_stopped |= lease.diverged_seq.is_some();
@@ -257,6 +259,7 @@ impl Run {
     fn lease_lost(&mut self, partition: Partition) {
         tracing::info!(partition = partition.number(), "another publisher has the partition");
         self.slots.remove(&partition);
+        self.ends.handover.want(partition, false);
     }
 
     fn advanced(&mut self, progress: Progress, step: Result<Step, StepError>) {
@@ -267,7 +270,7 @@ impl Run {
         let number = partition.number();
         slot.appended = progress.position;
         match step {
-            Ok(Step::Idle) => slot.head = slot.head.min(progress.position),
+            Ok(Step::Idle) => slot.found_nothing(progress.position),
             Ok(Step::Published { is_more: true }) => slot.is_signalled = true,
             Ok(Step::Published { is_more: false }) => {
                 slot.not_before = next_beat;
@@ -282,6 +285,7 @@ impl Run {
             Ok(Step::Diverged { seq }) => {
                 log_divergence(number, seq);
                 slot.is_stopped = true;
+                self.ends.handover.want(partition, false);
                 self.health.diverged.push(partition);
             }
             Err(error) => {
@@ -342,6 +346,7 @@ impl Run {
         }
         // What is under way is dropped: whether it took effect, the next publisher will find out.
         self.work.clear();
+        Partition::all().for_each(|partition| self.ends.handover.want(partition, false));
         let unrecorded = self.unrecorded();
         if !matches!(timeout(RELEASE_TIMEOUT, hand_back(&self.ends, &unrecorded)).await, Ok(Ok(()))) {
             tracing::warn!("the last events could not be recorded or the leases not be given back; they expire");

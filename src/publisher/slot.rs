@@ -18,6 +18,8 @@ pub(super) struct Slot {
     pub(super) is_signalled: bool,
     /// The last event known to be in the outbox.
     pub(super) head: i64,
+    /// The same when the last step began.
+    pub(super) head_before: i64,
     /// The last event believed to be in the stream, and the last one recorded as published. After the
     /// stream lost its tail, the first is before the second.
     pub(super) appended: i64,
@@ -37,6 +39,7 @@ impl Slot {
             progress: Some(Progress::of(lease.clone())),
             is_signalled: true,
             head: lease.published_seq,
+            head_before: lease.published_seq,
             appended: lease.published_seq,
             recorded: lease.published_seq,
             probe_at: now + probe_every / u32::from(PARTITIONS) * turn,
@@ -49,6 +52,14 @@ impl Slot {
 
     pub(super) fn is_same(&self, lease: &Lease) -> bool {
         (self.lease.epoch, self.lease.generation) == (lease.epoch, lease.generation)
+    }
+
+    /// A step that began with this head found nothing: then there is nothing up to it, but what came
+    /// while it looked is still to be done.
+    pub(super) fn found_nothing(&mut self, position: i64) {
+        if self.head == self.head_before {
+            self.head = self.head.min(position);
+        }
     }
 
     /// What is in the stream and not recorded yet.

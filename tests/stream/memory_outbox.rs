@@ -64,13 +64,13 @@ impl MemoryOutbox {
         }
     }
 
-    /// Commits so many more events; returns all.
+    /// Commits so many more events and returns them.
     pub fn commit(&self, partition: Partition, count: i64) -> Vec<EventRecord> {
         let mut shelves = self.shelves.lock().unwrap();
         let events = &mut shelves[usize::from(partition.number())].events;
         let last = i64::try_from(events.len()).unwrap();
         events.extend((last + 1..=last + count).map(|seq| event(partition, seq)));
-        events.clone()
+        events[usize::try_from(last).unwrap()..].to_vec()
     }
 
     pub fn all(&self, partition: Partition) -> Vec<EventRecord> {

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tempfile::TempDir;
 use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::change_set::ChangeSet;
+use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::{KeySet, PartitionHead};
 use visionscope_billing::domain::text::Label;
@@ -29,7 +30,7 @@ use crate::redis_server::RedisServer;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Commits so many more events of a partition in one transaction, as a batch does.
-async fn commit(store: &dyn Store, partition: Partition, count: i64) {
+async fn commit(store: &dyn Store, partition: Partition, count: i64) -> Vec<EventRecord> {
     let workspace_id = workspace_of(partition);
     let mut tx = store.begin().await.unwrap();
     let keys = KeySet { workspaces: [workspace_id].into(), ..KeySet::default() };
@@ -55,6 +56,7 @@ async fn commit(store: &dyn Store, partition: Partition, count: i64) {
         ..ChangeSet::default()
     };
     tx.commit(&changes).await.unwrap();
+    changes.events
 }
 
 /// Publishes, forgets, takes over, rebuilds; at the end the streams are the outbox.
@@ -67,8 +69,8 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
     let second = Running::start(&store, &stream, config);
     for round in 0..20 {
         for p in used {
-            commit(&*store, p, 43).await;
-            first.wake.notify(p);
+            let events = commit(&*store, p, 43).await;
+            first.handover.committed(events);
         }
         if round == 8 {
             redis.tell::<()>(&["FLUSHALL"]);
