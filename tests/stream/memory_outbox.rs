@@ -82,6 +82,13 @@ impl MemoryOutbox {
         self.shelves.lock().unwrap().iter_mut().for_each(|shelf| shelf.until = Instant::now());
     }
 
+    /// Another publisher takes the partition over.
+    pub fn give_to_another(&self, partition: Partition) {
+        let shelf = &mut self.shelves.lock().unwrap()[usize::from(partition.number())];
+        (shelf.owner, shelf.until) = (Some("another".into()), Instant::now() + Duration::from_mins(10));
+        shelf.epoch += 1;
+    }
+
     pub fn published_seq(&self, partition: Partition) -> i64 {
         self.shelves.lock().unwrap()[usize::from(partition.number())].published_seq
     }
