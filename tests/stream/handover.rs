@@ -11,7 +11,7 @@ use visionscope_billing::publisher::PublisherConfig;
 use visionscope_billing::stream::redis::RedisStream;
 use visionscope_billing::stream::{Appended, EntryId, EventStream, Previous, StreamEntry, StreamError};
 
-use crate::events::{assert_holds, eventually, eventually_ends_at, partition};
+use crate::events::{assert_holds, events, eventually, eventually_ends_at, partition};
 use crate::memory_outbox::MemoryOutbox;
 use crate::publishing::{Running, quick};
 use crate::redis_server::RedisServer;
@@ -195,4 +195,47 @@ async fn under_load_time_and_not_commits_says_how_often_is_appended_and_recorded
         assert_holds(&*stream, 1, &outbox.all(p)).await;
     }
     running.stop().await;
+}
+
+/// CPU time of this process so far.
+fn own_cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// CPU time of Redis so far.
+fn redis_cpu(redis: &RedisServer) -> Duration {
+    let info = redis.tell::<String>(&["INFO", "cpu"]);
+    let seconds =
+        |name: &str| -> f64 { info.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap() };
+    Duration::from_secs_f64(seconds("used_cpu_sys:") + seconds("used_cpu_user:"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn what_an_event_costs_at_different_rates() {
+    for per_partition in [1, 2, 10] {
+        let redis = RedisServer::start();
+        let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+        let (running, _) = settled(&outbox, &stream).await;
+        // A commit every 8 ms, over all partitions; made beforehand, because only publishing counts.
+        let commit =
+            |n: i64| Partition::all().flat_map(move |p| events(p, n * per_partition + 1..=(n + 1) * per_partition));
+        let commits: Vec<Vec<EventRecord>> = (0..500).map(|n| commit(n).collect()).collect();
+        let (started, own, of_redis) = (Instant::now(), own_cpu(), redis_cpu(&redis));
+        for (n, commit) in (0..).zip(commits) {
+            tokio::time::sleep_until((started + Duration::from_millis(8) * n).into()).await;
+            running.handover.committed(commit);
+        }
+        for p in Partition::all() {
+            eventually_ends_at(&*stream, p, 1, 500 * per_partition).await;
+        }
+        let count = u32::from(PARTITIONS) * 500 * u32::try_from(per_partition).unwrap();
+        let rate = f64::from(count) / started.elapsed().as_secs_f64();
+        let (own, of_redis) = ((own_cpu() - own) / count, (redis_cpu(&redis) - of_redis) / count);
+        println!("{rate:.0} events/s: {own:?} here and {of_redis:?} in Redis for each");
+        running.stop().await;
+    }
 }
