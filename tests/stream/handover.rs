@@ -197,20 +197,20 @@ async fn under_load_time_and_not_commits_says_how_often_is_appended_and_recorded
     running.stop().await;
 }
 
-/// CPU time of this process so far.
-fn own_cpu() -> Duration {
+/// CPU time of this process so far, in seconds.
+fn own_cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    // In hundredths of a second.
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
-/// CPU time of Redis so far.
-fn redis_cpu(redis: &RedisServer) -> Duration {
+/// The same of Redis.
+fn redis_cpu(redis: &RedisServer) -> f64 {
     let info = redis.tell::<String>(&["INFO", "cpu"]);
     let seconds =
         |name: &str| -> f64 { info.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap() };
-    Duration::from_secs_f64(seconds("used_cpu_sys:") + seconds("used_cpu_user:"))
+    seconds("used_cpu_sys:") + seconds("used_cpu_user:")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,10 +232,11 @@ async fn what_an_event_costs_at_different_rates() {
         for p in Partition::all() {
             eventually_ends_at(&*stream, p, 1, 500 * per_partition).await;
         }
-        let count = u32::from(PARTITIONS) * 500 * u32::try_from(per_partition).unwrap();
-        let rate = f64::from(count) / started.elapsed().as_secs_f64();
-        let (own, of_redis) = ((own_cpu() - own) / count, (redis_cpu(&redis) - of_redis) / count);
-        println!("{rate:.0} events/s: {own:?} here and {of_redis:?} in Redis for each");
+        let count = f64::from(u32::from(PARTITIONS) * 500 * u32::try_from(per_partition).unwrap());
+        let rate = count / started.elapsed().as_secs_f64();
+        let each = |seconds: f64| seconds * 1e6 / count;
+        let (own, of_redis) = (each(own_cpu() - own), each(redis_cpu(&redis) - of_redis));
+        println!("{rate:.0} events/s: {own:.1} us here and {of_redis:.1} us in Redis for each");
         running.stop().await;
     }
 }

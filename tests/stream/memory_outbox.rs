@@ -84,9 +84,9 @@ impl MemoryOutbox {
 
     /// Another publisher takes the partition over.
     pub fn give_to_another(&self, partition: Partition) {
-        let shelf = &mut self.shelves.lock().unwrap()[usize::from(partition.number())];
-        (shelf.owner, shelf.until) = (Some("another".into()), Instant::now() + Duration::from_mins(10));
-        shelf.epoch += 1;
+        let taken = &mut self.shelves.lock().unwrap()[usize::from(partition.number())];
+        (taken.owner, taken.until) = (Some("another".into()), Instant::now() + Duration::from_mins(10));
+        taken.epoch += 1;
     }
 
     pub fn published_seq(&self, partition: Partition) -> i64 {
