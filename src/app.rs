@@ -80,8 +80,16 @@ pub struct App {
     drain_delay: Duration,
 }
 
+/// What a store is opened for. It makes a difference to the embedded database only: one server at a
+/// time has it, and commands work beside that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Serve,
+    Command,
+}
+
 /// Opens the store that is configured.
-pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+pub async fn open_store(config: &Config, purpose: Purpose) -> Result<Arc<dyn Store>, StoreError> {
     let database = &config.database;
     if let Some(url) = &database.url {
         let postgres = PostgresConfig {
@@ -96,7 +104,10 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         return Ok(Arc::new(PostgresStore::connect(&postgres).await?));
     }
     let sqlite = SqliteConfig { readers: database.readers, ..SqliteConfig::new(&database.path) };
-    Ok(Arc::new(SqliteStore::open(&sqlite).await?))
+    Ok(Arc::new(match purpose {
+        Purpose::Serve => SqliteStore::open_to_serve(&sqlite).await?,
+        Purpose::Command => SqliteStore::open(&sqlite).await?,
+    }))
 }
 
 /// Opens the stream, if one is configured.
@@ -132,7 +143,7 @@ pub async fn open_existing_store(config: &Config) -> Result<Arc<dyn Store>, Star
     if config.database.url.is_none() && !path.exists() {
         return Err(StartError::NoDatabase(path.clone()));
     }
-    Ok(open_store(config).await?)
+    Ok(open_store(config, Purpose::Command).await?)
 }
 
 impl App {
@@ -141,7 +152,7 @@ impl App {
         let mode = config.mode()?;
         let plans = config.read_plans()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_store(config).await?;
+        let store = open_store(config, Purpose::Serve).await?;
         store.migrate().await?;
         store.put_plans(&plans).await?;
 

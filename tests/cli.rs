@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,11 @@ impl Place {
     }
 
     fn serve(&self) -> Server {
-        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.serve_logging_to(Stdio::null())
+    }
+
+    fn serve_logging_to(&self, log: Stdio) -> Server {
+        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let started = Instant::now();
         while !self.command(&["healthcheck"]).output().unwrap().status.success() {
             assert!(started.elapsed() < START_TIMEOUT, "the server does not start");
@@ -70,6 +76,16 @@ fn a_wrong_configuration_names_the_key_and_where_it_came_from() {
     let output = place.command(&["serve"]).env("VISIONSCOPE__ENGINE__LANES", "17").assert().failure();
     let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(errors.contains("engine.lanes") && errors.contains("VISIONSCOPE__ENGINE__LANES"), "{errors}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_named() {
+    let place = Place::new();
+    std::fs::create_dir(place.folder.path().join("data")).unwrap();
+    std::fs::write(place.folder.path().join("data/visionscope.db"), "text".repeat(1000)).unwrap();
+    let output = place.command(&["serve"]).assert().failure().code(1);
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("data/visionscope.db: ") && errors.lines().count() == 1, "{errors}");
 }
 
 #[test]
@@ -121,4 +137,33 @@ fn a_rebuilt_stream_holds_what_the_outbox_holds() {
     let verified = with_redis(&["outbox", "verify"]).assert().success();
     let report = String::from_utf8_lossy(&verified.get_output().stdout).into_owned();
     assert!(report.contains("generation 2: 1 entries") && report.contains("The streams are the outbox."), "{report}");
+}
+
+#[test]
+fn an_embedded_database_has_one_server_and_an_operator_works_beside_it() {
+    let place = Place::new();
+    let first = place.serve();
+    let output = place.command(&["serve"]).env("VISIONSCOPE__SERVER__BIND", "127.0.0.1:0").assert().failure().code(1);
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("another server serves data/visionscope.db") && errors.lines().count() == 1, "{errors}");
+    place.command(&["verify"]).assert().success();
+    place.command(&["migrate"]).assert().success();
+    place.command(&["token", "--workspace", "*"]).assert().success();
+    // Killed, not stopped: the lock ends with its process.
+    drop(first);
+    let _second = place.serve();
+}
+
+#[test]
+fn what_is_no_http_is_refused_and_fills_no_log() {
+    let place = Place::new();
+    let log = place.folder.path().join("log");
+    let server = place.serve_logging_to(std::fs::File::create(&log).unwrap().into());
+    let mut connection = TcpStream::connect(&place.address).unwrap();
+    connection.write_all(b"no HTTP\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    drop(server);
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
 }

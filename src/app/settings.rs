@@ -15,11 +15,16 @@ use crate::http::limits::LimitsConfig;
 
 /// SQLite has one writer, so a second lane would only wait for it.
 const LANES_SQLITE: usize = 1;
-/// Each lane keeps one transaction under way; more lanes mean emptier batches.
-const LANES_POSTGRES: usize = 2;
+/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches.
+const MAX_DEFAULT_LANES: usize = 8;
 
 pub(super) fn default_lanes(config: &Config) -> usize {
-    if config.database.url.is_some() { LANES_POSTGRES } else { LANES_SQLITE }
+    if config.database.url.is_none() {
+        return LANES_SQLITE;
+    }
+    // The database of a server has as many processors as it, or these are both.
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / 2).clamp(1, MAX_DEFAULT_LANES)
 }
 
 /// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.

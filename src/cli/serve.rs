@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::app::{App, open_store};
+use crate::app::{App, Purpose, open_store};
 use crate::config::Config;
 
 /// A server that does not answer within this time is not alive.
@@ -32,7 +32,7 @@ pub(super) async fn run(config: &Config) -> Outcome {
 
 pub(super) async fn migrate(config: &Config) -> Outcome {
     let plans = config.read_plans()?;
-    let store = open_store(config).await?;
+    let store = open_store(config, Purpose::Command).await?;
     store.migrate().await?;
     store.put_plans(&plans).await?;
     store.close().await;

@@ -72,7 +72,7 @@ pub const KEYS: &[Key] = &[
     optional("auth.jwks_url", "`https://` address of a JSON Web Key Set."),
     key("auth.jwks_refresh_s", "300", "Time after which the key set is fetched again, 30 to 86400."),
 
-    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it, what suits the database."),
+    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and half as many as there are processors on PostgreSQL, at most 8."),
     key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
 
@@ -88,7 +88,12 @@ pub const KEYS: &[Key] = &[
     key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),
-    key("telemetry.log_filter", "info,sqlx=warn,actix_server=warn", "What is logged, in the form of `RUST_LOG`."),
+    // The dispatcher calls every request that is no HTTP an error, and anybody can send those.
+    key(
+        "telemetry.log_filter",
+        "info,sqlx=warn,actix_server=warn,actix_http::h1::dispatcher=off",
+        "What is logged, in the form of `RUST_LOG`.",
+    ),
     optional("telemetry.otlp_endpoint", "Base address of an OTLP/HTTP receiver, such as `http://127.0.0.1:4318`. Without it, no traces are sent."),
     optional("telemetry.service_instance", "Name of this replica in traces."),
 

@@ -4,7 +4,7 @@
 //! what those before it did. What changed is gathered so that every row is written once, with its
 //! last value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::change_set::{ChangeSet, CommandRecord, Rows};
 use super::commands::{Decision, Effects, Envelope, decide};
@@ -14,7 +14,7 @@ use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
-use super::text::FeatureCode;
+use super::text::{FeatureCode, IdempotencyKey};
 use super::time::Timestamp;
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
@@ -76,6 +76,8 @@ pub struct Batch<'a> {
     subscriptions: BTreeSet<WorkspaceId>,
     /// Grants with nothing left, which the running state no longer holds.
     closed_grants: Vec<Grant>,
+    /// Where each key's command is among the changes.
+    decided: HashMap<(WorkspaceId, IdempotencyKey), usize>,
     changes: ChangeSet,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Batch<'a> {
             grants: BTreeMap::new(),
             subscriptions: BTreeSet::new(),
             closed_grants: Vec::new(),
+            decided: HashMap::new(),
             changes: ChangeSet::default(),
         }
     }
@@ -99,7 +102,7 @@ impl<'a> Batch<'a> {
     /// the command is kept.
     pub fn run(&mut self, envelope: &Envelope) -> Result<Outcome, InvalidEvent> {
         let key = (envelope.workspace_id, envelope.idempotency_key.clone());
-        if let Some(known) = self.snapshot.commands.get(&key) {
+        if let Some(known) = self.known(&key) {
             let same = known.fingerprint == envelope.fingerprint && known.command_type == envelope.command.name();
             let answer = || Rendered { status: known.status.unsigned_abs(), body: known.body.clone() };
             return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
@@ -127,6 +130,12 @@ impl<'a> Batch<'a> {
                 Ok(Outcome::Refused { rejection, answer })
             }
         }
+    }
+
+    /// The command that was decided under the key, in this batch or before.
+    fn known(&self, key: &(WorkspaceId, IdempotencyKey)) -> Option<&CommandRecord> {
+        let decided = self.decided.get(key).and_then(|place| self.changes.commands.get(*place));
+        decided.or_else(|| self.snapshot.commands.get(key))
     }
 
     /// Closes the periods that are over before the command is decided, as often as it takes; each
@@ -244,8 +253,8 @@ impl<'a> Batch<'a> {
             recorded_at: now,
         };
         let key = (envelope.workspace_id, envelope.idempotency_key.clone());
-        self.changes.commands.push(record.clone());
-        self.snapshot.commands.insert(key, record);
+        self.decided.insert(key, self.changes.commands.len());
+        self.changes.commands.push(record);
     }
 
     /// Gives an event its numbers, in the partition and in the workspace.

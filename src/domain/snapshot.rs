@@ -17,6 +17,9 @@ use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeySet {
     pub workspaces: BTreeSet<WorkspaceId>,
+    /// Those of the workspaces whose state is known, each with the version of its partition that it is
+    /// true at. They are read only if the partition has another one.
+    pub known: BTreeMap<WorkspaceId, i64>,
     pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
     /// Plans whose newest version is wanted.
@@ -27,6 +30,15 @@ impl KeySet {
     #[must_use]
     pub fn partitions(&self) -> BTreeSet<Partition> {
         self.workspaces.iter().copied().map(Partition::of).collect()
+    }
+
+    /// The workspaces to read once the heads are locked.
+    pub fn unknown(&self, heads: &BTreeMap<Partition, PartitionHead>) -> impl Iterator<Item = WorkspaceId> {
+        let is_known = |id: &WorkspaceId| {
+            let version = heads.get(&Partition::of(*id)).map(|head| head.version);
+            version.is_some() && self.known.get(id).copied() == version
+        };
+        self.workspaces.iter().copied().filter(move |id| !is_known(id))
     }
 }
 

@@ -12,7 +12,7 @@
 //! its partition. A partition that fails slowly is left alone for a while (see [`super::stuck`]), so
 //! that it does not hold up the others of the lane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,11 @@ use chrono::TimeDelta;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Memory;
 use super::stuck::{SLOW, Stuck, Treatment};
 use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
+use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
 use crate::domain::snapshot::{KeySet, Snapshot};
@@ -57,6 +59,16 @@ pub(super) struct Lane {
     max_clock_ahead: Option<Duration>,
     stopping: CancellationToken,
     stuck: Stuck,
+    memory: Memory,
+}
+
+type Answer = Result<Reply, EngineError>;
+
+/// What a batch came to, before it is written.
+struct Decided {
+    answers: Vec<Answer>,
+    changes: ChangeSet,
+    snapshot: Snapshot,
 }
 
 impl Job {
@@ -74,7 +86,16 @@ impl Lane {
         stopping: CancellationToken,
     ) -> Self {
         let (max_batch, max_clock_ahead) = (config.max_batch.max(1), config.max_clock_ahead);
-        Self { number, parts, queue, max_batch, max_clock_ahead, stopping, stuck: Stuck::default() }
+        Self {
+            number,
+            parts,
+            queue,
+            max_batch,
+            max_clock_ahead,
+            stopping,
+            stuck: Stuck::default(),
+            memory: Memory::default(),
+        }
     }
 
     /// Runs until the engine stops and the queue is empty.
@@ -197,7 +218,7 @@ impl Lane {
         matches!(error, StoreError::Unavailable(_))
     }
 
-    async fn process_one_by_one(&self, jobs: Vec<Job>, batch_error: &StoreError, until: Instant) {
+    async fn process_one_by_one(&mut self, jobs: Vec<Job>, batch_error: &StoreError, until: Instant) {
         let mut given_up = match (batch_error, jobs.len()) {
             // Alone it would fail in the same way again.
             (StoreError::Corrupt(_), 1) => Some(EngineError::Failed),
@@ -230,7 +251,7 @@ impl Lane {
     }
 
     /// Answers the jobs if their transaction succeeds, and gives them back if not.
-    async fn answer(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, StoreError)> {
+    async fn answer(&mut self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, StoreError)> {
         let envelopes: Vec<&Envelope> = jobs.iter().map(|job| &job.envelope).collect();
         match self.transact(&envelopes).await {
             Ok(replies) => {
@@ -243,8 +264,8 @@ impl Lane {
         }
     }
 
-    /// One transaction: load, decide, write, commit.
-    async fn transact(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
+    /// One transaction: decide on what is remembered and write, or load under locks, decide, write, commit.
+    async fn transact(&mut self, envelopes: &[&Envelope]) -> Result<Vec<Answer>, StoreError> {
         let done = tokio::time::timeout(TRANSACTION_TIMEOUT, self.transact_unbounded(envelopes)).await;
         let outcome = done.unwrap_or_else(|_| Err(StoreError::Unavailable("the transaction took too long".into())));
         if let Err(error) = &outcome {
@@ -254,39 +275,81 @@ impl Lane {
                 StoreError::Corrupt(_) => "corrupt",
             };
             metrics::counter!(metric::STORE_ERRORS, "kind" => kind).increment(1);
+            self.memory.forget();
         }
         outcome
     }
 
-    async fn transact_unbounded(&self, envelopes: &[&Envelope]) -> Result<Vec<Result<Reply, EngineError>>, StoreError> {
+    async fn transact_unbounded(&mut self, envelopes: &[&Envelope]) -> Result<Vec<Answer>, StoreError> {
         let mut keys = KeySet::default();
         for envelope in envelopes {
             envelope.add_keys(&mut keys);
         }
+        if let Some(answers) = self.write_from_memory(envelopes, &keys).await? {
+            return Ok(answers);
+        }
+        self.memory.add_known(&mut keys, Instant::now());
         let mut transaction = self.parts.store.begin().await?;
-        let snapshot = transaction.load(&keys).await?;
+        let mut snapshot = transaction.load(&keys).await?;
+        self.memory.complete(&mut snapshot, &keys, Instant::now());
+        let Decided { answers, changes, snapshot } = self.decide_all(envelopes, snapshot);
+        if !changes.is_empty() {
+            transaction.commit(&changes).await?;
+            self.parts.signal.committed(changes.events);
+        }
+        self.memory.keep(snapshot, Instant::now());
+        Ok(answers)
+    }
+
+    /// The steady case: what the batch needs is remembered or read without a lock, and its one write says
+    /// whether it still was true. None when the batch must look first: not all is remembered, something is not any more, a
+    /// key is taken, or an answer would rest on nothing that was checked.
+    async fn write_from_memory(
+        &mut self,
+        envelopes: &[&Envelope],
+        keys: &KeySet,
+    ) -> Result<Option<Vec<Answer>>, StoreError> {
+        let Some(missing) = self.memory.missing(keys, Instant::now()) else { return Ok(None) };
+        let read = if missing.is_empty() { HashMap::new() } else { self.parts.store.states(&missing).await? };
+        if read.len() < missing.len() {
+            return Ok(None);
+        }
+        let Some(snapshot) = self.memory.recall(keys, read, Instant::now()) else { return Ok(None) };
+        let partitions = snapshot.heads.len();
+        let Decided { answers, changes, snapshot } = self.decide_all(envelopes, snapshot);
+        if changes.heads.len() < partitions {
+            return Ok(None);
+        }
+        match self.parts.store.write(&changes).await {
+            Ok(()) => {
+                self.parts.signal.committed(changes.events);
+                self.memory.keep(snapshot, Instant::now());
+                Ok(Some(answers))
+            }
+            Err(StoreError::Conflict(reason)) => {
+                tracing::debug!(reason, lane = self.number, "what was remembered is not true any more");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn decide_all(&self, envelopes: &[&Envelope], snapshot: Snapshot) -> Decided {
         let latest = self.latest(&snapshot);
         let mut batch = Batch::new(snapshot, &*self.parts.render, &*self.parts.events);
-        let mut outcomes = Vec::with_capacity(envelopes.len());
+        let mut answers = Vec::with_capacity(envelopes.len());
         for envelope in envelopes {
             if latest.is_some_and(|latest| envelope.received_at > latest) {
                 tracing::error!("this machine's clock is ahead of the database's; commands are refused");
-                outcomes.push(Err(EngineError::Unavailable));
+                answers.push(Err(EngineError::Unavailable));
             } else {
-                outcomes.push(decide(&mut batch, envelope).map(Reply::from));
+                answers.push(decide(&mut batch, envelope).map(Reply::from));
             }
         }
-        let (changes, _) = batch.finish();
-        if changes.is_empty() {
-            return Ok(outcomes);
-        }
-        transaction.commit(&changes).await?;
-        self.parts.signal.committed(changes.events);
-        Ok(outcomes)
+        let (changes, snapshot) = batch.finish();
+        Decided { answers, changes, snapshot }
     }
-}
 
-impl Lane {
     /// The latest instant that a command of this batch may have been received at.
     fn latest(&self, snapshot: &Snapshot) -> Option<Timestamp> {
         let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;

@@ -8,6 +8,7 @@
 //! Deliberately absent: any wait for Redis. After a commit the publisher is told, and that is all.
 
 mod lane;
+mod memory;
 mod stuck;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,6 +4,7 @@
 //! A span holds the method, the matched route and the status. No query string, no body and no
 //! token ever gets into a span, a log line or a label.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use actix_cors::CorsError;
@@ -42,8 +43,8 @@ pub struct RootSpan;
 impl RootSpanBuilder for RootSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let method = method_label(request.method());
-        let route = request.match_pattern();
-        let route = route.as_deref().unwrap_or(UNMATCHED);
+        let route = Route::of(request);
+        let route = route.as_str();
         let span = tracing::info_span!(
             "request",
             http.method = method,
@@ -78,6 +79,25 @@ impl RootSpanBuilder for RootSpan {
 /// The route of a request that no pattern matches: paths are not labels.
 const UNMATCHED: &str = "unmatched";
 
+/// The pattern of a request's path. To find it costs as much as routing, so it is kept with the request.
+#[derive(Clone)]
+struct Route(Option<Rc<str>>);
+
+impl Route {
+    fn of(request: &ServiceRequest) -> Self {
+        let kept = request.extensions().get::<Self>().cloned();
+        kept.unwrap_or_else(|| {
+            let route = Self(request.match_pattern().map(Rc::from));
+            request.extensions_mut().insert(route.clone());
+            route
+        })
+    }
+
+    fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or(UNMATCHED)
+    }
+}
+
 struct Carrier<'a>(&'a HeaderMap);
 
 impl Extractor for Carrier<'_> {
@@ -108,6 +128,7 @@ pub async fn observe(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let started = Instant::now();
     let method = method_label(request.method());
+    let route = Route::of(&request);
     let correlation_id = correlation_id(&request);
     Span::current().record("correlation_id", correlation_id.as_str());
     request.extensions_mut().insert(RequestContext { correlation_id: correlation_id.clone() });
@@ -129,7 +150,7 @@ pub async fn observe(
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    measure(&response, method, started);
+    measure(&response, method, &route, started);
     Ok(response)
 }
 
@@ -185,8 +206,8 @@ fn without_error(response: ServiceResponse) -> ServiceResponse {
     ServiceResponse::new(request, plain)
 }
 
-fn measure(response: &ServiceResponse, method: &'static str, started: Instant) {
-    let route = response.request().match_pattern().unwrap_or_else(|| UNMATCHED.to_owned());
+fn measure(response: &ServiceResponse, method: &'static str, route: &Route, started: Instant) {
+    let route = route.as_str().to_owned();
     let status = response.status().as_str().to_owned();
     metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => status)
         .increment(1);

@@ -134,7 +134,9 @@ fn description() -> String {
          for byte, with `Idempotency-Replayed: true`; with another body it is refused. After no answer, a 408 or a \
          5xx, send the request again with the same key: it runs at most once.\n\n\
          **Errors** are `application/problem+json` (RFC 9457); match on `code`. 429 and 503 carry `Retry-After`. \
-         Bodies have at most 64 KiB, 16 levels and no unknown fields.\n\n\
+         Bodies have at most 64 KiB, 16 levels and no unknown fields. Only what cannot be read as an HTTP request \
+         (400), has more than 96 headers or 128 KiB of them (431), or a head that comes too slowly (408) is answered \
+         without a body, and its connection is closed.\n\n\
          **Tokens** are JWTs sent as `Authorization: Bearer`. `workspace_id` is the workspace they are for, or `*` for \
          all; another workspace looks as if it did not exist. `scope` lists what they allow:\n\n\
          | scope | allows |\n|---|---|\n{scopes}"

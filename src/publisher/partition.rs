@@ -18,7 +18,7 @@ use crate::domain::event::EventRecord;
 use crate::domain::ids::EventId;
 use crate::store::views::{Lease, Recorded};
 use crate::store::{Outbox, StoreError};
-use crate::stream::{Appended, EventStream, MAX_BATCH_EVENTS, StreamError, batch_len};
+use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError, batch_len};
 
 /// How long one call to the outbox may take. The stores have shorter bounds of their own; this one
 /// holds whatever they do.
@@ -126,7 +126,7 @@ impl Progress {
         let appended = ends.breaker.call(append).await?;
         measure::append_took(started.elapsed());
         match appended {
-            Appended::Ok => Ok(self.appended(&batch)),
+            Appended::Ok => self.appended(ends, &batch).await,
             Appended::Behind { top_seq } if (0..self.position).contains(&top_seq) => {
                 (self.position, self.event_id) = (top_seq, None);
                 Ok(Step::Rewound { top_seq })
@@ -171,11 +171,27 @@ impl Progress {
         Ok(Batch { events, is_more, _turn: Some(turn) })
     }
 
-    fn appended(&mut self, batch: &Batch<'_>) -> Step {
-        let Some(last) = batch.events.last() else { return Step::Idle };
+    async fn appended(&mut self, ends: &Ends, batch: &Batch<'_>) -> Result<Step, StepError> {
+        let Some(last) = batch.events.last() else { return self.look_behind(ends).await };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
         measure::published(batch.events.len());
-        Step::Published { is_more: batch.is_more }
+        Ok(Step::Published { is_more: batch.is_more })
+    }
+
+    /// Whether the stream goes on behind the last event of the outbox. The outbox is asked after the
+    /// stream: what another publisher appended since the first look was committed before.
+    async fn look_behind(&mut self, ends: &Ends) -> Result<Step, StepError> {
+        let Lease { partition, generation, .. } = self.lease;
+        let top = ends.breaker.call(ends.stream.top(partition, generation)).await?;
+        if top.is_none_or(|entry| entry.id <= EntryId::of(self.position)) {
+            return Ok(Step::Idle);
+        }
+        let next = in_time(ends.outbox.read(partition, self.position, 1)).await?;
+        if next.is_empty() {
+            self.diverged(ends, self.position + 1).await
+        } else {
+            Ok(Step::Published { is_more: true })
+        }
     }
 
     /// A publisher that lost its lease long ago may compare with what was since trimmed or rebuilt,

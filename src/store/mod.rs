@@ -7,6 +7,7 @@
 //! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`; its
 //! errors leave as a [`StoreError`], whose variant says what may be tried again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,14 @@ pub enum StoreError {
 pub trait Store: Reads + Outbox {
     /// Begins a transaction. Dropping it rolls back.
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
+
+    /// The states of those of the workspaces that exist, read without locks and not in one view: true for
+    /// certain only if a write against the version of before shows that nobody wrote meanwhile.
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError>;
+
+    /// Writes what was decided without locks, against what earlier transactions of this process left: all of it in a transaction of its own, or nothing. The heads' versions guard it: when
+    /// somebody else wrote to one of the partitions since, or a command's key is taken, it is a conflict.
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError>;
 
     /// Stores new plan versions. A version that is already there must be equal; one that is older
     /// than what is there is kept as history.

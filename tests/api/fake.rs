@@ -1,9 +1,11 @@
 //! An engine and a store that hold nothing: for what the HTTP layer answers by itself.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventRecord;
@@ -11,6 +13,7 @@ use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::snapshot::WorkspaceState;
+
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
@@ -152,6 +155,12 @@ impl Outbox for FakeStore {
 #[async_trait]
 impl Store for FakeStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
+        Err(StoreError::Unavailable("a fake takes no writes".into()))
+    }
+    async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        self.answer(HashMap::new())
+    }
+    async fn write(&self, _: &ChangeSet) -> Result<(), StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
     }
     async fn put_plans(&self, _: &[PlanVersion]) -> Result<(), StoreError> {

@@ -30,6 +30,7 @@ macro_rules! suite {
             writes {
                 a_dropped_transaction_leaves_nothing,
                 a_head_with_another_version_is_a_conflict,
+                what_is_written_without_a_look_is_what_a_transaction_would_have_written,
                 a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
                 a_used_payment_reference_is_a_conflict_and_nothing_is_written,
                 a_promotion_may_share_the_payment_reference_of_its_purchase,

@@ -25,8 +25,12 @@ const ROWS: &str = "select (select cast(count(*) as bigint) from commands),
 /// Commits what must fail, and checks that it left nothing.
 async fn refused(db: &impl TestDatabase, changes: ChangeSet) -> StoreError {
     let before = db.integers(ROWS).await;
-    let error = commit(db.store(), changes).await.unwrap_err();
+    let error = commit(db.store(), changes.clone()).await.unwrap_err();
     assert_eq!(db.integers(ROWS).await, before, "{error:?}");
+    // Without a look before, it is refused for the same reason.
+    let unseen = db.store().write(&changes).await.unwrap_err();
+    assert_eq!(std::mem::discriminant(&unseen), std::mem::discriminant(&error), "{unseen:?} and {error:?}");
+    assert_eq!(db.integers(ROWS).await, before, "{unseen:?}");
     error
 }
 
@@ -64,6 +68,25 @@ pub async fn a_head_with_another_version_is_a_conflict(db: &impl TestDatabase) {
         assert_conflict(db, bent).await;
     }
     commit(db.store(), changes).await.unwrap();
+}
+
+pub async fn what_is_written_without_a_look_is_what_a_transaction_would_have_written(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let first = world.deduct(workspace(0), Credits::whole(1), at(1)).take();
+    let second = world.deduct(workspace(0), Credits::whole(2), at(2)).deduct(workspace(1), Credits::whole(4), at(3));
+    let second = second.take();
+    let refused = |written| matches!(written, Err(StoreError::Conflict(_)));
+    assert!(refused(db.store().write(&second).await), "out of its turn");
+    db.store().write(&first).await.unwrap();
+    assert!(refused(db.store().write(&first).await), "twice");
+    db.store().write(&second).await.unwrap();
+    let loaded = load(db.store(), &keys_of([workspace(0), workspace(1)])).await;
+    assert_eq!(loaded.heads.values().copied().collect::<Vec<_>>(), second.heads);
+    for credits in &second.credits.updated {
+        assert_eq!(loaded.workspaces[&credits.workspace_id].credits, *credits);
+    }
+    let events = db.store().read(second.heads[0].partition, 0, 100).await.unwrap();
+    assert_eq!(events[events.len() - second.events.len()..], second.events);
 }
 
 pub async fn a_used_idempotency_key_is_a_conflict_and_nothing_is_written(db: &impl TestDatabase) {

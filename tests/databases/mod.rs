@@ -76,7 +76,7 @@ impl TestDatabase {
         }
     }
 
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.store.close().await;
         if let Kind::Postgres(name) = &self.kind {
             admin(&format!("drop database {name} with (force)")).await;

@@ -1,6 +1,6 @@
 //! A real store whose transactions fail when a test says so.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,6 +41,19 @@ pub struct Plan {
     /// Every commit that holds this key fails as corrupt.
     pub poison: Mutex<Option<String>>,
     pub transactions: AtomicUsize,
+    /// Those of the transactions that looked at the database first.
+    pub looks: AtomicUsize,
+}
+
+impl Plan {
+    fn check(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+        let poison = self.poison.lock().unwrap().clone();
+        let poisoned = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
+        if poison.is_some_and(|key| poisoned(&key)) {
+            return Err(StoreError::Corrupt("a planned fault".into()));
+        }
+        Ok(())
+    }
 }
 
 pub struct FaultyStore {
@@ -61,6 +74,14 @@ impl FaultyStore {
         Self { inner, plan: Arc::default(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
     }
 
+    /// Waits at the gate, and takes the next fault.
+    async fn enter(&self) -> Option<Fault> {
+        let permit = self.gate.acquire().await.unwrap();
+        permit.forget();
+        self.plan.transactions.fetch_add(1, Ordering::SeqCst);
+        self.plan.faults.lock().unwrap().pop_front()
+    }
+
     pub fn fail_next(&self, faults: &[Fault]) {
         self.plan.faults.lock().unwrap().extend(faults);
     }
@@ -73,14 +94,30 @@ fn unavailable() -> StoreError {
 #[async_trait]
 impl Store for FaultyStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        let permit = self.gate.acquire().await.unwrap();
-        permit.forget();
-        self.plan.transactions.fetch_add(1, Ordering::SeqCst);
-        let fault = self.plan.faults.lock().unwrap().pop_front();
+        let fault = self.enter().await;
+        self.plan.looks.fetch_add(1, Ordering::SeqCst);
         if fault == Some(Fault::BeginUnavailable) {
             return Err(unavailable());
         }
         Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, plan: Arc::clone(&self.plan) }))
+    }
+
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        self.inner.states(ids).await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+        let fault = self.enter().await;
+        self.plan.check(changes)?;
+        match fault {
+            Some(Fault::BeginUnavailable | Fault::CommitLost) => Err(unavailable()),
+            Some(Fault::LoadConflict | Fault::CommitConflict) => Err(StoreError::Conflict("a planned fault".into())),
+            Some(Fault::AnswerLost) => {
+                self.inner.write(changes).await?;
+                Err(unavailable())
+            }
+            None => self.inner.write(changes).await,
+        }
     }
 
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
@@ -106,11 +143,7 @@ impl WriteTx for FaultyTx {
     }
 
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
-        let poison = self.plan.poison.lock().unwrap().clone();
-        let poisoned = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
-        if poison.is_some_and(|key| poisoned(&key)) {
-            return Err(StoreError::Corrupt("a planned fault".into()));
-        }
+        self.plan.check(changes)?;
         match self.fault {
             Some(Fault::CommitConflict) => Err(StoreError::Conflict("a planned fault".into())),
             Some(Fault::CommitLost) => Err(unavailable()),

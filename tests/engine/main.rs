@@ -6,5 +6,6 @@
 mod databases;
 mod faults;
 mod faulty_store;
+mod memory;
 mod scheduling;
 mod world;

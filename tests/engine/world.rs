@@ -30,7 +30,7 @@ pub const PANICS: &str = "13";
 pub const BREAKS_CONTRACT: &str = "17";
 
 pub struct World {
-    pub database: TestDatabase,
+    pub database: Arc<TestDatabase>,
     pub store: Arc<FaultyStore>,
     pub engine: Engine,
     pub clock: ManualClock,
@@ -80,9 +80,15 @@ impl World {
         let engine = engine_over(Arc::clone(&store) as Arc<dyn Store>, &config);
         let clock = ManualClock::at("2026-01-31T00:00:00Z".parse().unwrap());
         let workspace_id = WorkspaceId(clock.new_id());
-        let world = Self { database, store, engine, clock, workspace_id };
+        let world = Self { database: Arc::new(database), store, engine, clock, workspace_id };
         world.provision(workspace_id).await;
         world
+    }
+
+    /// The same world through another engine.
+    pub fn beside(&self, engine: Engine) -> Self {
+        let (database, store) = (Arc::clone(&self.database), Arc::clone(&self.store));
+        Self { database, store, engine, clock: self.clock.clone(), workspace_id: self.workspace_id }
     }
 
     pub async fn provision(&self, workspace_id: WorkspaceId) {

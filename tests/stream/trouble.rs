@@ -183,3 +183,21 @@ async fn a_diverged_partition_stops_alone() {
     eventually("the health says so", async || health.borrow().diverged == [p]).await;
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_somebody_else_is_noticed_while_nothing_happens() {
+    let redis = RedisServer::start();
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+    let (p, q, idle) = (partition(0), partition(1), partition(2));
+    let running = Running::start(&outbox, &stream, quick());
+    outbox.commit(p, 5);
+    outbox.commit(idle, 5);
+    eventually_ends_at(&*stream, p, 1, 5).await;
+    // With an id that Redis chooses, behind some events and before the first.
+    redis.tell::<String>(&["XADD", "vs:{p00}:g1", "*", "a", "b"]);
+    redis.tell::<String>(&["XADD", "vs:{p01}:g1", "*", "a", "b"]);
+    eventually("it is noticed", async || outbox.diverged_seq(p) == Some(6) && outbox.diverged_seq(q) == Some(1)).await;
+    tokio::time::sleep(quick().probe_every * 2).await;
+    assert_eq!(outbox.diverged_seq(idle), None);
+    running.stop().await;
+}

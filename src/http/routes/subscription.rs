@@ -40,7 +40,7 @@ pub struct ChangeSubscriptionRequest {
     plan_code: PlanCode,
     effective: Effective,
     /// What an immediate change does with the running period's credits; of no effect at the
-    /// period's end.
+    /// period's end and on a subscription that has ended.
     credit_policy: CreditPolicy,
     /// Change only this version of the subscription.
     #[schema(value_type = Option<i64>, minimum = 1)]
@@ -113,8 +113,8 @@ impl CommandRequest for ResumeSubscriptionRequest {
 /// Moves the workspace to the newest version of a plan, now or when the period ends. Nothing is
 /// inferred from the plans' prices: `credit_policy` says what happens to the running period's
 /// credits. What a workspace agreed on for itself is kept. At most one change is pending; another
-/// one takes its place. A subscription that has ended begins anew with an immediate change and the
-/// policy `restart`. Raises `SubscriptionChanged`.
+/// one takes its place. A subscription that has ended takes immediate changes only, and begins anew
+/// with one, whatever its `credit_policy`. Raises `SubscriptionChanged`.
 #[utoipa::path(
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),

@@ -43,7 +43,7 @@ pub(super) async fn load(
     let commands = commands(connection, &keys.commands).await?;
     let payments = used_payments(connection, &keys.payments).await?;
     let plans = newest_plans(connection, cache, &keys.plans).await?;
-    let ids: Vec<Uuid> = keys.workspaces.iter().map(|id| id.0).collect();
+    let ids: Vec<Uuid> = keys.unknown(&heads).map(|id| id.0).collect();
     let workspaces = workspaces(connection, cache, &ids).await?;
     Ok(Snapshot { database_now, heads, workspaces, commands, payments, plans })
 }
@@ -109,6 +109,9 @@ pub(super) async fn workspaces(
     cache: &PlanCache,
     ids: &[Uuid],
 ) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
     let found = sqlx::query(WORKSPACES_BY_IDS).bind(ids).fetch_all(&mut *connection).await.map_err(store_error)?;
     if found.is_empty() {
         return Ok(HashMap::new());

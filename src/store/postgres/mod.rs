@@ -23,8 +23,12 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
 use self::error::{of_migration, store_error};
-use self::write::PostgresTx;
+use self::write::{PostgresTx, write_hot_rows};
+use self::writers::Writers;
+use crate::domain::change_set::ChangeSet;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -37,6 +41,7 @@ mod rare;
 mod reads;
 mod rows;
 mod write;
+mod writers;
 
 /// How long one operation of the store, of a handful of statements, may take before the server is
 /// given up. The waits are nested, and the inner one tells the reason: lock ≤ statement ≤
@@ -125,7 +130,7 @@ const APPLIED_MIGRATIONS: &str = "select version, checksum from _sqlx_migrations
 #[derive(Clone)]
 pub struct PostgresStore {
     /// For the transactions of commands alone, so that no read, however slow, keeps them waiting.
-    writes: PgPool,
+    writes: Writers,
     /// For reads and the publisher, whose work can wait.
     reads: PgPool,
     plans: Arc<PlanCache>,
@@ -142,7 +147,8 @@ impl PostgresStore {
     pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
         let options = config.connect_options()?;
         let reads = Self::pool(config, config.read_connections).connect_lazy_with(options.clone());
-        let writes = Self::pool(config, config.max_connections).connect_with(options).await.map_err(store_error)?;
+        let writes = Writers::new(options, config.max_connections, config.acquire_timeout)?;
+        writes.take().await?.put_back();
         Ok(Self { writes, reads, plans: Arc::default() })
     }
 
@@ -171,11 +177,13 @@ impl PostgresStore {
 
     /// Whether every migration has been applied, unaltered. Only reads.
     async fn is_migrated(&self) -> Result<bool, StoreError> {
-        if !sqlx::query_scalar::<_, bool>(HAS_MIGRATIONS).fetch_one(&self.writes).await.map_err(store_error)? {
+        let mut held = self.writes.take().await?;
+        if !sqlx::query_scalar(HAS_MIGRATIONS).fetch_one(held.connection()).await.map_err(store_error)? {
             return Ok(false);
         }
-        let applied = sqlx::query_as::<_, (i64, Vec<u8>)>(APPLIED_MIGRATIONS).fetch_all(&self.writes).await;
+        let applied = sqlx::query_as::<_, (i64, Vec<u8>)>(APPLIED_MIGRATIONS).fetch_all(held.connection()).await;
         let applied: HashMap<_, _> = applied.map_err(store_error)?.into_iter().collect();
+        held.put_back();
         Ok(MIGRATOR.iter().all(|known| applied.get(&known.version).is_some_and(|sum| **sum == *known.checksum)))
     }
 }
@@ -183,12 +191,44 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        let tx = in_time(async { self.writes.begin().await.map_err(store_error) }).await?;
+        let tx = in_time(self.writes.begin()).await?;
         Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
     }
 
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        in_time(async {
+            let mut held = self.writes.take().await?;
+            let states = load::workspaces(held.connection(), &self.plans, &ids).await?;
+            held.put_back();
+            Ok(states)
+        })
+        .await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+        if rare::is_needed(changes) {
+            return self.begin().await?.commit(changes).await;
+        }
+        in_time(async {
+            let mut held = self.writes.take().await?;
+            let written = write_hot_rows(held.connection(), changes).await;
+            // An answer of the server, good or bad, ends the statement; anything else leaves it open.
+            if matches!(written, Ok(()) | Err(StoreError::Conflict(_))) {
+                held.put_back();
+            }
+            written
+        })
+        .await
+    }
+
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
-        in_time(plans::put(&self.writes, plans)).await
+        in_time(async {
+            let mut tx = self.writes.begin().await?;
+            plans::put(tx.connection(), plans).await?;
+            tx.commit().await
+        })
+        .await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -197,12 +237,11 @@ impl Store for PostgresStore {
             return Ok(());
         }
         let ms = MIGRATE_TIMEOUT.as_millis().to_string();
-        let options = PgConnectOptions::clone(&self.writes.connect_options())
-            .options([("statement_timeout", &ms), ("lock_timeout", &ms)]);
+        let options = self.writes.options().clone().options([("statement_timeout", &ms), ("lock_timeout", &ms)]);
         let work = async {
             let pool = PgPoolOptions::new()
                 .max_connections(1)
-                .acquire_timeout(self.writes.options().get_acquire_timeout())
+                .acquire_timeout(self.writes.wait())
                 .connect_with(options)
                 .await
                 .map_err(store_error)?;
@@ -215,7 +254,7 @@ impl Store for PostgresStore {
 
     async fn close(&self) {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.reads.close()).await;
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writes.close()).await;
+        self.writes.close();
     }
 }
 
@@ -226,6 +265,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         STATEMENTS,
         load::STATEMENTS,
         write::STATEMENTS,
+        writers::STATEMENTS,
         rare::STATEMENTS,
         plans::STATEMENTS,
         reads::STATEMENTS,

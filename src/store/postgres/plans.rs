@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::Json;
 
 use super::error::store_error;
@@ -55,23 +55,22 @@ on conflict (plan_code) do update set latest_version = excluded.latest_version
 where plans.latest_version < excluded.latest_version";
 
 /// Stores the versions that are new, and refuses any that differs from what is there.
-pub(super) async fn put(pool: &PgPool, plans: &[PlanVersion]) -> Result<(), StoreError> {
+pub(super) async fn put(connection: &mut PgConnection, plans: &[PlanVersion]) -> Result<(), StoreError> {
     for plan in plans {
         plan.validate().map_err(|invalid| StoreError::Corrupt(invalid.to_string()))?;
     }
-    let mut tx = pool.begin().await.map_err(store_error)?;
     let new: Vec<PlanKey> = sqlx::query(INSERT_PLAN_VERSIONS)
         .column(plans, |plan| plan.plan_code.as_str())
         .column(plans, |plan| plan.version)
         .column(plans, Json)
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut *connection)
         .await
         .map_err(store_error)?
         .iter()
         .map(plan_key)
         .collect::<Result<_, _>>()?;
     let keys: BTreeSet<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
-    let stored: HashMap<_, _> = read_versions(&mut tx, &keys.iter().collect::<Vec<_>>())
+    let stored: HashMap<_, _> = read_versions(connection, &keys.iter().collect::<Vec<_>>())
         .await?
         .into_iter()
         .map(|plan| ((plan.plan_code.clone(), plan.version), plan))
@@ -82,9 +81,8 @@ pub(super) async fn put(pool: &PgPool, plans: &[PlanVersion]) -> Result<(), Stor
             return Err(StoreError::Conflict(text));
         }
     }
-    insert_features(&mut tx, new.iter().filter_map(|key| stored.get(key))).await?;
-    raise_latest_versions(&mut tx, &keys).await?;
-    tx.commit().await.map_err(store_error)
+    insert_features(connection, new.iter().filter_map(|key| stored.get(key))).await?;
+    raise_latest_versions(connection, &keys).await
 }
 
 async fn insert_features(

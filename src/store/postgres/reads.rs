@@ -243,7 +243,9 @@ impl Reads for PostgresStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         in_time(async {
-            sqlx::query(PING).execute(&self.writes).await.map_err(store_error)?;
+            let mut held = self.writes.take().await?;
+            sqlx::query(PING).execute(held.connection()).await.map_err(store_error)?;
+            held.put_back();
             Ok(())
         })
         .await

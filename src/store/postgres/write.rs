@@ -6,19 +6,20 @@
 //! each table in one statement that is sent when there are such rows.
 //!
 //! Every update must find its row: a missing one is corruption, and a head with another version than
-//! the one that was loaded is a conflict. Nothing is written then, because nothing is committed.
+//! the one that was decided on is a conflict. The statement itself refuses then, so it needs no
+//! transaction around it. The heads are counted first, so they are the first rows that it locks.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgHasArrayType, PgRow, Postgres};
+use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgHasArrayType, Postgres};
 use sqlx::query::Query;
-use sqlx::{Encode, Transaction, Type};
+use sqlx::{Encode, Type};
 
 use super::error::store_error;
 use super::load::load;
-use super::rows::get;
+use super::writers::Transaction;
 use super::{in_time, rare};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
 use crate::domain::entry::Entry;
@@ -57,12 +58,12 @@ impl Columns for Statement<'_> {
 
 /// A transaction that holds the locks of its partitions.
 pub(super) struct PostgresTx {
-    tx: Transaction<'static, Postgres>,
+    tx: Transaction,
     plans: Arc<PlanCache>,
 }
 
 impl PostgresTx {
-    pub(super) const fn new(tx: Transaction<'static, Postgres>, plans: Arc<PlanCache>) -> Self {
+    pub(super) const fn new(tx: Transaction, plans: Arc<PlanCache>) -> Self {
         Self { tx, plans }
     }
 }
@@ -70,15 +71,15 @@ impl PostgresTx {
 #[async_trait]
 impl WriteTx for PostgresTx {
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
-        in_time(load(&mut self.tx, &self.plans, keys)).await
+        in_time(load(self.tx.connection(), &self.plans, keys)).await
     }
 
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
         in_time(async move {
-            rare::write(&mut tx, changes).await?;
-            write_hot_rows(&mut tx, changes).await?;
-            tx.commit().await.map_err(store_error)
+            rare::write(tx.connection(), changes).await?;
+            write_hot_rows(tx.connection(), changes).await?;
+            tx.commit().await
         })
         .await
     }
@@ -145,10 +146,18 @@ with updated_heads as (
     select * from unnest($70::smallint[], $71::bigint[], $72::uuid[], $73::uuid[], $74::bigint[], $75::text[],
         $76::smallint[], $77::timestamptz[], $78::text[], $79::uuid[], $80::text[], $81::text[], $82::text[])
 )
-select (select count(*) from updated_heads) as heads, (select count(*) from updated_credits) as credits,
-    (select count(*) from updated_features) as features, (select count(*) from updated_grants) as grants";
+select
+    case when (select count(*) from updated_heads) <> cardinality($1::smallint[])
+        then refuse('40001', 'a partition has another version than the one that was decided on') end,
+    case when (select count(*) from updated_credits) <> cardinality($5::uuid[])
+        then refuse('XX001', 'a row to update is not in workspace_credits') end,
+    case when (select count(*) from updated_features) <> cardinality($19::uuid[])
+        then refuse('XX001', 'a row to update is not in workspace_features') end,
+    case when (select count(*) from updated_grants) <> cardinality($30::uuid[])
+        then refuse('XX001', 'a row to update is not in credit_grants') end";
 
-async fn write_hot_rows(connection: &mut PgConnection, changes: &ChangeSet) -> Result<(), StoreError> {
+/// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing.
+pub(super) async fn write_hot_rows(connection: &mut PgConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let mut statement = sqlx::query(WRITE_HOT_ROWS);
     statement = bind_heads(statement, &changes.heads);
     statement = bind_credits(statement, &changes.credits.updated);
@@ -158,26 +167,8 @@ async fn write_hot_rows(connection: &mut PgConnection, changes: &ChangeSet) -> R
     statement = bind_entries(statement, &changes.entries);
     statement = bind_usage_logs(statement, &changes.usage_logs);
     statement = bind_events(statement, &changes.events);
-    let updated = statement.fetch_one(connection).await.map_err(store_error)?;
-    if count(&updated, "heads")? != changes.heads.len() {
-        return Err(StoreError::Conflict("a partition has another version than the one that was loaded".into()));
-    }
-    all_updated(&updated, "credits", changes.credits.updated.len())?;
-    all_updated(&updated, "features", changes.features.updated.len())?;
-    all_updated(&updated, "grants", changes.grants.updated.len())
-}
-
-fn count(row: &PgRow, column: &str) -> Result<usize, StoreError> {
-    let count: i64 = get(row, column)?;
-    Ok(usize::try_from(count).unwrap_or_default())
-}
-
-fn all_updated(row: &PgRow, table: &str, expected: usize) -> Result<(), StoreError> {
-    let found = count(row, table)?;
-    if found == expected {
-        return Ok(());
-    }
-    Err(StoreError::Corrupt(format!("{found} of {expected} rows to update exist in {table}")))
+    statement.execute(connection).await.map_err(store_error)?;
+    Ok(())
 }
 
 fn bind_heads<'q>(statement: Statement<'q>, rows: &[PartitionHead]) -> Statement<'q> {

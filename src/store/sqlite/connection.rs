@@ -9,7 +9,8 @@
 //! Deliberately absent: sqlx's own transactions for writing. They count their depth themselves and
 //! would take the connection for one in a transaction after SQLite has rolled back on its own.
 
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -118,7 +119,7 @@ impl Writer {
             .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .pragma("cache_size", WRITER_CACHE.to_string());
-        let connection = options.connect().await.map_err(store_error)?;
+        let connection = options.connect().await.map_err(|error| naming(path, store_error(error)))?;
         Ok(Self { options, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
     }
 
@@ -204,18 +205,61 @@ impl Drop for Transaction {
     }
 }
 
+/// SQLite's messages do not say which file they are about.
+fn naming(path: &Path, error: StoreError) -> StoreError {
+    let name = |text: String| format!("{}: {text}", path.display());
+    match error {
+        StoreError::Conflict(text) => StoreError::Conflict(name(text)),
+        StoreError::Unavailable(text) => StoreError::Unavailable(name(text)),
+        StoreError::Corrupt(text) => StoreError::Corrupt(name(text)),
+    }
+}
+
 /// Creates the folder and the file, readable only by its owner; SQLite gives the log the same mode.
 fn create_file(path: &Path) -> std::io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut file = std::fs::OpenOptions::new();
-    file.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
-    match file.open(path) {
+    create_folder_of(path)?;
+    match private_file().create_new(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+fn create_folder_of(path: &Path) -> std::io::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => std::fs::create_dir_all(folder),
+        None => Ok(()),
+    }
+}
+
+/// How a file that only its owner may read is opened for writing.
+fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Takes the lock that one server at a time has on a database, until the file that is returned is
+/// closed: at the latest when its process ends, however it ends.
+///
+/// The lock is on a file of its own, because SQLite's locks are lost when any other handle of the
+/// database is closed. That file stays: removing it would let two servers lock two files.
+pub(super) fn claim(path: &Path) -> Result<File, StoreError> {
+    // The same database under another name (a link) has the same lock.
+    let mut lock = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
+    lock.push(".lock");
+    let lock = PathBuf::from(lock);
+    let failed = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", lock.display()));
+    create_folder_of(&lock).map_err(failed)?;
+    let file = private_file().create(true).truncate(false).open(&lock).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("another server serves {} (it has locked {})", path.display(), lock.display());
+            Err(StoreError::Unavailable(text))
+        }
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }

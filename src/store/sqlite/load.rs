@@ -41,7 +41,7 @@ pub(super) async fn load(
     let commands = commands(connection, &keys.commands).await?;
     let payments = used_payments(connection, &keys.payments).await?;
     let plans = newest_plans(connection, cache, &keys.plans).await?;
-    let ids: Vec<Uuid> = keys.workspaces.iter().map(|id| id.0).collect();
+    let ids: Vec<Uuid> = keys.unknown(&heads).map(|id| id.0).collect();
     let workspaces = workspaces(connection, cache, &ids).await?;
     // The database is in this process and has this machine's clock.
     Ok(Snapshot { database_now: None, heads, workspaces, commands, payments, plans })

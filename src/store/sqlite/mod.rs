@@ -5,11 +5,15 @@
 //! (`synchronous = FULL`): what is committed survives the power. Readers have their own connections,
 //! cannot write, and neither wait for the writer nor hold it up.
 //!
-//! Deliberately absent: locks of partitions (the write lock is the lock), statements for single rows
-//! on the write path, and a second writing process's protection: SQLite's own locks make one wait
-//! for the other, and beyond a bound give [`StoreError::Unavailable`].
+//! One server at a time serves a file ([`SqliteStore::open_to_serve`]); an operator's commands work
+//! beside it, and SQLite's own locks make one writer wait for the other, up to a bound.
+//!
+//! Deliberately absent: locks of partitions (the write lock is the lock), and statements for single
+//! rows on the write path.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,8 +23,12 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqlitePool;
 
 use self::connection::Writer;
+use self::error::store_error;
 use self::write::SqliteTx;
+use crate::domain::change_set::ChangeSet;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -68,6 +76,8 @@ pub struct SqliteStore {
     writer: Arc<Writer>,
     readers: SqlitePool,
     plans: Arc<PlanCache>,
+    /// The lock of the one server; none where a command works beside it.
+    claim: Option<Arc<File>>,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -81,7 +91,14 @@ impl SqliteStore {
     pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
         let writer = in_time(Writer::open(&config.path)).await?;
         let readers = connection::readers(&config.path, config.readers);
-        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default() })
+        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default(), claim: None })
+    }
+
+    /// The same for a server, of which there is one at a time: another one gets
+    /// [`StoreError::Unavailable`] until this store is closed or its process has ended.
+    pub async fn open_to_serve(config: &SqliteConfig) -> Result<Self, StoreError> {
+        let claim = connection::claim(&config.path)?;
+        Ok(Self { claim: Some(Arc::new(claim)), ..Self::open(config).await? })
     }
 }
 
@@ -90,6 +107,19 @@ impl Store for SqliteStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         let tx = in_time(self.writer.begin()).await?;
         Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
+    }
+
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        in_time(async {
+            let mut connection = self.readers.acquire().await.map_err(store_error)?;
+            load::workspaces(&mut connection, &self.plans, &ids).await
+        })
+        .await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+        self.begin().await?.commit(changes).await
     }
 
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
@@ -104,6 +134,9 @@ impl Store for SqliteStore {
         // Readers first: the last connection to close copies the log into the file.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.readers.close()).await;
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.close()).await;
+        if let Some(Err(error)) = self.claim.as_ref().map(|claim| claim.unlock()) {
+            tracing::warn!(%error, "giving back the database's lock");
+        }
     }
 }
 

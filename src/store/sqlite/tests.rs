@@ -371,6 +371,26 @@ async fn another_process_that_writes_is_waited_for_and_then_reported_as_unavaila
 }
 
 #[tokio::test]
+async fn a_second_server_is_refused_until_the_first_has_closed_and_others_are_not() {
+    let folder = TempDir::new().unwrap();
+    let (path, link) = (folder.path().join("data/billing.db"), folder.path().join("link.db"));
+    let first = SqliteStore::open_to_serve(&SqliteConfig::new(&path)).await.unwrap();
+    first.migrate().await.unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for name in [&path, &link] {
+        let refused = SqliteStore::open_to_serve(&SqliteConfig::new(name)).await.map(|_| ());
+        let Err(StoreError::Unavailable(text)) = refused else { panic!("{refused:?}") };
+        assert!(text.contains("another server") && text.contains(&*name.to_string_lossy()), "{text}");
+    }
+    let beside = SqliteStore::open(&SqliteConfig::new(&path)).await.unwrap();
+    assert!(beside.audit(1).await.unwrap().is_empty());
+    beside.close().await;
+    first.close().await;
+    let second = SqliteStore::open_to_serve(&SqliteConfig::new(&link)).await.unwrap();
+    second.ping().await.unwrap();
+}
+
+#[tokio::test]
 async fn the_file_is_its_owners_alone_durable_and_found_again() {
     let (folder, store) = store().await;
     let expected = provision(&store, workspace(1)).await;

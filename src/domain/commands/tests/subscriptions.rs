@@ -155,6 +155,18 @@ fn an_ended_subscription_begins_anew_with_frozen_credits_thawed() {
 }
 
 #[test]
+fn an_ended_subscription_begins_anew_in_the_same_way_whatever_the_policy() {
+    for policy in [CreditPolicy::None, CreditPolicy::Full, CreditPolicy::Prorate, CreditPolicy::Restart] {
+        let mut world = world();
+        world.add_plan(PlanVersion { plan_code: PlanCode::new("yearly").unwrap(), period_months: 12, ..pro() });
+        world.cancel(Immediate).accepted();
+        let ran = world.change("yearly", Immediate, policy).accepted();
+        assert_eq!(ran.events(), [SubscriptionChanged, CreditReset], "{policy:?}");
+        assert_eq!(world.balance(), "1000", "{policy:?}");
+    }
+}
+
+#[test]
 fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
     use crate::domain::workspace::FeatureOverrides;
     let mut world = world();

@@ -1,0 +1,100 @@
+//! What a lane remembers: it saves the look at the database, and is never believed unchecked.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::future::join_all;
+use visionscope_billing::engine::{EngineConfig, EngineError, Reply};
+use visionscope_billing::store::Store;
+
+use crate::databases::Database;
+use crate::world::{World, engine_over, word, words};
+
+/// A second replica on the same database.
+fn replica(world: &World) -> World {
+    let config = EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, max_clock_ahead: None };
+    world.beside(engine_over(Arc::clone(&world.store) as Arc<dyn Store>, &config))
+}
+
+fn looks(world: &World) -> usize {
+    world.store.plan.looks.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_steady_lane_writes_without_a_look() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let before = looks(&world);
+        for n in 0..50 {
+            assert_eq!(word(&world.deduct(&format!("k{n}"), "1").await), "accepted");
+        }
+        assert_eq!(looks(&world), before, "what the provisioning left is remembered");
+        assert_eq!(word(&world.deduct("k50", "951").await), "refused", "and a refusal is written too");
+        assert_eq!(looks(&world), before);
+        assert_eq!(world.balance().await, "950");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_taken_is_answered_from_the_database_and_the_others_of_its_batch_run_once() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let first = world.deduct("a", "1").await.unwrap();
+        let replies = world.deduct_in_one_batch(&[("b", "1"), ("a", "1"), ("c", "1")]).await;
+        assert_eq!(words(&replies), ["accepted", "replayed", "accepted"]);
+        let (Reply::Decided { answer, .. }, Ok(Reply::Replayed(again))) = (&first, &replies[1]) else { panic!() };
+        assert_eq!(answer, again);
+        assert_eq!(world.balance().await, "997");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_replica_wrote_is_read_again() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let other = replica(&world);
+        for n in 0..20 {
+            assert_eq!(word(&world.deduct(&format!("k{n}"), "1").await), "accepted");
+            assert_eq!(word(&other.deduct(&format!("o{n}"), "1").await), "accepted");
+            assert_eq!(word(&other.deduct(&format!("k{n}"), "1").await), "replayed");
+        }
+        other.purchase("pay-1", "40", None).await;
+        assert_eq!(word(&world.deduct("all", "1000").await), "accepted", "with what was bought elsewhere");
+        assert_eq!(word(&other.deduct("more", "0.000001").await), "refused", "and nothing is left anywhere");
+        other.engine.stop().await;
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_at_once_spend_what_there_is_and_not_more() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let other = replica(&world);
+        let keys: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+        let send = |replica: &World, side: &'static str| {
+            let world = replica.beside(replica.engine.clone());
+            let keys = keys.clone();
+            async move {
+                let mut accepted = 0;
+                for chunk in keys.chunks(25) {
+                    let of_chunk = chunk.iter().map(|key| {
+                        let (world, key) = (&world, format!("{side}{key}"));
+                        async move { world.deduct(&key, "2").await }
+                    });
+                    let replies: Vec<Result<Reply, EngineError>> = join_all(of_chunk).await;
+                    accepted += words(&replies).iter().filter(|word| **word == "accepted").count();
+                    assert!(words(&replies).iter().all(|word| ["accepted", "refused"].contains(word)));
+                }
+                accepted
+            }
+        };
+        let (one, two) = tokio::join!(send(&world, "a"), send(&other, "b"));
+        assert_eq!(one + two, 500, "1000 credits, 2 for each");
+        assert_eq!(world.balance().await, "0");
+        other.engine.stop().await;
+        world.audit_and_close().await;
+    }
+}
