@@ -20,7 +20,7 @@ use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, Health};
-use crate::publisher::{Publisher, PublisherConfig, PublisherHandle, Wake};
+use crate::publisher::{Handover, Publisher, PublisherConfig, PublisherHandle};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
@@ -160,10 +160,10 @@ impl App {
         let listener = listen(config.server.bind)?;
         let address = listener.local_addr().unwrap_or(config.server.bind);
 
-        let wake = Wake::new();
+        let handover = Handover::new();
         let publishing = CancellationToken::new();
-        let publisher = start_publisher(config, &store, &wake, &clock, &publishing)?;
-        let engine = start_engine(config, &store, &wake);
+        let publisher = start_publisher(config, &store, &handover, &clock, &publishing)?;
+        let engine = start_engine(config, &store, &handover);
 
         let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
         let health = Arc::new(Health::default());
@@ -257,11 +257,9 @@ impl EventWriter for Contract {
     }
 }
 
-impl CommitSignal for Wake {
+impl CommitSignal for Handover {
     fn committed(&self, events: Vec<EventRecord>) {
-        for event in events {
-            self.notify(event.partition);
-        }
+        Self::committed(self, events);
     }
 }
 
@@ -272,21 +270,21 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     Ok(listener)
 }
 
-fn start_engine(config: &Config, store: &Arc<dyn Store>, wake: &Wake) -> Engine {
+fn start_engine(config: &Config, store: &Arc<dyn Store>, handover: &Handover) -> Engine {
     let engine = EngineConfig {
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
         max_clock_ahead: Some(MAX_CLOCK_AHEAD),
     };
-    let signal: Arc<dyn CommitSignal> = Arc::new(wake.clone());
+    let signal: Arc<dyn CommitSignal> = Arc::new(handover.clone());
     Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)
 }
 
 fn start_publisher(
     config: &Config,
     store: &Arc<dyn Store>,
-    wake: &Wake,
+    handover: &Handover,
     clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
 ) -> Result<Option<PublisherHandle>, StreamError> {
@@ -300,7 +298,7 @@ fn start_publisher(
         ..rhythm
     };
     let outbox: Arc<dyn Store> = Arc::clone(store);
-    let publisher = Publisher::new(outbox, stream, wake.clone(), Arc::clone(clock), rhythm);
+    let publisher = Publisher::new(outbox, stream, handover.clone(), Arc::clone(clock), rhythm);
     Ok(Some(publisher.spawn(stop.clone())))
 }
 

@@ -57,7 +57,7 @@ pub const KEYS: &[Key] = &[
 
     optional("redis.url", "A `redis://` or `rediss://` address (secret); of a cluster, one or more with commas between them. Without it, nothing is published and events are read over HTTP."),
     key("redis.cluster", "false", "Whether `redis.url` is a Redis Cluster."),
-    key("redis.pool_size", "12", "Connections to Redis, 1 to 256."),
+    key("redis.pool_size", "12", "Connections to Redis beside the one that events are appended on, 1 to 256."),
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 
@@ -78,7 +78,7 @@ pub const KEYS: &[Key] = &[
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
     key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
-    optional("publisher.poll_ms", "Time between two looks for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database; this process's own commits wake the publisher at once."),
+    optional("publisher.poll_ms", "Time between two looks for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database; this process's own commits are handed to the publisher at once."),
 
     key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
     key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),

@@ -12,7 +12,7 @@ pub use self::verify::{Finding, FindingKind, PartitionVerdict, VerifyReport, ver
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
-use crate::publisher::{Publisher, PublisherConfig, Wake};
+use crate::publisher::{Handover, Publisher, PublisherConfig};
 use crate::store::views::PartitionStatus;
 use crate::store::{Outbox, StoreError};
 use crate::stream::{EventStream, StreamError, generation_key, stream_key};
@@ -163,7 +163,7 @@ pub async fn rebuild(
         });
     }
     let stop = CancellationToken::new();
-    let publisher = Publisher::new(Arc::clone(&outbox), stream, Wake::new(), clock, PublisherConfig::embedded());
+    let publisher = Publisher::new(Arc::clone(&outbox), stream, Handover::new(), clock, PublisherConfig::embedded());
     let running = publisher.spawn(stop.clone());
     let outcome = follow(&*outbox, &mut report, Instant::now() + within).await;
     stop.cancel();

@@ -9,7 +9,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use recloser::{AsyncRecloser, Recloser};
 
 /// Calls that the failure rate is taken from. Few, because each may take a second when the stream
-/// hangs: with eight partitions at work the breaker opens in the second round.
+/// hangs, and because partitions are appended to at once: the breaker opens in the first or second round.
 const WINDOW_CALLS: usize = 8;
 /// Calls that decide whether a breaker that was open closes again.
 const TRIAL_CALLS: usize = 1;

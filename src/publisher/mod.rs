@@ -1,7 +1,7 @@
 //! The publisher: brings events from the outbox to the stream, each exactly once and in order.
 //!
-//! One task per process. It leases every partition that is free; wakes on a signal after a commit
-//! ([`Wake`]) and polls otherwise; and moves each partition on its own (`partition.rs`): a partition
+//! One task per process. It leases every partition that is free; is handed the events
+//! of this process's commits ([`Handover`]) and polls for others; and moves each partition on its own (`partition.rs`): a partition
 //! that is diverged or slow holds up no other. Leases are taken by whoever comes first, so one replica
 //! publishes and the others stand by: they take over what is given back or expires. Leases only save
 //! work: that an event is never doubled or lost follows from compare-and-append alone.
@@ -20,23 +20,22 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
+pub use self::handover::Handover;
 pub use self::health::PublisherHealth;
 use self::partition::Ends;
 use self::run::Run;
-pub use self::wake::Wake;
 use crate::clock::Clock;
 use crate::store::Outbox;
 use crate::stream::EventStream;
 
 mod breaker;
+mod handover;
 mod health;
 mod measure;
 mod partition;
 mod run;
 mod slot;
-mod wake;
 
 /// How long a lease lasts: how late events may be when a publisher dies without giving it back.
 const LEASE_TTL: Duration = Duration::from_secs(10);
@@ -50,6 +49,12 @@ const EMBEDDED_HEADS_EVERY: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How often lag and divergences are looked up for the metrics and `/readyz`.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// How often a partition is appended to under load: its events gather in between, because an append
+/// costs as much as dozens of events. The first event after a pause does not wait.
+const STEP_EVERY: Duration = Duration::from_millis(20);
+/// How often it is recorded what was published: once for all partitions, because it is a transaction
+/// that waits for the disk. Until then a crash lets the next publisher find out from the stream.
+const RECORD_EVERY: Duration = Duration::from_millis(100);
 /// How long publishing what is there may hold up a stop.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -60,6 +65,8 @@ pub struct PublisherConfig {
     pub heads_every: Duration,
     pub probe_every: Duration,
     pub status_every: Duration,
+    pub step_every: Duration,
+    pub record_every: Duration,
     pub stop_within: Duration,
 }
 
@@ -72,6 +79,8 @@ impl PublisherConfig {
             heads_every: SHARED_HEADS_EVERY,
             probe_every: PROBE_EVERY,
             status_every: STATUS_EVERY,
+            step_every: STEP_EVERY,
+            record_every: RECORD_EVERY,
             stop_within: STOP_WITHIN,
         }
     }
@@ -86,7 +95,6 @@ impl PublisherConfig {
 /// A publisher that is about to run.
 pub struct Publisher {
     ends: Ends,
-    wake: Wake,
     clock: Arc<dyn Clock>,
     config: PublisherConfig,
 }
@@ -96,13 +104,12 @@ impl Publisher {
     pub fn new(
         outbox: Arc<dyn Outbox>,
         stream: Arc<dyn EventStream>,
-        wake: Wake,
+        handover: Handover,
         clock: Arc<dyn Clock>,
         config: PublisherConfig,
     ) -> Self {
         let owner = clock.new_id().to_string();
-        let ends = Ends { outbox, stream, breaker: Breaker::new(), owner };
-        Self { ends, wake, clock, config }
+        Self { ends: Ends::new(outbox, stream, handover, owner), clock, config }
     }
 
     /// Starts the task. When `stop` is cancelled it publishes what is there, for a bounded time, and
@@ -110,7 +117,7 @@ impl Publisher {
     #[must_use]
     pub fn spawn(self, stop: CancellationToken) -> PublisherHandle {
         let (report, health) = watch::channel(PublisherHealth::default());
-        let run = Run::new(Arc::new(self.ends), self.wake, self.clock, self.config, report);
+        let run = Run::new(Arc::new(self.ends), self.clock, self.config, report);
         PublisherHandle { task: tokio::spawn(run.run(stop)), health }
     }
 }

@@ -1,4 +1,6 @@
-//! One partition's way into its stream: read what comes next, append it, record it.
+//! One partition's way into its stream: take what comes next, as it was handed over by the commits of
+//! this process or from the outbox, and append it. That it was done is recorded
+//! for all partitions together (`run.rs`).
 //!
 //! The position is a belief, and every append checks it. It starts at what was recorded, goes back
 //! when the stream is found to end earlier, and forward with each append, so a crash anywhere, a
@@ -7,26 +9,45 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::breaker::{Breaker, Broken};
-use super::measure;
+use super::{Handover, measure};
 use crate::domain::event::EventRecord;
 use crate::domain::ids::EventId;
 use crate::store::views::{Lease, Recorded};
 use crate::store::{Outbox, StoreError};
-use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, Previous, StreamError, batch_len};
+use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError, batch_len};
 
 /// How long one call to the outbox may take. The stores have shorter bounds of their own; this one
 /// holds whatever they do.
 pub(super) const OUTBOX_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Partitions that are read from the outbox at a time, until what was read is appended: enough to keep
+/// the database and the stream busy at once, and few enough to leave the database's connections to
+/// others and to bound what is held.
+const MAX_READING: usize = 8;
+
 /// What all partitions of a publisher share.
 pub(super) struct Ends {
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) stream: Arc<dyn EventStream>,
+    pub(super) handover: Handover,
     pub(super) breaker: Breaker,
     pub(super) owner: String,
+    reading: Semaphore,
+}
+
+impl Ends {
+    pub(super) fn new(
+        outbox: Arc<dyn Outbox>,
+        stream: Arc<dyn EventStream>,
+        handover: Handover,
+        owner: String,
+    ) -> Self {
+        Self { outbox, stream, handover, breaker: Breaker::new(), owner, reading: Semaphore::new(MAX_READING) }
+    }
 }
 
 /// What came of one step.
@@ -64,6 +85,16 @@ impl From<Broken<StreamError>> for StepError {
     }
 }
 
+/// The events that are appended next.
+struct Batch<'a> {
+    /// As many as fit into one append.
+    events: Vec<EventRecord>,
+    /// Whether there may be more.
+    is_more: bool,
+    /// Kept by what was read from the outbox, until it is appended.
+    _turn: Option<SemaphorePermit<'a>>,
+}
+
 /// How far a leased partition is published.
 #[derive(Clone, Debug)]
 pub(super) struct Progress {
@@ -72,27 +103,30 @@ pub(super) struct Progress {
     pub(super) position: i64,
     /// That event's id, once it was read.
     event_id: Option<EventId>,
-    recorded: i64,
 }
 
 impl Progress {
     pub(super) fn of(lease: Lease) -> Self {
-        Self { position: lease.published_seq, event_id: None, recorded: lease.published_seq, lease }
+        Self { position: lease.published_seq, event_id: None, lease }
     }
 
     /// One batch. With nothing to publish, a probe still asks the stream whether it ends where it
     /// should.
     pub(super) async fn advance(&mut self, ends: &Ends, is_probe: bool) -> Result<Step, StepError> {
-        let (previous, events, is_more) = self.next_batch(ends).await?;
-        if events.is_empty() && !is_probe {
+        let batch = match self.handed_over(&ends.handover) {
+            Some(batch) => batch,
+            None => self.read(ends).await?,
+        };
+        if batch.events.is_empty() && !is_probe {
             return Ok(Step::Idle);
         }
         let started = Instant::now();
-        let append = ends.stream.append(self.lease.partition, self.lease.generation, previous, &events);
+        let previous = self.event_id.map(|event_id| (self.position, event_id));
+        let append = ends.stream.append(self.lease.partition, self.lease.generation, previous, &batch.events);
         let appended = ends.breaker.call(append).await?;
         measure::append_took(started.elapsed());
         match appended {
-            Appended::Ok => self.appended(ends, &events, is_more).await,
+            Appended::Ok => self.appended(ends, &batch).await,
             Appended::Behind { top_seq } if (0..self.position).contains(&top_seq) => {
                 (self.position, self.event_id) = (top_seq, None);
                 Ok(Step::Rewound { top_seq })
@@ -104,9 +138,19 @@ impl Progress {
         }
     }
 
-    /// The event before the next ones; the next ones, as many as fit into one append; and whether
-    /// there may be more.
-    async fn next_batch(&mut self, ends: &Ends) -> Result<(Previous, Vec<EventRecord>, bool), StepError> {
+    /// The next events, if the commits of this process handed them over. The event before them must be
+    /// known: after a new lease or a rewind only the outbox can tell.
+    fn handed_over<'a>(&self, handover: &Handover) -> Option<Batch<'a>> {
+        if self.position > 0 && self.event_id.is_none() {
+            return None;
+        }
+        let (events, is_more) = handover.take(self.lease.partition, self.position)?;
+        Some(Batch { events, is_more, _turn: None })
+    }
+
+    /// The next events as the outbox has them, and the id of the event before if that is unknown.
+    async fn read<'a>(&mut self, ends: &'a Ends) -> Result<Batch<'a>, StepError> {
+        let turn = ends.reading.acquire().await.expect("it is never closed");
         let is_unknown = self.position > 0 && self.event_id.is_none();
         let after = self.position - i64::from(is_unknown);
         let limit = MAX_BATCH_EVENTS + u32::from(is_unknown);
@@ -124,21 +168,14 @@ impl Progress {
         let fits = batch_len(&events);
         let is_more = fits < events.len() || fits == usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX);
         events.truncate(fits);
-        Ok((self.event_id.map(|event_id| (self.position, event_id)), events, is_more))
+        Ok(Batch { events, is_more, _turn: Some(turn) })
     }
 
-    async fn appended(&mut self, ends: &Ends, events: &[EventRecord], is_more: bool) -> Result<Step, StepError> {
-        let Some(last) = events.last() else { return self.look_behind(ends).await };
+    async fn appended(&mut self, ends: &Ends, batch: &Batch<'_>) -> Result<Step, StepError> {
+        let Some(last) = batch.events.last() else { return self.look_behind(ends).await };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
-        measure::published(events.len());
-        // After a rewind the first batches were recorded long ago.
-        if last.seq > self.recorded {
-            match in_time(ends.outbox.record(&self.lease, last.seq)).await? {
-                Recorded::Done => self.recorded = last.seq,
-                Recorded::LeaseLost => return Ok(Step::LeaseLost),
-            }
-        }
-        Ok(Step::Published { is_more })
+        measure::published(batch.events.len());
+        Ok(Step::Published { is_more: batch.is_more })
     }
 
     /// Whether the stream goes on behind the last event of the outbox. The outbox is asked after the

@@ -17,21 +17,19 @@ use tokio_util::sync::CancellationToken;
 use super::breaker::{Backoff, BreakerState};
 use super::partition::{Ends, Progress, Step, StepError, in_time};
 use super::slot::{Chore, Slot};
-use super::{PublisherConfig, PublisherHealth, Wake, measure};
+use super::{PublisherConfig, PublisherHealth, measure};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
-use crate::store::views::{EventPosition, Lease, PartitionStatus};
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::stream::{LATER_GENERATION, StreamError};
 
-/// Partitions that are worked on at a time: enough to keep the database and the stream busy at once,
-/// and few enough to leave the database's connections to the commands.
-const MAX_AT_WORK: usize = 8;
 /// Leases are renewed this many times per lifetime, so that one failure loses none.
 const RENEWALS_PER_TTL: u32 = 3;
 /// Looking for heads takes at most one part in this many of the time, however slow the database is.
 const HEADS_SHARE: u32 = 4;
-/// How long giving the leases back may take at the end; without it they expire.
+/// How long recording the last events and giving the leases back may take at the end; without it the
+/// next publisher finds them in the stream, and the leases expire.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Something that was waited for.
@@ -40,21 +38,22 @@ enum Done {
     Heads(Result<Vec<EventPosition>, StoreError>, Duration),
     Status(Result<Vec<PartitionStatus>, StoreError>),
     Advanced(Progress, Result<Step, StepError>),
+    Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),
 }
 
 pub(super) struct Run {
     ends: Arc<Ends>,
-    wake: Wake,
     clock: Arc<dyn Clock>,
     config: PublisherConfig,
     slots: BTreeMap<Partition, Slot>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
-    at_work: usize,
-    /// The partition after which the next turn begins.
-    turn: Option<Partition>,
+    /// Steps of paced partitions begin together, at multiples of a time after this.
+    started: Instant,
+    is_draining: bool,
     leasing: Chore,
     heads: Chore,
     status: Chore,
+    recording: Chore,
     health: PublisherHealth,
     report: watch::Sender<PublisherHealth>,
 }
@@ -62,7 +61,6 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn new(
         ends: Arc<Ends>,
-        wake: Wake,
         clock: Arc<dyn Clock>,
         config: PublisherConfig,
         report: watch::Sender<PublisherHealth>,
@@ -70,23 +68,23 @@ impl Run {
         let now = Instant::now();
         Self {
             ends,
-            wake,
             clock,
             config,
             slots: BTreeMap::new(),
             work: FuturesUnordered::new(),
-            at_work: 0,
-            turn: None,
+            started: now,
+            is_draining: false,
             leasing: Chore::new(now),
             heads: Chore::new(now),
             status: Chore::new(now),
+            recording: Chore::new(now),
             health: PublisherHealth::default(),
             report,
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let wake = self.wake.clone();
+        let handover = self.ends.handover.clone();
         loop {
             self.begin_chores();
             self.begin_steps();
@@ -94,7 +92,7 @@ impl Run {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = wake.signalled() => self.signalled(),
+                () = handover.signalled() => self.signalled(),
                 Some(done) = self.work.next(), if !self.work.is_empty() => self.handle(done),
                 () = sleep_until(deadline) => {}
             }
@@ -103,9 +101,9 @@ impl Run {
     }
 
     fn signalled(&mut self) {
-        for partition in self.wake.take() {
+        for (partition, head) in self.ends.handover.heads() {
             if let Some(slot) = self.slots.get_mut(&partition) {
-                slot.is_signalled = true;
+                slot.head = slot.head.max(head);
             }
         }
     }
@@ -126,19 +124,30 @@ impl Run {
             let ends = Arc::clone(&self.ends);
             self.work.push(async move { Done::Status(in_time(ends.outbox.status()).await) }.boxed());
         }
+        if self.has_unrecorded() && self.recording.begins(now) {
+            let (ends, publications) = (Arc::clone(&self.ends), self.unrecorded());
+            let record = async move {
+                let recorded = in_time(ends.outbox.record(&publications)).await;
+                Done::Recorded(publications, recorded)
+            };
+            self.work.push(record.boxed());
+        }
     }
 
-    /// Begins a step of every partition that is due, as many as there is room for, in turn.
+    fn has_unrecorded(&self) -> bool {
+        self.slots.values().any(|slot| slot.unrecorded().is_some())
+    }
+
+    fn unrecorded(&self) -> Vec<Publication> {
+        self.slots.values().filter_map(Slot::unrecorded).collect()
+    }
+
+    /// Begins a step of every partition that is due.
     fn begin_steps(&mut self) {
         let now = Instant::now();
-        let due = |(_, slot): &(&Partition, &Slot)| slot.due().is_some_and(|at| at <= now);
-        let mut ready: Vec<Partition> = self.slots.iter().filter(due).map(|(partition, _)| *partition).collect();
-        let first = ready.iter().position(|partition| Some(*partition) > self.turn).unwrap_or(0);
-        ready.rotate_left(first);
-        for partition in ready.into_iter().take(MAX_AT_WORK.saturating_sub(self.at_work)) {
-            let Some(slot) = self.slots.get_mut(&partition) else { continue };
+        for slot in self.slots.values_mut().filter(|slot| slot.due().is_some_and(|at| at <= now)) {
             let Some(mut progress) = slot.progress.take() else { continue };
-            slot.is_signalled = false;
+            (slot.is_signalled, slot.head_before) = (false, slot.head);
             // After a failure only an answer of the stream counts as success, events or not.
             let is_probe = slot.probe_at <= now || slot.backoff.is_some();
             if is_probe {
@@ -150,17 +159,26 @@ impl Run {
                 Done::Advanced(progress, step)
             };
             self.work.push(step.boxed());
-            self.at_work += 1;
-            self.turn = Some(partition);
         }
+    }
+
+    /// When a partition that was just appended to has its next step: at the next beat, so that
+    /// partitions under load step together, and each at most once between two beats.
+    fn next_beat(&self) -> Instant {
+        let now = Instant::now();
+        if self.is_draining {
+            return now;
+        }
+        let (beat, elapsed) = (self.config.step_every.as_nanos().max(1), (now - self.started).as_nanos());
+        now + Duration::from_nanos(u64::try_from(beat - elapsed % beat).unwrap_or(0))
     }
 
     /// When the loop has to look again, if nothing happens before.
     fn deadline(&self) -> Instant {
         let heads = self.heads.at.filter(|_| !self.slots.is_empty());
-        let has_room = self.at_work < MAX_AT_WORK;
-        let steps = self.slots.values().filter_map(|slot| slot.due().filter(|_| has_room));
-        let chores = [self.leasing.at, heads, self.status.at].into_iter().flatten();
+        let record = self.recording.at.filter(|_| self.has_unrecorded());
+        let steps = self.slots.values().filter_map(Slot::due);
+        let chores = [self.leasing.at, heads, self.status.at, record].into_iter().flatten();
         chores.chain(steps).min().unwrap_or_else(|| Instant::now() + self.config.lease_ttl)
     }
 
@@ -187,9 +205,12 @@ impl Run {
                 }
                 self.tell();
             }
-            Done::Advanced(progress, step) => {
-                self.at_work -= 1;
-                self.advanced(progress, step);
+            Done::Advanced(progress, step) => self.advanced(progress, step),
+            Done::Recorded(publications, recorded) => {
+                self.recording.again(&recorded, self.config.record_every);
+                if let Some(recorded) = self.outbox_answered(recorded) {
+                    self.recorded(&publications, &recorded);
+                }
             }
         }
     }
@@ -208,8 +229,13 @@ impl Run {
     /// that is under way for a dropped lease is ignored when it ends.
     fn take_leases(&mut self, leases: Vec<Lease>) {
         let now = Instant::now();
-        self.slots.retain(|partition, _| leases.iter().any(|lease| lease.partition == *partition));
+        let handover = &self.ends.handover;
+        let is_leased = |partition: Partition| leases.iter().any(|lease| lease.partition == partition);
+        for (partition, _) in self.slots.extract_if(.., |partition, _| !is_leased(*partition)) {
+            handover.want(partition, false);
+        }
         for lease in leases {
+            handover.want(lease.partition, lease.diverged_seq.is_none());
             let kept = self.slots.get_mut(&lease.partition).filter(|slot| slot.is_same(&lease));
             if let Some(slot) = kept {
                 slot.is_stopped |= lease.diverged_seq.is_some();
@@ -220,27 +246,46 @@ impl Run {
         self.health.leased = self.slots.len();
     }
 
+    fn recorded(&mut self, publications: &[Publication], recorded: &[Recorded]) {
+        for (Publication { lease, seq_to }, recorded) in publications.iter().zip(recorded) {
+            let Some(slot) = self.slots.get_mut(&lease.partition).filter(|slot| slot.is_same(lease)) else { continue };
+            match recorded {
+                Recorded::Done => slot.recorded = slot.recorded.max(*seq_to),
+                Recorded::LeaseLost => self.lease_lost(lease.partition),
+            }
+        }
+    }
+
+    fn lease_lost(&mut self, partition: Partition) {
+        tracing::info!(partition = partition.number(), "another publisher has the partition");
+        self.slots.remove(&partition);
+        self.ends.handover.want(partition, false);
+    }
+
     fn advanced(&mut self, progress: Progress, step: Result<Step, StepError>) {
         let was_broken = self.health.breaker != BreakerState::Closed;
         self.note_breaker();
-        let partition = progress.lease.partition;
+        let (partition, next_beat) = (progress.lease.partition, self.next_beat());
         let Some(slot) = self.slots.get_mut(&partition).filter(|slot| slot.is_same(&progress.lease)) else { return };
         let number = partition.number();
+        slot.appended = progress.position;
         match step {
-            Ok(Step::Idle) => slot.head = slot.head.min(progress.position),
-            Ok(Step::Published { is_more }) => slot.is_signalled |= is_more,
+            Ok(Step::Idle) => slot.found_nothing(progress.position),
+            Ok(Step::Published { is_more: true }) => slot.is_signalled = true,
+            Ok(Step::Published { is_more: false }) => {
+                slot.not_before = next_beat;
+                // At the end one more look, until there is nothing.
+                slot.is_signalled |= self.is_draining;
+            }
             Ok(Step::Rewound { top_seq }) => {
                 tracing::warn!(partition = number, top_seq, "the stream lost its tail; publishing again from there");
                 slot.is_signalled = true;
             }
-            Ok(Step::LeaseLost) => {
-                tracing::info!(partition = number, "another publisher has the partition");
-                self.slots.remove(&partition);
-                return;
-            }
+            Ok(Step::LeaseLost) => return self.lease_lost(partition),
             Ok(Step::Diverged { seq }) => {
                 log_divergence(number, seq);
                 slot.is_stopped = true;
+                self.ends.handover.want(partition, false);
                 self.health.diverged.push(partition);
             }
             Err(error) => {
@@ -292,7 +337,7 @@ impl Run {
         });
     }
 
-    /// Publishes what is there and gives the leases back, both for a bounded time.
+    /// Publishes what is there, records it and gives the leases back, all for a bounded time.
     async fn finish(mut self) {
         if self.ends.breaker.state() == BreakerState::Closed
             && timeout(self.config.stop_within, self.drain()).await.is_err()
@@ -301,25 +346,37 @@ impl Run {
         }
         // What is under way is dropped: whether it took effect, the next publisher will find out.
         self.work.clear();
-        let released = timeout(RELEASE_TIMEOUT, self.ends.outbox.release(&self.ends.owner)).await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!("the leases could not be given back; they expire");
+        Partition::all().for_each(|partition| self.ends.handover.want(partition, false));
+        let unrecorded = self.unrecorded();
+        if !matches!(timeout(RELEASE_TIMEOUT, hand_back(&self.ends, &unrecorded)).await, Ok(Ok(()))) {
+            tracing::warn!("the last events could not be recorded or the leases not be given back; they expire");
         }
     }
 
     async fn drain(&mut self) {
+        self.is_draining = true;
+        let now = Instant::now();
         for slot in self.slots.values_mut() {
             slot.is_signalled = true;
+            if slot.backoff.is_none() {
+                slot.not_before = now;
+            }
         }
         self.begin_steps();
         while let Some(done) = self.work.next().await {
-            // Nothing is leased or looked up any more, and what fails is left to the next publisher.
-            if let Done::Advanced(progress, step) = done {
-                if step.is_err() {
-                    self.slots.remove(&progress.lease.partition);
+            match done {
+                // What fails is left to the next publisher.
+                Done::Advanced(progress, step) => {
+                    if let (Err(_), Some(slot)) = (&step, self.slots.get_mut(&progress.lease.partition)) {
+                        slot.is_stopped = true;
+                    }
+                    self.advanced(progress, step);
                 }
-                self.at_work -= 1;
-                self.advanced(progress, step);
+                Done::Recorded(publications, recorded) => {
+                    self.recorded(&publications, &recorded.unwrap_or_default());
+                }
+                // Nothing is leased or looked up any more.
+                Done::Leased(_) | Done::Heads(..) | Done::Status(_) => {}
             }
             if self.ends.breaker.state() != BreakerState::Closed {
                 return;
@@ -327,6 +384,12 @@ impl Run {
             self.begin_steps();
         }
     }
+}
+
+/// The leases are given back whether or not the last events could be recorded.
+async fn hand_back(ends: &Ends, unrecorded: &[Publication]) -> Result<(), StoreError> {
+    let recorded = if unrecorded.is_empty() { Ok(Vec::new()) } else { ends.outbox.record(unrecorded).await };
+    ends.outbox.release(&ends.owner).await.and(recorded.map(drop))
 }
 
 fn log_divergence(partition: u8, seq: i64) {

@@ -8,7 +8,7 @@ use super::breaker::Backoff;
 use super::partition::Progress;
 use crate::domain::ids::PARTITIONS;
 use crate::store::StoreError;
-use crate::store::views::Lease;
+use crate::store::views::{Lease, Publication};
 
 /// A leased partition.
 pub(super) struct Slot {
@@ -18,8 +18,14 @@ pub(super) struct Slot {
     pub(super) is_signalled: bool,
     /// The last event known to be in the outbox.
     pub(super) head: i64,
+    /// The same when the last step began.
+    pub(super) head_before: i64,
+    /// The last event believed to be in the stream, and the last one recorded as published. After the
+    /// stream lost its tail, the first is before the second.
+    pub(super) appended: i64,
+    pub(super) recorded: i64,
     pub(super) probe_at: Instant,
-    /// After a failure, nothing is tried before this.
+    /// After a step nothing is begun before this, and after a failure nothing tried.
     pub(super) not_before: Instant,
     pub(super) backoff: Option<Backoff>,
     pub(super) is_stopped: bool,
@@ -33,6 +39,9 @@ impl Slot {
             progress: Some(Progress::of(lease.clone())),
             is_signalled: true,
             head: lease.published_seq,
+            head_before: lease.published_seq,
+            appended: lease.published_seq,
+            recorded: lease.published_seq,
             probe_at: now + probe_every / u32::from(PARTITIONS) * turn,
             not_before: now,
             backoff: None,
@@ -43,6 +52,20 @@ impl Slot {
 
     pub(super) fn is_same(&self, lease: &Lease) -> bool {
         (self.lease.epoch, self.lease.generation) == (lease.epoch, lease.generation)
+    }
+
+    /// A step that began with this head found nothing: then there is nothing up to it, but what came
+    /// while it looked is still to be done.
+    pub(super) fn found_nothing(&mut self, position: i64) {
+        if self.head == self.head_before {
+            self.head = self.head.min(position);
+        }
+    }
+
+    /// What is in the stream and not recorded yet.
+    pub(super) fn unrecorded(&self) -> Option<Publication> {
+        let is_unrecorded = self.appended > self.recorded;
+        is_unrecorded.then(|| Publication { lease: self.lease.clone(), seq_to: self.appended })
     }
 
     /// When the next step may begin; never while one is under way or the partition is stopped.

@@ -14,7 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
+    Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::entry::Entry;
@@ -143,10 +144,10 @@ pub trait Outbox: Send + Sync {
     /// Events of one partition after `after`, in order, at most `limit`.
     async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
 
-    /// Notes that the events up to and with `seq_to` are in the stream of the lease's generation. It
-    /// continues where the last batch of that generation ended, and only while the lease's owner and
-    /// epoch are still in force.
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError>;
+    /// Notes what is in the streams, at most once for each partition; answers in the same order. A
+    /// batch continues where the last one of its generation ended, and is noted only while the lease's
+    /// owner, epoch and generation are still in force: one lost lease does not hold up the others.
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError>;
 
     /// Stops the publishing of a partition whose stream says something else than the outbox, while
     /// the lease's owner, epoch and generation are still in force: a publisher that lost its lease

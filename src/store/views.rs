@@ -1,5 +1,7 @@
 //! What the reads take and give, beyond the domain's own rows.
 
+use std::collections::BTreeSet;
+
 use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -107,13 +109,28 @@ pub struct Lease {
     pub diverged_seq: Option<i64>,
 }
 
-/// What came of noting a batch or a divergence.
+/// How far a partition is published: its stream holds all events up to and with `seq_to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    pub lease: Lease,
+    pub seq_to: i64,
+}
+
+/// What came of noting a publication or a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// It is noted now, or was already.
     Done,
     /// Another publisher has the partition.
     LeaseLost,
+}
+
+impl Recorded {
+    /// The answer for each publication, from the partitions whose leases were in force.
+    pub(super) fn of_each(publications: &[Publication], held: &BTreeSet<Partition>) -> Vec<Self> {
+        let is_held = |publication: &Publication| held.contains(&publication.lease.partition);
+        publications.iter().map(|of| if is_held(of) { Self::Done } else { Self::LeaseLost }).collect()
+    }
 }
 
 /// Where a partition stands.

@@ -84,33 +84,47 @@ if top > previous or top_sub ~= '0' then
     end
 end
 
-if there < count then
-    -- The highest id that the key ever had is higher than its last entry only when entries at the end
-    -- were deleted (XDEL, XTRIM), never after a failover or a restart. Redis would refuse to fill the
-    -- gap, so the mark is set back to the last entry; the numbers that follow get their events again.
-    if kind == 'stream' then
-        local info = redis.call('XINFO', 'STREAM', stream)
-        local mark
-        for i = 1, #info, 2 do
-            if info[i] == 'last-generated-id' then
-                mark = info[i + 1]
-            end
-        end
-        local end_id = top_entry and top_entry[1] or '0-0'
-        if mark ~= end_id then
-            local set = redis.pcall('XSETID', stream, end_id)
-            if set.err then
-                -- Newer servers refuse to go below a deleted entry, until that is forgotten too.
-                redis.call('XSETID', stream, mark, 'ENTRIESADDED', redis.call('XLEN', stream), 'MAXDELETEDID', '0-0')
-                redis.call('XSETID', stream, end_id)
-            end
+local function add(call, i)
+    local at = FIRST + i * WIDTH
+    return call('XADD', stream, ARGV[at] .. '-0',
+        'event_id', ARGV[at + 1], 'event_type', ARGV[at + 2],
+        'workspace_id', ARGV[at + 3], 'event', ARGV[at + 4])
+end
+
+-- The highest id that the key ever had is higher than its last entry only when entries at the end
+-- were deleted (XDEL, XTRIM), never after a failover or a restart. Redis refuses to fill the gap, so
+-- the mark is set back to the last entry; the numbers that follow get their events again.
+local function set_mark_back()
+    local info = redis.call('XINFO', 'STREAM', stream)
+    local mark
+    for i = 1, #info, 2 do
+        if info[i] == 'last-generated-id' then
+            mark = info[i + 1]
         end
     end
-    for i = there, count - 1 do
-        local at = FIRST + i * WIDTH
-        redis.call('XADD', stream, ARGV[at] .. '-0',
-            'event_id', ARGV[at + 1], 'event_type', ARGV[at + 2],
-            'workspace_id', ARGV[at + 3], 'event', ARGV[at + 4])
+    local end_id = top_entry and top_entry[1] or '0-0'
+    if mark ~= end_id then
+        local set = redis.pcall('XSETID', stream, end_id)
+        if set.err then
+            -- Newer servers refuse to go below a deleted entry, until that is forgotten too.
+            redis.call('XSETID', stream, mark, 'ENTRIESADDED', redis.call('XLEN', stream), 'MAXDELETEDID', '0-0')
+            redis.call('XSETID', stream, end_id)
+        end
+    end
+end
+
+if there < count then
+    -- What is missing is decided. If Redis refuses the first of it, then for the mark, which is not asked
+    -- for each time because that costs more than an entry; or for a reason that refuses it again.
+    local added = add(redis.pcall, there)
+    if type(added) == 'table' and added.err then
+        if kind == 'stream' then
+            set_mark_back()
+        end
+        add(redis.call, there)
+    end
+    for i = there + 1, count - 1 do
+        add(redis.call, i)
     end
 end
 

@@ -138,12 +138,18 @@ pub fn generation_key(partition: Partition) -> String {
     format!("vs:{{p{:02}}}:generation", partition.number())
 }
 
+/// About how much room an event takes in the stream, and no more in memory.
+#[must_use]
+pub fn entry_bytes(event: &EventRecord) -> usize {
+    ENTRY_OVERHEAD_BYTES + event.data.len() + event.metadata.as_ref().map_or(0, String::len)
+}
+
 /// How many of these events fit into one append: at least one, if there is one.
 #[must_use]
 pub fn batch_len(events: &[EventRecord]) -> usize {
     let mut bytes = 0_usize;
     let fits = |event: &&EventRecord| {
-        bytes += ENTRY_OVERHEAD_BYTES + event.data.len() + event.metadata.as_ref().map_or(0, String::len);
+        bytes += entry_bytes(event);
         bytes <= MAX_BATCH_BYTES
     };
     let bound = usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX);

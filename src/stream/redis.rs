@@ -1,5 +1,9 @@
 //! The event stream on Redis 6 or later: one node or a cluster.
 //!
+//! All appends share one connection: those of many partitions go out in one write, and Redis runs them
+//! one after the other anyway. A pool, which asks a connection each time whether it still lives, is for
+//! everything else.
+//!
 //! Every wait has an end: for a connection of the pool, for opening and checking one, and for each
 //! answer. Connecting is lazy, so a server starts while Redis is down. An address may hold a
 //! password: it is kept as a secret and is in no error and no log.
@@ -8,17 +12,24 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::redis::aio::ConnectionLike;
-use deadpool_redis::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, Value, cmd};
-use deadpool_redis::{Pool, PoolConfig, Runtime, Timeouts, cluster};
+use deadpool_redis::redis::aio::{ConnectionLike, MultiplexedConnection};
+use deadpool_redis::redis::cluster_async::ClusterConnection;
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, Value, cmd,
+};
+use deadpool_redis::{Pool, PoolConfig, PoolError, Runtime, Timeouts, cluster};
 use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
 
+use self::shared::Shared;
 use super::{
     Appended, EntryId, EventStream, MAX_BATCH_EVENTS, Previous, StreamEntry, StreamError, envelope_json,
     generation_key, stream_key,
 };
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
+
+mod shared;
 
 /// How long a publisher waits for one answer. A healthy Redis answers an append within 10 ms; one
 /// that needs a second is treated as down, and the append is compared again later.
@@ -27,12 +38,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait for a connection of the pool. More than the answer before it may take.
 const WAIT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Connections per process: one for each partition that a publisher works on at a time, and some for
-/// the operator's commands.
+/// Connections per process beside the one for appends.
 const MAX_CONNECTIONS: usize = 12;
-/// Fields of one event among the script's arguments: see `append.lua`.
-const ARGUMENTS_PER_EVENT: usize = 5;
-
 const APPEND: &str = include_str!("append.lua");
 
 /// Where Redis is.
@@ -42,7 +49,7 @@ pub struct RedisConfig {
     pub urls: Vec<SecretString>,
     /// Whether it is a cluster. More than one address always is.
     pub is_cluster: bool,
-    /// Connections to the node, or to each node of the cluster.
+    /// Connections to the node or the cluster, beside the one for appends.
     pub pool_size: usize,
     pub connect_timeout: Duration,
     pub response_timeout: Duration,
@@ -66,8 +73,8 @@ impl RedisConfig {
 
 /// Connections to one node or to a cluster.
 enum Connections {
-    Node(Pool),
-    Cluster(cluster::Pool),
+    Node(Pool, Shared<MultiplexedConnection>),
+    Cluster(cluster::Pool, Shared<ClusterConnection>),
 }
 
 /// The stream on Redis.
@@ -103,15 +110,19 @@ impl RedisStream {
         let connections = match urls.as_slice() {
             [] => return Err(StreamError::Configuration("no Redis address is given".into())),
             [url] if !config.is_cluster => {
-                let manager = deadpool_redis::Manager::new(url.as_str()).map_err(refuse)?;
+                // Answers are waited for here; the driver's own limit may be a shorter one.
+                let driver = AsyncConnectionConfig::new().set_response_timeout(None);
+                let manager = deadpool_redis::Manager::new_with_config(url.as_str(), driver).map_err(refuse)?;
                 let builder = Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
-                Connections::Node(builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?)
+                let pool = builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?;
+                Connections::Node(pool, Shared::new())
             }
             urls => {
                 let nodes = urls.iter().map(String::as_str).collect();
                 let manager = cluster::Manager::new(nodes, false).map_err(refuse)?;
                 let builder = cluster::Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
-                Connections::Cluster(builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?)
+                let pool = builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?;
+                Connections::Cluster(pool, Shared::new())
             }
         };
         Ok(Self { connections, response_timeout: config.response_timeout, append: Script::new(APPEND) })
@@ -119,15 +130,48 @@ impl RedisStream {
 
     async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
         match &self.connections {
-            Connections::Node(pool) => {
+            Connections::Node(pool, _) => {
                 let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
                 self.ask(command, &mut connection).await
             }
-            Connections::Cluster(pool) => {
+            Connections::Cluster(pool, _) => {
                 let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
                 self.ask(command, &mut connection).await
             }
         }
+    }
+
+    /// The same on the shared connection, for a command that may be sent twice.
+    async fn send<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        match &self.connections {
+            Connections::Node(pool, shared) => {
+                let connect = async { pool.get().await.map(deadpool_redis::Connection::take) };
+                self.ask_shared(command, shared, connect).await
+            }
+            Connections::Cluster(pool, shared) => {
+                let connect = async { pool.get().await.map(cluster::Connection::take) };
+                self.ask_shared(command, shared, connect).await
+            }
+        }
+    }
+
+    async fn ask_shared<T: FromRedisValue, C: ConnectionLike + Clone + Send>(
+        &self,
+        command: &Cmd,
+        shared: &Shared<C>,
+        connect: impl Future<Output = Result<C, PoolError>> + Send,
+    ) -> Result<T, Failure> {
+        if let Some((mut connection, number)) = shared.get() {
+            match self.ask(command, &mut connection).await {
+                // It may have been closed while nothing was sent, and says nothing about the server.
+                Err(Failure::Answer(error)) if error.is_unrecoverable_error() => shared.forget(number),
+                answer => return judged(answer, shared, number),
+            }
+        }
+        let connection = connect.await.map_err(|error| Failure::Connection(error.to_string()))?;
+        let (mut connection, number) = shared.keep(connection);
+        let answer = self.ask(command, &mut connection).await;
+        judged(answer, shared, number)
     }
 
     async fn ask<T: FromRedisValue>(
@@ -143,19 +187,61 @@ impl RedisStream {
 
     /// Runs the script by its hash, and by its text on a node that does not know it: a restarted or
     /// newly promoted one.
-    async fn run_append(&self, keys: [&str; 2], arguments: &[String]) -> Result<(String, i64), Failure> {
-        let command = |verb: &str, script: &str| {
-            let mut command = cmd(verb);
-            command.arg(script).arg(keys.len()).arg(&keys[..]).arg(arguments);
-            command
-        };
-        match self.query(&command("EVALSHA", self.append.get_hash())).await {
+    async fn run_append(&self, arguments: &Arguments<'_>) -> Result<(String, i64), StreamError> {
+        match self.send(&arguments.command("EVALSHA", self.append.get_hash())?).await {
             Err(Failure::Answer(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.query(&command("EVAL", APPEND)).await
+                Ok(self.send(&arguments.command("EVAL", APPEND)?).await?)
             }
-            answer => answer,
+            answer => Ok(answer?),
         }
     }
+}
+
+/// What the script is given.
+struct Arguments<'a> {
+    partition: Partition,
+    generation: i32,
+    previous: Previous,
+    events: &'a [EventRecord],
+}
+
+impl Arguments<'_> {
+    fn command(&self, verb: &str, script: &str) -> Result<Cmd, StreamError> {
+        let mut command = cmd(verb);
+        command.arg(script).arg(2).arg(stream_key(self.partition, self.generation)).arg(generation_key(self.partition));
+        command.arg(self.generation);
+        match self.previous {
+            Some((seq, event_id)) => command.arg(seq).arg(text(event_id.0, &mut Uuid::encode_buffer())),
+            None => command.arg(0).arg(""),
+        };
+        command.arg(self.events.len());
+        for event in self.events {
+            command
+                .arg(event.seq)
+                .arg(text(event.event_id.0, &mut Uuid::encode_buffer()))
+                .arg(event.event_type.as_str())
+                .arg(text(event.workspace_id.0, &mut Uuid::encode_buffer()))
+                .arg(envelope_json(event)?);
+        }
+        Ok(command)
+    }
+}
+
+fn text(id: Uuid, buffer: &mut [u8; 45]) -> &str {
+    id.hyphenated().encode_lower(buffer)
+}
+
+/// Keeps the connection only if it may work for the next command too.
+fn judged<T, C: Clone>(answer: Result<T, Failure>, shared: &Shared<C>, number: u64) -> Result<T, Failure> {
+    let is_of_use = match &answer {
+        Ok(_) => true,
+        Err(Failure::Answer(error)) => !error.is_unrecoverable_error(),
+        Err(Failure::Connection(_)) => false,
+    };
+    if !is_of_use {
+        shared.forget(number);
+    }
+    answer
 }
 
 /// Why there is no answer.
@@ -188,23 +274,12 @@ impl EventStream for RedisStream {
         if events.len() > usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX) {
             return Err(StreamError::Corrupt(format!("{} events are too many for one append", events.len())));
         }
-        let mut arguments = Vec::with_capacity(4 + ARGUMENTS_PER_EVENT * events.len());
-        let (seq, event_id) = previous.map_or((0, String::new()), |(seq, event_id)| (seq, event_id.to_string()));
-        arguments.extend([generation.to_string(), seq.to_string(), event_id, events.len().to_string()]);
-        for (event, expected) in events.iter().zip(seq + 1..) {
+        for (event, expected) in events.iter().zip(previous.map_or(1, |(seq, _)| seq + 1)..) {
             if event.seq != expected || event.partition != partition {
                 return Err(StreamError::Corrupt(format!("event {} is not number {expected}", event.event_id)));
             }
-            arguments.extend([
-                event.seq.to_string(),
-                event.event_id.to_string(),
-                event.event_type.as_str().to_owned(),
-                event.workspace_id.to_string(),
-                envelope_json(event)?,
-            ]);
         }
-        let (stream, pointer) = (stream_key(partition, generation), generation_key(partition));
-        let (word, seq) = self.run_append([&stream, &pointer], &arguments).await?;
+        let (word, seq) = self.run_append(&Arguments { partition, generation, previous, events }).await?;
         match word.as_str() {
             "OK" => Ok(Appended::Ok),
             "BEHIND" => Ok(Appended::Behind { top_seq: seq }),

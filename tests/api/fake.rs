@@ -20,7 +20,8 @@ use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::submit::Decide;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
+    Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -137,8 +138,8 @@ impl Outbox for FakeStore {
     async fn read(&self, _: Partition, _: i64, _: u32) -> Result<Vec<EventRecord>, StoreError> {
         self.answer(vec![])
     }
-    async fn record(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
-        self.answer(Recorded::Done)
+    async fn record(&self, _: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
+        self.answer(vec![])
     }
     async fn mark_diverged(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
         self.answer(Recorded::Done)

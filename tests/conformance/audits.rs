@@ -6,6 +6,7 @@ use visionscope_billing::store::views::AuditFinding;
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, workspace, world_of};
+use crate::outbox::record;
 
 const MANY: u32 = 100;
 
@@ -17,8 +18,8 @@ async fn sound(db: &impl TestDatabase) -> World {
     world.store(db.store()).await;
     let leases = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap();
     assert_eq!(leases.len(), usize::from(PARTITIONS));
-    db.store().record(&leases[3], 2).await.unwrap();
-    db.store().record(&leases[3], 3).await.unwrap();
+    record(db, &leases[3], 2).await;
+    record(db, &leases[3], 3).await;
     world
 }
 

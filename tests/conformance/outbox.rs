@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
-use visionscope_billing::store::views::{Lease, PartitionStatus, Recorded};
+use visionscope_billing::store::views::{Lease, PartitionStatus, Publication, Recorded};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, workspace, world_of};
@@ -27,6 +27,12 @@ async fn status(db: &impl TestDatabase) -> PartitionStatus {
     let all = db.store().status().await.unwrap();
     assert_eq!(all.len(), usize::from(PARTITIONS));
     all.into_iter().find(|status| status.partition == partition()).unwrap()
+}
+
+pub async fn record(db: &impl TestDatabase, lease: &Lease, seq_to: i64) -> Recorded {
+    let recorded = db.store().record(&[Publication { lease: lease.clone(), seq_to }]).await.unwrap();
+    assert_eq!(recorded.len(), 1);
+    recorded[0]
 }
 
 /// Five events: one of the provisioning, four of deductions.
@@ -91,7 +97,7 @@ pub async fn a_recorded_batch_continues_where_the_last_one_ended(db: &impl TestD
     five_events(db).await;
     let own = lease(db, "one", LONG).await.unwrap();
     for (seq_to, published) in [(2, 2), (2, 2), (1, 2), (5, 5)] {
-        assert_eq!(db.store().record(&own, seq_to).await.unwrap(), Recorded::Done);
+        assert_eq!(record(db, &own, seq_to).await, Recorded::Done);
         assert_eq!(status(db).await.published_seq, published);
     }
     let batches = "select cast(seq_from as bigint), cast(seq_to as bigint) from stream_batch order by seq_to";
@@ -104,23 +110,43 @@ pub async fn a_lost_lease_records_nothing(db: &impl TestDatabase) {
     let lost = lease(db, "one", SHORT).await.unwrap();
     tokio::time::sleep(AFTER_SHORT).await;
     let own = lease(db, "two", LONG).await.unwrap();
-    assert_eq!(db.store().record(&lost, 3).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(record(db, &lost, 3).await, Recorded::LeaseLost);
     let forged = Lease { epoch: own.epoch, ..lost.clone() };
-    assert_eq!(db.store().record(&forged, 3).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(record(db, &forged, 3).await, Recorded::LeaseLost);
     for other in [&lost, &forged] {
         assert_eq!(db.store().mark_diverged(other, 3).await.unwrap(), Recorded::LeaseLost);
     }
     assert_eq!(status(db).await.diverged_seq, None);
     assert_eq!(status(db).await.published_seq, 0);
-    assert_eq!(db.store().record(&own, 3).await.unwrap(), Recorded::Done);
+    assert_eq!(record(db, &own, 3).await, Recorded::Done);
     db.store().release("two").await.unwrap();
-    assert_eq!(db.store().record(&own, 4).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(record(db, &own, 4).await, Recorded::LeaseLost);
+}
+
+pub async fn partitions_are_recorded_together_but_for_one_whose_lease_is_lost(db: &impl TestDatabase) {
+    let leases = db.store().lease("one", LONG).await.unwrap();
+    let mut publications: Vec<_> =
+        leases.into_iter().zip(3..).map(|(lease, seq_to)| Publication { lease, seq_to }).collect();
+    publications.reverse();
+    publications[4].lease.owner = "two".into();
+    publications[5].lease.epoch += 1;
+    publications[6].lease.generation += 1;
+    let recorded = db.store().record(&publications).await.unwrap();
+    let is_lost = |index: usize| (4..7).contains(&index);
+    let expected = |index| if is_lost(index) { Recorded::LeaseLost } else { Recorded::Done };
+    assert_eq!(recorded, (0..publications.len()).map(expected).collect::<Vec<_>>());
+    let all = db.store().status().await.unwrap();
+    for (index, publication) in publications.iter().enumerate() {
+        let status = all.iter().find(|status| status.partition == publication.lease.partition).unwrap();
+        assert_eq!(status.published_seq, if is_lost(index) { 0 } else { publication.seq_to });
+    }
+    assert_eq!(db.store().record(&[]).await.unwrap(), []);
 }
 
 pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl TestDatabase) {
     five_events(db).await;
     let old = lease(db, "one", LONG).await.unwrap();
-    db.store().record(&old, 4).await.unwrap();
+    record(db, &old, 4).await;
     assert_eq!(db.store().mark_diverged(&old, 3).await.unwrap(), Recorded::Done);
     assert_eq!(lease(db, "one", LONG).await.unwrap().diverged_seq, Some(3));
     assert_eq!(status(db).await.diverged_seq, Some(3));
@@ -128,10 +154,10 @@ pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl Test
     assert_eq!(db.store().start_generation(partition()).await.unwrap(), 2);
     let new = lease(db, "one", LONG).await.unwrap();
     assert_eq!((new.generation, new.published_seq, new.diverged_seq), (2, 0, None));
-    assert_eq!(db.store().record(&old, 5).await.unwrap(), Recorded::LeaseLost);
+    assert_eq!(record(db, &old, 5).await, Recorded::LeaseLost);
     assert_eq!(db.store().mark_diverged(&old, 5).await.unwrap(), Recorded::LeaseLost);
     assert_eq!(status(db).await.diverged_seq, None);
-    assert_eq!(db.store().record(&new, 5).await.unwrap(), Recorded::Done);
+    assert_eq!(record(db, &new, 5).await, Recorded::Done);
     let batches = "select cast(generation as bigint), cast(seq_from as bigint), cast(seq_to as bigint)
         from stream_batch order by generation";
     assert_eq!(db.integers(batches).await, [[1, 1, 4], [2, 1, 5]]);
@@ -141,12 +167,12 @@ pub async fn the_status_tells_what_waits(db: &impl TestDatabase) {
     assert_eq!(status(db).await.oldest_waiting_at, None);
     five_events(db).await;
     let own = lease(db, "one", LONG).await.unwrap();
-    db.store().record(&own, 2).await.unwrap();
+    record(db, &own, 2).await;
     let waiting = status(db).await;
     assert_eq!((waiting.seq, waiting.published_seq, waiting.generation, waiting.epoch), (5, 2, 1, 1));
     assert_eq!((waiting.owner.as_deref(), waiting.is_leased), (Some("one"), true));
     assert_eq!(waiting.oldest_waiting_at, Some(at(2)));
-    db.store().record(&own, 5).await.unwrap();
+    record(db, &own, 5).await;
     assert_eq!(status(db).await.oldest_waiting_at, None);
 }
 
@@ -155,8 +181,8 @@ pub async fn the_view_tells_which_events_are_published(db: &impl TestDatabase) {
         cast(cast(published_at is null as integer) as bigint) from event_outbox_published order by seq";
     five_events(db).await;
     let own = lease(db, "one", LONG).await.unwrap();
-    db.store().record(&own, 1).await.unwrap();
-    db.store().record(&own, 3).await.unwrap();
+    record(db, &own, 1).await;
+    record(db, &own, 3).await;
     assert_eq!(db.integers(VIEW).await, [[1, 1, 0], [2, 1, 0], [3, 1, 0], [4, 0, 1], [5, 0, 1]]);
     db.store().start_generation(partition()).await.unwrap();
     assert!(db.integers(VIEW).await.iter().all(|row| row[1..] == [0, 1]));

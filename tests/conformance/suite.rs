@@ -75,6 +75,7 @@ macro_rules! suite {
                 heads_and_reads_follow_the_outbox,
                 a_recorded_batch_continues_where_the_last_one_ended,
                 a_lost_lease_records_nothing,
+                partitions_are_recorded_together_but_for_one_whose_lease_is_lost,
                 a_new_generation_begins_empty_and_lifts_a_divergence,
                 the_status_tells_what_waits,
                 the_view_tells_which_events_are_published,

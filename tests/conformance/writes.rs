@@ -14,6 +14,7 @@ use visionscope_billing::store::{StoreError, WriteTx};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, commit, keys_of, load, new_grant, plan, workspace, workspace_in, world_of};
+use crate::outbox::record;
 
 const ROWS: &str = "select (select cast(count(*) as bigint) from commands),
     (select cast(count(*) as bigint) from credit_entries), (select cast(count(*) as bigint) from usage_logs),
@@ -226,7 +227,7 @@ pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) 
     world.pending().resets.push(reset);
     world.store(db.store()).await;
     let lease = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap().remove(3);
-    db.store().record(&lease, 1).await.unwrap();
+    record(db, &lease, 1).await;
     for (table, column) in [
         ("plan_versions", "version"),
         ("plan_features", "enabled"),

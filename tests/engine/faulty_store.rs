@@ -16,7 +16,8 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::store::views::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
+    Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -216,8 +217,8 @@ impl Outbox for FaultyStore {
         self.inner.read(partition, after, limit).await
     }
 
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
-        self.inner.record(lease, seq_to).await
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
+        self.inner.record(publications).await
     }
 
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {

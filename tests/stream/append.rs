@@ -1,5 +1,7 @@
 //! Compare and append, by itself.
 
+use futures::future::join_all;
+use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::stream::{Appended, EntryId, EventStream, LATER_GENERATION, MAX_BATCH_EVENTS, StreamError};
 
 use crate::events::{assert_holds, entries, event, event_id, events, partition};
@@ -123,4 +125,34 @@ async fn a_server_that_forgot_the_script_is_given_it_again() {
     let previous = Some((1, event_id(p, 1)));
     assert_eq!(stream.append(p, 1, previous, &events(p, 2..=2)).await.unwrap(), Appended::Ok);
     stream.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_is_replaced_without_a_failure() {
+    let redis = RedisServer::start();
+    let (stream, p) = (redis.stream(), partition(0));
+    stream.append(p, 1, None, &events(p, 1..=1)).await.unwrap();
+    for seq in 2..=5 {
+        assert!(redis.tell::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]) >= 1);
+        let previous = Some((seq - 1, event_id(p, seq - 1)));
+        assert_eq!(stream.append(p, 1, previous, &events(p, seq..=seq)).await.unwrap(), Appended::Ok);
+    }
+    assert_holds(&*stream, 1, &events(p, 1..=5)).await;
+}
+
+#[tokio::test]
+async fn appends_of_all_partitions_share_one_connection() {
+    let redis = RedisServer::start();
+    let stream = redis.stream();
+    stream.append(partition(0), 1, None, &[]).await.unwrap();
+    let received = || redis.tell::<String>(&["INFO", "stats"]);
+    let connections = |stats: &str| -> i64 {
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse().unwrap()
+    };
+    let before = connections(&received());
+    let appends = Partition::all().map(async |p| stream.append(p, 1, None, &events(p, 1..=20)).await.unwrap());
+    assert!(join_all(appends).await.iter().all(|appended| *appended == Appended::Ok));
+    // The one that asks.
+    assert_eq!(connections(&received()), before + 1);
 }

@@ -9,6 +9,7 @@
 mod append;
 mod cluster;
 mod events;
+mod handover;
 mod memory_outbox;
 mod model;
 mod operator;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use visionscope_billing::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
@@ -35,6 +35,9 @@ pub struct MemoryOutbox {
     shelves: Mutex<Vec<Shelf>>,
     /// So many calls of `record` fail without having recorded anything.
     pub failing_records: AtomicU32,
+    /// How often it was read, and recorded.
+    pub reads: AtomicU32,
+    pub records: AtomicU32,
     pub is_down: AtomicBool,
     /// Answers nobody is given a lease for.
     pub is_lease_ignored: AtomicBool,
@@ -54,18 +57,20 @@ impl MemoryOutbox {
         Self {
             shelves: Mutex::new(Partition::all().map(|_| shelf()).collect()),
             failing_records: AtomicU32::new(0),
+            reads: AtomicU32::new(0),
+            records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
             is_lease_ignored: AtomicBool::new(false),
         }
     }
 
-    /// Commits so many more events; returns all.
+    /// Commits so many more events and returns them.
     pub fn commit(&self, partition: Partition, count: i64) -> Vec<EventRecord> {
         let mut shelves = self.shelves.lock().unwrap();
         let events = &mut shelves[usize::from(partition.number())].events;
         let last = i64::try_from(events.len()).unwrap();
         events.extend((last + 1..=last + count).map(|seq| event(partition, seq)));
-        events.clone()
+        events[usize::try_from(last).unwrap()..].to_vec()
     }
 
     pub fn all(&self, partition: Partition) -> Vec<EventRecord> {
@@ -75,6 +80,13 @@ impl MemoryOutbox {
     /// Lets all leases expire.
     pub fn expire_leases(&self) {
         self.shelves.lock().unwrap().iter_mut().for_each(|shelf| shelf.until = Instant::now());
+    }
+
+    /// Another publisher takes the partition over.
+    pub fn give_to_another(&self, partition: Partition) {
+        let taken = &mut self.shelves.lock().unwrap()[usize::from(partition.number())];
+        (taken.owner, taken.until) = (Some("another".into()), Instant::now() + Duration::from_mins(10));
+        taken.epoch += 1;
     }
 
     pub fn published_seq(&self, partition: Partition) -> i64 {
@@ -143,22 +155,27 @@ impl Outbox for MemoryOutbox {
     }
 
     async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let (after, limit) = (usize::try_from(after).unwrap(), usize::try_from(limit).unwrap());
         self.with(partition, |shelf| shelf.events.iter().skip(after).take(limit).cloned().collect())
     }
 
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
+        self.records.fetch_add(1, Ordering::SeqCst);
         let fails = |left: u32| left.checked_sub(1);
         if self.failing_records.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
             return Err(StoreError::Unavailable("as ordered".into()));
         }
-        self.with(lease.partition, |shelf| {
-            if !shelf.is_in_force(lease) {
-                return Recorded::LeaseLost;
-            }
-            shelf.published_seq = shelf.published_seq.max(seq_to);
-            Recorded::Done
-        })
+        let record = |Publication { lease, seq_to }: &Publication| {
+            self.with(lease.partition, |shelf| {
+                if !shelf.is_in_force(lease) {
+                    return Recorded::LeaseLost;
+                }
+                shelf.published_seq = shelf.published_seq.max(*seq_to);
+                Recorded::Done
+            })
+        };
+        publications.iter().map(record).collect()
     }
 
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use visionscope_billing::clock::SystemClock;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::publisher::{Publisher, PublisherConfig, PublisherHandle, Wake};
+use visionscope_billing::publisher::{Handover, Publisher, PublisherConfig, PublisherHandle};
 use visionscope_billing::store::Outbox;
 use visionscope_billing::stream::EventStream;
 
@@ -26,7 +26,7 @@ pub fn quick() -> PublisherConfig {
 }
 
 pub struct Running {
-    pub wake: Wake,
+    pub handover: Handover,
     pub handle: PublisherHandle,
     stop: CancellationToken,
 }
@@ -37,10 +37,10 @@ impl Running {
         stream: &Arc<impl EventStream + 'static>,
         config: PublisherConfig,
     ) -> Self {
-        let (wake, stop) = (Wake::new(), CancellationToken::new());
+        let (handover, stop) = (Handover::new(), CancellationToken::new());
         let (outbox, stream) = (Arc::clone(outbox), Arc::clone(stream));
-        let publisher = Publisher::new(outbox, stream, wake.clone(), Arc::new(SystemClock), config);
-        Self { wake, handle: publisher.spawn(stop.clone()), stop }
+        let publisher = Publisher::new(outbox, stream, handover.clone(), Arc::new(SystemClock), config);
+        Self { handover, handle: publisher.spawn(stop.clone()), stop }
     }
 
     /// Tells it to stop and says how long that took.
@@ -53,7 +53,7 @@ impl Running {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_in_the_stream_within_50_ms_of_its_commit_with_and_without_a_signal() {
+async fn an_event_is_in_the_stream_within_50_ms_of_its_commit_handed_over_or_not() {
     let redis = RedisServer::start();
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(4));
     let running = Running::start(&outbox, &stream, PublisherConfig::shared());
@@ -62,9 +62,9 @@ async fn an_event_is_in_the_stream_within_50_ms_of_its_commit_with_and_without_a
     let mut delays = Vec::new();
     for seq in 2..=21 {
         tokio::time::sleep(Duration::from_millis(7)).await;
-        outbox.commit(p, 1);
+        let committed = outbox.commit(p, 1);
         if seq % 2 == 0 {
-            running.wake.notify(p);
+            running.handover.committed(committed);
         }
         delays.push(eventually_ends_at(&*stream, p, 1, seq).await);
     }
@@ -147,8 +147,7 @@ async fn a_stop_publishes_what_was_committed_before_it_and_gives_the_leases_back
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(1));
     let config = PublisherConfig { heads_every: Duration::from_mins(1), ..quick() };
     let running = Running::start(&outbox, &stream, config);
-    outbox.commit(p, 1);
-    running.wake.notify(p);
+    running.handover.committed(outbox.commit(p, 1));
     eventually_ends_at(&*stream, p, 1, 1).await;
     outbox.commit(p, 3000);
     running.stop().await;

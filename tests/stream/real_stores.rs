@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tempfile::TempDir;
 use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::change_set::ChangeSet;
+use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::{KeySet, PartitionHead};
 use visionscope_billing::domain::text::Label;
@@ -21,6 +22,7 @@ use visionscope_billing::publisher::PublisherConfig;
 use visionscope_billing::store::Store;
 use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+use visionscope_billing::stream::envelope_json;
 
 use crate::events::{event, eventually, eventually_ends_at, partition, workspace_of};
 use crate::publishing::{Running, quick};
@@ -29,12 +31,21 @@ use crate::redis_server::RedisServer;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Commits so many more events of a partition in one transaction, as a batch does.
-async fn commit(store: &dyn Store, partition: Partition, count: i64) {
+async fn commit(store: &dyn Store, partition: Partition, count: i64) -> Vec<EventRecord> {
+    commit_each(store, partition, count, |seq| event(partition, seq)).await
+}
+
+async fn commit_each(
+    store: &dyn Store,
+    partition: Partition,
+    count: i64,
+    event: impl Fn(i64) -> EventRecord,
+) -> Vec<EventRecord> {
     let workspace_id = workspace_of(partition);
     let mut tx = store.begin().await.unwrap();
     let keys = KeySet { workspaces: [workspace_id].into(), ..KeySet::default() };
     let head = tx.load(&keys).await.unwrap().heads[&partition];
-    let events: Vec<_> = (head.seq + 1..=head.seq + count).map(|seq| event(partition, seq)).collect();
+    let events: Vec<_> = (head.seq + 1..=head.seq + count).map(event).collect();
     let workspace = Workspace {
         workspace_id,
         name: Label::new("Acme Studio").unwrap(),
@@ -55,6 +66,7 @@ async fn commit(store: &dyn Store, partition: Partition, count: i64) {
         ..ChangeSet::default()
     };
     tx.commit(&changes).await.unwrap();
+    changes.events
 }
 
 /// Publishes, forgets, takes over, rebuilds; at the end the streams are the outbox.
@@ -67,8 +79,8 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
     let second = Running::start(&store, &stream, config);
     for round in 0..20 {
         for p in used {
-            commit(&*store, p, 43).await;
-            first.wake.notify(p);
+            let events = commit(&*store, p, 43).await;
+            first.handover.committed(events);
         }
         if round == 8 {
             redis.tell::<()>(&["FLUSHALL"]);
@@ -96,6 +108,25 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
     assert!(report.is_done(), "{report:?}");
     assert!(verify(&*store, &*stream, &all).await.unwrap().is_equal());
     assert!(status(&*store, &*stream).await.unwrap().is_settled());
+}
+
+/// What a commit hands over makes the same entries as what is read back.
+async fn what_is_handed_over_is_what_is_read_back(store: &dyn Store) {
+    let p = partition(4);
+    let odd = |seq| EventRecord {
+        correlation_id: "request \"1\" \\ \u{e9}\u{1f600}".into(),
+        traceparent: (seq % 2 == 0).then(|| "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+        metadata: (seq % 3 != 0).then(|| "{ \"b\": 1.50,\n\t\"a\" :\"\\u00e9\u{1f600}\",\"b\":null}".into()),
+        data: " {\"z\":[1e3, 0.10],\"y\":\"\\/ \u{e9}\"} ".into(),
+        occurred_at: Timestamp::from_micros(1_760_000_000_999_999 + seq),
+        ..event(p, seq)
+    };
+    let handed_over = commit_each(store, p, 6, odd).await;
+    let read = store.read(p, 0, 10).await.unwrap();
+    assert_eq!(handed_over, read);
+    for (handed_over, read) in handed_over.iter().zip(&read) {
+        assert_eq!(envelope_json(handed_over).unwrap(), envelope_json(read).unwrap());
+    }
 }
 
 /// How fast a backlog goes out.
@@ -157,6 +188,19 @@ async fn the_streams_are_the_outbox_on_sqlite() {
 async fn the_streams_are_the_outbox_on_postgres() {
     let (store, server, name) = postgres().await;
     streams_follow_the_outbox(Arc::clone(&store), quick()).await;
+    drop_database(store, server, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_is_what_is_read_back_on_sqlite() {
+    let (store, _folder) = sqlite().await;
+    what_is_handed_over_is_what_is_read_back(&*store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_is_what_is_read_back_on_postgres() {
+    let (store, server, name) = postgres().await;
+    what_is_handed_over_is_what_is_read_back(&*store).await;
     drop_database(store, server, name).await;
 }
 

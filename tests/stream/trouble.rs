@@ -36,8 +36,7 @@ async fn a_redis_wiped_under_load_is_filled_again_in_order() {
     let running = Running::start(&outbox, &stream, quick());
     for round in 0..60 {
         for p in Partition::all() {
-            outbox.commit(p, 11);
-            running.wake.notify(p);
+            running.handover.committed(outbox.commit(p, 11));
         }
         if round % 20 == 10 {
             redis.tell::<()>(&["FLUSHALL"]);

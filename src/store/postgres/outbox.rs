@@ -1,8 +1,9 @@
 //! The outbox as the publisher sees it. Leases are told by the database's clock, never by ours.
 //!
-//! Taking a lease and recording a batch meet at the row of `stream_lease`: who records holds it
-//! locked and has shown that its epoch is still in force, so two publishers can never both record.
+//! Taking a lease and recording batches meet at the rows of `stream_lease`: who records holds them
+//! locked and has shown that its epochs are still in force, so two publishers can never both record.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use super::rows::{self, get};
 use super::{PostgresStore, in_time};
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
-use crate::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::{Outbox, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[
@@ -22,8 +23,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     RELEASE_LEASES,
     HEADS,
     EVENTS_OF_PARTITION,
-    LOCK_LEASE,
-    INSERT_BATCH,
+    LOCK_LEASES,
+    INSERT_BATCHES,
     MARK_DIVERGED,
     START_GENERATION,
     STATUS,
@@ -65,16 +66,25 @@ select partition, seq from stream_partition order by partition";
 const EVENTS_OF_PARTITION: &str = "
 select * from event_outbox where partition = $1 and seq > $2 order by seq limit $3";
 
-const LOCK_LEASE: &str = "
-select 1 from stream_lease where partition = $1 and owner = $2 and epoch = $3 and generation = $4 for update";
+/// A statement of its own: waiting for a lock does not refresh the snapshot of the statement that
+/// waits, and the next one must see what an earlier call recorded whose answer was lost.
+const LOCK_LEASES: &str = "
+select l.partition
+from stream_lease l
+join unnest($1::smallint[], $2::text[], $3::bigint[], $4::integer[]) as n (partition, owner, epoch, generation)
+    using (partition, owner, epoch, generation)
+order by l.partition
+for update of l";
 
-const INSERT_BATCH: &str = "
+const INSERT_BATCHES: &str = "
 insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
-select $1, $2, last.seq + 1, $3, clock_timestamp()
-from (
-    select coalesce(max(seq_to), 0) as seq from stream_batch where partition = $1 and generation = $2
+select n.partition, n.generation, last.seq + 1, n.seq_to, clock_timestamp()
+from unnest($1::smallint[], $2::integer[], $3::bigint[]) as n (partition, generation, seq_to)
+cross join lateral (
+    select coalesce(max(b.seq_to), 0) as seq from stream_batch b
+    where b.partition = n.partition and b.generation = n.generation
 ) last
-where last.seq < $3";
+where last.seq < n.seq_to";
 
 const MARK_DIVERGED: &str = "
 update stream_lease set diverged_seq = $5
@@ -126,12 +136,13 @@ impl Outbox for PostgresStore {
         rows.iter().map(rows::event).collect()
     }
 
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
         in_time(async {
             let mut tx = self.reads.begin().await.map_err(store_error)?;
-            let recorded = record(&mut tx, lease, seq_to).await?;
+            let held = lock_leases(&mut tx, publications).await?;
+            insert_batches(&mut tx, publications, &held).await?;
             tx.commit().await.map_err(store_error)?;
-            Ok(recorded)
+            Ok(Recorded::of_each(publications, &held))
         })
         .await
     }
@@ -159,26 +170,37 @@ impl Outbox for PostgresStore {
     }
 }
 
-async fn record(tx: &mut Transaction<'_, Postgres>, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
-    let held = sqlx::query(LOCK_LEASE)
-        .bind(lease.partition.stored())
-        .bind(&lease.owner)
-        .bind(lease.epoch)
-        .bind(lease.generation)
-        .fetch_optional(&mut **tx)
+/// The partitions whose leases are in force, locked.
+async fn lock_leases(
+    tx: &mut Transaction<'_, Postgres>,
+    publications: &[Publication],
+) -> Result<BTreeSet<Partition>, StoreError> {
+    let leases = || publications.iter().map(|publication| &publication.lease);
+    let rows = sqlx::query(LOCK_LEASES)
+        .bind(leases().map(|lease| lease.partition.stored()).collect::<Vec<_>>())
+        .bind(leases().map(|lease| lease.owner.as_str()).collect::<Vec<_>>())
+        .bind(leases().map(|lease| lease.epoch).collect::<Vec<_>>())
+        .bind(leases().map(|lease| lease.generation).collect::<Vec<_>>())
+        .fetch_all(&mut **tx)
         .await
         .map_err(store_error)?;
-    if held.is_none() {
-        return Ok(Recorded::LeaseLost);
-    }
-    sqlx::query(INSERT_BATCH)
-        .bind(lease.partition.stored())
-        .bind(lease.generation)
-        .bind(seq_to)
+    rows.iter().map(rows::partition).collect()
+}
+
+async fn insert_batches(
+    tx: &mut Transaction<'_, Postgres>,
+    publications: &[Publication],
+    held: &BTreeSet<Partition>,
+) -> Result<(), StoreError> {
+    let recorded = || publications.iter().filter(|publication| held.contains(&publication.lease.partition));
+    sqlx::query(INSERT_BATCHES)
+        .bind(recorded().map(|publication| publication.lease.partition.stored()).collect::<Vec<_>>())
+        .bind(recorded().map(|publication| publication.lease.generation).collect::<Vec<_>>())
+        .bind(recorded().map(|publication| publication.seq_to).collect::<Vec<_>>())
         .execute(&mut **tx)
         .await
         .map_err(store_error)?;
-    Ok(Recorded::Done)
+    Ok(())
 }
 
 fn lease(row: &PgRow) -> Result<Lease, StoreError> {

@@ -1,9 +1,10 @@
 //! The outbox as the publisher sees it. Leases are told by the database's clock: SQLite has none but
 //! the machine's, so it is asked within the statement, and every process on the file sees the same.
 //!
-//! Taking a lease and recording a batch are write transactions, so they are serial: who records has
-//! shown that its epoch is still in force, and two publishers can never both record.
+//! Taking a lease and recording batches are write transactions, so they are serial: who records has
+//! shown that its epochs are still in force, and two publishers can never both record.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,10 +13,10 @@ use sqlx::sqlite::SqliteRow;
 use super::connection::Transaction;
 use super::error::store_error;
 use super::rows::{self, get};
-use super::{SqliteStore, in_time};
+use super::{SqliteStore, in_time, json};
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
-use crate::store::views::{EventPosition, Lease, PartitionStatus, Recorded};
+use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::{Outbox, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[
@@ -23,8 +24,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     RELEASE_LEASES,
     HEADS,
     EVENTS_OF_PARTITION,
-    LEASE_IN_FORCE,
-    INSERT_BATCH,
+    LEASES_IN_FORCE,
+    INSERT_BATCHES,
     MARK_DIVERGED,
     START_GENERATION,
     STATUS,
@@ -63,19 +64,26 @@ select partition, seq from stream_partition order by partition";
 const EVENTS_OF_PARTITION: &str = "
 select * from event_outbox where partition = ?1 and seq > ?2 order by seq limit ?3";
 
-const LEASE_IN_FORCE: &str = "
-select 1 from stream_lease where partition = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
+const LEASES_IN_FORCE: &str = "
+select l.partition
+from jsonb_each(?1) n
+join stream_lease l on l.partition = n.value ->> 0 and l.owner = n.value ->> 1 and l.epoch = n.value ->> 2
+    and l.generation = n.value ->> 3";
 
-const INSERT_BATCH: &str = concat!(
+const INSERT_BATCHES: &str = concat!(
     "
 insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
-select ?1, ?2, last.seq + 1, ?3, ",
+select n.partition, n.generation, n.last_seq + 1, n.seq_to, ",
     now!(),
     "
 from (
-    select coalesce(max(seq_to), 0) as seq from stream_batch where partition = ?1 and generation = ?2
-) last
-where last.seq < ?3"
+    select n.value ->> 0 as partition, n.value ->> 1 as generation, n.value ->> 2 as seq_to, coalesce((
+        select max(b.seq_to) from stream_batch b
+        where b.partition = n.value ->> 0 and b.generation = n.value ->> 1
+    ), 0) as last_seq
+    from jsonb_each(?1) n
+) n
+where n.last_seq < n.seq_to"
 );
 
 const MARK_DIVERGED: &str = "
@@ -139,12 +147,13 @@ impl Outbox for SqliteStore {
         rows.iter().map(rows::event).collect()
     }
 
-    async fn record(&self, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
+    async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
         in_time(async {
             let mut tx = self.writer.begin().await?;
-            let recorded = record(&mut tx, lease, seq_to).await?;
+            let held = leases_in_force(&mut tx, publications).await?;
+            insert_batches(&mut tx, publications, &held).await?;
             tx.commit().await?;
-            Ok(recorded)
+            Ok(Recorded::of_each(publications, &held))
         })
         .await
     }
@@ -183,26 +192,28 @@ impl Outbox for SqliteStore {
     }
 }
 
-async fn record(tx: &mut Transaction, lease: &Lease, seq_to: i64) -> Result<Recorded, StoreError> {
-    let held = sqlx::query(LEASE_IN_FORCE)
-        .bind(lease.partition.stored())
-        .bind(&lease.owner)
-        .bind(lease.epoch)
-        .bind(lease.generation)
-        .fetch_optional(tx.connection())
-        .await
-        .map_err(store_error)?;
-    if held.is_none() {
-        return Ok(Recorded::LeaseLost);
-    }
-    sqlx::query(INSERT_BATCH)
-        .bind(lease.partition.stored())
-        .bind(lease.generation)
-        .bind(seq_to)
-        .execute(tx.connection())
-        .await
-        .map_err(store_error)?;
-    Ok(Recorded::Done)
+async fn leases_in_force(
+    tx: &mut Transaction,
+    publications: &[Publication],
+) -> Result<BTreeSet<Partition>, StoreError> {
+    let leases = json::rows(publications, |row, Publication { lease, .. }| {
+        row.int(lease.partition.stored()).text(&lease.owner).int(lease.epoch).int(lease.generation);
+    });
+    let rows = sqlx::query(LEASES_IN_FORCE).bind(leases).fetch_all(tx.connection()).await.map_err(store_error)?;
+    rows.iter().map(rows::partition).collect()
+}
+
+async fn insert_batches(
+    tx: &mut Transaction,
+    publications: &[Publication],
+    held: &BTreeSet<Partition>,
+) -> Result<(), StoreError> {
+    let recorded = publications.iter().filter(|publication| held.contains(&publication.lease.partition));
+    let batches = json::rows(recorded, |row, Publication { lease, seq_to }| {
+        row.int(lease.partition.stored()).int(lease.generation).int(*seq_to);
+    });
+    sqlx::query(INSERT_BATCHES).bind(batches).execute(tx.connection()).await.map_err(store_error)?;
+    Ok(())
 }
 
 fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
