@@ -101,3 +101,23 @@ impl Chore {
         self.at = Some(Instant::now() + pause);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::Partition;
+
+    #[test]
+    fn what_comes_while_a_step_finds_nothing_is_still_to_be_done() {
+        let partition = Partition::new(3).unwrap();
+        let owner = String::from("one");
+        let lease = Lease { partition, owner, epoch: 1, generation: 1, published_seq: 4, diverged_seq: None };
+        let mut slot = Slot::new(lease, Instant::now(), Duration::from_secs(5));
+        (slot.head, slot.head_before) = (6, 6);
+        slot.found_nothing(4);
+        assert_eq!(slot.head, 4, "the number was wrong");
+        (slot.head_before, slot.head) = (4, 5);
+        slot.found_nothing(4);
+        assert_eq!(slot.head, 5, "it was committed meanwhile");
+    }
+}
