@@ -152,7 +152,8 @@ impl<'a> Batch<'a> {
         Ok(None)
     }
 
-    /// The rows to write. The snapshot, as the batch leaves it, is what a store may keep in a cache.
+    /// The rows to write, and the states as the batch leaves them: what the next one would load. The
+    /// batch's own commands are among the rows only.
     #[must_use]
     pub fn finish(mut self) -> (ChangeSet, Snapshot) {
         let partitions: BTreeSet<_> = self.workspaces.keys().copied().map(Partition::of).collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::batch::{Batch, EventWriter, InvalidEvent, Outcome, Render, Rendered};
-use super::change_set::ChangeSet;
+use super::change_set::{ChangeSet, CommandRecord};
 use super::commands::{
     CancelSubscription, Charge, Command, DeductCredits, Envelope, ProcessSubscriptionChange, ProvisionWorkspace,
     PurchaseCredits,
@@ -124,6 +124,9 @@ impl World {
         let outcome = batch.run(envelope).unwrap();
         let (changes, snapshot) = batch.finish();
         self.snapshot = snapshot;
+        let keyed =
+            |command: &CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command.clone());
+        self.snapshot.commands.extend(changes.commands.iter().map(keyed));
         self.entries.extend(changes.entries.clone());
         self.events.extend(changes.events.clone());
         self.audit();

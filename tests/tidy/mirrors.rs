@@ -10,7 +10,7 @@ const CONSTRAINTS: [&str; 5] = ["primary", "foreign", "unique", "check", "constr
 
 /// What PostgreSQL's driver or its suite does for its twin: the one writer, rows as JSON, and tests of
 /// what only an embedded database can do.
-const SQLITE_ONLY: [&str; 3] = ["connection.rs", "json.rs", "tests.rs"];
+const SQLITE_ONLY: [&str; 2] = ["json.rs", "tests.rs"];
 
 /// Columns by table.
 type Tables = BTreeMap<String, BTreeSet<String>>;

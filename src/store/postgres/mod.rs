@@ -22,9 +22,9 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
+use self::connection::Writers;
 use self::error::{of_migration, store_error};
 use self::write::{PostgresTx, write_hot_rows};
-use self::writers::Writers;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
@@ -33,6 +33,7 @@ use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
 mod audit;
+mod connection;
 mod error;
 mod load;
 mod outbox;
@@ -41,7 +42,6 @@ mod rare;
 mod reads;
 mod rows;
 mod write;
-mod writers;
 
 /// How long one operation of the store, of a handful of statements, may take before the server is
 /// given up. The waits are nested, and the inner one tells the reason: lock ≤ statement ≤
@@ -265,7 +265,7 @@ pub fn statements() -> impl Iterator<Item = &'static str> {
         STATEMENTS,
         load::STATEMENTS,
         write::STATEMENTS,
-        writers::STATEMENTS,
+        connection::STATEMENTS,
         rare::STATEMENTS,
         plans::STATEMENTS,
         reads::STATEMENTS,

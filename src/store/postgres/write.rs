@@ -17,9 +17,9 @@ use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgHasArrayType, P
 use sqlx::query::Query;
 use sqlx::{Encode, Type};
 
+use super::connection::Transaction;
 use super::error::store_error;
 use super::load::load;
-use super::writers::Transaction;
 use super::{in_time, rare};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
 use crate::domain::entry::Entry;
