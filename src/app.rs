@@ -31,6 +31,8 @@ use crate::telemetry;
 
 mod settings;
 
+pub use self::settings::half_of_the_processors;
+
 /// After this a transaction whose owner hangs loses its locks; longer than a lane waits for one.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// Clocks that are kept by NTP differ by far less.

@@ -18,13 +18,19 @@ const LANES_SQLITE: usize = 1;
 /// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches.
 const MAX_DEFAULT_LANES: usize = 8;
 
+/// How many threads serve requests, and how many decide, write and publish: with more threads than
+/// processors, waking them costs more than they gain.
+#[must_use]
+pub fn half_of_the_processors() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / 2).max(1)
+}
+
 pub(super) fn default_lanes(config: &Config) -> usize {
     if config.database.url.is_none() {
         return LANES_SQLITE;
     }
-    // The database of a server has as many processors as it, or these are both.
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (processors / 2).clamp(1, MAX_DEFAULT_LANES)
+    half_of_the_processors().min(MAX_DEFAULT_LANES)
 }
 
 /// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.
@@ -65,7 +71,7 @@ pub(super) fn auth(config: &Config, mode: Mode) -> Result<(Option<KeyConfig>, Au
 pub(super) fn http(config: &Config) -> HttpConfig {
     let server = &config.server;
     HttpConfig {
-        workers: server.workers.map_or(0, usize::from),
+        workers: server.workers.map_or_else(half_of_the_processors, usize::from),
         max_connections: usize::try_from(server.max_connections).unwrap_or(usize::MAX),
         head_timeout: Duration::from_millis(server.client_request_timeout_ms),
         body_timeout: server.body_timeout(),

@@ -72,7 +72,8 @@ pub fn run() -> ExitCode {
 fn configured(action: Action) -> Outcome {
     let config = Config::load()?;
     let telemetry = Telemetry::start(&config.telemetry)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = crate::app::half_of_the_processors();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let outcome = runtime.block_on(async {
         match action {
             Action::Serve => serve::run(&config).await,

@@ -37,7 +37,7 @@ const fn list(name: &'static str, meaning: &'static str) -> Key {
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
     key("server.bind", "127.0.0.1:8080", "Address and port to listen on. Other than a loopback address only with `auth.keys` or `auth.jwks_url`."),
-    optional("server.workers", "Threads that serve requests, 1 to 512. Without it, one per processor."),
+    optional("server.workers", "Threads that serve requests, 1 to 512. Without it, half as many as there are processors: the others decide, write and publish."),
     key("server.max_connections", "4096", "Open connections per worker, 1 to 100000."),
     key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),
     key("server.body_timeout_ms", "10000", "Time for a request's whole body to arrive, 100 to 300000."),

@@ -19,9 +19,9 @@ use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
 
-/// How many rows (features and grants count too) the states of one partition may have. Sixteen
-/// partitions of so many take about 30 MB.
-const MAX_ROWS_PER_PARTITION: usize = 8192;
+/// How many rows (features and grants count too) the states of one partition may have. A workspace of a
+/// plan with five features has seven, and takes about two kilobytes: sixteen partitions hold 28,000.
+const MAX_ROWS_PER_PARTITION: usize = 12_288;
 
 /// How long a partition is locked and read first after another replica wrote to it.
 const SHARED_FOR: Duration = Duration::from_secs(1);
