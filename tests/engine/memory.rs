@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::future::join_all;
+use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::engine::{EngineConfig, EngineError, Reply};
-use visionscope_billing::store::Store;
+use visionscope_billing::store::{Reads, Store};
 
 use crate::databases::Database;
+use crate::faulty_store::Fault;
 use crate::world::{World, engine_over, word, words};
 
 /// A second replica on the same database.
@@ -95,6 +99,68 @@ async fn two_replicas_at_once_spend_what_there_is_and_not_more() {
         assert_eq!(one + two, 500, "1000 credits, 2 for each");
         assert_eq!(world.balance().await, "0");
         other.engine.stop().await;
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_with_failures_every_key_runs_exactly_once() {
+    const CLIENTS: usize = 24;
+    const ROUNDS: usize = 25;
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let workspaces: Vec<_> = (0..6).map(|_| WorkspaceId(world.clock.new_id())).collect();
+        for id in &workspaces {
+            world.provision(*id).await;
+        }
+        let client = async |client: usize| {
+            for round in 0..ROUNDS {
+                let id = workspaces[(client + round) % workspaces.len()];
+                if (client + round) % 7 == 0 {
+                    let faults = [Fault::CommitConflict, Fault::AnswerLost, Fault::CommitLost, Fault::BeginUnavailable];
+                    world.store.fail_next(&faults[round % 4..=round % 4]);
+                }
+                let key = format!("c{client}-r{round}");
+                let mut reply = world.deduct_from(id, &key, "1").await;
+                while !matches!(reply, Ok(Reply::Decided { rejection: None, .. } | Reply::Replayed(_))) {
+                    assert_eq!(reply, Err(EngineError::Unavailable));
+                    reply = world.deduct_from(id, &key, "1").await;
+                }
+            }
+        };
+        join_all((0..CLIENTS).map(client)).await;
+        let mut spent = 0;
+        for id in &workspaces {
+            let credits = world.store.workspace(*id).await.unwrap().unwrap().credits;
+            spent += credits.usage_seq;
+            assert_eq!(credits.current_credits, Credits::whole(1000 - credits.usage_seq));
+        }
+        assert_eq!(usize::try_from(spent).unwrap(), CLIENTS * ROUNDS);
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_that_look_first_and_commands_that_need_not_are_all_answered() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let buy = join_all((0..20).map(|n| {
+            let world = &world;
+            async move { world.purchase(&format!("pay-{n}"), "3", None).await }
+        }));
+        let spend = join_all((0..60).map(|n| {
+            let world = &world;
+            async move { word(&world.deduct(&format!("k{n}"), "1").await) }
+        }));
+        let nobody = WorkspaceId(world.clock.new_id());
+        let stray = join_all((0..20).map(|n| {
+            let world = &world;
+            async move { word(&world.deduct_from(nobody, &format!("s{n}"), "1").await) }
+        }));
+        let (_, spent, strayed) = tokio::join!(buy, spend, stray);
+        assert!(spent.iter().all(|word| *word == "accepted"));
+        assert!(strayed.iter().all(|word| *word == "refused"), "its workspace does not exist");
+        assert_eq!(world.balance().await, "1000");
         world.audit_and_close().await;
     }
 }
