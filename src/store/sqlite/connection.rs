@@ -150,7 +150,8 @@ impl Writer {
         }
     }
 
-    async fn acquire(&self) -> Result<Transaction, StoreError> {
+    /// Waits for the connection, outside a transaction.
+    pub(super) async fn acquire(&self) -> Result<Transaction, StoreError> {
         let mut slot = timeout(WRITER_WAIT, Arc::clone(&self.slot).lock_owned())
             .await
             .map_err(|_| StoreError::Unavailable("the writing connection is busy".into()))?;
@@ -184,7 +185,8 @@ impl Transaction {
         Ok(())
     }
 
-    fn put_back(&mut self) {
+    /// Gives the connection back. To be called outside a transaction.
+    pub(super) fn put_back(&mut self) {
         if let Some(mut held) = self.0.take() {
             *held.slot = Some(held.connection);
         }

@@ -23,7 +23,6 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqlitePool;
 
 use self::connection::Writer;
-use self::error::store_error;
 use self::write::SqliteTx;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::ids::WorkspaceId;
@@ -111,9 +110,12 @@ impl Store for SqliteStore {
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        // On the writing connection: every commit makes the others forget the pages that they have read.
         in_time(async {
-            let mut connection = self.readers.acquire().await.map_err(store_error)?;
-            load::workspaces(&mut connection, &self.plans, &ids).await
+            let mut held = self.writer.acquire().await?;
+            let states = load::workspaces(held.connection(), &self.plans, &ids).await?;
+            held.put_back();
+            Ok(states)
         })
         .await
     }
