@@ -116,7 +116,7 @@ async fn under_load_with_failures_every_key_runs_exactly_once() {
         let client = async |client: usize| {
             for round in 0..ROUNDS {
                 let id = workspaces[(client + round) % workspaces.len()];
-                if (client + round) % 7 == 0 {
+                if (client + round).is_multiple_of(7) {
                     let faults = [Fault::CommitConflict, Fault::AnswerLost, Fault::CommitLost, Fault::BeginUnavailable];
                     world.store.fail_next(&faults[round % 4..=round % 4]);
                 }
@@ -148,7 +148,7 @@ async fn commands_that_look_first_and_commands_that_need_not_are_all_answered() 
             let world = &world;
             async move { world.purchase(&format!("pay-{n}"), "3", None).await }
         }));
-        let spend = join_all((0..60).map(|n| {
+        let deductions = join_all((0..60).map(|n| {
             let world = &world;
             async move { word(&world.deduct(&format!("k{n}"), "1").await) }
         }));
@@ -157,7 +157,7 @@ async fn commands_that_look_first_and_commands_that_need_not_are_all_answered() 
             let world = &world;
             async move { word(&world.deduct_from(nobody, &format!("s{n}"), "1").await) }
         }));
-        let (_, spent, strayed) = tokio::join!(buy, spend, stray);
+        let (_, spent, strayed) = tokio::join!(buy, deductions, stray);
         assert!(spent.iter().all(|word| *word == "accepted"));
         assert!(strayed.iter().all(|word| *word == "refused"), "its workspace does not exist");
         assert_eq!(world.balance().await, "1000");
