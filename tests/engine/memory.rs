@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::future::join_all;
 use visionscope_billing::clock::Clock;
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::ids::{Partition, WorkspaceId};
 use visionscope_billing::engine::{EngineConfig, EngineError, Reply};
 use visionscope_billing::store::{Reads, Store};
 
@@ -161,6 +162,31 @@ async fn commands_that_look_first_and_commands_that_need_not_are_all_answered() 
         assert!(spent.iter().all(|word| *word == "accepted"));
         assert!(strayed.iter().all(|word| *word == "refused"), "its workspace does not exist");
         assert_eq!(world.balance().await, "1000");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_replica_wrote_to_a_neighbour_is_not_remembered_either() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let partition = Partition::of(world.workspace_id);
+        let neighbour = std::iter::repeat_with(|| WorkspaceId(world.clock.new_id()))
+            .find(|id| Partition::of(*id) == partition)
+            .expect("ids spread over all partitions");
+        world.provision(neighbour).await;
+        let other = replica(&world);
+        assert_eq!(word(&world.deduct_from(neighbour, "a", "1").await), "accepted");
+        assert_eq!(word(&other.deduct_from(neighbour, "b", "999").await), "accepted");
+        assert_eq!(word(&world.deduct("c", "1").await), "accepted", "this one sees that somebody wrote");
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(word(&world.deduct("d", "1").await), "accepted", "and trusts its memory again");
+        // A refusal without a usage log or an event: it would be written over the neighbour's balance.
+        let unknown = world.deduct_feature(neighbour, "e", "nothing", "1").await;
+        assert_eq!(word(&unknown), "refused");
+        let credits = world.store.workspace(neighbour).await.unwrap().unwrap().credits;
+        assert_eq!((credits.current_credits, credits.usage_seq), (Credits::ZERO, 2), "both deductions are there");
+        other.engine.stop().await;
         world.audit_and_close().await;
     }
 }

@@ -127,8 +127,18 @@ impl World {
     }
 
     pub async fn deduct_from(&self, workspace_id: WorkspaceId, key: &str, credits: &str) -> Result<Reply, EngineError> {
+        self.deduct_feature(workspace_id, key, "render", credits).await
+    }
+
+    pub async fn deduct_feature(
+        &self,
+        workspace_id: WorkspaceId,
+        key: &str,
+        feature: &str,
+        credits: &str,
+    ) -> Result<Reply, EngineError> {
         let command = Command::DeductCredits(DeductCredits {
-            feature_code: FeatureCode::new("render").unwrap(),
+            feature_code: FeatureCode::new(feature).unwrap(),
             charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
             user_id: None,
             occurred_at: None,
