@@ -173,6 +173,11 @@ impl App {
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
         let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
 
+        // Before the first request: whoever gets an answer finds the demo's workspace.
+        let demo = match demo_key {
+            Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
+            None => None,
+        };
         let http_config = settings::http(config);
         let parts = http::Parts {
             engine: Arc::new(engine.clone()),
@@ -183,10 +188,6 @@ impl App {
             metrics: telemetry::metrics(),
         };
         let http = http::start(parts, &http_config, listener).map_err(|error| StartError::Listen { address, error })?;
-        let demo = match demo_key {
-            Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
-            None => None,
-        };
         let drain_delay = match mode {
             Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
             Mode::Demo => Duration::ZERO,
