@@ -302,8 +302,8 @@ impl Lane {
     }
 
     /// The steady case: what the batch needs is remembered or read without a lock, and its one write says
-    /// whether it still was true. None when the batch must look first: not all is remembered, something is not any more, a
-    /// key is taken, or an answer would rest on nothing that was checked.
+    /// whether it still was true. None when the batch must look first: a partition is not remembered,
+    /// something is not true any more, a key is taken, or an answer would rest on nothing that was checked.
     async fn write_from_memory(
         &mut self,
         envelopes: &[&Envelope],

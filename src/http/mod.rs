@@ -62,7 +62,7 @@ const PREFLIGHT_MAX_AGE_S: usize = 600;
 /// How the server listens and what it lets through.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
-    /// Threads that serve requests; 0 for one per processor.
+    /// Threads that serve requests.
     pub workers: usize,
     /// Open connections per worker.
     pub max_connections: usize,
@@ -85,7 +85,7 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
-            workers: 0,
+            workers: 1,
             max_connections: 4096,
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
@@ -231,13 +231,9 @@ pub fn start(parts: Parts, config: &HttpConfig, listener: TcpListener) -> io::Re
 /// signal handlers and is stopped by its handle. It speaks HTTP/1.1: what `actix_web::HttpServer`
 /// would build, but with connections that are [`Bounded`].
 pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpListener) -> io::Result<Server> {
-    let workers = match config.workers {
-        0 => std::thread::available_parallelism()?.get(),
-        workers => workers,
-    };
     let address = listener.local_addr()?;
     let builder = Server::build()
-        .workers(workers)
+        .workers(config.workers)
         .max_concurrent_connections(config.max_connections)
         .shutdown_timeout(config.drain_timeout_s)
         .disable_signals();

@@ -12,11 +12,10 @@ use deadpool::managed::{self, Metrics, Object, PoolConfig, PoolError, RecycleErr
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
 
+use super::TRUSTED_WHEN_IDLE;
 use super::error::store_error;
 use crate::store::StoreError;
 
-/// A connection that was idle for less is taken as it is: a ping would cost each batch a round trip.
-const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
 /// An older connection is replaced, so that a server's sessions are spread anew after a failover.
 const MAX_AGE: Duration = Duration::from_mins(30);
 /// How long a transaction may take to be rolled back before its connection is closed instead.
@@ -49,7 +48,6 @@ impl managed::Manager for Manager {
 #[derive(Clone, Debug)]
 pub(super) struct Writers {
     pool: managed::Pool<Manager>,
-    options: PgConnectOptions,
     wait: Duration,
 }
 
@@ -61,13 +59,13 @@ impl Writers {
             timeouts: Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) },
             ..PoolConfig::default()
         };
-        let pool = managed::Pool::builder(Manager(options.clone())).config(config).runtime(Runtime::Tokio1).build();
+        let pool = managed::Pool::builder(Manager(options)).config(config).runtime(Runtime::Tokio1).build();
         let pool = pool.map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        Ok(Self { pool, options, wait })
+        Ok(Self { pool, wait })
     }
 
-    pub(super) const fn options(&self) -> &PgConnectOptions {
-        &self.options
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        &self.pool.manager().0
     }
 
     /// How long it waits for a free connection, or a new one.
