@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::change_set::{ChangeSet, CommandRecord, Rows};
 use super::commands::{Decision, Effects, Envelope, decide};
+use super::current::{Change, Changed};
 use super::event::{EventData, EventRecord};
 use super::grant::Grant;
-use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
+use super::ids::{EventId, IdSequence, Partition, WorkspaceId};
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
-use super::text::{FeatureCode, IdempotencyKey};
+use super::text::IdempotencyKey;
 use super::time::Timestamp;
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
@@ -71,8 +72,7 @@ pub struct Batch<'a> {
     events: &'a dyn EventWriter,
     /// What was written to so far, each with whether it is new.
     workspaces: BTreeMap<WorkspaceId, IsNew>,
-    features: BTreeMap<(WorkspaceId, FeatureCode), IsNew>,
-    grants: BTreeMap<(WorkspaceId, GrantId), IsNew>,
+    changed: BTreeMap<WorkspaceId, Changed>,
     subscriptions: BTreeSet<WorkspaceId>,
     /// Grants with nothing left, which the running state no longer holds.
     closed_grants: Vec<Grant>,
@@ -89,8 +89,7 @@ impl<'a> Batch<'a> {
             render,
             events,
             workspaces: BTreeMap::new(),
-            features: BTreeMap::new(),
-            grants: BTreeMap::new(),
+            changed: BTreeMap::new(),
             subscriptions: BTreeSet::new(),
             closed_grants: Vec::new(),
             decided: HashMap::new(),
@@ -163,8 +162,15 @@ impl<'a> Batch<'a> {
                 self.changes.heads.push(*head);
             }
         }
+        for grant in std::mem::take(&mut self.closed_grants) {
+            let change =
+                self.changed.get_mut(&grant.workspace_id).and_then(|changed| changed.grants.remove(&grant.grant_id));
+            put(&mut self.changes.grants, change == Some(Change::Inserted), grant);
+        }
         for (workspace_id, is_new) in &self.workspaces {
-            let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
+            let Some(state) = self.snapshot.workspaces.get_mut(workspace_id) else { continue };
+            let mut changed = self.changed.remove(workspace_id).unwrap_or_default();
+            changed.settle(state);
             if *is_new {
                 self.changes.workspaces.push(state.workspace.clone());
             }
@@ -172,31 +178,16 @@ impl<'a> Batch<'a> {
             if self.subscriptions.contains(workspace_id) {
                 put(&mut self.changes.subscriptions, *is_new, state.subscription.clone());
             }
-        }
-        for ((workspace_id, code), is_new) in &self.features {
-            let feature = self.snapshot.workspaces.get(workspace_id).and_then(|state| state.features.get(code));
-            if let Some(feature) = feature {
-                put(&mut self.changes.features, *is_new, feature.clone());
+            for (code, change) in &changed.features {
+                let Some(feature) = state.features.get(code) else { continue };
+                put(&mut self.changes.features, *change == Change::Inserted, feature.clone());
             }
-        }
-        self.gather_grants();
-        (self.changes, self.snapshot)
-    }
-
-    fn gather_grants(&mut self) {
-        for grant in std::mem::take(&mut self.closed_grants) {
-            let is_new = self.grants.remove(&(grant.workspace_id, grant.grant_id)).unwrap_or_default();
-            put(&mut self.changes.grants, is_new, grant);
-        }
-        let owners: BTreeSet<_> = self.grants.keys().map(|(owner, _)| *owner).collect();
-        for owner in owners {
-            let Some(state) = self.snapshot.workspaces.get(&owner) else { continue };
             for grant in &state.grants {
-                if let Some(is_new) = self.grants.get(&(owner, grant.grant_id)) {
-                    put(&mut self.changes.grants, *is_new, grant.clone());
-                }
+                let Some(change) = changed.grants.get(&grant.grant_id) else { continue };
+                put(&mut self.changes.grants, *change == Change::Inserted, grant.clone());
             }
         }
+        (self.changes, self.snapshot)
     }
 
     /// Carries the effects of a recorded command into the running state and the rows to write.
@@ -302,21 +293,28 @@ impl<'a> Batch<'a> {
         if effects.pending_plan.is_some() {
             state.pending_plan = effects.pending_plan;
         }
+        let changed = self.changed.entry(workspace_id).or_default();
         for (code, feature) in effects.features {
-            let key = (workspace_id, code.clone());
-            let is_new = state.features.insert(code, feature).is_none();
-            self.features.entry(key).or_insert(is_new);
+            let change = match state.features.get(&code) {
+                None => Change::Inserted,
+                Some(before) if before.plan_terms == feature.plan_terms && before.overrides == feature.overrides => {
+                    Change::Moved
+                }
+                Some(_) => Change::Altered,
+            };
+            changed.feature(code.clone(), change);
+            state.features.insert(code, feature);
         }
         let mut reordered = !effects.added_grants.is_empty();
         for (place, grant) in effects.changed_grants {
-            self.grants.entry((workspace_id, grant.grant_id)).or_insert(false);
-            if let Some(slot) = state.grants.get_mut(place) {
-                reordered |= slot.expires_at != grant.expires_at;
-                *slot = grant;
-            }
+            let Some(slot) = state.grants.get_mut(place) else { continue };
+            let expires_otherwise = slot.expires_at != grant.expires_at;
+            changed.grant(grant.grant_id, if expires_otherwise { Change::Altered } else { Change::Moved });
+            reordered |= expires_otherwise;
+            *slot = grant;
         }
         for grant in effects.added_grants {
-            self.grants.insert((workspace_id, grant.grant_id), true);
+            changed.grant(grant.grant_id, Change::Inserted);
             // From now on the payment is taken, for the commands that follow in this batch too.
             let payment = grant.payment_reference.clone().map(|reference| (workspace_id, reference));
             self.snapshot.payments.extend(payment);

@@ -11,6 +11,7 @@ pub mod batch;
 pub mod change_set;
 pub mod commands;
 pub mod credits;
+mod current;
 pub mod entry;
 pub mod event;
 pub mod grant;

@@ -3,7 +3,7 @@
 use chrono_tz::Tz;
 
 use super::credits::Credits;
-use super::ids::{Partition, WorkspaceId};
+use super::ids::{GrantId, Partition, WorkspaceId};
 use super::plan::{FeatureTerms, UsageLimit};
 use super::text::{FeatureCode, Label};
 use super::time::Timestamp;
@@ -58,6 +58,34 @@ pub struct WorkspaceCredits {
     /// When the last command of this workspace was decided. Time always runs forwards within a
     /// workspace, whatever the clocks of the replicas say.
     pub updated_at: Timestamp,
+    /// What the last deductions moved, kept in this row.
+    pub current: Current,
+}
+
+/// The grant and the feature whose figures are kept in the row of the workspace, and not in their own
+/// ones: a deduction mostly moves the same two as the one before it, and so writes one row and not
+/// three. The rows of their own have what was true before they became current.
+///
+/// A grant is current only while it has something remaining and nothing else of it changes, so its own
+/// row always says rightly whether it is open and when it expires.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Current {
+    pub grant: Option<CurrentGrant>,
+    pub feature: Option<CurrentFeature>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CurrentGrant {
+    pub grant_id: GrantId,
+    pub remaining: Credits,
+    pub held: Credits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CurrentFeature {
+    pub feature_code: FeatureCode,
+    pub used_this_month: Credits,
+    pub limit_fired: bool,
 }
 
 impl WorkspaceCredits {
@@ -78,6 +106,7 @@ impl WorkspaceCredits {
             window_start: at,
             window_used: Credits::ZERO,
             updated_at: at,
+            current: Current::default(),
         }
     }
 }

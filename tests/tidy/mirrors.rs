@@ -12,6 +12,9 @@ const CONSTRAINTS: [&str; 5] = ["primary", "foreign", "unique", "check", "constr
 /// what only an embedded database can do.
 const SQLITE_ONLY: [&str; 2] = ["json.rs", "tests.rs"];
 
+/// What SQLite's store does with JSON: rows as arrays of composite types.
+const POSTGRES_ONLY: [&str; 1] = ["row_types.rs"];
+
 /// Columns by table.
 type Tables = BTreeMap<String, BTreeSet<String>>;
 
@@ -29,7 +32,8 @@ fn differences<T: Ord + ToString>(one: &BTreeSet<T>, other: &BTreeSet<T>, words:
 
 #[test]
 fn both_stores_have_files_of_the_same_names() {
-    let (postgres, mut sqlite) = (names_below("src/store/postgres/"), names_below("src/store/sqlite/"));
+    let (mut postgres, mut sqlite) = (names_below("src/store/postgres/"), names_below("src/store/sqlite/"));
+    postgres.retain(|name| !POSTGRES_ONLY.contains(&name.as_str()));
     sqlite.retain(|name| !SQLITE_ONLY.contains(&name.as_str()));
     hold(
         "src/store/postgres and src/store/sqlite hold files of the same names",

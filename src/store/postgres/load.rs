@@ -97,7 +97,8 @@ const WORKSPACES_BY_IDS: &str = "
 select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.entry_seq,
     c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
-    c.updated_at as credits_updated_at
+    c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
+    c.current_feature_code, c.current_feature_used, c.current_feature_fired
 from workspaces w
 join workspace_credits c on c.workspace_id = w.workspace_id
 join subscriptions s on s.workspace_id = w.workspace_id
@@ -144,7 +145,7 @@ pub(super) async fn workspaces(
 }
 
 const FEATURES_BY_WORKSPACES: &str = "
-select * from workspace_features where workspace_id = any($1::uuid[])";
+select * from workspace_features_now where workspace_id = any($1::uuid[])";
 
 async fn features(
     connection: &mut PgConnection,
@@ -160,7 +161,7 @@ async fn features(
 }
 
 const OPEN_GRANTS_BY_WORKSPACES: &str = "
-select * from credit_grants where workspace_id = any($1::uuid[]) and is_open";
+select * from credit_grants_now where workspace_id = any($1::uuid[]) and is_open";
 
 async fn open_grants(
     connection: &mut PgConnection,

@@ -40,6 +40,7 @@ mod outbox;
 mod plans;
 mod rare;
 mod reads;
+mod row_types;
 mod rows;
 mod write;
 

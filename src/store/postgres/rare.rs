@@ -4,7 +4,8 @@
 use sqlx::postgres::PgConnection;
 
 use super::error::store_error;
-use super::write::{Columns, Statement, at, bind_credits, bind_features};
+use super::row_types::BindRows;
+use super::write::{Columns, Statement, at};
 use crate::domain::change_set::{ChangeSet, ResetRecord};
 use crate::domain::grant::Grant;
 use crate::domain::subscription::{Pending, Subscription};
@@ -35,7 +36,7 @@ pub(super) async fn write(connection: &mut PgConnection, changes: &ChangeSet) ->
     }
     if !credits.inserted.is_empty() {
         let rows = &credits.inserted;
-        run(connection, bind_credits(sqlx::query(INSERT_CREDITS), rows), rows.len()).await?;
+        run(connection, sqlx::query(INSERT_CREDITS).rows(rows), rows.len()).await?;
     }
     if !subscriptions.inserted.is_empty() {
         let rows = &subscriptions.inserted;
@@ -47,7 +48,7 @@ pub(super) async fn write(connection: &mut PgConnection, changes: &ChangeSet) ->
     }
     if !features.inserted.is_empty() {
         let rows = &features.inserted;
-        run(connection, bind_features(sqlx::query(INSERT_FEATURES), rows), rows.len()).await?;
+        run(connection, sqlx::query(INSERT_FEATURES).rows(rows), rows.len()).await?;
     }
     if !grants.inserted.is_empty() {
         let rows = &grants.inserted;
@@ -86,9 +87,9 @@ fn bind_workspaces<'q>(statement: Statement<'q>, rows: &[Workspace]) -> Statemen
 const INSERT_CREDITS: &str = "
 insert into workspace_credits (workspace_id, current_credits, held_credits, debt_credits, overdraft_limit,
     used_this_month, entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired, window_start, window_used,
-    updated_at)
-select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::bigint[], $9::bigint[], $10::smallint[], $11::boolean[], $12::timestamptz[], $13::bigint[], $14::timestamptz[])";
+    updated_at, current_grant_id, current_grant_remaining, current_grant_held, current_feature_code, current_feature_used,
+    current_feature_fired)
+select * from unnest($1::credits_row[])";
 
 const INSERT_SUBSCRIPTIONS: &str = "
 insert into subscriptions (workspace_id, subscription_id, plan_code, plan_version, status, anchor,
@@ -162,8 +163,7 @@ fn pending_reason(subscription: &Subscription) -> Option<&str> {
 const INSERT_FEATURES: &str = "
 insert into workspace_features (workspace_id, feature_code, plan_enabled, plan_unit_price, plan_limit_amount,
     plan_limit_mode, override_enabled, override_unit_price, override_limit, used_this_month, limit_fired)
-select * from unnest($1::uuid[], $2::text[], $3::boolean[], $4::bigint[], $5::bigint[], $6::text[], $7::boolean[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::boolean[])";
+select * from unnest($1::feature_row[])";
 
 const INSERT_GRANTS: &str = "
 insert into credit_grants (workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at,

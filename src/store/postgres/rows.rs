@@ -22,7 +22,9 @@ use crate::domain::subscription::{Pending, Subscription, SubscriptionStatus};
 use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
+use crate::domain::workspace::{
+    Current, CurrentFeature, CurrentGrant, FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature,
+};
 use crate::store::StoreError;
 
 type Decoded<T> = Result<T, StoreError>;
@@ -102,7 +104,26 @@ pub(super) fn workspace_credits(row: &PgRow) -> Decoded<WorkspaceCredits> {
         window_start: at(row, "window_start")?,
         window_used: credits(row, "window_used")?,
         updated_at: at(row, "credits_updated_at")?,
+        current: current(row)?,
     })
+}
+
+fn current(row: &PgRow) -> Decoded<Current> {
+    let grant = get::<Option<Uuid>>(row, "current_grant_id")?.map(|id| {
+        Ok::<_, StoreError>(CurrentGrant {
+            grant_id: GrantId(id),
+            remaining: credits(row, "current_grant_remaining")?,
+            held: credits(row, "current_grant_held")?,
+        })
+    });
+    let feature = get::<Option<&str>>(row, "current_feature_code")?.map(|code| {
+        Ok::<_, StoreError>(CurrentFeature {
+            feature_code: FeatureCode::from_stored(code),
+            used_this_month: credits(row, "current_feature_used")?,
+            limit_fired: get(row, "current_feature_fired")?,
+        })
+    });
+    Ok(Current { grant: grant.transpose()?, feature: feature.transpose()? })
 }
 
 pub(super) fn subscription(row: &PgRow) -> Decoded<Subscription> {

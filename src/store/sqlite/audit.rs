@@ -123,7 +123,7 @@ select c.workspace_id, null as event_id,
         c.debt_credits) as detail
 from workspace_credits c
 left join (
-    select workspace_id, sum(remaining + held) as total from credit_grants group by workspace_id
+    select workspace_id, sum(remaining + held) as total from credit_grants_now group by workspace_id
 ) g on g.workspace_id = c.workspace_id
 where c.current_credits <> coalesce(g.total, 0) - c.debt_credits
 limit ?1";
@@ -133,7 +133,7 @@ select c.workspace_id, null as event_id,
     format('held_credits is %s, the grants say %s', c.held_credits, coalesce(g.held, 0)) as detail
 from workspace_credits c
 left join (
-    select workspace_id, sum(held) as held from credit_grants group by workspace_id
+    select workspace_id, sum(held) as held from credit_grants_now group by workspace_id
 ) g on g.workspace_id = c.workspace_id
 where c.held_credits <> coalesce(g.held, 0)
 limit ?1";
@@ -142,7 +142,7 @@ const GRANT_IS_SUM_OF_ENTRIES: &str = "
 select g.workspace_id, null as event_id,
     format('grant %s has %s remaining and %s held, the entries say %s and %s', lower(hex(g.grant_id)), g.remaining, g.held,
         coalesce(e.remaining, 0), coalesce(e.held, 0)) as detail
-from credit_grants g
+from credit_grants_now g
 left join (
     select workspace_id, grant_id,
         sum(amount * ((to_account = 'grant') - (from_account = 'grant'))) as remaining,

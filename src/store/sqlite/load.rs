@@ -98,7 +98,8 @@ const WORKSPACES_BY_IDS: &str = "
 select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.entry_seq,
     c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
-    c.updated_at as credits_updated_at
+    c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
+    c.current_feature_code, c.current_feature_used, c.current_feature_fired
 from jsonb_each(?1) k
 cross join workspaces w on w.workspace_id = unhex(k.value ->> 0)
 join workspace_credits c on c.workspace_id = w.workspace_id
@@ -148,7 +149,7 @@ pub(super) async fn workspaces(
 const FEATURES_BY_WORKSPACES: &str = "
 select f.*
 from jsonb_each(?1) k
-cross join workspace_features f on f.workspace_id = unhex(k.value ->> 0)";
+cross join workspace_features_now f on f.workspace_id = unhex(k.value ->> 0)";
 
 async fn features(
     connection: &mut SqliteConnection,
@@ -166,7 +167,7 @@ async fn features(
 const OPEN_GRANTS_BY_WORKSPACES: &str = "
 select g.*
 from jsonb_each(?1) k
-cross join credit_grants g indexed by credit_grants_open on g.workspace_id = unhex(k.value ->> 0)
+cross join credit_grants_now g on g.workspace_id = unhex(k.value ->> 0)
 where g.is_open = 1";
 
 async fn open_grants(

@@ -147,11 +147,14 @@ update workspace_credits
 set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.row ->> 3,
     overdraft_limit = n.row ->> 4, used_this_month = n.row ->> 5, entry_seq = n.row ->> 6, usage_seq = n.row ->> 7,
     event_seq = n.row ->> 8, low_credit_fired = n.row ->> 9, monthly_limit_fired = n.row ->> 10,
-    window_start = n.row ->> 11, window_used = n.row ->> 12, updated_at = n.row ->> 13
+    window_start = n.row ->> 11, window_used = n.row ->> 12, updated_at = n.row ->> 13,
+    current_grant_id = unhex(n.row ->> 14), current_grant_remaining = n.row ->> 15, current_grant_held = n.row ->> 16,
+    current_feature_code = n.row ->> 17, current_feature_used = n.row ->> 18, current_feature_fired = n.row ->> 19
 from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1)) n
 where workspace_credits.workspace_id = n.workspace_id";
 
 pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
+    let (grant, feature) = (credits.current.grant, credits.current.feature.as_ref());
     row.id(credits.workspace_id.0)
         .credits(credits.current_credits)
         .credits(credits.held_credits)
@@ -165,7 +168,13 @@ pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
         .int(credits.monthly_limit_fired)
         .at(credits.window_start)
         .credits(credits.window_used)
-        .at(credits.updated_at);
+        .at(credits.updated_at)
+        .maybe_id(grant.map(|grant| grant.grant_id.0))
+        .maybe_credits(grant.map(|grant| grant.remaining))
+        .maybe_credits(grant.map(|grant| grant.held))
+        .maybe_text(feature.map(|feature| feature.feature_code.as_str()))
+        .maybe_credits(feature.map(|feature| feature.used_this_month))
+        .maybe_int(feature.map(|feature| feature.limit_fired));
 }
 
 const UPDATE_FEATURES: &str = "

@@ -1,0 +1,109 @@
+//! Which grant and which feature of a workspace are kept in its own row, and which rows that saves.
+//!
+//! See [`Current`] in [`super::workspace`]. What a batch changed goes to the row of its own, but for one grant and one feature,
+//! and what was current and is not any more gets its own row back.
+
+use std::collections::BTreeMap;
+
+use super::credits::Credits;
+use super::grant::Grant;
+use super::ids::GrantId;
+use super::snapshot::WorkspaceState;
+use super::text::FeatureCode;
+use super::workspace::{Current, CurrentFeature, CurrentGrant, WorkspaceFeature};
+
+/// What a batch did to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Change {
+    /// Only the figures that deductions move.
+    Moved,
+    /// Anything else of it too.
+    Altered,
+    /// It was made in this batch.
+    Inserted,
+}
+
+/// The changed grants and features of one workspace.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    pub grants: BTreeMap<GrantId, Change>,
+    pub features: BTreeMap<FeatureCode, Change>,
+}
+
+impl Changed {
+    pub(super) fn grant(&mut self, id: GrantId, change: Change) {
+        let known = self.grants.entry(id).or_insert(change);
+        *known = change.max(*known);
+    }
+
+    pub(super) fn feature(&mut self, code: FeatureCode, change: Change) {
+        let known = self.features.entry(code).or_insert(change);
+        *known = change.max(*known);
+    }
+
+    /// Says what is current from now on. Its row needs no writing, and leaves the changes; that of
+    /// what was current before joins them.
+    pub(super) fn settle(&mut self, state: &mut WorkspaceState) {
+        let before = std::mem::take(&mut state.credits.current);
+        let grant = self.next_grant(&before, &state.grants);
+        if let Some(grant) = grant {
+            self.grants.remove(&grant.grant_id);
+        }
+        let left = before.grant.filter(|left| grant.is_none_or(|grant| grant.grant_id != left.grant_id));
+        if let Some(left) = left {
+            self.grant(left.grant_id, Change::Moved);
+        }
+        let feature = self.next_feature(&before, &state.features);
+        if let Some(feature) = feature {
+            self.features.remove(&feature.feature_code);
+        }
+        let left =
+            before.feature.filter(|left| feature.is_none_or(|feature| feature.feature_code != left.feature_code));
+        if let Some(left) = left {
+            self.feature(left.feature_code, Change::Moved);
+        }
+        state.credits.current =
+            Current { grant: grant.map(CurrentGrant::of), feature: feature.map(CurrentFeature::of) };
+    }
+
+    /// The one of before as long as it may stay, or else one that moved.
+    fn next_grant<'g>(&self, before: &Current, grants: &'g [Grant]) -> Option<&'g Grant> {
+        let may_be = |grant: &&Grant| {
+            let change = self.grants.get(&grant.grant_id);
+            grant.remaining > Credits::ZERO && change.is_none_or(|change| *change == Change::Moved)
+        };
+        let stays = before.grant.and_then(|before| grants.iter().find(|grant| grant.grant_id == before.grant_id));
+        let stays = stays.filter(may_be);
+        let moved = grants.iter().filter(may_be).find(|grant| self.grants.contains_key(&grant.grant_id));
+        stays.filter(|stays| moved.is_none() || self.grants.contains_key(&stays.grant_id)).or(moved)
+    }
+
+    /// As [`Self::next_grant`].
+    fn next_feature<'f>(
+        &self,
+        before: &Current,
+        features: &'f BTreeMap<FeatureCode, WorkspaceFeature>,
+    ) -> Option<&'f WorkspaceFeature> {
+        let moved_only = |code: &FeatureCode| self.features.get(code).is_none_or(|change| *change == Change::Moved);
+        let stays = before.feature.as_ref().map(|before| &before.feature_code).filter(|code| moved_only(code));
+        let moved = self.features.iter().find(|(_, change)| **change == Change::Moved).map(|(code, _)| code);
+        let next = stays.filter(|stays| moved.is_none() || self.features.contains_key(*stays)).or(moved)?;
+        features.get(next)
+    }
+}
+
+impl CurrentGrant {
+    const fn of(grant: &Grant) -> Self {
+        Self { grant_id: grant.grant_id, remaining: grant.remaining, held: grant.held }
+    }
+}
+
+impl CurrentFeature {
+    fn of(feature: &WorkspaceFeature) -> Self {
+        Self {
+            feature_code: feature.feature_code.clone(),
+            used_this_month: feature.used_this_month,
+            limit_fired: feature.limit_fired,
+        }
+    }
+}
