@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::change_set::{ChangeSet, CommandRecord, Rows};
+use super::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
 use super::commands::{Decision, Effects, Envelope, decide};
 use super::current::{Change, Changed};
 use super::event::{EventData, EventRecord};
@@ -17,6 +17,7 @@ use super::rejection::Rejection;
 use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
+use super::workspace::WorkspaceCredits;
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
 const MAX_ADVANCES: usize = 36;
@@ -203,6 +204,7 @@ impl<'a> Batch<'a> {
             written.push((*event_id, data.event_type(), self.events.write(data)?));
         }
         let workspace_id = envelope.workspace_id;
+        let event_count = i16::try_from(written.len()).unwrap_or(i16::MAX);
         let now = effects.now;
         self.apply(workspace_id, effects);
         for (event_id, event_type, data) in written {
@@ -223,15 +225,33 @@ impl<'a> Batch<'a> {
                 data,
             });
         }
-        self.record_command(envelope, now, outcome, answer);
+        let place = self.place_of_command(workspace_id, event_count);
+        self.record_command(envelope, place, now, outcome, answer);
         Ok(())
     }
 
-    fn record_command(&mut self, envelope: &Envelope, now: Timestamp, outcome: &str, answer: Rendered) {
+    /// After everything else of the command has its numbers.
+    fn place_of_command(&mut self, workspace_id: WorkspaceId, event_count: i16) -> CommandPlace {
+        let outbox_seq = self.snapshot.heads.get(&Partition::of(workspace_id)).map_or(0, |head| head.seq);
+        let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return CommandPlace::default() };
+        state.credits.command_seq += 1;
+        let WorkspaceCredits { command_seq: seq, entry_seq, usage_seq, event_seq, .. } = state.credits;
+        CommandPlace { seq, entry_seq, usage_seq, event_seq, outbox_seq, event_count }
+    }
+
+    fn record_command(
+        &mut self,
+        envelope: &Envelope,
+        place: CommandPlace,
+        now: Timestamp,
+        outcome: &str,
+        answer: Rendered,
+    ) {
         let record = CommandRecord {
             workspace_id: envelope.workspace_id,
             idempotency_key: envelope.idempotency_key.clone(),
             command_id: envelope.message_id,
+            place,
             command_type: envelope.command.name().to_owned(),
             fingerprint: envelope.fingerprint,
             outcome: outcome.to_owned(),

@@ -68,6 +68,7 @@ pub struct CommandRecord {
     pub workspace_id: WorkspaceId,
     pub idempotency_key: IdempotencyKey,
     pub command_id: CommandId,
+    pub place: CommandPlace,
     /// The command's name, such as `DeductCredits`.
     pub command_type: String,
     /// SHA-256 over the command's name and its canonical body.
@@ -83,6 +84,22 @@ pub struct CommandRecord {
     pub metadata: Option<Metadata>,
     pub received_at: Timestamp,
     pub recorded_at: Timestamp,
+}
+
+/// Where a command stands in its workspace's history, which is found by it: entries and usage logs are
+/// kept by their command, events by their partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandPlace {
+    /// Gap-free within the workspace, from 1.
+    pub seq: i64,
+    /// The workspace's last numbers when the command was done: its own rows are those after the numbers
+    /// of the command before it.
+    pub entry_seq: i64,
+    pub usage_seq: i64,
+    pub event_seq: i64,
+    /// The partition's last number when the command was done; its own events are the last ones up to it.
+    pub outbox_seq: i64,
+    pub event_count: i16,
 }
 
 /// A period that began: there is one per subscription and start.

@@ -42,6 +42,8 @@ pub struct WorkspaceCredits {
     pub overdraft_limit: Credits,
     /// What was used in the current billing period.
     pub used_this_month: Credits,
+    /// The last command's number.
+    pub command_seq: i64,
     /// The last ledger entry's number.
     pub entry_seq: i64,
     /// The last usage log's number.
@@ -98,6 +100,7 @@ impl WorkspaceCredits {
             debt_credits: Credits::ZERO,
             overdraft_limit: Credits::ZERO,
             used_this_month: Credits::ZERO,
+            command_seq: 0,
             entry_seq: 0,
             usage_seq: 0,
             event_seq: 0,

@@ -21,9 +21,9 @@ pub struct HistoryQuery {
     pub limit: u32,
 }
 
-/// How many rows of a workspace's history one page looks through. A feature that is rare in a long
+/// How many commands of a workspace's history one page looks through. A feature that is rare in a long
 /// history is found over several pages, each of which takes a few milliseconds.
-pub const PAGE_SCAN_ROWS: i64 = 10_000;
+pub const PAGE_SCAN_COMMANDS: i64 = 2_000;
 
 /// Some of a workspace's history, newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,29 +34,25 @@ pub struct Page<T> {
     pub next_before_seq: Option<i64>,
 }
 
-/// The numbers, without a gap, that a page may come from; empty when `first` is behind `last`.
+/// The commands that a page may come from, by their numbers; empty when `first` is behind `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SeqRange {
+pub(super) struct CommandRange {
+    /// No earlier one is looked at for this page.
     pub(super) first: i64,
     pub(super) last: i64,
-}
-
-impl SeqRange {
-    /// The lowest number that one page looks at.
-    pub(super) fn scanned_from(self) -> i64 {
-        self.first.max(self.last.saturating_sub(PAGE_SCAN_ROWS - 1))
-    }
+    /// Where the next page goes on, if `first` leaves some that are in the range.
+    pub(super) next_before_seq: Option<i64>,
 }
 
 impl<T> Page<T> {
     /// From the rows that match among those that were looked at: up to one more than the limit.
-    pub(super) fn of(mut rows: Vec<T>, limit: u32, range: SeqRange, seq: impl Fn(&T) -> i64) -> Self {
+    pub(super) fn of(mut rows: Vec<T>, limit: u32, range: CommandRange, seq: impl Fn(&T) -> i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let next_before_seq = if rows.len() > limit {
             rows.truncate(limit);
             rows.last().map(seq)
         } else {
-            Some(range.scanned_from()).filter(|from| *from > range.first)
+            range.next_before_seq
         };
         Self { rows, next_before_seq }
     }
@@ -168,12 +164,11 @@ mod tests {
     #[test]
     fn a_page_goes_on_behind_its_last_row_or_behind_what_it_looked_at() {
         let page = |rows: &[i64], range| Page::of(rows.to_vec(), 2, range, |seq| *seq);
-        let short = SeqRange { first: 1, last: PAGE_SCAN_ROWS };
-        assert_eq!(page(&[9, 8, 7], short), Page { rows: vec![9, 8], next_before_seq: Some(8) });
-        assert_eq!(page(&[2, 1], short), Page { rows: vec![2, 1], next_before_seq: None });
-        let long = SeqRange { first: 3, last: PAGE_SCAN_ROWS + 3 };
-        assert_eq!(page(&[], long), Page { rows: vec![], next_before_seq: Some(4) });
-        let empty = SeqRange { first: 5, last: 4 };
-        assert_eq!(page(&[], empty), Page { rows: vec![], next_before_seq: None });
+        let whole = CommandRange { first: 1, last: 9, next_before_seq: None };
+        assert_eq!(page(&[9, 8, 7], whole), Page { rows: vec![9, 8], next_before_seq: Some(8) });
+        assert_eq!(page(&[2, 1], whole), Page { rows: vec![2, 1], next_before_seq: None });
+        let cut_short = CommandRange { first: 4, last: 9, next_before_seq: Some(4) };
+        assert_eq!(page(&[9, 8, 7], cut_short), Page { rows: vec![9, 8], next_before_seq: Some(8) });
+        assert_eq!(page(&[], cut_short), Page { rows: vec![], next_before_seq: Some(4) });
     }
 }

@@ -102,7 +102,45 @@ pub async fn a_second_event_of_one_deduction_is_found(db: &impl TestDatabase) {
             select o.causation_id from event_outbox o where o.event_type = 'CreditConsumed' and o.workspace_seq = 2
         ) where event_type = 'CreditConsumed' and workspace_seq = 3";
     let found = found_after(db, fault).await;
-    assert_eq!(found, ["deduction-has-event"]);
+    assert_eq!(found, ["deduction-has-event", "row-is-found-by-its-command"]);
+}
+
+pub async fn an_entry_that_names_a_foreign_grant_is_found(db: &impl TestDatabase) {
+    let fault = "update credit_entries set grant_id = (
+            select g.grant_id from credit_grants g where g.workspace_id <> credit_entries.workspace_id limit 1
+        ) where seq = 2";
+    let found = found_after(db, fault).await;
+    assert!(found.contains(&"entry-names-grant-of-its-workspace"), "{found:?}");
+}
+
+pub async fn a_command_of_no_workspace_is_found(db: &impl TestDatabase) {
+    let found = found_after(db, "update commands set workspace_id = command_id where seq = 2").await;
+    assert!(found.contains(&"command-is-of-a-workspace") && found.contains(&"command-seq-has-no-gap"), "{found:?}");
+}
+
+pub async fn a_command_that_says_other_numbers_than_its_rows_is_found(db: &impl TestDatabase) {
+    sound(db).await;
+    for number in ["entry_seq", "usage_seq", "event_seq", "outbox_seq", "event_count"] {
+        db.tamper(&format!("update commands set {number} = {number} + 1 where seq = 2")).await;
+        let found = audit(db).await;
+        assert!(found.iter().all(|finding| finding.invariant == "row-is-found-by-its-command"), "{found:?}");
+        assert!(!found.is_empty(), "{number}");
+        db.tamper(&format!("update commands set {number} = {number} - 1 where seq = 2")).await;
+    }
+}
+
+pub async fn a_doubled_number_is_found(db: &impl TestDatabase) {
+    let found = found_after(db, "update usage_logs set seq = 3 where seq = 2").await;
+    assert_eq!(found, ["row-is-found-by-its-command", "usage-seq-has-no-gap"]);
+}
+
+/// The row of the grant itself has what was true before.
+pub async fn a_changed_current_grant_is_found(db: &impl TestDatabase) {
+    let fault = "update workspace_credits set current_grant_id = (
+            select g.grant_id from credit_grants g where g.workspace_id = workspace_credits.workspace_id
+        ), current_grant_remaining = 5, current_grant_held = 0 where usage_seq = 3";
+    let found = found_after(db, fault).await;
+    assert_eq!(found, ["balance-is-sum-of-grants", "grant-is-sum-of-entries"]);
 }
 
 pub async fn findings_are_limited_per_invariant(db: &impl TestDatabase) {

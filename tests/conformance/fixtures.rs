@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
-use visionscope_billing::domain::change_set::{ChangeSet, CommandRecord, Rows};
+use visionscope_billing::domain::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
 use visionscope_billing::domain::credits::{Credits, Quantity};
 use visionscope_billing::domain::entry::{Account, Entry};
 use visionscope_billing::domain::event::{EventRecord, EventType};
@@ -103,12 +103,19 @@ pub struct World {
     features: BTreeMap<WorkspaceId, Tracked<WorkspaceFeature>>,
     grants: BTreeMap<WorkspaceId, Tracked<Grant>>,
     pending: ChangeSet,
+    /// Where each workspace's last command stands.
+    places: BTreeMap<WorkspaceId, CommandPlace>,
     ids: u128,
 }
 
 impl World {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One whose ids are not those of the first so many of another.
+    pub fn after(ids: u128) -> Self {
+        Self { ids, ..Self::default() }
     }
 
     pub fn fresh_id(&mut self) -> Uuid {
@@ -170,10 +177,12 @@ impl World {
 
     pub fn command(&mut self, id: WorkspaceId, name: &str, outcome: &str, now: Timestamp) -> CommandId {
         let command_id = CommandId(self.fresh_id());
+        self.credits.get_mut(&id).unwrap().change().command_seq += 1;
         self.pending.commands.push(CommandRecord {
             workspace_id: id,
             idempotency_key: IdempotencyKey::new(&command_id.to_string()).unwrap(),
             command_id,
+            place: CommandPlace::default(),
             command_type: name.to_owned(),
             fingerprint: [7; 32],
             outcome: outcome.to_owned(),
@@ -253,6 +262,7 @@ impl World {
     /// All that happened since the last time, as one change set.
     pub fn take(&mut self) -> ChangeSet {
         let mut changes = std::mem::take(&mut self.pending);
+        self.place_commands(&mut changes);
         let touched: std::collections::BTreeSet<_> =
             changes.commands.iter().map(|command| Partition::of(command.workspace_id)).collect();
         for partition in touched {
@@ -264,6 +274,26 @@ impl World {
         self.features.values_mut().for_each(|row| row.take(&mut changes.features));
         self.grants.values_mut().for_each(|row| row.take(&mut changes.grants));
         changes
+    }
+
+    /// Says of each command where its rows are.
+    fn place_commands(&mut self, changes: &mut ChangeSet) {
+        let ChangeSet { commands, entries, usage_logs, events, .. } = changes;
+        for command in commands {
+            let place = self.places.entry(command.workspace_id).or_default();
+            let id = command.command_id;
+            let last = |seqs: &mut dyn Iterator<Item = i64>, before: i64| seqs.max().unwrap_or(before);
+            place.seq += 1;
+            let mut own = entries.iter().filter(|entry| entry.command_id == id).map(|entry| entry.seq);
+            place.entry_seq = last(&mut own, place.entry_seq);
+            let mut own = usage_logs.iter().filter(|log| log.command_id == id).map(|log| log.seq);
+            place.usage_seq = last(&mut own, place.usage_seq);
+            let own: Vec<_> = events.iter().filter(|event| event.causation_id == id.0).collect();
+            place.event_seq = last(&mut own.iter().map(|event| event.workspace_seq), place.event_seq);
+            place.outbox_seq = last(&mut own.iter().map(|event| event.seq), place.outbox_seq);
+            place.event_count = i16::try_from(own.len()).unwrap();
+            command.place = *place;
+        }
     }
 
     /// Commits all that happened since the last time.

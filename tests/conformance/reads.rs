@@ -8,14 +8,14 @@ use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId}
 use visionscope_billing::domain::subscription::SubscriptionStatus;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::views::{
-    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_SCAN_ROWS,
+    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_SCAN_COMMANDS,
 };
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
 
 /// Seven deductions, one a second, those of odd seconds of another feature.
-async fn seven_deductions(db: &impl TestDatabase) {
+async fn seven_deductions(db: &impl TestDatabase) -> World {
     let mut world = world_of(db.store(), 2).await;
     for n in 1..=7 {
         world.deduct(workspace(0), Credits::whole(n), at(n)).deduct(workspace(1), Credits::whole(n), at(n));
@@ -27,6 +27,7 @@ async fn seven_deductions(db: &impl TestDatabase) {
         entry.to = Account::Consumed(feature("upscale"));
     }
     world.store(db.store()).await;
+    world
 }
 
 fn usage_query(limit: u32) -> HistoryQuery {
@@ -145,26 +146,15 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
 }
 
 pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &impl TestDatabase) {
-    const MORE: i64 = 2 * PAGE_SCAN_ROWS + 5;
-    seven_deductions(db).await;
-    let repeat = |table: &str, columns: &str, copied: &str, first: i64| {
-        format!(
-            "with recursive n (i) as (select 1 union all select i + 1 from n where i < {MORE})
-            insert into {table} (workspace_id, seq, {columns})
-            select l.workspace_id, l.seq + n.i, {copied} from {table} l cross join n
-            where l.seq = {first} and l.workspace_id = (select workspace_id from {table} order by workspace_id limit 1)"
-        )
-    };
-    let logs = "command_id, feature_code, credits, occurred_at, recorded_at";
-    db.execute(&repeat("usage_logs", logs, "l.command_id, 'render', l.credits, l.occurred_at, l.recorded_at", 7))
-        .await
-        .unwrap();
-    let entries = "command_id, from_account, to_account, grant_id, amount, balance_after, recorded_at, effective_at";
-    let copied = "l.command_id, l.from_account, 'consumed:render', l.grant_id, l.amount, l.balance_after, l.recorded_at, l.effective_at";
-    db.execute(&repeat("credit_entries", entries, copied, 8)).await.unwrap();
-
-    let [first, second] = [workspace(0), workspace(1)];
-    let workspace_id = first.min(second);
+    const MORE: i64 = 2 * PAGE_SCAN_COMMANDS + 5;
+    let mut world = seven_deductions(db).await;
+    for chunk in (1..=MORE).collect::<Vec<_>>().chunks(200) {
+        for n in chunk {
+            world.deduct(workspace(0), Credits::from_micro(1).unwrap(), at(7 + n));
+        }
+        world.store(db.store()).await;
+    }
+    let workspace_id = workspace(0);
     let upscale = Some(feature("upscale"));
     let (mut before_seq, mut pages, mut found) = (None, 0, Vec::new());
     loop {

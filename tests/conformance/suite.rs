@@ -36,8 +36,6 @@ macro_rules! suite {
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
                 an_update_of_a_row_that_does_not_exist_is_corrupt,
-                an_entry_cannot_name_the_grant_of_another_workspace,
-                a_command_cannot_be_of_a_workspace_that_does_not_exist,
                 what_history_names_is_neither_deleted_nor_given_another_key,
                 a_second_reset_of_a_period_is_a_conflict,
                 history_can_be_neither_updated_nor_deleted,
@@ -90,6 +88,11 @@ macro_rules! suite {
                 a_refused_command_with_an_entry_is_found,
                 a_refusal_without_its_event_is_found,
                 a_second_event_of_one_deduction_is_found,
+                an_entry_that_names_a_foreign_grant_is_found,
+                a_command_of_no_workspace_is_found,
+                a_command_that_says_other_numbers_than_its_rows_is_found,
+                a_doubled_number_is_found,
+                a_changed_current_grant_is_found,
                 findings_are_limited_per_invariant,
             }
         }

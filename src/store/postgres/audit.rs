@@ -37,6 +37,10 @@ pub(super) const STATEMENTS: &[&str] = &[
     REFUSAL_HAS_NO_ENTRY,
     REFUSAL_HAS_EVENT,
     ROW_HAS_COMMAND,
+    ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE,
+    COMMAND_IS_OF_A_WORKSPACE,
+    COMMAND_SEQ_HAS_NO_GAP,
+    ROW_IS_FOUND_BY_ITS_COMMAND,
     ENTRY_SEQ_HAS_NO_GAP,
     USAGE_SEQ_HAS_NO_GAP,
     WORKSPACE_SEQ_HAS_NO_GAP,
@@ -61,6 +65,10 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
     ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),
+    ("entry-names-grant-of-its-workspace", ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE),
+    ("command-is-of-a-workspace", COMMAND_IS_OF_A_WORKSPACE),
+    ("command-seq-has-no-gap", COMMAND_SEQ_HAS_NO_GAP),
+    ("row-is-found-by-its-command", ROW_IS_FOUND_BY_ITS_COMMAND),
     ("entry-seq-has-no-gap", ENTRY_SEQ_HAS_NO_GAP),
     ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
     ("workspace-seq-has-no-gap", WORKSPACE_SEQ_HAS_NO_GAP),
@@ -175,17 +183,21 @@ where debt_credits > overdraft_limit or current_credits < -overdraft_limit
 limit $1";
 
 const USED_IS_SUM_OF_USAGE_LOGS: &str = "
-select c.workspace_id, null::uuid as event_id,
-    format('used_this_month is %s, the usage logs since the last reset say %s', c.used_this_month, u.used) as detail
-from workspace_credits c
-cross join lateral (
-    select coalesce(max(r.usage_seq), 0) as usage_seq from credit_resets r where r.workspace_id = c.workspace_id
-) p
-cross join lateral (
-    select coalesce(sum(l.credits), 0) as used
-    from usage_logs l where l.workspace_id = c.workspace_id and l.seq > p.usage_seq
-) u
-where c.used_this_month <> u.used
+with period as (
+    select c.workspace_id, c.used_this_month, coalesce(max(r.usage_seq), 0) as usage_seq
+    from workspace_credits c
+    left join credit_resets r on r.workspace_id = c.workspace_id
+    group by c.workspace_id
+), logged as (
+    select p.workspace_id, p.used_this_month, coalesce(sum(l.credits), 0) as used
+    from period p
+    left join usage_logs l on l.workspace_id = p.workspace_id and l.seq > p.usage_seq
+    group by p.workspace_id, p.used_this_month
+)
+select workspace_id, null::uuid as event_id,
+    format('used_this_month is %s, the usage logs since the last reset say %s', used_this_month, used) as detail
+from logged
+where used_this_month <> used
 limit $1";
 
 const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "
@@ -270,12 +282,67 @@ where not exists (
 )
 limit $1";
 
+const ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE: &str = "
+select e.workspace_id, null::uuid as event_id, format('entry %s names grant %s', e.seq, e.grant_id) as detail
+from credit_entries e
+left join credit_grants g on g.workspace_id = e.workspace_id and g.grant_id = e.grant_id
+where e.grant_id is not null and g.grant_id is null
+limit $1";
+
+const COMMAND_IS_OF_A_WORKSPACE: &str = "
+select c.workspace_id, null::uuid as event_id, format('command %s is of no workspace', c.command_id) as detail
+from commands c
+left join workspaces w on w.workspace_id = c.workspace_id
+where w.workspace_id is null
+limit $1";
+
+const COMMAND_SEQ_HAS_NO_GAP: &str = "
+select c.workspace_id, null::uuid as event_id,
+    format('%s commands up to %s, the head is %s', coalesce(a.rows, 0), coalesce(a.last, 0), c.command_seq) as detail
+from workspace_credits c
+left join (
+    select workspace_id, count(distinct seq) as rows, max(seq) as last from commands group by workspace_id
+) a on a.workspace_id = c.workspace_id
+where coalesce(a.rows, 0) <> c.command_seq or coalesce(a.last, 0) <> c.command_seq
+limit $1";
+
+/// Pages of history are read by these numbers.
+const ROW_IS_FOUND_BY_ITS_COMMAND: &str = "
+with numbered as (
+    select workspace_id, command_id, seq, entry_seq, usage_seq, event_seq, outbox_seq, event_count,
+        lag(entry_seq, 1, 0::bigint) over w as entries_before,
+        lag(usage_seq, 1, 0::bigint) over w as logs_before,
+        lag(event_seq, 1, 0::bigint) over w as events_before
+    from commands
+    window w as (partition by workspace_id order by seq)
+)
+select r.workspace_id, null::uuid as event_id, format('%s %s is not where its command says', r.what, r.seq) as detail
+from (
+    select 'entry' as what, e.workspace_id, e.seq
+    from credit_entries e
+    join numbered n on n.workspace_id = e.workspace_id and n.command_id = e.command_id
+    where e.seq <= n.entries_before or e.seq > n.entry_seq
+    union all
+    select 'usage log', u.workspace_id, u.seq
+    from usage_logs u
+    join numbered n on n.workspace_id = u.workspace_id and n.command_id = u.command_id
+    where u.seq <= n.logs_before or u.seq > n.usage_seq
+    union all
+    select 'event', o.workspace_id, o.workspace_seq
+    from event_outbox o
+    join numbered n on n.workspace_id = o.workspace_id and n.command_id = o.causation_id
+    where o.workspace_seq <= n.events_before or o.workspace_seq > n.event_seq
+        or n.event_count <> n.event_seq - n.events_before
+        or n.outbox_seq - o.seq <> n.event_seq - o.workspace_seq
+) r
+limit $1";
+
 const ENTRY_SEQ_HAS_NO_GAP: &str = "
 select c.workspace_id, null::uuid as event_id,
     format('%s entries up to %s, the head is %s', coalesce(e.rows, 0), coalesce(e.last, 0), c.entry_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(*) as rows, max(seq) as last from credit_entries group by workspace_id
+    select workspace_id, count(distinct seq) as rows, max(seq) as last from credit_entries group by workspace_id
 ) e on e.workspace_id = c.workspace_id
 where coalesce(e.rows, 0) <> c.entry_seq or coalesce(e.last, 0) <> c.entry_seq
 limit $1";
@@ -285,7 +352,7 @@ select c.workspace_id, null::uuid as event_id,
     format('%s usage logs up to %s, the head is %s', coalesce(u.rows, 0), coalesce(u.last, 0), c.usage_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(*) as rows, max(seq) as last from usage_logs group by workspace_id
+    select workspace_id, count(distinct seq) as rows, max(seq) as last from usage_logs group by workspace_id
 ) u on u.workspace_id = c.workspace_id
 where coalesce(u.rows, 0) <> c.usage_seq or coalesce(u.last, 0) <> c.usage_seq
 limit $1";
@@ -295,7 +362,7 @@ select c.workspace_id, null::uuid as event_id,
     format('%s events up to %s, the head is %s', coalesce(o.rows, 0), coalesce(o.last, 0), c.event_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(*) as rows, max(workspace_seq) as last from event_outbox group by workspace_id
+    select workspace_id, count(distinct workspace_seq) as rows, max(workspace_seq) as last from event_outbox group by workspace_id
 ) o on o.workspace_id = c.workspace_id
 where coalesce(o.rows, 0) <> c.event_seq or coalesce(o.last, 0) <> c.event_seq
 limit $1";

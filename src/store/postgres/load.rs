@@ -95,7 +95,7 @@ async fn commands(
 
 const WORKSPACES_BY_IDS: &str = "
 select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
-    c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.entry_seq,
+    c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
     c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
     c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
     c.current_feature_code, c.current_feature_used, c.current_feature_fired

@@ -13,12 +13,14 @@ use super::write::{Columns, Statement, at};
 use super::{PostgresStore, audit, in_time};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
-use crate::domain::ids::{EventId, SubscriptionId, WorkspaceId};
+use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Page, SeqRange};
+use crate::store::views::{
+    AuditFinding, CommandRange, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_SCAN_COMMANDS, Page,
+};
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
@@ -39,67 +41,107 @@ pub(super) const STATEMENTS: &[&str] = &[
 /// Several statements that must see one state of the database.
 pub(super) const BEGIN_READING: &str = "begin isolation level repeatable read, read only";
 
-/// The numbers that a page may come from. `recorded_at` never falls as `seq` rises, and `seq` has no
-/// gap, so each end in time is found by halving: some twenty looks by primary key in a million rows.
-const USAGE_RANGE: &str = "
+/// The commands that a page may come from, of the workspace $1: with rows numbered below $2, recorded at or
+/// after $3 and before $4, and of those the last $5. The numbers and instants of a workspace's commands
+/// only rise, and their `seq` has no gap, so each end is found by halving: some twenty looks by index in a
+/// million commands.
+macro_rules! command_range {
+    ($counter:literal) => {
+        concat!(
+            "
 with recursive head (last) as (
-    select coalesce((
-        select seq from usage_logs where workspace_id = $1 and seq < $2 order by seq desc limit 1
-    ), 0)
-), bounds (bound, instant) as (
-    values ('from', $3::timestamptz), ('to', $4::timestamptz)
-), search (bound, instant, low, high) as (
-    select b.bound, b.instant, 1::bigint, h.last + 1 from bounds b cross join head h where b.instant is not null
+    select coalesce((select seq from commands where workspace_id = $1 order by seq desc limit 1), 0)
+), search (bound, low, high) as (
+    select b.bound, 1::bigint, h.last + 1
+    from (
+        select 'number' as bound where $2::bigint is not null
+        union all select 'from' where $3::timestamptz is not null
+        union all select 'to' where $4::timestamptz is not null
+    ) b
+    cross join head h
     union all
-    select s.bound, s.instant,
-        case when r.recorded_at < s.instant then r.seq + 1 else s.low end,
-        case when r.recorded_at < s.instant then s.high else r.seq end
+    select s.bound,
+        case when case s.bound
+            when 'number' then c.",
+            $counter,
+            " < $2 - 1
+            when 'from' then c.recorded_at < $3
+            else c.recorded_at < $4
+        end then c.seq + 1 else s.low end,
+        case when case s.bound
+            when 'number' then c.",
+            $counter,
+            " < $2 - 1
+            when 'from' then c.recorded_at < $3
+            else c.recorded_at < $4
+        end then s.high else c.seq end
     from search s
-    join usage_logs r on r.workspace_id = $1 and r.seq = (s.low + s.high) / 2
+    join commands c on c.workspace_id = $1 and c.seq = (s.low + s.high) / 2
     where s.low < s.high
+), found (first, last) as (
+    select coalesce((select low from search where bound = 'from' and low = high), 1),
+        least(h.last,
+            coalesce((select low from search where bound = 'number' and low = high), h.last),
+            coalesce((select low - 1 from search where bound = 'to' and low = high), h.last))
+    from head h
+), looked_at (first, last, from_start) as (
+    select greatest(first, last - $5 + 1), last, first from found
 )
-select coalesce((select low from search where bound = 'from' and low = high), 1) as first,
-    coalesce((select low - 1 from search where bound = 'to' and low = high), h.last) as last
-from head h";
+select l.first, l.last, (
+    select c.",
+            $counter,
+            " + 1 from commands c
+    where c.workspace_id = $1 and c.seq = l.first - 1 and l.first > l.from_start and c.",
+            $counter,
+            " > 0
+) as next_before_seq
+from looked_at l"
+        )
+    };
+}
 
-/// As [`USAGE_RANGE`].
-const LEDGER_RANGE: &str = "
-with recursive head (last) as (
-    select coalesce((
-        select seq from credit_entries where workspace_id = $1 and seq < $2 order by seq desc limit 1
-    ), 0)
-), bounds (bound, instant) as (
-    values ('from', $3::timestamptz), ('to', $4::timestamptz)
-), search (bound, instant, low, high) as (
-    select b.bound, b.instant, 1::bigint, h.last + 1 from bounds b cross join head h where b.instant is not null
-    union all
-    select s.bound, s.instant,
-        case when r.recorded_at < s.instant then r.seq + 1 else s.low end,
-        case when r.recorded_at < s.instant then s.high else r.seq end
-    from search s
-    join credit_entries r on r.workspace_id = $1 and r.seq = (s.low + s.high) / 2
-    where s.low < s.high
-)
-select coalesce((select low from search where bound = 'from' and low = high), 1) as first,
-    coalesce((select low - 1 from search where bound = 'to' and low = high), h.last) as last
-from head h";
+const USAGE_RANGE: &str = command_range!("usage_seq");
+
+const LEDGER_RANGE: &str = command_range!("entry_seq");
 
 const USAGE_PAGE: &str = "
-select * from usage_logs
-where workspace_id = $1 and seq >= $2 and seq <= $3
-    and ($4::text is null or feature_code = $4)
-order by seq desc
-limit $5";
+select u.*
+from commands c
+join usage_logs u on u.command_id = c.command_id
+where c.workspace_id = $1 and c.seq >= $2 and c.seq <= $3
+    and u.workspace_id = c.workspace_id and ($4::bigint is null or u.seq < $4)
+    and ($5::text is null or u.feature_code = $5)
+order by c.seq desc
+limit $6";
 
 const LEDGER_PAGE: &str = "
-select * from credit_entries
-where workspace_id = $1 and seq >= $2 and seq <= $3
-    and ($4::text is null or to_account = 'consumed:' || $4)
-order by seq desc
-limit $5";
+select e.*
+from commands c
+join credit_entries e on e.command_id = c.command_id
+where c.workspace_id = $1 and c.seq >= $2 and c.seq <= $3
+    and e.workspace_id = c.workspace_id and ($4::bigint is null or e.seq < $4)
+    and ($5::text is null or e.to_account = 'consumed:' || $5)
+order by c.seq desc, e.seq desc
+limit $6";
 
+/// The first command with an event after $2 is found by halving; from there on they follow in order.
 const EVENTS_OF_WORKSPACE: &str = "
-select * from event_outbox where workspace_id = $1 and workspace_seq > $2 order by workspace_seq limit $3";
+with recursive search (low, high) as (
+    select 1::bigint, coalesce((select seq from commands where workspace_id = $1 order by seq desc limit 1), 0) + 1
+    union all
+    select case when c.event_seq <= $2 then c.seq + 1 else s.low end,
+        case when c.event_seq <= $2 then s.high else c.seq end
+    from search s
+    join commands c on c.workspace_id = $1 and c.seq = (s.low + s.high) / 2
+    where s.low < s.high
+)
+select o.*
+from commands c
+join event_outbox o on o.partition = $3 and o.seq > c.outbox_seq - c.event_count and o.seq <= c.outbox_seq
+where c.workspace_id = $1 and c.event_count > 0 and c.seq >= (select low from search where low = high)
+    and o.workspace_seq > $2
+order by c.seq, o.seq
+limit $4";
 
 const EVENTS_OF_ALL: &str = "
 select e.*
@@ -154,8 +196,9 @@ impl Reads for PostgresStore {
             let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
             let statement = sqlx::query(USAGE_PAGE)
                 .bind(query.workspace_id.0)
-                .bind(range.scanned_from())
+                .bind(range.first)
                 .bind(range.last)
+                .bind(query.before_seq)
                 .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
                 .bind(i64::from(query.limit) + 1);
             Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
@@ -172,8 +215,9 @@ impl Reads for PostgresStore {
             let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
             let statement = sqlx::query(LEDGER_PAGE)
                 .bind(query.workspace_id.0)
-                .bind(range.scanned_from())
+                .bind(range.first)
                 .bind(range.last)
+                .bind(query.before_seq)
                 .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
                 .bind(i64::from(query.limit) + 1);
             Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
@@ -185,9 +229,11 @@ impl Reads for PostgresStore {
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
         let statement = match query {
-            EventQuery::OfWorkspace { workspace_id, after, limit } => {
-                sqlx::query(EVENTS_OF_WORKSPACE).bind(workspace_id.0).bind(after).bind(i64::from(*limit))
-            }
+            EventQuery::OfWorkspace { workspace_id, after, limit } => sqlx::query(EVENTS_OF_WORKSPACE)
+                .bind(workspace_id.0)
+                .bind(after)
+                .bind(Partition::of(*workspace_id).stored())
+                .bind(i64::from(*limit)),
             EventQuery::OfAll { after, limit } => sqlx::query(EVENTS_OF_ALL)
                 .column(after, |position| position.partition.stored())
                 .column(after, |position| position.seq)
@@ -252,15 +298,19 @@ impl Reads for PostgresStore {
     }
 }
 
-/// Which numbers a page may come from: below `before_seq`, recorded at or after the first instant and
-/// before the second.
+/// Which commands a page may come from: with rows below `before_seq`, recorded at or after the first
+/// instant and before the second.
 async fn range(
     connection: &mut PgConnection,
     statement: Statement<'_>,
     before_seq: Option<i64>,
     [from, to]: [Option<Timestamp>; 2],
-) -> Result<SeqRange, StoreError> {
-    let statement = statement.bind(before_seq.unwrap_or(i64::MAX)).bind(from.map(at)).bind(to.map(at));
+) -> Result<CommandRange, StoreError> {
+    let statement = statement.bind(before_seq).bind(from.map(at)).bind(to.map(at)).bind(PAGE_SCAN_COMMANDS);
     let row = statement.fetch_one(connection).await.map_err(store_error)?;
-    Ok(SeqRange { first: get(&row, "first")?, last: get(&row, "last")? })
+    Ok(CommandRange {
+        first: get(&row, "first")?,
+        last: get(&row, "last")?,
+        next_before_seq: get(&row, "next_before_seq")?,
+    })
 }

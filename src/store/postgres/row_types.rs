@@ -89,6 +89,7 @@ impl Row for WorkspaceCredits {
             .encode(self.debt_credits.micro())?
             .encode(self.overdraft_limit.micro())?
             .encode(self.used_this_month.micro())?
+            .encode(self.command_seq)?
             .encode(self.entry_seq)?
             .encode(self.usage_seq)?
             .encode(self.event_seq)?
@@ -160,7 +161,13 @@ impl Row for CommandRecord {
             .encode(self.traceparent.as_deref())?
             .encode(self.metadata.as_ref().map(Metadata::to_json))?
             .encode(at(self.received_at))?
-            .encode(at(self.recorded_at))?;
+            .encode(at(self.recorded_at))?
+            .encode(self.place.seq)?
+            .encode(self.place.entry_seq)?
+            .encode(self.place.usage_seq)?
+            .encode(self.place.event_seq)?
+            .encode(self.place.outbox_seq)?
+            .encode(self.place.event_count)?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgRow, Postgres};
 use uuid::Uuid;
 
 use super::error::{store_error, unreadable};
-use crate::domain::change_set::CommandRecord;
+use crate::domain::change_set::{CommandPlace, CommandRecord};
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{EventRecord, EventType};
@@ -61,6 +61,14 @@ pub(super) fn command(row: &PgRow) -> Decoded<CommandRecord> {
         workspace_id: workspace_id(row)?,
         idempotency_key: IdempotencyKey::from_stored(get(row, "idempotency_key")?),
         command_id: CommandId(get(row, "command_id")?),
+        place: CommandPlace {
+            seq: get(row, "seq")?,
+            entry_seq: get(row, "entry_seq")?,
+            usage_seq: get(row, "usage_seq")?,
+            event_seq: get(row, "event_seq")?,
+            outbox_seq: get(row, "outbox_seq")?,
+            event_count: get(row, "event_count")?,
+        },
         command_type: get(row, "command_type")?,
         fingerprint: fingerprint.try_into().map_err(|_| unreadable("fingerprint", "of another length"))?,
         outcome: get(row, "outcome")?,
@@ -96,6 +104,7 @@ pub(super) fn workspace_credits(row: &PgRow) -> Decoded<WorkspaceCredits> {
         debt_credits: credits(row, "debt_credits")?,
         overdraft_limit: credits(row, "overdraft_limit")?,
         used_this_month: credits(row, "used_this_month")?,
+        command_seq: get(row, "command_seq")?,
         entry_seq: get(row, "entry_seq")?,
         usage_seq: get(row, "usage_seq")?,
         event_seq: get(row, "event_seq")?,

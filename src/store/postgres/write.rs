@@ -90,7 +90,8 @@ with updated_heads as (
 ), updated_credits as (
     update workspace_credits t
     set current_credits = n.current_credits, held_credits = n.held_credits, debt_credits = n.debt_credits,
-        overdraft_limit = n.overdraft_limit, used_this_month = n.used_this_month, entry_seq = n.entry_seq,
+        overdraft_limit = n.overdraft_limit, used_this_month = n.used_this_month,
+        command_seq = n.command_seq, entry_seq = n.entry_seq,
         usage_seq = n.usage_seq, event_seq = n.event_seq, low_credit_fired = n.low_credit_fired,
         monthly_limit_fired = n.monthly_limit_fired, window_start = n.window_start, window_used = n.window_used,
         updated_at = n.updated_at, current_grant_id = n.current_grant_id,
@@ -117,7 +118,8 @@ with updated_heads as (
     returning 1
 ), inserted_commands as (
     insert into commands (workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body,
-        actor, correlation_id, traceparent, metadata, received_at, recorded_at)
+        actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq,
+        outbox_seq, event_count)
     select * from unnest($5::command_row[])
 ), inserted_entries as (
     insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,

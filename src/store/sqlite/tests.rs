@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::change_set::{ChangeSet, CommandRecord, Rows};
+use crate::domain::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
 use crate::domain::credits::Credits;
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{EventRecord, EventType};
@@ -127,7 +127,7 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
     let number = state.credits.entry_seq + 1;
     let command_id = CommandId(Uuid::from_u128(workspace_id.0.as_u128() << 32 | u128::from(number.unsigned_abs())));
     let mut credits = state.credits.clone();
-    (credits.entry_seq, credits.usage_seq, credits.event_seq) = (number, number, number);
+    (credits.command_seq, credits.entry_seq, credits.usage_seq, credits.event_seq) = (number, number, number, number);
     credits.current_credits = credits.current_credits.minus(micro).unwrap();
     let mut grant = state.grants[0].clone();
     grant.remaining = grant.remaining.minus(micro).unwrap();
@@ -165,7 +165,7 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
         }],
         entries: vec![entry],
         usage_logs: vec![usage_log],
-        commands: vec![command(workspace_id, command_id, number)],
+        commands: vec![command(workspace_id, command_id, number, head.seq + 1)],
         events: vec![event],
         credits: Rows { inserted: Vec::new(), updated: vec![credits] },
         grants: Rows { inserted: Vec::new(), updated: vec![grant] },
@@ -173,11 +173,19 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
     }
 }
 
-fn command(workspace_id: WorkspaceId, command_id: CommandId, number: i64) -> CommandRecord {
+fn command(workspace_id: WorkspaceId, command_id: CommandId, number: i64, outbox_seq: i64) -> CommandRecord {
     CommandRecord {
         workspace_id,
         idempotency_key: IdempotencyKey::new(&format!("k-{number}")).unwrap(),
         command_id,
+        place: CommandPlace {
+            seq: number,
+            entry_seq: number,
+            usage_seq: number,
+            event_seq: number,
+            outbox_seq,
+            event_count: 1,
+        },
         command_type: "DeductCredits".into(),
         fingerprint: [0xa5; 32],
         outcome: "accepted".into(),

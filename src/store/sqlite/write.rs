@@ -145,11 +145,12 @@ async fn update_heads(connection: &mut SqliteConnection, heads: &[PartitionHead]
 const UPDATE_CREDITS: &str = "
 update workspace_credits
 set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.row ->> 3,
-    overdraft_limit = n.row ->> 4, used_this_month = n.row ->> 5, entry_seq = n.row ->> 6, usage_seq = n.row ->> 7,
-    event_seq = n.row ->> 8, low_credit_fired = n.row ->> 9, monthly_limit_fired = n.row ->> 10,
-    window_start = n.row ->> 11, window_used = n.row ->> 12, updated_at = n.row ->> 13,
-    current_grant_id = unhex(n.row ->> 14), current_grant_remaining = n.row ->> 15, current_grant_held = n.row ->> 16,
-    current_feature_code = n.row ->> 17, current_feature_used = n.row ->> 18, current_feature_fired = n.row ->> 19
+    overdraft_limit = n.row ->> 4, used_this_month = n.row ->> 5, command_seq = n.row ->> 6, entry_seq = n.row ->> 7,
+    usage_seq = n.row ->> 8, event_seq = n.row ->> 9, low_credit_fired = n.row ->> 10,
+    monthly_limit_fired = n.row ->> 11, window_start = n.row ->> 12, window_used = n.row ->> 13,
+    updated_at = n.row ->> 14, current_grant_id = unhex(n.row ->> 15), current_grant_remaining = n.row ->> 16,
+    current_grant_held = n.row ->> 17, current_feature_code = n.row ->> 18, current_feature_used = n.row ->> 19,
+    current_feature_fired = n.row ->> 20
 from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1)) n
 where workspace_credits.workspace_id = n.workspace_id";
 
@@ -161,6 +162,7 @@ pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
         .credits(credits.debt_credits)
         .credits(credits.overdraft_limit)
         .credits(credits.used_this_month)
+        .int(credits.command_seq)
         .int(credits.entry_seq)
         .int(credits.usage_seq)
         .int(credits.event_seq)
@@ -218,9 +220,11 @@ fn grant_state(row: &mut JsonRow<'_>, grant: &Grant) {
 const INSERT_COMMANDS: &str = "
 insert into commands (
     workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body, actor,
-    correlation_id, traceparent, metadata, received_at, recorded_at)
+    correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq, outbox_seq,
+    event_count)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
-    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
+    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14,
+    value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19
 from jsonb_each(?1)";
 
 fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
@@ -237,7 +241,13 @@ fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
         .maybe_text(command.traceparent.as_deref())
         .maybe_text(command.metadata.as_ref().map(Metadata::to_json).as_deref())
         .at(command.received_at)
-        .at(command.recorded_at);
+        .at(command.recorded_at)
+        .int(command.place.seq)
+        .int(command.place.entry_seq)
+        .int(command.place.usage_seq)
+        .int(command.place.event_seq)
+        .int(command.place.outbox_seq)
+        .int(command.place.event_count);
 }
 
 const INSERT_ENTRIES: &str = "
