@@ -1,5 +1,10 @@
 -- What a batch writes, and in what shape.
 
+-- Whole tables are read below: the planner must be free of what the server's own statements need.
+set local enable_seqscan = on;
+set local enable_hashjoin = on;
+set local enable_mergejoin = on;
+
 -- A deduction mostly moves the same grant and the same feature as the one before it. What it moves is kept
 -- in the workspace's row, so that it writes one row and not three; the rows of their own have what was true
 -- before they became current. The views say what is true now.
