@@ -15,22 +15,26 @@ use crate::http::limits::LimitsConfig;
 
 /// SQLite has one writer, so a second lane would only wait for it.
 const LANES_SQLITE: usize = 1;
-/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches.
+/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches. With
+/// two, one decides while the other's batch is written.
 const MAX_DEFAULT_LANES: usize = 8;
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
 
 /// How many threads serve requests, and how many decide, write and publish: with more threads than
 /// processors, waking them costs more than they gain.
 #[must_use]
 pub fn half_of_the_processors() -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (processors / 2).max(1)
+    (processors() / 2).max(1)
 }
 
 pub(super) fn default_lanes(config: &Config) -> usize {
     if config.database.url.is_none() {
         return LANES_SQLITE;
     }
-    half_of_the_processors().min(MAX_DEFAULT_LANES)
+    processors().clamp(2, MAX_DEFAULT_LANES)
 }
 
 /// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.

@@ -1,7 +1,7 @@
 //! One write transaction: load under lock, then all rows of a batch at once.
 //!
-//! [`WRITE_HOT_ROWS`] is the path that every command takes: one statement for all tables that a
-//! deduction touches, an array per column, so that its cost hardly depends on the size of the batch.
+//! [`WRITE_STEADY_ROWS`] is the path that nearly every command takes: one statement for all tables that a
+//! deduction touches, with one array of rows for each (see [`super::row_types`]).
 //! Rows that only some commands have (new workspaces, grants, subscriptions, resets) go before it,
 //! each table in one statement that is sent when there are such rows.
 //!
@@ -28,7 +28,7 @@ use crate::domain::time::Timestamp;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{StoreError, WriteTx};
 
-pub(super) const STATEMENTS: &[&str] = &[WRITE_HOT_ROWS];
+pub(super) const STATEMENTS: &[&str] = &[WRITE_STEADY_ROWS, WRITE_HOT_ROWS];
 
 /// A query with its arguments so far.
 pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
@@ -80,7 +80,11 @@ impl WriteTx for PostgresTx {
     }
 }
 
-const WRITE_HOT_ROWS: &str = "
+/// One statement; the parts are for the rows that it may have besides the usual ones.
+macro_rules! write_rows {
+    (updates: $updates:literal, checks: $checks:literal) => {
+        concat!(
+            "
 with updated_heads as (
     update stream_partition t
     set seq = n.seq, last_event_id = n.last_event_id, version = n.version
@@ -90,71 +94,88 @@ with updated_heads as (
 ), updated_credits as (
     update workspace_credits t
     set current_credits = n.current_credits, held_credits = n.held_credits, debt_credits = n.debt_credits,
-        overdraft_limit = n.overdraft_limit, used_this_month = n.used_this_month,
-        command_seq = n.command_seq, entry_seq = n.entry_seq,
-        usage_seq = n.usage_seq, event_seq = n.event_seq, low_credit_fired = n.low_credit_fired,
-        monthly_limit_fired = n.monthly_limit_fired, window_start = n.window_start, window_used = n.window_used,
-        updated_at = n.updated_at, current_grant_id = n.current_grant_id,
-        current_grant_remaining = n.current_grant_remaining, current_grant_held = n.current_grant_held,
-        current_feature_code = n.current_feature_code, current_feature_used = n.current_feature_used,
-        current_feature_fired = n.current_feature_fired
+        overdraft_limit = n.overdraft_limit, used_this_month = n.used_this_month, command_seq = n.command_seq,
+        entry_seq = n.entry_seq, usage_seq = n.usage_seq, event_seq = n.event_seq,
+        low_credit_fired = n.low_credit_fired, monthly_limit_fired = n.monthly_limit_fired,
+        window_start = n.window_start, window_used = n.window_used, updated_at = n.updated_at,
+        current_grant_id = n.current_grant_id, current_grant_remaining = n.current_grant_remaining,
+        current_grant_held = n.current_grant_held, current_feature_code = n.current_feature_code,
+        current_feature_used = n.current_feature_used, current_feature_fired = n.current_feature_fired
     from unnest($2::credits_row[]) n
     where t.workspace_id = n.workspace_id
     returning 1
-), updated_features as (
-    update workspace_features t
-    set plan_enabled = n.plan_enabled, plan_unit_price = n.plan_unit_price, plan_limit_amount = n.plan_limit_amount,
-        plan_limit_mode = n.plan_limit_mode, override_enabled = n.override_enabled,
-        override_unit_price = n.override_unit_price, override_limit = n.override_limit,
-        used_this_month = n.used_this_month, limit_fired = n.limit_fired
-    from unnest($3::feature_row[]) n
-    where t.workspace_id = n.workspace_id and t.feature_code = n.feature_code
-    returning 1
-), updated_grants as (
-    update credit_grants t
-    set remaining = n.remaining, held = n.held, expires_at = n.expires_at, is_open = n.is_open
-    from unnest($4::spent_grant_row[]) n
-    where t.workspace_id = n.workspace_id and t.grant_id = n.grant_id
-    returning 1
-), inserted_commands as (
+), ",
+            $updates,
+            "inserted_commands as (
     insert into commands (workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body,
         actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq,
         outbox_seq, event_count)
-    select * from unnest($5::command_row[])
+    select * from unnest($3::command_row[])
 ), inserted_entries as (
     insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,
         balance_after, recorded_at, effective_at)
-    select * from unnest($6::entry_row[])
+    select * from unnest($4::entry_row[])
 ), inserted_usage_logs as (
     insert into usage_logs (workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at,
         recorded_at, metadata)
-    select * from unnest($7::usage_log_row[])
+    select * from unnest($5::usage_log_row[])
 ), inserted_events as (
     insert into event_outbox (partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version,
         occurred_at, correlation_id, causation_id, traceparent, metadata, data)
-    select * from unnest($8::event_row[])
+    select * from unnest($6::event_row[])
 )
 select
     case when (select count(*) from updated_heads) <> cardinality($1::head_row[])
         then refuse('40001', 'a partition has another version than the one that was decided on') end,
     case when (select count(*) from updated_credits) <> cardinality($2::credits_row[])
-        then refuse('XX001', 'a row to update is not in workspace_credits') end,
-    case when (select count(*) from updated_features) <> cardinality($3::feature_row[])
+        then refuse('XX001', 'a row to update is not in workspace_credits') end",
+            $checks
+        )
+    };
+}
+
+/// What a batch of deductions writes as long as each workspace goes on with its current grant and feature.
+const WRITE_STEADY_ROWS: &str = write_rows!(updates: "", checks: "");
+
+/// With the grants and features of their own rows too.
+const WRITE_HOT_ROWS: &str = write_rows!(
+    updates: "updated_features as (
+    update workspace_features t
+    set plan_enabled = n.plan_enabled, plan_unit_price = n.plan_unit_price, plan_limit_amount = n.plan_limit_amount,
+        plan_limit_mode = n.plan_limit_mode, override_enabled = n.override_enabled,
+        override_unit_price = n.override_unit_price, override_limit = n.override_limit,
+        used_this_month = n.used_this_month, limit_fired = n.limit_fired
+    from unnest($7::feature_row[]) n
+    where t.workspace_id = n.workspace_id and t.feature_code = n.feature_code
+    returning 1
+), updated_grants as (
+    update credit_grants t
+    set remaining = n.remaining, held = n.held, expires_at = n.expires_at, is_open = n.is_open
+    from unnest($8::spent_grant_row[]) n
+    where t.workspace_id = n.workspace_id and t.grant_id = n.grant_id
+    returning 1
+), ",
+    checks: ",
+    case when (select count(*) from updated_features) <> cardinality($7::feature_row[])
         then refuse('XX001', 'a row to update is not in workspace_features') end,
-    case when (select count(*) from updated_grants) <> cardinality($4::spent_grant_row[])
-        then refuse('XX001', 'a row to update is not in credit_grants') end";
+    case when (select count(*) from updated_grants) <> cardinality($8::spent_grant_row[])
+        then refuse('XX001', 'a row to update is not in credit_grants') end"
+);
 
 /// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing.
 pub(super) async fn write_hot_rows(connection: &mut PgConnection, changes: &ChangeSet) -> Result<(), StoreError> {
-    let statement = sqlx::query(WRITE_HOT_ROWS)
+    let (features, grants) = (&changes.features.updated, &changes.grants.updated);
+    let is_steady = features.is_empty() && grants.is_empty();
+    let mut statement = sqlx::query(if is_steady { WRITE_STEADY_ROWS } else { WRITE_HOT_ROWS })
         .rows(&changes.heads)
         .rows(&changes.credits.updated)
-        .rows(&changes.features.updated)
-        .rows(&changes.grants.updated)
         .rows(&changes.commands)
         .rows(&changes.entries)
         .rows(&changes.usage_logs)
         .rows(&changes.events);
+    if !is_steady {
+        statement = statement.rows(features).rows(grants);
+    }
     statement.execute(connection).await.map_err(store_error)?;
     Ok(())
 }
