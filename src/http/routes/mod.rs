@@ -29,9 +29,10 @@ const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// Registers every route, for the server and for the document.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
+        // The paths are tried in this order.
+        .service(credits::deduct_credits)
         .service(workspaces::put_workspace)
         .service(workspaces::get_workspace)
-        .service(credits::deduct_credits)
         .service(credits::purchase_credits)
         .service(credits::reset_credits)
         .service(credits::get_credits)
