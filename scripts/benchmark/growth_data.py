@@ -30,6 +30,8 @@ COLUMNS = {
         "workspace_id": "w.workspace_id",
         "idempotency_key": "'load-' || to_hex(r.n) || '-' || substr(md5(r.n::text), 1, 16)",
         "command_id": COMMAND_ID, "received_at": "r.at", "recorded_at": "r.at",
+        "seq": "w.command_seq + r.k", "entry_seq": "w.entry_seq + r.k", "usage_seq": "w.usage_seq + r.k",
+        "event_seq": "w.event_seq + r.k", "outbox_seq": "w.partition_seq + (r.k - 1) * w.in_partition + w.place",
     },
     "usage_logs": {
         "workspace_id": "w.workspace_id", "seq": "w.usage_seq + r.k", "command_id": COMMAND_ID, "occurred_at": "r.at",
@@ -52,7 +54,7 @@ WORKSPACES = """
 create schema load;
 create table load.workspaces as
 select row_number() over (order by w.workspace_id) as number, w.workspace_id, w.partition, g.grant_id,
-    p.seq as partition_seq, c.current_credits, c.entry_seq, c.usage_seq, c.event_seq,
+    p.seq as partition_seq, c.current_credits, c.command_seq, c.entry_seq, c.usage_seq, c.event_seq,
     row_number() over (partition by w.partition order by w.workspace_id) as place,
     count(*) over (partition by w.partition) as in_partition
 from (select * from workspaces order by workspace_id limit {workspaces}) w
@@ -91,14 +93,23 @@ with moved as (select w.workspace_id, w.grant_id, {each} as rows, {each} * u.cre
 credits as (
     update workspace_credits c
     set current_credits = c.current_credits - m.credits, used_this_month = c.used_this_month + m.credits,
-        entry_seq = c.entry_seq + m.rows, usage_seq = c.usage_seq + m.rows, event_seq = c.event_seq + m.rows
+        command_seq = c.command_seq + m.rows, entry_seq = c.entry_seq + m.rows, usage_seq = c.usage_seq + m.rows,
+        event_seq = c.event_seq + m.rows,
+        current_grant_remaining = c.current_grant_remaining
+            - case when c.current_grant_id = m.grant_id then m.credits else 0 end,
+        current_feature_used = c.current_feature_used
+            + case when c.current_feature_code = m.feature_code then m.credits else 0 end
     from moved m where m.workspace_id = c.workspace_id
 ), features as (
     update workspace_features f set used_this_month = f.used_this_month + m.credits
-    from moved m where m.workspace_id = f.workspace_id and m.feature_code = f.feature_code
+    from moved m, workspace_credits c
+    where m.workspace_id = f.workspace_id and m.feature_code = f.feature_code
+        and c.workspace_id = f.workspace_id and c.current_feature_code is distinct from f.feature_code
 )
 update credit_grants g set remaining = g.remaining - m.credits
-from moved m where m.workspace_id = g.workspace_id and m.grant_id = g.grant_id;
+from moved m, workspace_credits c
+where m.workspace_id = g.workspace_id and m.grant_id = g.grant_id
+    and c.workspace_id = g.workspace_id and c.current_grant_id is distinct from g.grant_id;
 
 update stream_partition p set seq = o.seq, last_event_id = o.event_id, version = p.version + 1
 from stream_partition h

@@ -55,7 +55,7 @@ const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
 /// How long a connection that comes back may take to show that it still works.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long migrating may take, and waiting for another replica that migrates.
-const MIGRATE_TIMEOUT: Duration = Duration::from_mins(5);
+const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long closing waits for connections that are in use.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 

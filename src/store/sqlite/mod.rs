@@ -47,7 +47,7 @@ mod write;
 /// longer than the waits for connections and locks, which tell the reason.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long migrating may take.
-const MIGRATE_TIMEOUT: Duration = Duration::from_mins(5);
+const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long closing waits for connections that are in use.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading: pages are small and come from memory, so few serve many requests.
