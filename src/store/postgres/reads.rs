@@ -137,7 +137,8 @@ with recursive search (low, high) as (
 )
 select o.*
 from commands c
-join event_outbox o on o.partition = $3 and o.seq > c.outbox_seq - c.event_count and o.seq <= c.outbox_seq
+cross join lateral generate_series(c.outbox_seq - c.event_count + 1, c.outbox_seq) as n (seq)
+join event_outbox o on o.partition = $3 and o.seq = n.seq
 where c.workspace_id = $1 and c.event_count > 0 and c.seq >= (select low from search where low = high)
     and o.workspace_seq > $2
 order by c.seq, o.seq
