@@ -7,6 +7,7 @@ WORKDIR /build
 
 # The dependencies first, in a layer of their own: it is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir -p src benches/hot_path \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs benches/hot_path/main.rs \
