@@ -61,7 +61,9 @@ from (
         select workspace_id, causation_id, max(workspace_seq) as last, max(seq) as last_of_partition, count(*) as events
         from event_outbox group by workspace_id, causation_id
     ) o on o.workspace_id = a.workspace_id and o.causation_id = a.command_id
-    window w as (partition by a.workspace_id order by a.recorded_at)
+    window w as (
+        partition by a.workspace_id order by a.recorded_at, coalesce(o.last, 0), a.command_id rows unbounded preceding
+    )
 ) n
 where n.workspace_id = c.workspace_id and n.command_id = c.command_id;
 alter table commands enable trigger history_is_immutable;

@@ -67,11 +67,11 @@ create table commands (
     primary key (workspace_id, idempotency_key)
 ) strict;
 
-insert into commands
-select a.workspace_id, a.idempotency_key, a.command_id, a.command_type, a.fingerprint, a.outcome, a.status, a.body,
-    a.actor, a.correlation_id, a.traceparent, a.metadata, a.received_at, a.recorded_at, row_number() over w,
-    coalesce(max(e.last) over w, 0), coalesce(max(u.seq) over w, 0), coalesce(max(o.last) over w, 0),
-    coalesce(max(o.last_of_partition) over w, 0), coalesce(o.events, 0)
+-- Numbers apart from texts, so that little is sorted in memory.
+create temp table numbered as
+select a.rowid as place, row_number() over w as seq, coalesce(max(e.last) over w, 0) as entry_seq,
+    coalesce(max(u.seq) over w, 0) as usage_seq, coalesce(max(o.last) over w, 0) as event_seq,
+    coalesce(max(o.last_of_partition) over w, 0) as outbox_seq, coalesce(o.events, 0) as event_count
 from commands_before a
 left join (
     select workspace_id, command_id, max(seq) as last from credit_entries_before group by workspace_id, command_id
@@ -81,8 +81,16 @@ left join (
     select workspace_id, causation_id, max(workspace_seq) as last, max(seq) as last_of_partition, count(*) as events
     from event_outbox_before group by workspace_id, causation_id
 ) o on o.workspace_id = a.workspace_id and o.causation_id = a.command_id
-window w as (partition by a.workspace_id order by a.recorded_at)
-order by a.recorded_at;
+window w as (
+    partition by a.workspace_id order by a.recorded_at, coalesce(o.last, 0), a.command_id rows unbounded preceding
+);
+create unique index temp.numbered_by_place on numbered (place);
+insert into commands
+select a.*, n.seq, n.entry_seq, n.usage_seq, n.event_seq, n.outbox_seq, n.event_count
+from commands_before a
+cross join temp.numbered n on n.place = a.rowid
+order by a.rowid;
+drop table temp.numbered;
 create unique index commands_by_workspace on commands (workspace_id, seq);
 
 alter table workspace_credits add column command_seq integer not null default 0 check (command_seq >= 0);
@@ -106,7 +114,7 @@ create table credit_entries (
     check (from_account <> to_account),
     check ((grant_id is not null) = (from_account in ('grant', 'held') or to_account in ('grant', 'held')))
 ) strict, without rowid;
-insert into credit_entries select * from credit_entries_before order by command_id, seq;
+insert into credit_entries select * from credit_entries_before;
 
 create table usage_logs (
     workspace_id blob    not null,
@@ -120,7 +128,7 @@ create table usage_logs (
     recorded_at  integer not null,
     metadata     text
 ) strict, without rowid;
-insert into usage_logs select * from usage_logs_before order by command_id;
+insert into usage_logs select * from usage_logs_before;
 
 create table event_outbox (
     partition      integer not null check (partition between 0 and 15),
@@ -138,7 +146,7 @@ create table event_outbox (
     data           text    not null,
     primary key (partition, seq)
 ) strict;
-insert into event_outbox select * from event_outbox_before order by occurred_at, partition, seq;
+insert into event_outbox select * from event_outbox_before order by rowid;
 
 drop table commands_before;
 drop table credit_entries_before;

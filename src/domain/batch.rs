@@ -15,6 +15,7 @@ use super::ids::{EventId, IdSequence, Partition, WorkspaceId};
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
+use super::subscription::Pending;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
 use super::workspace::WorkspaceCredits;
@@ -305,6 +306,9 @@ impl<'a> Batch<'a> {
         state.credits = effects.credits;
         if let Some(subscription) = effects.subscription {
             self.subscriptions.insert(workspace_id);
+            if !matches!(subscription.pending, Some(Pending::Change { .. })) {
+                state.pending_plan = None;
+            }
             state.subscription = subscription;
         }
         if let Some(plan) = effects.plan {

@@ -107,3 +107,94 @@ impl CurrentFeature {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::plan::tests::pro;
+    use crate::domain::tests::World;
+
+    fn code(text: &str) -> FeatureCode {
+        FeatureCode::new(text).unwrap()
+    }
+
+    /// With three grants and the features a and b; nothing is current.
+    fn state() -> WorkspaceState {
+        let mut world = World::on(pro());
+        world.purchase("5", "one");
+        world.purchase("6", "two");
+        let mut state = world.state().clone();
+        let any = state.features.values().next().cloned().unwrap();
+        for text in ["a", "b"] {
+            state.features.insert(code(text), WorkspaceFeature { feature_code: code(text), ..any.clone() });
+        }
+        assert_eq!((state.grants.len(), &state.credits.current), (3, &Current::default()));
+        state
+    }
+
+    /// What becomes of the current grant and feature, and which rows are written.
+    fn settled(
+        state: &mut WorkspaceState,
+        grants: &[(usize, Change)],
+        features: &[(&str, Change)],
+    ) -> [Vec<String>; 2] {
+        let mut changed = Changed::default();
+        for (place, change) in grants {
+            changed.grant(state.grants[*place].grant_id, *change);
+        }
+        for (text, change) in features {
+            changed.feature(code(text), *change);
+        }
+        changed.settle(state);
+        let place = |id: &GrantId| state.grants.iter().position(|grant| grant.grant_id == *id);
+        let current = &state.credits.current;
+        let grant = current.grant.and_then(|current| place(&current.grant_id));
+        let kept = [grant.map(|place| place.to_string()), current.feature.as_ref().map(|f| f.feature_code.to_string())];
+        let rows = changed.grants.keys().filter_map(place).map(|place| place.to_string());
+        [kept.into_iter().flatten().collect(), rows.chain(changed.features.keys().map(ToString::to_string)).collect()]
+    }
+
+    #[test]
+    fn what_moves_first_becomes_current_and_stays_while_nothing_else_moves() {
+        let mut state = state();
+        assert_eq!(settled(&mut state, &[], &[]), [vec![], Vec::<String>::new()]);
+        let moved = |place| [(place, Change::Moved)];
+        assert_eq!(settled(&mut state, &moved(1), &[("a", Change::Moved)]), [vec!["1", "a"], vec![]]);
+        assert_eq!(settled(&mut state, &[], &[]), [vec!["1", "a"], vec![]]);
+        assert_eq!(settled(&mut state, &moved(1), &[("a", Change::Moved)]), [vec!["1", "a"], vec![]]);
+        // Another one takes its place, and it gets its own row back.
+        assert_eq!(settled(&mut state, &moved(2), &[("b", Change::Moved)]), [vec!["2", "b"], vec!["1", "a"]]);
+        // Of two that move, the current one stays.
+        let both = [(0, Change::Moved), (2, Change::Moved)];
+        assert_eq!(
+            settled(&mut state, &both, &[("a", Change::Moved), ("b", Change::Moved)]),
+            [vec!["2", "b"], vec!["0", "a"]]
+        );
+    }
+
+    #[test]
+    fn what_is_altered_new_or_spent_is_not_current() {
+        let mut state = state();
+        settled(&mut state, &[(1, Change::Moved)], &[("a", Change::Moved)]);
+        let altered = settled(&mut state, &[(1, Change::Altered)], &[("a", Change::Altered)]);
+        assert_eq!(altered, [vec![], vec!["1".to_owned(), "a".to_owned()]]);
+        let new = settled(&mut state, &[(2, Change::Inserted)], &[("b", Change::Inserted)]);
+        assert_eq!(new[0], Vec::<String>::new());
+        settled(&mut state, &[(1, Change::Moved)], &[]);
+        state.grants[1].remaining = Credits::ZERO;
+        assert_eq!(settled(&mut state, &[(1, Change::Moved)], &[]), [vec![], vec!["1".to_owned()]]);
+    }
+
+    #[test]
+    fn a_current_grant_that_was_closed_gives_way() {
+        let mut state = state();
+        settled(&mut state, &[(0, Change::Moved)], &[]);
+        let closed = state.grants.remove(0).grant_id;
+        let mut changed = Changed::default();
+        changed.grant(closed, Change::Moved);
+        changed.grant(state.grants[0].grant_id, Change::Moved);
+        changed.settle(&mut state);
+        assert_eq!(state.credits.current.grant.map(|current| current.grant_id), Some(state.grants[0].grant_id));
+        assert_eq!(changed.grants.keys().collect::<Vec<_>>(), [&closed], "whoever gathers the closed ones writes it");
+    }
+}

@@ -54,7 +54,15 @@ pub async fn a_changed_balance_is_found(db: &impl TestDatabase) {
 
 pub async fn a_missing_usage_log_is_found(db: &impl TestDatabase) {
     let found = found_after(db, "delete from usage_logs where seq = 2").await;
-    assert_eq!(found, ["used-is-sum-of-usage-logs", "deduction-has-one-usage-log", "usage-seq-has-no-gap"]);
+    assert_eq!(
+        found,
+        [
+            "used-is-sum-of-usage-logs",
+            "feature-is-sum-of-usage-logs",
+            "deduction-has-one-usage-log",
+            "usage-seq-has-no-gap"
+        ]
+    );
 }
 
 pub async fn a_gap_in_the_ledger_is_found(db: &impl TestDatabase) {
@@ -141,6 +149,33 @@ pub async fn a_changed_current_grant_is_found(db: &impl TestDatabase) {
         ), current_grant_remaining = 5, current_grant_held = 0 where usage_seq = 3";
     let found = found_after(db, fault).await;
     assert_eq!(found, ["balance-is-sum-of-grants", "grant-is-sum-of-entries"]);
+}
+
+pub async fn a_current_grant_or_feature_that_cannot_be_is_found(db: &impl TestDatabase) {
+    sound(db).await;
+    for current in [
+        "current_feature_code = 'nothing', current_feature_used = 0, current_feature_fired = true",
+        "current_grant_id = workspace_id, current_grant_remaining = 1, current_grant_held = 0",
+        "current_grant_id = (
+            select g.grant_id from credit_grants g where g.workspace_id = workspace_credits.workspace_id
+        ), current_grant_remaining = 1000000000, current_grant_held = 1",
+    ] {
+        // SQLite has no type for the truth.
+        let current = current.replace("= true", "= (1 = 1)");
+        db.tamper(&format!("update workspace_credits set {current} where usage_seq = 3")).await;
+        let findings = audit(db).await;
+        assert!(
+            findings.iter().any(|finding| finding.invariant == "current-is-of-its-rows"),
+            "{current}: {findings:?}"
+        );
+        db.tamper(
+            "update workspace_credits set current_feature_code = null, current_feature_used = null,
+            current_feature_fired = null, current_grant_id = null, current_grant_remaining = null,
+            current_grant_held = null",
+        )
+        .await;
+        assert_eq!(audit(db).await, []);
+    }
 }
 
 pub async fn findings_are_limited_per_invariant(db: &impl TestDatabase) {

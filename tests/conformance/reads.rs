@@ -201,6 +201,30 @@ pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
     assert!(page(workspace(5), 0, 100).await.is_empty());
 }
 
+pub async fn events_are_found_behind_commands_without_any(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 1).await;
+    for stretch in 0..2 {
+        let first = stretch * (PAGE_SCAN_COMMANDS + 10);
+        world.deduct(workspace(0), Credits::whole(1), at(first + 1));
+        for n in 0..PAGE_SCAN_COMMANDS + 5 {
+            world.command(workspace(0), "DeductCredits", "feature-disabled", at(first + 2 + n));
+            if n % 250 == 0 {
+                world.store(db.store()).await;
+            }
+        }
+        world.store(db.store()).await;
+    }
+    let page = async |after, limit| {
+        let query = EventQuery::OfWorkspace { workspace_id: workspace(0), after, limit };
+        let events = db.store().events(&query).await.unwrap();
+        events.iter().map(|event| event.workspace_seq).collect::<Vec<_>>()
+    };
+    assert_eq!(page(0, 100).await, [1, 2, 3]);
+    assert_eq!(page(1, 2).await, [2, 3]);
+    assert_eq!(page(2, 100).await, [3]);
+    assert!(page(3, 100).await.is_empty());
+}
+
 pub async fn events_of_all_are_limited_per_partition(db: &impl TestDatabase) {
     db.store().put_plans(&[plan("pro", 1)]).await.unwrap();
     let mut world = World::new();

@@ -36,6 +36,7 @@ macro_rules! suite {
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
                 an_update_of_a_row_that_does_not_exist_is_corrupt,
+                what_is_current_stands_before_the_rows_of_its_own,
                 what_history_names_is_neither_deleted_nor_given_another_key,
                 a_second_reset_of_a_period_is_a_conflict,
                 history_can_be_neither_updated_nor_deleted,
@@ -51,6 +52,7 @@ macro_rules! suite {
                 time_ranges_are_exact_at_their_bounds,
                 a_rare_feature_in_a_long_history_is_found_over_several_pages,
                 events_of_one_workspace_go_forwards,
+                events_are_found_behind_commands_without_any,
                 events_of_all_are_limited_per_partition,
                 an_event_is_found_only_by_its_own_workspace,
                 a_period_that_is_over_is_due,
@@ -93,6 +95,7 @@ macro_rules! suite {
                 a_command_that_says_other_numbers_than_its_rows_is_found,
                 a_doubled_number_is_found,
                 a_changed_current_grant_is_found,
+                a_current_grant_or_feature_that_cannot_be_is_found,
                 findings_are_limited_per_invariant,
             }
         }

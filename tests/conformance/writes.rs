@@ -9,6 +9,7 @@ use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{GrantId, Partition};
 use visionscope_billing::domain::text::{IdempotencyKey, PaymentReference};
+use visionscope_billing::domain::workspace::{Current, CurrentFeature, CurrentGrant};
 use visionscope_billing::store::{StoreError, WriteTx};
 
 use crate::database::TestDatabase;
@@ -156,6 +157,33 @@ pub async fn an_update_of_a_row_that_does_not_exist_is_corrupt(db: &impl TestDat
     foreign.workspace_id = workspace(7);
     subscriptions.subscriptions.updated.push(foreign);
     assert_corrupt(db, subscriptions).await;
+}
+
+pub async fn what_is_current_stands_before_the_rows_of_its_own(db: &impl TestDatabase) {
+    let mut changes = deduction(db).await;
+    let grant = changes.grants.updated.remove(0);
+    let feature = changes.features.updated.remove(0);
+    let current = Current {
+        grant: Some(CurrentGrant { grant_id: grant.grant_id, remaining: grant.remaining, held: grant.held }),
+        feature: Some(CurrentFeature {
+            feature_code: feature.feature_code.clone(),
+            used_this_month: feature.used_this_month,
+            limit_fired: true,
+        }),
+    };
+    changes.credits.updated[0].current = current.clone();
+    commit(db.store(), changes).await.unwrap();
+    let loaded = load(db.store(), &keys_of([workspace(0)])).await.workspaces.remove(&workspace(0)).unwrap();
+    assert_eq!(loaded.credits.current, current);
+    assert_eq!(loaded.grants, std::slice::from_ref(&grant));
+    let seen = &loaded.features[&feature.feature_code];
+    assert_eq!((seen.used_this_month, seen.limit_fired), (feature.used_this_month, true));
+    assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), Some(loaded));
+    assert_eq!(db.store().audit(10).await.unwrap(), []);
+    let half = "update workspace_credits set current_grant_held = null where current_grant_id is not null";
+    assert!(db.execute(half).await.is_err(), "all of it or nothing");
+    let none = "update workspace_credits set current_grant_remaining = 0 where current_grant_id is not null";
+    assert!(db.execute(none).await.is_err(), "a grant with nothing remaining is not current");
 }
 
 pub async fn what_history_names_is_neither_deleted_nor_given_another_key(db: &impl TestDatabase) {

@@ -137,9 +137,17 @@ impl World {
                     return Err("a fresh key was found reused".into());
                 }
             }
-            let (changes, _) = batch.finish();
-            if !changes.is_empty() {
+            let (changes, left) = batch.finish();
+            if changes.is_empty() {
+                drop(transaction);
+            } else {
                 transaction.commit(&changes).await.map_err(|error| error.to_string())?;
+            }
+            for (id, state) in &left.workspaces {
+                let stored = self.other.store.workspace(*id).await.map_err(|error| error.to_string())?;
+                if stored.as_ref() != Some(state) {
+                    return Err(format!("a batch left {state:?}, and stored {stored:?}"));
+                }
             }
             done += size;
         }

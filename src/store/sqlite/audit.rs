@@ -3,9 +3,9 @@
 //! Each returns the workspace and the event concerned, where there is one, and what is wrong. They
 //! recompute every cache from history and trust nothing that the write path derived. What a
 //! constraint already forbids (two commands of one key, two resets of one period, two grants of one
-//! payment, a grant of another workspace) is not asked again.
+//! payment) is not asked again.
 //!
-//! No index leads by command: commands are looked up in a list that the statement makes once
+//! `commands` has no index by its id: commands are looked up in a list that the statement makes once
 //! (`not in`, a materialized subquery), never one by one.
 
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     DEBT_IS_SUM_OF_ENTRIES,
     NEVER_BELOW_OVERDRAFT,
     USED_IS_SUM_OF_USAGE_LOGS,
+    CURRENT_IS_OF_ITS_ROWS,
+    FEATURE_IS_SUM_OF_USAGE_LOGS,
     DEDUCTION_HAS_ONE_USAGE_LOG,
     USAGE_LOG_HAS_DEDUCTION,
     USAGE_LOG_IS_SUM_OF_ENTRIES,
@@ -61,6 +63,8 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("debt-is-sum-of-entries", DEBT_IS_SUM_OF_ENTRIES),
     ("never-below-overdraft", NEVER_BELOW_OVERDRAFT),
     ("used-is-sum-of-usage-logs", USED_IS_SUM_OF_USAGE_LOGS),
+    ("current-is-of-its-rows", CURRENT_IS_OF_ITS_ROWS),
+    ("feature-is-sum-of-usage-logs", FEATURE_IS_SUM_OF_USAGE_LOGS),
     ("deduction-has-one-usage-log", DEDUCTION_HAS_ONE_USAGE_LOG),
     ("usage-log-has-deduction", USAGE_LOG_HAS_DEDUCTION),
     ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
@@ -195,6 +199,40 @@ from logged
 where used_this_month <> used
 limit ?1";
 
+const CURRENT_IS_OF_ITS_ROWS: &str = "
+select c.workspace_id, null as event_id,
+    format('the current grant is %s, the current feature %s', coalesce(lower(hex(c.current_grant_id)), 'none'),
+        coalesce(c.current_feature_code, 'none')) as detail
+from workspace_credits c
+left join credit_grants g on g.workspace_id = c.workspace_id and g.grant_id = c.current_grant_id
+left join workspace_features f on f.workspace_id = c.workspace_id and f.feature_code = c.current_feature_code
+where c.current_feature_code is not null and f.feature_code is null
+    or c.current_grant_id is not null and (
+        g.grant_id is null or not (g.is_open = 1) or c.current_grant_remaining + c.current_grant_held > g.amount
+    )
+limit ?1";
+
+const FEATURE_IS_SUM_OF_USAGE_LOGS: &str = "
+with period as (
+    select c.workspace_id, coalesce(max(r.usage_seq), 0) as usage_seq
+    from workspace_credits c
+    left join credit_resets r on r.workspace_id = c.workspace_id
+    group by c.workspace_id
+), logged as (
+    select l.workspace_id, l.feature_code, sum(l.credits) as used
+    from usage_logs l
+    join period p on p.workspace_id = l.workspace_id
+    where l.seq > p.usage_seq
+    group by l.workspace_id, l.feature_code
+)
+select f.workspace_id, null as event_id,
+    format('%s was used for %s, the usage logs since the last reset say %s', f.feature_code, f.used_this_month,
+        coalesce(l.used, 0)) as detail
+from workspace_features_now f
+left join logged l on l.workspace_id = f.workspace_id and l.feature_code = f.feature_code
+where f.used_this_month <> coalesce(l.used, 0)
+limit ?1";
+
 const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "
 select c.workspace_id, null as event_id,
     format('command %s has %s usage logs', lower(hex(c.command_id)), coalesce(u.logs, 0)) as detail
@@ -325,8 +363,9 @@ from (
     from event_outbox o
     join numbered n on n.workspace_id = o.workspace_id and n.command_id = o.causation_id
     where o.workspace_seq <= n.events_before or o.workspace_seq > n.event_seq
-        or n.event_count <> n.event_seq - n.events_before
         or n.outbox_seq - o.seq <> n.event_seq - o.workspace_seq
+    union all
+    select 'command', workspace_id, seq from numbered where event_count <> event_seq - events_before
 ) r
 limit ?1";
 

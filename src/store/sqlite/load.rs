@@ -164,10 +164,15 @@ async fn features(
     Ok(features)
 }
 
+/// As the view `credit_grants_now` says, but through the index of open grants alone.
 const OPEN_GRANTS_BY_WORKSPACES: &str = "
-select g.*
+select g.workspace_id, g.grant_id, g.source, g.amount,
+    iif(c.current_grant_id is g.grant_id, c.current_grant_remaining, g.remaining) as remaining,
+    iif(c.current_grant_id is g.grant_id, c.current_grant_held, g.held) as held,
+    g.priority, g.effective_at, g.expires_at, g.feature_scope, g.payment_reference, g.amount_minor, g.currency
 from jsonb_each(?1) k
-cross join credit_grants_now g on g.workspace_id = unhex(k.value ->> 0)
+cross join credit_grants g indexed by credit_grants_open on g.workspace_id = unhex(k.value ->> 0)
+join workspace_credits c on c.workspace_id = g.workspace_id
 where g.is_open = 1";
 
 async fn open_grants(

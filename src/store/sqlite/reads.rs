@@ -126,10 +126,13 @@ where c.workspace_id = ?1 and c.seq >= ?2 and c.seq <= ?3
 order by c.seq desc, e.seq desc
 limit ?6";
 
-/// The first command with an event after ?2 is found by halving; from there on they follow in order.
+/// The first command with an event after ?2 is found by halving. From there on ?5 commands are looked at,
+/// so there is an event at least if there is any; which is the workspace's last one is told with each.
 const EVENTS_OF_WORKSPACE: &str = "
-with recursive search (low, high) as (
-    select 1, coalesce((select seq from commands where workspace_id = ?1 order by seq desc limit 1), 0) + 1
+with recursive head (last, last_event) as (
+    select seq, event_seq from commands where workspace_id = ?1 order by seq desc limit 1
+), search (low, high) as (
+    select 1, h.last + 1 from head h
     union all
     select case when c.event_seq <= ?2 then c.seq + 1 else s.low end,
         case when c.event_seq <= ?2 then s.high else c.seq end
@@ -137,11 +140,13 @@ with recursive search (low, high) as (
     join commands c on c.workspace_id = ?1 and c.seq = (s.low + s.high) / 2
     where s.low < s.high
 )
-select o.*
-from commands c
+select o.*, h.last_event
+from head h
+cross join (select low from search where low = high) f
+cross join commands c
 cross join event_outbox o on o.partition = ?3 and o.seq > c.outbox_seq - c.event_count and o.seq <= c.outbox_seq
-where c.workspace_id = ?1 and c.event_count > 0 and c.seq >= (select low from search where low = high)
-    and o.workspace_seq > ?2
+where c.workspace_id = ?1 and c.seq >= f.low and c.seq < f.low + ?5 and c.event_count > 0
+    and o.workspace_id = c.workspace_id and o.workspace_seq > ?2
 order by c.seq, o.seq
 limit ?4";
 
@@ -166,7 +171,7 @@ limit ?2";
 /// what is returned.
 const DUE_EXPIRIES: &str = "
 select workspace_id from (
-    select workspace_id, expires_at from credit_grants
+    select workspace_id, expires_at from credit_grants_now
     where is_open = 1 and expires_at is not null and expires_at <= ?1 and source not in ('allowance', 'rollover')
         and remaining > 0
     order by expires_at
@@ -177,6 +182,38 @@ order by min(expires_at)
 limit ?3";
 
 const PING: &str = "select 1";
+
+impl SqliteStore {
+    /// Over stretches of commands without events as well, each of a bounded look.
+    async fn events_of_workspace(
+        &self,
+        workspace_id: WorkspaceId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, StoreError> {
+        let mut events: Vec<EventRecord> = Vec::new();
+        loop {
+            let wanted = i64::from(limit) - i64::try_from(events.len()).unwrap_or(i64::MAX);
+            let rows = sqlx::query(EVENTS_OF_WORKSPACE)
+                .bind(workspace_id.0)
+                .bind(events.last().map_or(after, |event| event.workspace_seq))
+                .bind(Partition::of(workspace_id).stored())
+                .bind(wanted)
+                .bind(PAGE_SCAN_COMMANDS)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(store_error)?;
+            let last = rows.last().map(|row| get::<i64>(row, "last_event")).transpose()?;
+            for row in &rows {
+                events.push(rows::event(row)?);
+            }
+            let is_full = u32::try_from(events.len()).is_ok_and(|count| count >= limit);
+            if is_full || last.is_none_or(|last| events.last().is_some_and(|event| event.workspace_seq >= last)) {
+                return Ok(events);
+            }
+        }
+    }
+}
 
 #[async_trait]
 impl Reads for SqliteStore {
@@ -229,21 +266,19 @@ impl Reads for SqliteStore {
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
-        let statement = match query {
-            EventQuery::OfWorkspace { workspace_id, after, limit } => sqlx::query(EVENTS_OF_WORKSPACE)
-                .bind(workspace_id.0)
-                .bind(after)
-                .bind(Partition::of(*workspace_id).stored())
-                .bind(i64::from(*limit)),
+        match query {
+            EventQuery::OfWorkspace { workspace_id, after, limit } => {
+                in_time(self.events_of_workspace(*workspace_id, *after, *limit)).await
+            }
             EventQuery::OfAll { after, limit } => {
                 let after = json::rows(after, |row, position| {
                     row.int(position.partition.stored()).int(position.seq);
                 });
-                sqlx::query(EVENTS_OF_ALL).bind(after).bind(i64::from(*limit))
+                let statement = sqlx::query(EVENTS_OF_ALL).bind(after).bind(i64::from(*limit));
+                let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+                rows.iter().map(rows::event).collect()
             }
-        };
-        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        rows.iter().map(rows::event).collect()
+        }
     }
 
     async fn event(
