@@ -1,7 +1,7 @@
 //! Which grant and which feature of a workspace are kept in its own row, and which rows that saves.
 //!
-//! See [`Current`] in [`super::workspace`]. What a batch changed goes to the row of its own, but for one grant and one feature,
-//! and what was current and is not any more gets its own row back.
+//! See [`Current`] in [`super::workspace`]. What a batch changed goes to the row of its own, but for one
+//! grant and one feature, and what was current and is not any more gets its own row back.
 
 use std::collections::BTreeMap;
 
@@ -32,64 +32,54 @@ pub(super) struct Changed {
 
 impl Changed {
     pub(super) fn grant(&mut self, id: GrantId, change: Change) {
-        let known = self.grants.entry(id).or_insert(change);
-        *known = change.max(*known);
+        note(&mut self.grants, id, change);
     }
 
     pub(super) fn feature(&mut self, code: FeatureCode, change: Change) {
-        let known = self.features.entry(code).or_insert(change);
-        *known = change.max(*known);
+        note(&mut self.features, code, change);
     }
 
     /// Says what is current from now on. Its row needs no writing, and leaves the changes; that of
     /// what was current before joins them.
     pub(super) fn settle(&mut self, state: &mut WorkspaceState) {
         let before = std::mem::take(&mut state.credits.current);
-        let grant = self.next_grant(&before, &state.grants);
-        if let Some(grant) = grant {
-            self.grants.remove(&grant.grant_id);
-        }
-        let left = before.grant.filter(|left| grant.is_none_or(|grant| grant.grant_id != left.grant_id));
-        if let Some(left) = left {
-            self.grant(left.grant_id, Change::Moved);
-        }
-        let feature = self.next_feature(&before, &state.features);
-        if let Some(feature) = feature {
-            self.features.remove(&feature.feature_code);
-        }
-        let left =
-            before.feature.filter(|left| feature.is_none_or(|feature| feature.feature_code != left.feature_code));
-        if let Some(left) = left {
-            self.feature(left.feature_code, Change::Moved);
-        }
+        let remaining = state.grants.iter().filter(|grant| grant.remaining > Credits::ZERO);
+        let (id, ids) = (before.grant.map(|grant| grant.grant_id), remaining.map(|grant| &grant.grant_id));
+        let id = hand_over(&mut self.grants, id, &ids);
+        let code = before.feature.map(|feature| feature.feature_code);
+        let code = hand_over(&mut self.features, code, &state.features.keys());
+        let grant = id.and_then(|id| state.grants.iter().find(|grant| grant.grant_id == id));
+        let feature = code.and_then(|code| state.features.get(&code));
         state.credits.current =
             Current { grant: grant.map(CurrentGrant::of), feature: feature.map(CurrentFeature::of) };
     }
+}
 
-    /// The one of before as long as it may stay, or else one that moved.
-    fn next_grant<'g>(&self, before: &Current, grants: &'g [Grant]) -> Option<&'g Grant> {
-        let may_be = |grant: &&Grant| {
-            let change = self.grants.get(&grant.grant_id);
-            grant.remaining > Credits::ZERO && change.is_none_or(|change| *change == Change::Moved)
-        };
-        let stays = before.grant.and_then(|before| grants.iter().find(|grant| grant.grant_id == before.grant_id));
-        let stays = stays.filter(may_be);
-        let moved = grants.iter().filter(may_be).find(|grant| self.grants.contains_key(&grant.grant_id));
-        stays.filter(|stays| moved.is_none() || self.grants.contains_key(&stays.grant_id)).or(moved)
-    }
+fn note<K: Ord>(changes: &mut BTreeMap<K, Change>, key: K, change: Change) {
+    let known = changes.entry(key).or_insert(change);
+    *known = change.max(*known);
+}
 
-    /// As [`Self::next_grant`].
-    fn next_feature<'f>(
-        &self,
-        before: &Current,
-        features: &'f BTreeMap<FeatureCode, WorkspaceFeature>,
-    ) -> Option<&'f WorkspaceFeature> {
-        let moved_only = |code: &FeatureCode| self.features.get(code).is_none_or(|change| *change == Change::Moved);
-        let stays = before.feature.as_ref().map(|before| &before.feature_code).filter(|code| moved_only(code));
-        let moved = self.features.iter().find(|(_, change)| **change == Change::Moved).map(|(code, _)| code);
-        let next = stays.filter(|stays| moved.is_none() || self.features.contains_key(*stays)).or(moved)?;
-        features.get(next)
+/// From what was current before to what is from now on: the same one as long as it may stay and moved, or
+/// nothing else did; or else the first of the keys that moved.
+fn hand_over<'k, K: Ord + Clone + 'k>(
+    changes: &mut BTreeMap<K, Change>,
+    before: Option<K>,
+    keys: &(impl Iterator<Item = &'k K> + Clone),
+) -> Option<K> {
+    let change = |key: &K| changes.get(key).copied();
+    let moved = keys.clone().find(|key| change(key) == Some(Change::Moved));
+    let may_stay =
+        |key: &&K| keys.clone().any(|other| other == *key) && change(key).is_none_or(|change| change == Change::Moved);
+    let stays = before.as_ref().filter(may_stay).filter(|key| moved.is_none() || change(key).is_some());
+    let next = stays.or(moved).cloned();
+    if let Some(next) = &next {
+        changes.remove(next);
     }
+    if let Some(left) = before.filter(|left| next.as_ref() != Some(left)) {
+        note(changes, left, Change::Moved);
+    }
+    next
 }
 
 impl CurrentGrant {
