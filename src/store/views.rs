@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -66,6 +67,34 @@ pub enum EventQuery {
     /// Of all workspaces: after the given number of each partition, at most `limit` per partition,
     /// ordered by partition and `seq`.
     OfAll { after: Vec<EventPosition>, limit: u32 },
+}
+
+/// Events of one workspace, gathered over as many looks as it takes: one look goes through a bounded number
+/// of commands, and finds an event at least if there is one.
+pub(super) struct Gathered {
+    after: i64,
+    limit: usize,
+    events: Vec<EventRecord>,
+}
+
+impl Gathered {
+    pub(super) fn new(after: i64, limit: u32) -> Self {
+        Self { after, limit: usize::try_from(limit).unwrap_or(usize::MAX), events: Vec::new() }
+    }
+
+    /// After which number to look next, and for how many.
+    pub(super) fn wanted(&self) -> (i64, i64) {
+        let after = self.events.last().map_or(self.after, |event| event.workspace_seq);
+        (after, i64::try_from(self.limit.saturating_sub(self.events.len())).unwrap_or(i64::MAX))
+    }
+
+    /// Takes what one look found, with the number of the workspace's last event, if it found any. Gives
+    /// all of it back when there is no more to look for.
+    pub(super) fn add(mut self, found: Vec<EventRecord>, last: Option<i64>) -> Result<Vec<EventRecord>, Self> {
+        self.events.extend(found);
+        let reached = self.events.last().map(|event| event.workspace_seq);
+        if self.events.len() >= self.limit || last.is_none() || reached >= last { Ok(self.events) } else { Err(self) }
+    }
 }
 
 /// A place in a partition's sequence of events.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::store_error;
 use super::load::workspaces;
 use super::plans::{all_latest_versions, versions};
 use super::rows::{self, get};
-use super::write::{Columns, Statement, at};
+use super::write::{Columns, at};
 use super::{PostgresStore, audit, in_time};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
@@ -19,7 +19,7 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{
-    AuditFinding, CommandRange, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_SCAN_COMMANDS, Page,
+    AuditFinding, CommandRange, DueWork, DueWorkspace, EventQuery, Gathered, HistoryQuery, PAGE_SCAN_COMMANDS, Page,
 };
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
@@ -184,6 +184,31 @@ limit $3";
 const PING: &str = "select 1";
 
 impl PostgresStore {
+    /// A page of history: the commands that it may come from, and then its rows.
+    async fn history<T>(
+        &self,
+        query: &HistoryQuery,
+        [range_of, page_of]: [&'static str; 2],
+        row: impl Fn(&PgRow) -> Result<T, StoreError> + Send,
+        seq: impl Fn(&T) -> i64,
+    ) -> Result<Page<T>, StoreError> {
+        let (range, rows) = in_time(async {
+            let mut connection = self.reads.acquire().await.map_err(store_error)?;
+            let range = range(&mut connection, range_of, query).await?;
+            let statement = sqlx::query(page_of)
+                .bind(query.workspace_id.0)
+                .bind(range.first)
+                .bind(range.last)
+                .bind(query.before_seq)
+                .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
+                .bind(i64::from(query.limit) + 1);
+            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
+        })
+        .await?;
+        let rows = rows.iter().map(row).collect::<Result<_, _>>()?;
+        Ok(Page::of(rows, query.limit, range, seq))
+    }
+
     /// Over stretches of commands without events as well, each of a bounded look.
     async fn events_of_workspace(
         &self,
@@ -191,25 +216,22 @@ impl PostgresStore {
         after: i64,
         limit: u32,
     ) -> Result<Vec<EventRecord>, StoreError> {
-        let mut events: Vec<EventRecord> = Vec::new();
+        let mut gathered = Gathered::new(after, limit);
         loop {
-            let wanted = i64::from(limit) - i64::try_from(events.len()).unwrap_or(i64::MAX);
+            let (after, wanted) = gathered.wanted();
             let rows = sqlx::query(EVENTS_OF_WORKSPACE)
                 .bind(workspace_id.0)
-                .bind(events.last().map_or(after, |event| event.workspace_seq))
+                .bind(after)
                 .bind(Partition::of(workspace_id).stored())
                 .bind(wanted)
                 .bind(PAGE_SCAN_COMMANDS)
                 .fetch_all(&self.reads)
                 .await
                 .map_err(store_error)?;
-            let last = rows.last().map(|row| get::<i64>(row, "last_event")).transpose()?;
-            for row in &rows {
-                events.push(rows::event(row)?);
-            }
-            let is_full = u32::try_from(events.len()).is_ok_and(|count| count >= limit);
-            if is_full || last.is_none_or(|last| events.last().is_some_and(|event| event.workspace_seq >= last)) {
-                return Ok(events);
+            let last = rows.last().map(|row| get(row, "last_event")).transpose()?;
+            match gathered.add(rows.iter().map(rows::event).collect::<Result<_, _>>()?, last) {
+                Ok(events) => return Ok(events),
+                Err(unfinished) => gathered = unfinished,
             }
         }
     }
@@ -228,41 +250,11 @@ impl Reads for PostgresStore {
     }
 
     async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        let (range, rows) = in_time(async {
-            let mut connection = self.reads.acquire().await.map_err(store_error)?;
-            let statement = sqlx::query(USAGE_RANGE).bind(query.workspace_id.0);
-            let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
-            let statement = sqlx::query(USAGE_PAGE)
-                .bind(query.workspace_id.0)
-                .bind(range.first)
-                .bind(range.last)
-                .bind(query.before_seq)
-                .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
-                .bind(i64::from(query.limit) + 1);
-            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
-        })
-        .await?;
-        let rows = rows.iter().map(rows::usage_log).collect::<Result<_, _>>()?;
-        Ok(Page::of(rows, query.limit, range, |row: &UsageLog| row.seq))
+        self.history(query, [USAGE_RANGE, USAGE_PAGE], rows::usage_log, |row| row.seq).await
     }
 
     async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        let (range, rows) = in_time(async {
-            let mut connection = self.reads.acquire().await.map_err(store_error)?;
-            let statement = sqlx::query(LEDGER_RANGE).bind(query.workspace_id.0);
-            let range = range(&mut connection, statement, query.before_seq, [query.from, query.to]).await?;
-            let statement = sqlx::query(LEDGER_PAGE)
-                .bind(query.workspace_id.0)
-                .bind(range.first)
-                .bind(range.last)
-                .bind(query.before_seq)
-                .bind(query.feature_code.as_ref().map(crate::domain::text::FeatureCode::as_str))
-                .bind(i64::from(query.limit) + 1);
-            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
-        })
-        .await?;
-        let rows = rows.iter().map(rows::entry).collect::<Result<_, _>>()?;
-        Ok(Page::of(rows, query.limit, range, |row: &Entry| row.seq))
+        self.history(query, [LEDGER_RANGE, LEDGER_PAGE], rows::entry, |row| row.seq).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
@@ -336,15 +328,19 @@ impl Reads for PostgresStore {
     }
 }
 
-/// Which commands a page may come from: with rows below `before_seq`, recorded at or after the first
+/// Which commands the page may come from: with rows below `before_seq`, recorded at or after the first
 /// instant and before the second.
 async fn range(
     connection: &mut PgConnection,
-    statement: Statement<'_>,
-    before_seq: Option<i64>,
-    [from, to]: [Option<Timestamp>; 2],
+    statement: &'static str,
+    query: &HistoryQuery,
 ) -> Result<CommandRange, StoreError> {
-    let statement = statement.bind(before_seq).bind(from.map(at)).bind(to.map(at)).bind(PAGE_SCAN_COMMANDS);
+    let statement = sqlx::query(statement)
+        .bind(query.workspace_id.0)
+        .bind(query.before_seq)
+        .bind(query.from.map(at))
+        .bind(query.to.map(at))
+        .bind(PAGE_SCAN_COMMANDS);
     let row = statement.fetch_one(connection).await.map_err(store_error)?;
     Ok(CommandRange {
         first: get(&row, "first")?,
