@@ -15,8 +15,8 @@ use crate::http::limits::LimitsConfig;
 
 /// SQLite has one writer, so a second lane would only wait for it.
 const LANES_SQLITE: usize = 1;
-/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches. With
-/// two, one decides while the other's batch is written.
+/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches and the
+/// less each command costs. The database has the processors' other half.
 const MAX_DEFAULT_LANES: usize = 8;
 
 fn processors() -> usize {
@@ -34,7 +34,7 @@ pub(super) fn default_lanes(config: &Config) -> usize {
     if config.database.url.is_none() {
         return LANES_SQLITE;
     }
-    processors().clamp(2, MAX_DEFAULT_LANES)
+    half_of_the_processors().min(MAX_DEFAULT_LANES)
 }
 
 /// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.

@@ -72,7 +72,7 @@ pub const KEYS: &[Key] = &[
     optional("auth.jwks_url", "`https://` address of a JSON Web Key Set."),
     key("auth.jwks_refresh_s", "300", "Time after which the key set is fetched again, 30 to 86400."),
 
-    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL as many as there are processors, 2 to 8."),
+    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half as many as there are processors, 1 to 8."),
     key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
 

@@ -164,7 +164,9 @@ impl<'a> Batch<'a> {
                 self.changes.heads.push(*head);
             }
         }
+        let mut closed_of = BTreeSet::new();
         for grant in std::mem::take(&mut self.closed_grants) {
+            closed_of.insert(grant.workspace_id);
             let change =
                 self.changed.get_mut(&grant.workspace_id).and_then(|changed| changed.grants.remove(&grant.grant_id));
             put(&mut self.changes.grants, change == Some(Change::Inserted), grant);
@@ -173,11 +175,15 @@ impl<'a> Batch<'a> {
             let Some(state) = self.snapshot.workspaces.get_mut(workspace_id) else { continue };
             let mut changed = self.changed.remove(workspace_id).unwrap_or_default();
             changed.settle(state);
+            let has_subscription = self.subscriptions.contains(workspace_id);
+            if has_subscription || closed_of.contains(workspace_id) || !changed.is_empty() {
+                state.credits.rest_seq = state.credits.command_seq;
+            }
             if *is_new {
                 self.changes.workspaces.push(state.workspace.clone());
             }
             put(&mut self.changes.credits, *is_new, state.credits.clone());
-            if self.subscriptions.contains(workspace_id) {
+            if has_subscription {
                 put(&mut self.changes.subscriptions, *is_new, state.subscription.clone());
             }
             for (code, change) in &changed.features {

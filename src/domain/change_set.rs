@@ -3,10 +3,12 @@
 //! A store knows these and no command. Rows that can change come as their whole new value; history
 //! (entries, usage logs, commands, events, resets) is only ever inserted.
 
+use std::collections::{BTreeMap, HashMap};
+
 use super::entry::Entry;
 use super::event::EventRecord;
 use super::grant::Grant;
-use super::ids::{CommandId, SubscriptionId, WorkspaceId};
+use super::ids::{CommandId, Partition, SubscriptionId, WorkspaceId};
 use super::metadata::Metadata;
 use super::period::Period;
 use super::snapshot::PartitionHead;
@@ -39,7 +41,8 @@ impl<T> Rows<T> {
 /// What one batch writes, all of it or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeSet {
-    /// The new heads of all partitions that the batch wrote to.
+    /// The new heads of all partitions that the batch wrote to, in ascending order, if nobody else writes to
+    /// them first. If somebody does, the batch's events follow theirs (see [`ChangeSet::follow`]).
     pub heads: Vec<PartitionHead>,
     pub workspaces: Vec<Workspace>,
     pub credits: Rows<WorkspaceCredits>,
@@ -59,6 +62,39 @@ impl ChangeSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()
+    }
+
+    /// The last command of each workspace before this batch, which must still be its last one when the
+    /// batch is written.
+    #[must_use]
+    pub fn commands_before(&self) -> HashMap<WorkspaceId, i64> {
+        let mut before = HashMap::with_capacity(self.credits.updated.len());
+        for command in &self.commands {
+            before.entry(command.workspace_id).or_insert(command.place.seq - 1);
+        }
+        before
+    }
+
+    /// How many events the batch adds to each partition.
+    #[must_use]
+    pub fn events_added(&self) -> BTreeMap<Partition, i64> {
+        let mut added = BTreeMap::new();
+        for event in &self.events {
+            *added.entry(event.partition).or_default() += 1;
+        }
+        added
+    }
+
+    /// Moves the events behind those that others have written to their partitions meanwhile.
+    pub fn follow(&mut self, written: &[PartitionHead]) {
+        let moved: BTreeMap<_, _> =
+            self.heads.iter().zip(written).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
+        if moved.values().any(|by| *by != 0) {
+            for event in &mut self.events {
+                event.seq += moved.get(&event.partition).copied().unwrap_or_default();
+            }
+        }
+        self.heads = written.to_vec();
     }
 }
 

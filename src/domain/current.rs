@@ -10,7 +10,7 @@ use super::grant::Grant;
 use super::ids::GrantId;
 use super::snapshot::WorkspaceState;
 use super::text::FeatureCode;
-use super::workspace::{Current, CurrentFeature, CurrentGrant, WorkspaceFeature};
+use super::workspace::{Current, CurrentFeature, CurrentGrant, WorkspaceCredits, WorkspaceFeature};
 
 /// What a batch did to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +39,11 @@ impl Changed {
         note(&mut self.features, code, change);
     }
 
+    /// Whether no row is to be written beside the workspace's own.
+    pub(super) fn is_empty(&self) -> bool {
+        self.grants.is_empty() && self.features.is_empty()
+    }
+
     /// Says what is current from now on. Its row needs no writing, and leaves the changes; that of
     /// what was current before joins them.
     pub(super) fn settle(&mut self, state: &mut WorkspaceState) {
@@ -52,6 +57,29 @@ impl Changed {
         let feature = code.and_then(|code| state.features.get(&code));
         state.credits.current =
             Current { grant: grant.map(CurrentGrant::of), feature: feature.map(CurrentFeature::of) };
+    }
+}
+
+impl WorkspaceState {
+    /// Goes on to the workspace's row as somebody else has left it, which also says what became of the
+    /// current grant and feature. False if more than the row was written since: then all of the state is
+    /// to be read.
+    pub fn catch_up(&mut self, credits: WorkspaceCredits) -> bool {
+        if credits.rest_seq > self.credits.command_seq {
+            return false;
+        }
+        if let Some(current) = credits.current.grant {
+            let Some(grant) = self.grants.iter_mut().find(|grant| grant.grant_id == current.grant_id) else {
+                return false;
+            };
+            (grant.remaining, grant.held) = (current.remaining, current.held);
+        }
+        if let Some(current) = &credits.current.feature {
+            let Some(feature) = self.features.get_mut(&current.feature_code) else { return false };
+            (feature.used_this_month, feature.limit_fired) = (current.used_this_month, current.limit_fired);
+        }
+        self.credits = credits;
+        true
     }
 }
 

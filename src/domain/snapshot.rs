@@ -49,8 +49,8 @@ pub struct PartitionHead {
     /// The last event's number; 0 before the first.
     pub seq: i64,
     pub last_event_id: Option<EventId>,
-    /// Grows by one with every batch that wrote to the partition: who holds the row's lock knows
-    /// from it whether a cached snapshot is still current.
+    /// Grows by one with every batch that wrote to the partition: whoever wrote the last one knows from
+    /// it that nobody else has written since.
     pub version: i64,
 }
 

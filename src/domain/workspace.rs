@@ -50,6 +50,9 @@ pub struct WorkspaceCredits {
     pub usage_seq: i64,
     /// The last event's number: `workspace_seq` in the event.
     pub event_seq: i64,
+    /// The last command that wrote more of the workspace than this row: its grants, features or
+    /// subscription. Whoever knows the workspace as of that command needs no more than this row.
+    pub rest_seq: i64,
     /// Bit n: the plan's n-th low-credit threshold has fired and is not armed again yet.
     pub low_credit_fired: i16,
     /// The soft monthly limit has been reported in this period.
@@ -104,6 +107,7 @@ impl WorkspaceCredits {
             entry_seq: 0,
             usage_seq: 0,
             event_seq: 0,
+            rest_seq: 0,
             low_credit_fired: 0,
             monthly_limit_fired: false,
             window_start: at,

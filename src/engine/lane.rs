@@ -12,7 +12,7 @@
 //! its partition. A partition that fails slowly is left alone for a while (see [`super::stuck`]), so
 //! that it does not hold up the others of the lane.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,13 @@ use chrono::TimeDelta;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::memory::Memory;
+use super::memory::{Memory, ToRead};
 use super::stuck::{SLOW, Stuck, Treatment};
 use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;
-use crate::domain::ids::Partition;
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::snapshot::{KeySet, Snapshot};
 use crate::domain::time::Timestamp;
 use crate::store::StoreError;
@@ -69,6 +69,14 @@ struct Decided {
     answers: Vec<Answer>,
     changes: ChangeSet,
     snapshot: Snapshot,
+}
+
+/// What was written without locks.
+struct Written {
+    answers: Vec<Answer>,
+    /// The places of those answers that nothing was written for, and that rest on what somebody else may
+    /// have changed: their commands are to be decided again.
+    unchecked: Vec<usize>,
 }
 
 impl Job {
@@ -264,7 +272,7 @@ impl Lane {
         }
     }
 
-    /// One transaction: decide on what is remembered and write, or load under locks, decide, write, commit.
+    /// Decides on what is remembered and writes, or loads under locks, decides, writes and commits.
     async fn transact(&mut self, envelopes: &[&Envelope]) -> Result<Vec<Answer>, StoreError> {
         let done = tokio::time::timeout(TRANSACTION_TIMEOUT, self.transact_unbounded(envelopes)).await;
         let outcome = done.unwrap_or_else(|_| Err(StoreError::Unavailable("the transaction took too long".into())));
@@ -281,13 +289,28 @@ impl Lane {
     }
 
     async fn transact_unbounded(&mut self, envelopes: &[&Envelope]) -> Result<Vec<Answer>, StoreError> {
-        let mut keys = KeySet::default();
-        for envelope in envelopes {
-            envelope.add_keys(&mut keys);
+        let keys = keys_of(envelopes);
+        match self.write_from_memory(envelopes, &keys).await? {
+            Some(Written { answers, unchecked }) if unchecked.is_empty() => Ok(answers),
+            Some(Written { mut answers, unchecked }) => {
+                let again: Vec<&Envelope> =
+                    unchecked.iter().filter_map(|place| envelopes.get(*place).copied()).collect();
+                let checked = self.write_under_locks(&again, keys_of(&again)).await?;
+                for (place, answer) in unchecked.into_iter().zip(checked) {
+                    answers[place] = answer;
+                }
+                Ok(answers)
+            }
+            None => self.write_under_locks(envelopes, keys).await,
         }
-        if let Some(answers) = self.write_from_memory(envelopes, &keys).await? {
-            return Ok(answers);
-        }
+    }
+
+    /// The careful case: lock, load, decide, write.
+    async fn write_under_locks(
+        &mut self,
+        envelopes: &[&Envelope],
+        mut keys: KeySet,
+    ) -> Result<Vec<Answer>, StoreError> {
         self.memory.add_known(&mut keys, Instant::now());
         let mut transaction = self.parts.store.begin().await?;
         let mut snapshot = transaction.load(&keys).await?;
@@ -302,36 +325,51 @@ impl Lane {
     }
 
     /// The steady case: what the batch needs is remembered or read without a lock, and its one write says
-    /// whether it still was true. None when the batch must look first: a partition is not remembered,
+    /// whether it still was true. None when the batch must lock first: a partition is not remembered,
     /// something is not true any more, a key is taken, or an answer would rest on nothing that was checked.
     async fn write_from_memory(
         &mut self,
         envelopes: &[&Envelope],
         keys: &KeySet,
-    ) -> Result<Option<Vec<Answer>>, StoreError> {
-        let Some(missing) = self.memory.missing(keys, Instant::now()) else { return Ok(None) };
-        let read = if missing.is_empty() { HashMap::new() } else { self.parts.store.states(&missing).await? };
+    ) -> Result<Option<Written>, StoreError> {
+        let Some(ToRead { mut missing, unsure }) = self.memory.what_to_read(keys, Instant::now()) else {
+            return Ok(None);
+        };
+        let store = Arc::clone(&self.parts.store);
+        if !unsure.is_empty() {
+            let changed = store.credits_since(&unsure).await?;
+            missing.extend(self.memory.catch_up(changed));
+        }
+        let read = if missing.is_empty() { HashMap::new() } else { store.states(&missing).await? };
         if read.len() < missing.len() {
             return Ok(None);
         }
+        let just_read: HashSet<_> = unsure.into_iter().map(|(id, _)| id).chain(missing).collect();
         let Some(snapshot) = self.memory.recall(keys, read, Instant::now()) else { return Ok(None) };
-        let partitions = snapshot.heads.len();
-        let Decided { answers, changes, snapshot } = self.decide_all(envelopes, snapshot);
-        if changes.heads.len() < partitions {
+        let Decided { answers, mut changes, mut snapshot } = self.decide_all(envelopes, snapshot);
+        let partitions: HashSet<_> = changes.heads.iter().map(|head| head.partition).collect();
+        let is_checked = |id: &WorkspaceId| just_read.contains(id) || partitions.contains(&Partition::of(*id));
+        if !keys.workspaces.iter().all(is_checked) {
             return Ok(None);
         }
-        match self.parts.store.write(&changes).await {
-            Ok(()) => {
-                self.parts.signal.committed(changes.events);
-                self.memory.keep(snapshot, Instant::now());
-                Ok(Some(answers))
-            }
+        let heads = match if changes.is_empty() { Ok(Vec::new()) } else { store.write(&changes).await } {
+            Ok(heads) => heads,
             Err(StoreError::Conflict(reason)) => {
                 tracing::debug!(reason, lane = self.number, "what was remembered is not true any more");
-                Ok(None)
+                self.memory.refused(Instant::now());
+                return Ok(None);
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        changes.follow(&heads);
+        snapshot.heads.extend(heads.iter().map(|head| (head.partition, *head)));
+        let written: HashSet<_> = changes.commands.iter().map(|command| command.workspace_id).collect();
+        self.parts.signal.committed(changes.events);
+        let shared = self.memory.keep_written(snapshot, &heads, &written, Instant::now());
+        let is_unchecked =
+            |id: WorkspaceId| shared.contains(&Partition::of(id)) && !written.contains(&id) && !just_read.contains(&id);
+        let unchecked = envelopes.iter().enumerate().filter(|(_, envelope)| is_unchecked(envelope.workspace_id));
+        Ok(Some(Written { answers, unchecked: unchecked.map(|(place, _)| place).collect() }))
     }
 
     fn decide_all(&self, envelopes: &[&Envelope], snapshot: Snapshot) -> Decided {
@@ -355,6 +393,14 @@ impl Lane {
         let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;
         Some(snapshot.database_now?.plus(ahead))
     }
+}
+
+fn keys_of(envelopes: &[&Envelope]) -> KeySet {
+    let mut keys = KeySet::default();
+    for envelope in envelopes {
+        envelope.add_keys(&mut keys);
+    }
+    keys
 }
 
 fn by_partition(jobs: Vec<Job>) -> BTreeMap<Partition, Vec<Job>> {

@@ -1,30 +1,36 @@
-//! What a lane remembers of its partitions, so that a steady batch is one write and no read.
+//! What a lane remembers of its workspaces, so that a steady batch is one write and no read.
 //!
 //! What a batch leaves is what the next one would load, for as long as nobody else writes to the
-//! partition; and whoever does, raises its version. So everything here is true at the version of the
-//! partition's head that stands beside it, and every use of it is checked against the database:
-//! either the write is refused because the version has moved ([`crate::store::Store::write`]), or the
-//! head was locked and read first.
+//! workspace; and whoever does, raises the number of its last command. So every use of it is checked
+//! against the database: either the write is refused because a workspace has moved on
+//! ([`crate::store::Store::write`]), or its partition's head was locked and it was read first.
 //!
-//! A partition that another replica writes to as well is remembered in vain: once that was seen, it is
-//! locked and read first for a while.
+//! That somebody else writes to a partition is seen from its version, which every write gives back: it has
+//! then grown by more than one. For a while each batch asks first which of its workspaces have moved on,
+//! and reads only those. Where two replicas keep writing to the same workspaces at once, locking first is
+//! cheaper than being refused, and is done for a while.
 //!
 //! Deliberately absent: payments and the newest plans, which only rare commands ask for, and answers
 //! to keys: the database refuses a key that is taken.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
+use crate::domain::workspace::WorkspaceCredits;
 
 /// How many rows (features and grants count too) the states of one partition may have. A workspace of a
 /// plan with five features has seven, and takes about two kilobytes: sixteen partitions hold 28,000.
 const MAX_ROWS_PER_PARTITION: usize = 12_288;
 
-/// How long a partition is locked and read first after another replica wrote to it.
+/// How long a partition's workspaces are asked for first after another replica wrote to it.
 const SHARED_FOR: Duration = Duration::from_secs(1);
+
+/// How long a lane locks first after its writes were refused twice in a row; each further one doubles it.
+const LOCK_FIRST_FOR: Duration = Duration::from_millis(50);
+const MAX_DOUBLINGS: u32 = 4;
 
 /// How long a partition is remembered that nothing is asked of. A database that was restored from a backup
 /// could have come to the same version by another way; it takes longer than this, and who is at work
@@ -40,45 +46,86 @@ pub(super) struct Memory {
     partitions: BTreeMap<Partition, Remembered>,
     /// The database's clock as it was last read, and when.
     clock: Option<(Timestamp, Instant)>,
+    /// How many writes in a row were refused, and until when locking comes first.
+    refusals: u32,
+    lock_first_until: Option<Instant>,
 }
 
-/// One partition at one version. What is asked for moves from the old half to the young one; when that
-/// is full it becomes the old one, and what nobody asked for meanwhile is forgotten.
+/// One partition as it was last seen. What is asked for moves from the old half to the young one; when
+/// that is full it becomes the old one, and what nobody asked for meanwhile is forgotten.
 #[derive(Debug)]
 struct Remembered {
     head: PartitionHead,
-    young: HashMap<WorkspaceId, WorkspaceState>,
-    old: HashMap<WorkspaceId, WorkspaceState>,
+    /// The version from which on nobody else has written, as far as the versions told.
+    own_since: i64,
+    young: HashMap<WorkspaceId, Seen>,
+    old: HashMap<WorkspaceId, Seen>,
     young_rows: usize,
     /// When its version was last checked.
     checked_at: Instant,
     shared_until: Option<Instant>,
 }
 
+/// A state, and the version of the partition that it was true at; [`UNSURE`] if that is not known.
+#[derive(Debug)]
+struct Seen {
+    state: WorkspaceState,
+    version: i64,
+}
+
+const UNSURE: i64 = i64::MIN;
+
+/// What is to be read, without locks, before a batch can be decided.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ToRead {
+    /// These are not remembered.
+    pub(super) missing: Vec<WorkspaceId>,
+    /// These are, as of that last command, but somebody else may have written since.
+    pub(super) unsure: Vec<(WorkspaceId, i64)>,
+}
+
 impl Memory {
-    /// Which states are to be read before the keys can be answered from memory. None when locks must be
-    /// taken first: a partition is not remembered, another replica writes to it, or the keys ask for
-    /// more than states.
-    pub(super) fn missing(&mut self, keys: &KeySet, now: Instant) -> Option<Vec<WorkspaceId>> {
-        if !(keys.payments.is_empty() && keys.plans.is_empty()) {
+    /// What is to be read before the keys can be answered. None when locks must be taken first: a
+    /// partition is not remembered, writes without locks were refused lately, or the keys ask for more
+    /// than states.
+    pub(super) fn what_to_read(&mut self, keys: &KeySet, now: Instant) -> Option<ToRead> {
+        if !(keys.payments.is_empty() && keys.plans.is_empty())
+            || self.lock_first_until.is_some_and(|until| now < until)
+        {
             return None;
         }
         self.forget_idle(now);
         self.database_now(now)?;
-        let mut missing = Vec::new();
+        let mut to_read = ToRead::default();
         for id in &keys.workspaces {
-            let remembered = self.partitions.get(&Partition::of(*id)).filter(|remembered| remembered.is_own(now))?;
-            if !remembered.has(*id) {
-                missing.push(*id);
+            let remembered = self.partitions.get(&Partition::of(*id))?;
+            match remembered.get(*id) {
+                None => to_read.missing.push(*id),
+                Some(seen) if remembered.is_shared(now) || seen.version < remembered.own_since => {
+                    to_read.unsure.push((*id, seen.state.credits.command_seq));
+                }
+                Some(_) => {}
             }
         }
-        Some(missing)
+        Some(to_read)
+    }
+
+    /// Takes in what somebody else has made of these workspaces. Gives those of which more was written
+    /// than their row, which are forgotten.
+    pub(super) fn catch_up(&mut self, changed: Vec<WorkspaceCredits>) -> Vec<WorkspaceId> {
+        let mut missing = Vec::new();
+        for credits in changed {
+            let id = credits.workspace_id;
+            let Some(remembered) = self.partitions.get_mut(&Partition::of(id)) else { continue };
+            if !remembered.get_mut(id).is_some_and(|seen| seen.state.catch_up(credits)) {
+                remembered.take(id);
+                missing.push(id);
+            }
+        }
+        missing
     }
 
     /// All that the keys ask for. What is handed out is forgotten here, until it is kept again.
-    ///
-    /// What was missing was read without a lock, after the version that is remembered: if nobody has
-    /// changed that when the batch is written, nobody had when the states were read.
     pub(super) fn recall(
         &mut self,
         keys: &KeySet,
@@ -89,7 +136,8 @@ impl Memory {
         for id in &keys.workspaces {
             let remembered = self.partitions.get_mut(&Partition::of(*id))?;
             snapshot.heads.insert(remembered.head.partition, remembered.head);
-            snapshot.workspaces.insert(*id, remembered.take(*id).or_else(|| read.remove(id))?);
+            let state = remembered.take(*id).map(|seen| seen.state).or_else(|| read.remove(id))?;
+            snapshot.workspaces.insert(*id, state);
         }
         Some(snapshot)
     }
@@ -112,77 +160,132 @@ impl Memory {
         *self = Self::default();
     }
 
+    /// A write was refused because somebody else came before it.
+    pub(super) fn refused(&mut self, now: Instant) {
+        self.refusals += 1;
+        if let Some(doublings) = self.refusals.checked_sub(2) {
+            self.lock_first_until = Some(now + LOCK_FIRST_FOR * (1 << doublings.min(MAX_DOUBLINGS)));
+        }
+    }
+
     /// Tells the keys which workspaces need not be read if their partition is still at that version.
     pub(super) fn add_known(&mut self, keys: &mut KeySet, now: Instant) {
         self.forget_idle(now);
         for id in &keys.workspaces {
-            let remembered = self.partitions.get(&Partition::of(*id)).filter(|remembered| remembered.has(*id));
-            keys.known.extend(remembered.map(|remembered| (*id, remembered.head.version)));
+            let Some(remembered) = self.partitions.get(&Partition::of(*id)) else { continue };
+            if remembered.get(*id).is_some_and(|seen| seen.version >= remembered.own_since) {
+                keys.known.insert(*id, remembered.head.version);
+            }
         }
     }
 
-    /// Adds what was not read because it is known, and forgets what somebody else has changed.
+    /// Adds what was not read because it is known, after the heads were locked.
     pub(super) fn complete(&mut self, snapshot: &mut Snapshot, keys: &KeySet, now: Instant) {
         self.clock = snapshot.database_now.map(|read| (read, now));
         for (partition, head) in &snapshot.heads {
-            let Some(remembered) = self.partitions.get_mut(partition) else { continue };
-            if remembered.head.version != head.version {
-                *remembered = Remembered::new(*head, now);
-                remembered.shared_until = Some(now + SHARED_FOR);
+            if let Some(remembered) = self.partitions.get_mut(partition)
+                && remembered.head.version != head.version
+            {
+                remembered.share(*head, now);
             }
         }
         for id in keys.known.keys() {
             let known = self.partitions.get_mut(&Partition::of(*id)).and_then(|remembered| remembered.take(*id));
-            if let Some(state) = known {
-                snapshot.workspaces.entry(*id).or_insert(state);
+            if let Some(seen) = known {
+                snapshot.workspaces.entry(*id).or_insert(seen.state);
             }
         }
     }
 
-    /// Keeps what a batch left: it is what the next one would read.
+    /// Keeps what a batch left that had locked its partitions: it is what the next one would read.
     pub(super) fn keep(&mut self, snapshot: Snapshot, now: Instant) {
-        for (partition, head) in snapshot.heads {
-            let remembered = self.partitions.entry(partition).or_insert_with(|| Remembered::new(head, now));
-            (remembered.head, remembered.checked_at) = (head, now);
+        for (partition, head) in &snapshot.heads {
+            let remembered = self.partitions.entry(*partition).or_insert_with(|| Remembered::new(*head, now));
+            (remembered.head, remembered.checked_at) = (*head, now);
         }
         for (id, state) in snapshot.workspaces {
             if let Some(remembered) = self.partitions.get_mut(&Partition::of(id)) {
-                remembered.put(id, state);
+                let version = remembered.head.version;
+                remembered.put(id, Seen { state, version });
             }
         }
+    }
+
+    /// Keeps what a batch left that locked nothing, given the heads as its write left them and the
+    /// workspaces that it wrote. Gives the partitions that somebody else wrote to before.
+    pub(super) fn keep_written(
+        &mut self,
+        snapshot: Snapshot,
+        heads: &[PartitionHead],
+        written: &HashSet<WorkspaceId>,
+        now: Instant,
+    ) -> BTreeSet<Partition> {
+        (self.refusals, self.lock_first_until) = (0, None);
+        let mut own = BTreeSet::new();
+        let mut shared = BTreeSet::new();
+        for head in heads {
+            let Some(remembered) = self.partitions.get_mut(&head.partition) else { continue };
+            if head.version == remembered.head.version + 1 {
+                (remembered.head, remembered.checked_at) = (*head, now);
+                own.insert(head.partition);
+            } else {
+                remembered.share(*head, now);
+                shared.insert(head.partition);
+            }
+        }
+        for (id, state) in snapshot.workspaces {
+            let partition = Partition::of(id);
+            let Some(remembered) = self.partitions.get_mut(&partition) else { continue };
+            let is_sure = own.contains(&partition) || written.contains(&id);
+            let version = if is_sure { remembered.head.version } else { UNSURE };
+            remembered.put(id, Seen { state, version });
+        }
+        shared
     }
 }
 
 impl Remembered {
     fn new(head: PartitionHead, now: Instant) -> Self {
-        Self { head, young: HashMap::new(), old: HashMap::new(), young_rows: 0, checked_at: now, shared_until: None }
+        let (young, old) = (HashMap::new(), HashMap::new());
+        Self { head, own_since: head.version, young, old, young_rows: 0, checked_at: now, shared_until: None }
     }
 
-    fn is_own(&self, now: Instant) -> bool {
-        self.shared_until.is_none_or(|until| until <= now)
+    /// Somebody else has written to the partition.
+    fn share(&mut self, head: PartitionHead, now: Instant) {
+        (self.head, self.own_since, self.checked_at) = (head, head.version, now);
+        self.shared_until = Some(now + SHARED_FOR);
     }
 
-    fn has(&self, id: WorkspaceId) -> bool {
-        self.young.contains_key(&id) || self.old.contains_key(&id)
+    fn is_shared(&self, now: Instant) -> bool {
+        self.shared_until.is_some_and(|until| now < until)
     }
 
-    fn take(&mut self, id: WorkspaceId) -> Option<WorkspaceState> {
+    fn get(&self, id: WorkspaceId) -> Option<&Seen> {
+        self.young.get(&id).or_else(|| self.old.get(&id))
+    }
+
+    fn get_mut(&mut self, id: WorkspaceId) -> Option<&mut Seen> {
+        self.young.get_mut(&id).or_else(|| self.old.get_mut(&id))
+    }
+
+    fn take(&mut self, id: WorkspaceId) -> Option<Seen> {
         let young = self.young.remove(&id);
         self.young_rows -= young.as_ref().map_or(0, rows);
         young.or_else(|| self.old.remove(&id))
     }
 
-    fn put(&mut self, id: WorkspaceId, state: WorkspaceState) {
-        let rows = rows(&state);
+    fn put(&mut self, id: WorkspaceId, seen: Seen) {
+        self.take(id);
+        let rows = rows(&seen);
         if self.young_rows + rows > MAX_ROWS_PER_PARTITION / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_rows = 0;
         }
         self.young_rows += rows;
-        self.young.insert(id, state);
+        self.young.insert(id, seen);
     }
 }
 
-fn rows(state: &WorkspaceState) -> usize {
-    1 + state.features.len() + state.grants.len()
+fn rows(seen: &Seen) -> usize {
+    1 + seen.state.features.len() + seen.state.grants.len()
 }

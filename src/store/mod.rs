@@ -22,9 +22,10 @@ use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition, WorkspaceId};
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
+use crate::domain::workspace::WorkspaceCredits;
 
 mod plan_cache;
 pub mod postgres;
@@ -61,9 +62,14 @@ pub trait Store: Reads + Outbox {
     /// certain only if a write against the version of before shows that nobody wrote meanwhile.
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError>;
 
-    /// Writes what was decided without locks, against what earlier transactions of this process left: all of it in a transaction of its own, or nothing. The heads' versions guard it: when
-    /// somebody else wrote to one of the partitions since, or a command's key is taken, it is a conflict.
-    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError>;
+    /// The rows of those workspaces whose last command is another than the given one, read without locks.
+    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError>;
+
+    /// Writes what was decided without locks: all of it in a transaction of its own, or nothing. When a
+    /// workspace has another last command than the one that was decided on, or a command's key is taken,
+    /// it is a conflict. Gives the heads as they are then, in the order of the changes': the events follow
+    /// those that others have written to their partitions meanwhile.
+    async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError>;
 
     /// Stores new plan versions. A version that is already there must be equal; one that is older
     /// than what is there is kept as history.

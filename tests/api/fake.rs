@@ -12,10 +12,11 @@ use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
-use visionscope_billing::domain::snapshot::WorkspaceState;
+use visionscope_billing::domain::snapshot::{PartitionHead, WorkspaceState};
 
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::domain::workspace::WorkspaceCredits;
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::submit::Decide;
@@ -160,7 +161,10 @@ impl Store for FakeStore {
     async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
         self.answer(HashMap::new())
     }
-    async fn write(&self, _: &ChangeSet) -> Result<(), StoreError> {
+    async fn credits_since(&self, _: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn write(&self, _: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
     }
     async fn put_plans(&self, _: &[PlanVersion]) -> Result<(), StoreError> {

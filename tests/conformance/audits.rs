@@ -178,6 +178,26 @@ pub async fn a_current_grant_or_feature_that_cannot_be_is_found(db: &impl TestDa
     }
 }
 
+pub async fn a_figure_that_cannot_be_is_found(db: &impl TestDatabase) {
+    sound(db).await;
+    for (row, broken, mended) in [
+        ("workspace_credits", "window_used = -1", "window_used = 6000000"),
+        ("workspace_credits", "rest_seq = command_seq + 1", "rest_seq = command_seq"),
+        ("workspace_credits", "current_grant_held = 0", "current_grant_held = null"),
+        ("workspace_credits", "current_feature_used = 0", "current_feature_used = null"),
+        ("credit_entries", "to_account = from_account", "to_account = 'consumed:video'"),
+        ("usage_logs", "quantity = 0", "quantity = null"),
+    ] {
+        let of = if row == "workspace_credits" { "usage_seq = 3" } else { "seq = 3" };
+        let before = audit(db).await;
+        assert!(before.iter().all(|finding| finding.invariant != "figures-are-sound"), "{before:?}");
+        db.tamper(&format!("update {row} set {broken} where {of}")).await;
+        let findings = audit(db).await;
+        assert!(findings.iter().any(|finding| finding.invariant == "figures-are-sound"), "{broken}: {findings:?}");
+        db.tamper(&format!("update {row} set {mended} where {of}")).await;
+    }
+}
+
 pub async fn findings_are_limited_per_invariant(db: &impl TestDatabase) {
     sound(db).await;
     db.tamper("update workspace_credits set current_credits = current_credits + 1").await;

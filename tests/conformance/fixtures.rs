@@ -70,6 +70,7 @@ pub fn plan(code: &str, version: i32) -> PlanVersion {
 }
 
 /// A row with whether it is in the database and whether it must be written.
+#[derive(Clone)]
 struct Tracked<T> {
     row: T,
     is_stored: bool,
@@ -96,7 +97,7 @@ impl<T: Clone> Tracked<T> {
 }
 
 /// Workspaces and what happened to them, not yet or already stored.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct World {
     heads: BTreeMap<Partition, PartitionHead>,
     credits: BTreeMap<WorkspaceId, Tracked<WorkspaceCredits>>,
@@ -116,6 +117,11 @@ impl World {
     /// One whose ids are not those of the first so many of another.
     pub fn after(ids: u128) -> Self {
         Self { ids, ..Self::default() }
+    }
+
+    /// Another writer who knows the same, with ids of its own.
+    pub fn beside(&self) -> Self {
+        Self { ids: self.ids + 1000, ..self.clone() }
     }
 
     pub fn fresh_id(&mut self) -> Uuid {

@@ -59,6 +59,7 @@ impl TestDatabase for SqliteDatabase {
             let drop = format!("drop trigger {}", trigger.get::<String, _>(0));
             connection.execute(AssertSqlSafe(drop)).await.unwrap();
         }
+        connection.execute("pragma ignore_check_constraints = on").await.unwrap();
         connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
     }
 

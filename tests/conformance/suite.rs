@@ -29,13 +29,15 @@ macro_rules! suite {
             }
             writes {
                 a_dropped_transaction_leaves_nothing,
-                a_head_with_another_version_is_a_conflict,
+                a_workspace_with_another_last_command_is_a_conflict,
+                events_follow_those_that_others_wrote_meanwhile,
+                what_moved_on_is_told_by_its_last_command,
                 what_is_written_without_a_look_is_what_a_transaction_would_have_written,
                 a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
                 a_used_payment_reference_is_a_conflict_and_nothing_is_written,
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
-                an_update_of_a_row_that_does_not_exist_is_corrupt,
+                an_update_of_a_row_that_does_not_exist_is_refused,
                 what_is_current_stands_before_the_rows_of_its_own,
                 what_history_names_is_neither_deleted_nor_given_another_key,
                 a_second_reset_of_a_period_is_a_conflict,
@@ -96,6 +98,7 @@ macro_rules! suite {
                 a_doubled_number_is_found,
                 a_changed_current_grant_is_found,
                 a_current_grant_or_feature_that_cannot_be_is_found,
+                a_figure_that_cannot_be_is_found,
                 findings_are_limited_per_invariant,
             }
         }

@@ -10,6 +10,7 @@ use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{GrantId, Partition};
 use visionscope_billing::domain::text::{IdempotencyKey, PaymentReference};
 use visionscope_billing::domain::workspace::{Current, CurrentFeature, CurrentGrant};
+use visionscope_billing::store::views::EventQuery;
 use visionscope_billing::store::{StoreError, WriteTx};
 
 use crate::database::TestDatabase;
@@ -60,14 +61,49 @@ pub async fn a_dropped_transaction_leaves_nothing(db: &impl TestDatabase) {
     assert_eq!(db.store().workspace(workspace(0)).await.unwrap().unwrap().credits.usage_seq, 1);
 }
 
-pub async fn a_head_with_another_version_is_a_conflict(db: &impl TestDatabase) {
+pub async fn a_workspace_with_another_last_command_is_a_conflict(db: &impl TestDatabase) {
     let changes = deduction(db).await;
-    for version in [1, 3] {
+    for by in [-1, 1] {
         let mut bent = changes.clone();
-        bent.heads[0].version = version;
+        bent.commands[0].place.seq += by;
         assert_conflict(db, bent).await;
     }
     commit(db.store(), changes).await.unwrap();
+}
+
+/// As two replicas would write that decided on the same head.
+pub async fn events_follow_those_that_others_wrote_meanwhile(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let mut other = world.beside();
+    let mut one =
+        world.deduct(workspace(0), Credits::whole(1), at(1)).deduct(workspace(0), Credits::whole(1), at(2)).take();
+    let mut two = other.deduct(workspace(1), Credits::whole(2), at(1)).take();
+    assert_eq!(one.heads[0].version, two.heads[0].version);
+    let heads = db.store().write(&one).await.unwrap();
+    assert_eq!(heads, one.heads, "nobody came before it");
+    let heads = db.store().write(&two).await.unwrap();
+    assert_eq!((heads[0].seq, heads[0].version), (one.heads[0].seq + 1, one.heads[0].version + 1));
+    one.follow(&one.heads.clone());
+    two.follow(&heads);
+    let written: Vec<_> = one.events.iter().chain(&two.events).cloned().collect();
+    let events = db.store().read(heads[0].partition, 0, 100).await.unwrap();
+    assert_eq!(events[events.len() - written.len()..], written);
+    let loaded = load(db.store(), &keys_of([workspace(0), workspace(1)])).await;
+    assert_eq!(loaded.heads.values().copied().collect::<Vec<_>>(), heads);
+    let query = EventQuery::OfWorkspace { workspace_id: workspace(1), after: 0, limit: 10 };
+    assert_eq!(db.store().events(&query).await.unwrap().last(), two.events.last(), "its command knows where it is");
+    assert_eq!(db.store().audit(10).await.unwrap(), []);
+}
+
+pub async fn what_moved_on_is_told_by_its_last_command(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let seq_of = async |n| db.store().workspace(workspace(n)).await.unwrap().unwrap().credits.command_seq;
+    let known = [(workspace(0), seq_of(0).await), (workspace(1), seq_of(1).await), (workspace(7), 1)];
+    assert_eq!(db.store().credits_since(&known).await.unwrap(), []);
+    world.deduct(workspace(1), Credits::whole(1), at(1)).store(db.store()).await;
+    let changed = db.store().workspace(workspace(1)).await.unwrap().unwrap().credits;
+    assert_eq!(db.store().credits_since(&known).await.unwrap(), [changed]);
+    assert_eq!(db.store().credits_since(&[]).await.unwrap(), []);
 }
 
 pub async fn what_is_written_without_a_look_is_what_a_transaction_would_have_written(db: &impl TestDatabase) {
@@ -141,11 +177,11 @@ pub async fn a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written(db: &
     assert_corrupt(db, overspent).await;
 }
 
-pub async fn an_update_of_a_row_that_does_not_exist_is_corrupt(db: &impl TestDatabase) {
+pub async fn an_update_of_a_row_that_does_not_exist_is_refused(db: &impl TestDatabase) {
     let changes = deduction(db).await;
     let mut credits = changes.clone();
     credits.credits.updated[0].workspace_id = workspace(7);
-    assert_corrupt(db, credits).await;
+    assert_conflict(db, credits).await;
     let mut features = changes.clone();
     features.features.updated[0].workspace_id = workspace(7);
     assert_corrupt(db, features).await;
@@ -180,10 +216,6 @@ pub async fn what_is_current_stands_before_the_rows_of_its_own(db: &impl TestDat
     assert_eq!((seen.used_this_month, seen.limit_fired), (feature.used_this_month, true));
     assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), Some(loaded));
     assert_eq!(db.store().audit(10).await.unwrap(), []);
-    let half = "update workspace_credits set current_grant_held = null where current_grant_id is not null";
-    assert!(db.execute(half).await.is_err(), "all of it or nothing");
-    let none = "update workspace_credits set current_grant_remaining = 0 where current_grant_id is not null";
-    assert!(db.execute(none).await.is_err(), "a grant with nothing remaining is not current");
 }
 
 pub async fn what_history_names_is_neither_deleted_nor_given_another_key(db: &impl TestDatabase) {

@@ -12,9 +12,10 @@ use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::plan::PlanVersion;
-use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use visionscope_billing::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::domain::workspace::WorkspaceCredits;
 use visionscope_billing::store::views::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
     Recorded,
@@ -106,7 +107,11 @@ impl Store for FaultyStore {
         self.inner.states(ids).await
     }
 
-    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+        self.inner.credits_since(known).await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         let fault = self.enter().await;
         self.plan.check(changes)?;
         match fault {

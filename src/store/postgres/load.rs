@@ -20,7 +20,7 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::WorkspaceFeature;
+use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
 use crate::store::StoreError;
 use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
 
@@ -28,6 +28,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     LOCK_PARTITIONS,
     COMMANDS_BY_KEYS,
     WORKSPACES_BY_IDS,
+    CREDITS_SINCE,
     FEATURES_BY_WORKSPACES,
     OPEN_GRANTS_BY_WORKSPACES,
     USED_PAYMENTS,
@@ -55,7 +56,7 @@ where partition = any($1::smallint[])
 order by partition
 for no key update";
 
-async fn lock_partitions(
+pub(super) async fn lock_partitions(
     connection: &mut PgConnection,
     partitions: &BTreeSet<Partition>,
 ) -> Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError> {
@@ -96,7 +97,7 @@ async fn commands(
 const WORKSPACES_BY_IDS: &str = "
 select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
-    c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
+    c.usage_seq, c.event_seq, c.rest_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
     c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
     c.current_feature_code, c.current_feature_used, c.current_feature_fired
 from workspaces w
@@ -142,6 +143,21 @@ pub(super) async fn workspaces(
             Ok((id, state))
         })
         .collect()
+}
+
+const CREDITS_SINCE: &str = "
+select c.*, c.updated_at as credits_updated_at
+from unnest($1::uuid[], $2::bigint[]) as k (workspace_id, command_seq)
+join workspace_credits c on c.workspace_id = k.workspace_id and c.command_seq <> k.command_seq";
+
+/// The rows of those workspaces that have another last command than the given one.
+pub(super) async fn credits_since(
+    connection: &mut PgConnection,
+    known: &[(WorkspaceId, i64)],
+) -> Result<Vec<WorkspaceCredits>, StoreError> {
+    let statement = sqlx::query(CREDITS_SINCE).column(known, |(id, _)| id.0).column(known, |(_, seq)| *seq);
+    let rows = statement.fetch_all(connection).await.map_err(store_error)?;
+    rows.iter().map(rows::workspace_credits).collect()
 }
 
 const FEATURES_BY_WORKSPACES: &str = "

@@ -28,7 +28,8 @@ use self::write::{PostgresTx, write_hot_rows};
 use crate::domain::change_set::ChangeSet;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::WorkspaceState;
+use crate::domain::snapshot::{PartitionHead, WorkspaceState};
+use crate::domain::workspace::WorkspaceCredits;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -207,15 +208,34 @@ impl Store for PostgresStore {
         .await
     }
 
-    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
+    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+        in_time(async {
+            let mut held = self.writes.take().await?;
+            let credits = load::credits_since(held.connection(), known).await?;
+            held.put_back();
+            Ok(credits)
+        })
+        .await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         if rare::is_needed(changes) {
-            return self.begin().await?.commit(changes).await;
+            return in_time(async {
+                let mut tx = self.writes.begin().await?;
+                // The heads first, here too: whoever holds them may want the other rows next.
+                load::lock_partitions(tx.connection(), &changes.heads.iter().map(|head| head.partition).collect())
+                    .await?;
+                let heads = write::write(tx.connection(), changes).await?;
+                tx.commit().await?;
+                Ok(heads)
+            })
+            .await;
         }
         in_time(async {
             let mut held = self.writes.take().await?;
             let written = write_hot_rows(held.connection(), changes).await;
             // An answer of the server, good or bad, ends the statement; anything else leaves it open.
-            if matches!(written, Ok(()) | Err(StoreError::Conflict(_))) {
+            if matches!(written, Ok(_) | Err(StoreError::Conflict(_))) {
                 held.put_back();
             }
             written

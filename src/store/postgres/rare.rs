@@ -4,7 +4,7 @@
 use sqlx::postgres::PgConnection;
 
 use super::error::store_error;
-use super::row_types::BindRows;
+use super::row_types::{BindRows, MovedCredits};
 use super::write::{Columns, Statement, at};
 use crate::domain::change_set::{ChangeSet, ResetRecord};
 use crate::domain::grant::Grant;
@@ -35,8 +35,9 @@ pub(super) async fn write(connection: &mut PgConnection, changes: &ChangeSet) ->
         run(connection, bind_workspaces(sqlx::query(INSERT_WORKSPACES), workspaces), workspaces.len()).await?;
     }
     if !credits.inserted.is_empty() {
-        let rows = &credits.inserted;
-        run(connection, sqlx::query(INSERT_CREDITS).rows(rows), rows.len()).await?;
+        let new = |credits| MovedCredits { credits, command_seq_before: None };
+        let rows: Vec<_> = credits.inserted.iter().map(new).collect();
+        run(connection, sqlx::query(INSERT_CREDITS).rows(&rows), rows.len()).await?;
     }
     if !subscriptions.inserted.is_empty() {
         let rows = &subscriptions.inserted;
@@ -88,8 +89,12 @@ const INSERT_CREDITS: &str = "
 insert into workspace_credits (workspace_id, current_credits, held_credits, debt_credits, overdraft_limit,
     used_this_month, command_seq, entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired,
     window_start, window_used, updated_at, current_grant_id, current_grant_remaining, current_grant_held,
-    current_feature_code, current_feature_used, current_feature_fired)
-select * from unnest($1::credits_row[])";
+    current_feature_code, current_feature_used, current_feature_fired, rest_seq)
+select workspace_id, current_credits, held_credits, debt_credits, overdraft_limit,
+    used_this_month, command_seq, entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired,
+    window_start, window_used, updated_at, current_grant_id, current_grant_remaining, current_grant_held,
+    current_feature_code, current_feature_used, current_feature_fired, rest_seq
+from unnest($1::credits_row[])";
 
 const INSERT_SUBSCRIPTIONS: &str = "
 insert into subscriptions (workspace_id, subscription_id, plan_code, plan_version, status, anchor,

@@ -1,7 +1,7 @@
 //! The rows that the write statement takes: each table's as one array of a composite type of the database.
 //!
 //! An array for each column would be set out again row by row, column by column, on the server. The types
-//! are the statement's own (`migrations/postgres/0003_write_path.sql`); their columns go by position.
+//! are the statement's own (`migrations/postgres/0003_write_path.sql` and later); their columns go by position.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -15,6 +15,7 @@ use crate::domain::credits::{Credits, Quantity};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
+use crate::domain::ids::Partition;
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::PartitionHead;
 use crate::domain::text::UserId;
@@ -64,46 +65,62 @@ impl<T: Row> Encode<'_, Postgres> for Value<'_, T> {
     }
 }
 
-impl Row for PartitionHead {
+/// A head as a batch would leave it, with how many events the batch adds.
+pub(super) struct MovedHead<'r> {
+    pub(super) head: &'r PartitionHead,
+    pub(super) events: i64,
+}
+
+impl Row for MovedHead<'_> {
     const TYPE: &'static str = "head_row";
 
     fn columns(&self, record: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
         record
-            .encode(self.partition.stored())?
-            .encode(self.seq)?
-            .encode(self.last_event_id.map(|id| id.0))?
-            .encode(self.version)?;
+            .encode(self.head.partition.stored())?
+            .encode(self.head.seq)?
+            .encode(self.head.last_event_id.map(|id| id.0))?
+            .encode(self.head.version)?
+            .encode(self.events)?;
         Ok(())
     }
 }
 
-impl Row for WorkspaceCredits {
+/// A workspace's row, with its last command before the batch; none if the row is new.
+pub(super) struct MovedCredits<'r> {
+    pub(super) credits: &'r WorkspaceCredits,
+    pub(super) command_seq_before: Option<i64>,
+}
+
+impl Row for MovedCredits<'_> {
     const TYPE: &'static str = "credits_row";
 
     fn columns(&self, record: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
-        let (grant, feature) = (self.current.grant, self.current.feature.as_ref());
+        let credits = self.credits;
+        let (grant, feature) = (credits.current.grant, credits.current.feature.as_ref());
         record
-            .encode(self.workspace_id.0)?
-            .encode(self.current_credits.micro())?
-            .encode(self.held_credits.micro())?
-            .encode(self.debt_credits.micro())?
-            .encode(self.overdraft_limit.micro())?
-            .encode(self.used_this_month.micro())?
-            .encode(self.command_seq)?
-            .encode(self.entry_seq)?
-            .encode(self.usage_seq)?
-            .encode(self.event_seq)?
-            .encode(self.low_credit_fired)?
-            .encode(self.monthly_limit_fired)?
-            .encode(at(self.window_start))?
-            .encode(self.window_used.micro())?
-            .encode(at(self.updated_at))?
+            .encode(credits.workspace_id.0)?
+            .encode(credits.current_credits.micro())?
+            .encode(credits.held_credits.micro())?
+            .encode(credits.debt_credits.micro())?
+            .encode(credits.overdraft_limit.micro())?
+            .encode(credits.used_this_month.micro())?
+            .encode(credits.command_seq)?
+            .encode(credits.entry_seq)?
+            .encode(credits.usage_seq)?
+            .encode(credits.event_seq)?
+            .encode(credits.low_credit_fired)?
+            .encode(credits.monthly_limit_fired)?
+            .encode(at(credits.window_start))?
+            .encode(credits.window_used.micro())?
+            .encode(at(credits.updated_at))?
             .encode(grant.map(|grant| grant.grant_id.0))?
             .encode(grant.map(|grant| grant.remaining.micro()))?
             .encode(grant.map(|grant| grant.held.micro()))?
             .encode(feature.map(|feature| feature.feature_code.as_str()))?
             .encode(feature.map(|feature| feature.used_this_month.micro()))?
-            .encode(feature.map(|feature| feature.limit_fired))?;
+            .encode(feature.map(|feature| feature.limit_fired))?
+            .encode(credits.rest_seq)?
+            .encode(self.command_seq_before)?;
         Ok(())
     }
 }
@@ -167,7 +184,8 @@ impl Row for CommandRecord {
             .encode(self.place.usage_seq)?
             .encode(self.place.event_seq)?
             .encode(self.place.outbox_seq)?
-            .encode(self.place.event_count)?;
+            .encode(self.place.event_count)?
+            .encode(Partition::of(self.workspace_id).stored())?;
         Ok(())
     }
 }

@@ -108,6 +108,7 @@ pub(super) fn workspace_credits(row: &PgRow) -> Decoded<WorkspaceCredits> {
         entry_seq: get(row, "entry_seq")?,
         usage_seq: get(row, "usage_seq")?,
         event_seq: get(row, "event_seq")?,
+        rest_seq: get(row, "rest_seq")?,
         low_credit_fired: get(row, "low_credit_fired")?,
         monthly_limit_fired: get(row, "monthly_limit_fired")?,
         window_start: at(row, "window_start")?,

@@ -5,9 +5,10 @@
 //! Rows that only some commands have (new workspaces, grants, subscriptions, resets) go before it,
 //! each table in one statement that is sent when there are such rows.
 //!
-//! Every update must find its row: a missing one is corruption, and a head with another version than
-//! the one that was decided on is a conflict. The statement itself refuses then, so it needs no
-//! transaction around it. The heads are counted first, so they are the first rows that it locks.
+//! Every update must find its row: a missing one is corruption, and a workspace with another last command
+//! than the one that was decided on is a conflict. The statement itself refuses then, so it needs no
+//! transaction around it. The heads are counted first, so they are the first rows that it locks; each gives
+//! the batch's events their numbers behind those that others have written meanwhile.
 
 use std::sync::Arc;
 
@@ -20,10 +21,11 @@ use sqlx::{Encode, Type};
 use super::connection::Transaction;
 use super::error::store_error;
 use super::load::load;
-use super::row_types::BindRows;
+use super::row_types::{BindRows, MovedCredits, MovedHead};
+use super::rows::get;
 use super::{in_time, rare};
 use crate::domain::change_set::ChangeSet;
-use crate::domain::snapshot::{KeySet, Snapshot};
+use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::time::Timestamp;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{StoreError, WriteTx};
@@ -72,12 +74,20 @@ impl WriteTx for PostgresTx {
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
         in_time(async move {
-            rare::write(tx.connection(), changes).await?;
-            write_hot_rows(tx.connection(), changes).await?;
+            write(tx.connection(), changes).await?;
             tx.commit().await
         })
         .await
     }
+}
+
+/// All rows of a batch, in the transaction that holds the locks of its partitions.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    changes: &ChangeSet,
+) -> Result<Vec<PartitionHead>, StoreError> {
+    rare::write(connection, changes).await?;
+    write_hot_rows(connection, changes).await
 }
 
 /// One statement; the parts are for the rows that it may have besides the usual ones.
@@ -87,10 +97,11 @@ macro_rules! write_rows {
             "
 with updated_heads as (
     update stream_partition t
-    set seq = n.seq, last_event_id = n.last_event_id, version = n.version
+    set seq = t.seq + n.events, version = t.version + 1,
+        last_event_id = case when n.events > 0 then n.last_event_id else t.last_event_id end
     from unnest($1::head_row[]) n
-    where t.partition = n.partition and t.version = n.version - 1
-    returning 1
+    where t.partition = n.partition
+    returning t.partition, t.seq, t.version, t.seq - n.seq as ahead
 ), updated_credits as (
     update workspace_credits t
     set current_credits = n.current_credits, held_credits = n.held_credits, debt_credits = n.debt_credits,
@@ -100,9 +111,10 @@ with updated_heads as (
         window_start = n.window_start, window_used = n.window_used, updated_at = n.updated_at,
         current_grant_id = n.current_grant_id, current_grant_remaining = n.current_grant_remaining,
         current_grant_held = n.current_grant_held, current_feature_code = n.current_feature_code,
-        current_feature_used = n.current_feature_used, current_feature_fired = n.current_feature_fired
+        current_feature_used = n.current_feature_used, current_feature_fired = n.current_feature_fired,
+        rest_seq = n.rest_seq
     from unnest($2::credits_row[]) n
-    where t.workspace_id = n.workspace_id
+    where t.workspace_id = n.workspace_id and t.command_seq = n.command_seq_before
     returning 1
 ), ",
             $updates,
@@ -110,7 +122,11 @@ with updated_heads as (
     insert into commands (workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body,
         actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq,
         outbox_seq, event_count)
-    select * from unnest($3::command_row[])
+    select n.workspace_id, n.idempotency_key, n.command_id, n.command_type, n.fingerprint, n.outcome, n.status, n.body,
+        n.actor, n.correlation_id, n.traceparent, n.metadata, n.received_at, n.recorded_at, n.seq, n.entry_seq,
+        n.usage_seq, n.event_seq, n.outbox_seq + h.ahead, n.event_count
+    from unnest($3::command_row[]) n
+    join updated_heads h on h.partition = n.partition
 ), inserted_entries as (
     insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,
         balance_after, recorded_at, effective_at)
@@ -122,14 +138,20 @@ with updated_heads as (
 ), inserted_events as (
     insert into event_outbox (partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version,
         occurred_at, correlation_id, causation_id, traceparent, metadata, data)
-    select * from unnest($6::event_row[])
+    select n.partition, n.seq + h.ahead, n.event_id, n.workspace_id, n.workspace_seq, n.event_type, n.schema_version,
+        n.occurred_at, n.correlation_id, n.causation_id, n.traceparent, n.metadata, n.data
+    from unnest($6::event_row[]) n
+    join updated_heads h on h.partition = n.partition
 )
 select
     case when (select count(*) from updated_heads) <> cardinality($1::head_row[])
-        then refuse('40001', 'a partition has another version than the one that was decided on') end,
+        then refuse('XX001', 'a row to update is not in stream_partition') end,
     case when (select count(*) from updated_credits) <> cardinality($2::credits_row[])
-        then refuse('XX001', 'a row to update is not in workspace_credits') end",
-            $checks
+        then refuse('40001', 'a workspace has another last command than the one that was decided on') end",
+            $checks,
+            ",
+    (select array_agg(h.seq order by h.partition) from updated_heads h) as seqs,
+    (select array_agg(h.version order by h.partition) from updated_heads h) as versions"
         )
     };
 }
@@ -163,12 +185,28 @@ const WRITE_HOT_ROWS: &str = write_rows!(
 );
 
 /// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing.
-pub(super) async fn write_hot_rows(connection: &mut PgConnection, changes: &ChangeSet) -> Result<(), StoreError> {
+/// Gives the heads as it left them.
+pub(super) async fn write_hot_rows(
+    connection: &mut PgConnection,
+    changes: &ChangeSet,
+) -> Result<Vec<PartitionHead>, StoreError> {
     let (features, grants) = (&changes.features.updated, &changes.grants.updated);
     let is_steady = features.is_empty() && grants.is_empty();
+    let (added, before) = (changes.events_added(), changes.commands_before());
+    let heads: Vec<_> = changes
+        .heads
+        .iter()
+        .map(|head| MovedHead { head, events: added.get(&head.partition).copied().unwrap_or_default() })
+        .collect();
+    let credits: Vec<_> = changes
+        .credits
+        .updated
+        .iter()
+        .map(|credits| MovedCredits { credits, command_seq_before: before.get(&credits.workspace_id).copied() })
+        .collect();
     let mut statement = sqlx::query(if is_steady { WRITE_STEADY_ROWS } else { WRITE_HOT_ROWS })
-        .rows(&changes.heads)
-        .rows(&changes.credits.updated)
+        .rows(&heads)
+        .rows(&credits)
         .rows(&changes.commands)
         .rows(&changes.entries)
         .rows(&changes.usage_logs)
@@ -176,8 +214,10 @@ pub(super) async fn write_hot_rows(connection: &mut PgConnection, changes: &Chan
     if !is_steady {
         statement = statement.rows(features).rows(grants);
     }
-    statement.execute(connection).await.map_err(store_error)?;
-    Ok(())
+    let row = statement.fetch_one(connection).await.map_err(store_error)?;
+    let (seqs, versions): (Option<Vec<i64>>, Option<Vec<i64>>) = (get(&row, "seqs")?, get(&row, "versions")?);
+    let places = seqs.unwrap_or_default().into_iter().zip(versions.unwrap_or_default());
+    Ok(changes.heads.iter().zip(places).map(|(head, (seq, version))| PartitionHead { seq, version, ..*head }).collect())
 }
 
 pub(super) fn at(timestamp: Timestamp) -> DateTime<Utc> {

@@ -32,6 +32,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     GRANT_IS_SUM_OF_ENTRIES,
     DEBT_IS_SUM_OF_ENTRIES,
     NEVER_BELOW_OVERDRAFT,
+    FIGURES_ARE_SOUND,
     USED_IS_SUM_OF_USAGE_LOGS,
     CURRENT_IS_OF_ITS_ROWS,
     FEATURE_IS_SUM_OF_USAGE_LOGS,
@@ -62,6 +63,7 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("grant-is-sum-of-entries", GRANT_IS_SUM_OF_ENTRIES),
     ("debt-is-sum-of-entries", DEBT_IS_SUM_OF_ENTRIES),
     ("never-below-overdraft", NEVER_BELOW_OVERDRAFT),
+    ("figures-are-sound", FIGURES_ARE_SOUND),
     ("used-is-sum-of-usage-logs", USED_IS_SUM_OF_USAGE_LOGS),
     ("current-is-of-its-rows", CURRENT_IS_OF_ITS_ROWS),
     ("feature-is-sum-of-usage-logs", FEATURE_IS_SUM_OF_USAGE_LOGS),
@@ -180,6 +182,32 @@ select workspace_id, null as event_id,
     format('the balance is %s, the debt %s, the limit %s', current_credits, debt_credits, overdraft_limit) as detail
 from workspace_credits
 where debt_credits > overdraft_limit or current_credits < -overdraft_limit
+limit ?1";
+
+/// What a batch writes has no constraints for this on PostgreSQL (ADR 14).
+const FIGURES_ARE_SOUND: &str = "
+select workspace_id, null as event_id, 'a figure of workspace_credits cannot be' as detail
+from workspace_credits
+where held_credits < 0 or debt_credits < 0 or overdraft_limit < 0 or used_this_month < 0 or window_used < 0
+    or entry_seq < 0 or usage_seq < 0 or event_seq < 0 or rest_seq < 0 or rest_seq > command_seq
+    or (current_grant_id is null) <> (current_grant_remaining is null)
+    or (current_grant_id is null) <> (current_grant_held is null)
+    or (current_feature_code is null) <> (current_feature_used is null)
+    or (current_feature_code is null) <> (current_feature_fired is null)
+    or current_grant_remaining <= 0 or current_grant_held < 0 or current_feature_used < 0
+union all
+select workspace_id, null, 'the fingerprint of command ' || seq || ' has another length than 32 bytes'
+from commands
+where length(fingerprint) <> 32
+union all
+select workspace_id, null, 'entry ' || seq || ' moves nothing, or names no grant, or one too many'
+from credit_entries
+where amount <= 0 or from_account = to_account
+    or (grant_id is not null) <> (from_account in ('grant', 'held') or to_account in ('grant', 'held'))
+union all
+select workspace_id, null, 'a figure of usage log ' || seq || ' cannot be'
+from usage_logs
+where credits < 0 or quantity <= 0
 limit ?1";
 
 const USED_IS_SUM_OF_USAGE_LOGS: &str = "

@@ -18,7 +18,7 @@ use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
-use crate::domain::workspace::WorkspaceFeature;
+use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
 use crate::store::StoreError;
 use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
 
@@ -26,6 +26,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     HEADS_BY_PARTITIONS,
     COMMANDS_BY_KEYS,
     WORKSPACES_BY_IDS,
+    CREDITS_SINCE,
     FEATURES_BY_WORKSPACES,
     OPEN_GRANTS_BY_WORKSPACES,
     USED_PAYMENTS,
@@ -97,7 +98,7 @@ async fn commands(
 const WORKSPACES_BY_IDS: &str = "
 select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
-    c.usage_seq, c.event_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
+    c.usage_seq, c.event_seq, c.rest_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
     c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
     c.current_feature_code, c.current_feature_used, c.current_feature_fired
 from jsonb_each(?1) k
@@ -144,6 +145,23 @@ pub(super) async fn workspaces(
             Ok((id, state))
         })
         .collect()
+}
+
+const CREDITS_SINCE: &str = "
+select c.*, c.updated_at as credits_updated_at
+from jsonb_each(?1) k
+cross join workspace_credits c on c.workspace_id = unhex(k.value ->> 0) and c.command_seq <> k.value ->> 1";
+
+/// The rows of those workspaces that have another last command than the given one.
+pub(super) async fn credits_since(
+    connection: &mut SqliteConnection,
+    known: &[(WorkspaceId, i64)],
+) -> Result<Vec<WorkspaceCredits>, StoreError> {
+    let known = json::rows(known, |row, (id, seq)| {
+        row.id(id.0).int(*seq);
+    });
+    let rows = sqlx::query(CREDITS_SINCE).bind(known).fetch_all(connection).await.map_err(store_error)?;
+    rows.iter().map(rows::workspace_credits).collect()
 }
 
 const FEATURES_BY_WORKSPACES: &str = "

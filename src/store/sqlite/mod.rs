@@ -27,7 +27,8 @@ use self::write::SqliteTx;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::WorkspaceState;
+use crate::domain::snapshot::{PartitionHead, WorkspaceState};
+use crate::domain::workspace::WorkspaceCredits;
 use crate::store::plan_cache::PlanCache;
 use crate::store::{Store, StoreError, WriteTx, within};
 
@@ -120,8 +121,24 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn write(&self, changes: &ChangeSet) -> Result<(), StoreError> {
-        self.begin().await?.commit(changes).await
+    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+        in_time(async {
+            let mut held = self.writer.acquire().await?;
+            let credits = load::credits_since(held.connection(), known).await?;
+            held.put_back();
+            Ok(credits)
+        })
+        .await
+    }
+
+    async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            let heads = write::write(tx.connection(), changes).await?;
+            tx.commit().await?;
+            Ok(heads)
+        })
+        .await
     }
 
     async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {

@@ -1,10 +1,11 @@
 //! One write transaction: load, then all rows of a batch in a fixed number of statements, then commit.
 //!
 //! Each table's rows go in one statement with one parameter (see [`super::json`]); a table without
-//! rows costs nothing. Tables that only some commands write to are in [`super::rare`]. The heads of the partitions are written first: their version guards
-//! everything after them. A row to update that is not there is corruption: it was loaded in this
-//! transaction.
+//! rows costs nothing. Tables that only some commands write to are in [`super::rare`]. The heads of the
+//! partitions are written first: they give the events their numbers. A workspace with another last command
+//! than the one that was decided on is a conflict.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,12 +14,14 @@ use sqlx::sqlite::SqliteConnection;
 use super::connection::Transaction;
 use super::error::store_error;
 use super::json::{self, JsonRow};
+use super::rows::get;
 use super::{in_time, load, rare};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
 use crate::domain::credits::Quantity;
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
+use crate::domain::ids::Partition;
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::text::UserId;
@@ -66,17 +69,27 @@ impl WriteTx for SqliteTx {
     }
 }
 
-/// The heads first: nothing is written below one that another batch has moved.
-async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
-    update_heads(connection, &changes.heads).await?;
+/// All rows of a batch, the heads first; gives them as they are then.
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    changes: &ChangeSet,
+) -> Result<Vec<PartitionHead>, StoreError> {
+    let heads = update_heads(connection, changes).await?;
+    let ahead: BTreeMap<_, _> =
+        changes.heads.iter().zip(&heads).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
+    let ahead = |partition| ahead.get(&partition).copied().unwrap_or_default();
     rare::write(connection, changes).await?;
-    update(connection, UPDATE_CREDITS, &changes.credits.updated, credits).await?;
+    update_credits(connection, changes).await?;
     update(connection, UPDATE_FEATURES, &changes.features.updated, feature).await?;
     update(connection, UPDATE_GRANTS, &changes.grants.updated, grant_state).await?;
-    insert(connection, INSERT_COMMANDS, &changes.commands, command).await?;
+    insert(connection, INSERT_COMMANDS, &changes.commands, |row, item| {
+        command(row, item, ahead(Partition::of(item.workspace_id)));
+    })
+    .await?;
     insert(connection, INSERT_ENTRIES, &changes.entries, entry).await?;
     insert(connection, INSERT_USAGE_LOGS, &changes.usage_logs, usage_log).await?;
-    insert(connection, INSERT_EVENTS, &changes.events, event).await
+    insert(connection, INSERT_EVENTS, &changes.events, |row, item| event(row, item, ahead(item.partition))).await?;
+    Ok(heads)
 }
 
 /// Inserts the rows, if there are any.
@@ -84,7 +97,7 @@ pub(super) async fn insert<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: fn(&mut JsonRow<'_>, &T),
+    columns: impl Fn(&mut JsonRow<'_>, &T),
 ) -> Result<(), StoreError> {
     execute(connection, statement, items, columns).await.map(|_| ())
 }
@@ -94,7 +107,7 @@ pub(super) async fn update<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: fn(&mut JsonRow<'_>, &T),
+    columns: impl Fn(&mut JsonRow<'_>, &T),
 ) -> Result<(), StoreError> {
     let missing = items.len() - execute(connection, statement, items, columns).await?;
     if missing == 0 {
@@ -109,7 +122,7 @@ async fn execute<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: fn(&mut JsonRow<'_>, &T),
+    columns: impl Fn(&mut JsonRow<'_>, &T),
 ) -> Result<usize, StoreError> {
     if items.is_empty() {
         return Ok(0);
@@ -124,22 +137,37 @@ async fn execute<T>(
 
 const UPDATE_HEADS: &str = "
 update stream_partition
-set seq = n.seq, last_event_id = n.last_event_id, version = n.version
+set seq = stream_partition.seq + n.events, version = stream_partition.version + 1,
+    last_event_id = iif(n.events > 0, n.last_event_id, stream_partition.last_event_id)
 from (
-    select value ->> 0 as partition, value ->> 1 as seq, unhex(value ->> 2) as last_event_id, value ->> 3 as version
-    from jsonb_each(?1)
+    select value ->> 0 as partition, unhex(value ->> 1) as last_event_id, value ->> 2 as events from jsonb_each(?1)
 ) n
-where stream_partition.partition = n.partition and stream_partition.version = n.version - 1";
+where stream_partition.partition = n.partition
+returning partition, seq, version";
 
-async fn update_heads(connection: &mut SqliteConnection, heads: &[PartitionHead]) -> Result<(), StoreError> {
-    let written = execute(connection, UPDATE_HEADS, heads, |row, head: &PartitionHead| {
-        row.int(head.partition.stored()).int(head.seq).maybe_id(head.last_event_id.map(|id| id.0)).int(head.version);
-    })
-    .await?;
-    if written == heads.len() {
-        return Ok(());
+async fn update_heads(
+    connection: &mut SqliteConnection,
+    changes: &ChangeSet,
+) -> Result<Vec<PartitionHead>, StoreError> {
+    if changes.heads.is_empty() {
+        return Ok(Vec::new());
     }
-    Err(StoreError::Conflict("another batch wrote to the partition after it was loaded".into()))
+    let added = changes.events_added();
+    let parameter = json::rows(&changes.heads, |row, head: &PartitionHead| {
+        let events = added.get(&head.partition).copied().unwrap_or_default();
+        row.int(head.partition.stored()).maybe_id(head.last_event_id.map(|id| id.0)).int(events);
+    });
+    let rows = sqlx::query(UPDATE_HEADS).bind(parameter).fetch_all(connection).await.map_err(store_error)?;
+    let mut places = BTreeMap::new();
+    for row in &rows {
+        places.insert(get::<i16>(row, "partition")?, (get(row, "seq")?, get(row, "version")?));
+    }
+    let actual = |head: &PartitionHead| {
+        let (seq, version) = *places.get(&head.partition.stored())?;
+        Some(PartitionHead { seq, version, ..*head })
+    };
+    let missing = || StoreError::Corrupt("a row to update is not in stream_partition".into());
+    changes.heads.iter().map(|head| actual(head).ok_or_else(missing)).collect()
 }
 
 const UPDATE_CREDITS: &str = "
@@ -150,9 +178,22 @@ set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.
     monthly_limit_fired = n.row ->> 11, window_start = n.row ->> 12, window_used = n.row ->> 13,
     updated_at = n.row ->> 14, current_grant_id = unhex(n.row ->> 15), current_grant_remaining = n.row ->> 16,
     current_grant_held = n.row ->> 17, current_feature_code = n.row ->> 18, current_feature_used = n.row ->> 19,
-    current_feature_fired = n.row ->> 20
+    current_feature_fired = n.row ->> 20, rest_seq = n.row ->> 21
 from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1)) n
-where workspace_credits.workspace_id = n.workspace_id";
+where workspace_credits.workspace_id = n.workspace_id and workspace_credits.command_seq = n.row ->> 22";
+
+async fn update_credits(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
+    let (rows, before) = (&changes.credits.updated, changes.commands_before());
+    let written = execute(connection, UPDATE_CREDITS, rows, |row, item| {
+        credits(row, item);
+        row.maybe_int(before.get(&item.workspace_id).copied());
+    })
+    .await?;
+    if written == rows.len() {
+        return Ok(());
+    }
+    Err(StoreError::Conflict("a workspace has another last command than the one that was decided on".into()))
+}
 
 pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
     let (grant, feature) = (credits.current.grant, credits.current.feature.as_ref());
@@ -176,7 +217,8 @@ pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
         .maybe_credits(grant.map(|grant| grant.held))
         .maybe_text(feature.map(|feature| feature.feature_code.as_str()))
         .maybe_credits(feature.map(|feature| feature.used_this_month))
-        .maybe_int(feature.map(|feature| feature.limit_fired));
+        .maybe_int(feature.map(|feature| feature.limit_fired))
+        .int(credits.rest_seq);
 }
 
 const UPDATE_FEATURES: &str = "
@@ -227,7 +269,7 @@ select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(v
     value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19
 from jsonb_each(?1)";
 
-fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
+fn command(row: &mut JsonRow<'_>, command: &CommandRecord, ahead: i64) {
     row.id(command.workspace_id.0)
         .text(command.idempotency_key.as_str())
         .id(command.command_id.0)
@@ -246,7 +288,7 @@ fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
         .int(command.place.entry_seq)
         .int(command.place.usage_seq)
         .int(command.place.event_seq)
-        .int(command.place.outbox_seq)
+        .int(command.place.outbox_seq + ahead)
         .int(command.place.event_count);
 }
 
@@ -299,9 +341,9 @@ select value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3), value -
     value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12
 from jsonb_each(?1)";
 
-fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
+fn event(row: &mut JsonRow<'_>, event: &EventRecord, ahead: i64) {
     row.int(event.partition.stored())
-        .int(event.seq)
+        .int(event.seq + ahead)
         .id(event.event_id.0)
         .id(event.workspace_id.0)
         .int(event.workspace_seq)
