@@ -64,6 +64,14 @@ impl ChangeSet {
         self.commands.is_empty()
     }
 
+    /// Whether it has nothing but what deductions write: figures of rows that are there, and history.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        let Self { workspaces, credits, subscriptions, features, grants, resets, .. } = self;
+        let has_new = !(credits.inserted.is_empty() && features.inserted.is_empty() && grants.inserted.is_empty());
+        !has_new && workspaces.is_empty() && subscriptions.is_empty() && resets.is_empty()
+    }
+
     /// The last command of each workspace before this batch, which must still be its last one when the
     /// batch is written.
     #[must_use]

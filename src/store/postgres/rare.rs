@@ -22,13 +22,6 @@ pub(super) const STATEMENTS: &[&str] = &[
     INSERT_RESETS,
 ];
 
-/// Whether there are such rows.
-pub(super) fn is_needed(changes: &ChangeSet) -> bool {
-    let ChangeSet { workspaces, credits, subscriptions, features, grants, resets, .. } = changes;
-    let has_new = !(credits.inserted.is_empty() && features.inserted.is_empty() && grants.inserted.is_empty());
-    has_new || !(workspaces.is_empty() && subscriptions.is_empty() && resets.is_empty())
-}
-
 pub(super) async fn write(connection: &mut PgConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let ChangeSet { workspaces, credits, subscriptions, features, grants, resets, .. } = changes;
     if !workspaces.is_empty() {

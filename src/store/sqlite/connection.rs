@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 
-use super::ANSWER_TIMEOUT;
 use super::error::{of_migration, store_error};
+use super::{ANSWER_TIMEOUT, write};
 use crate::store::StoreError;
 
-pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
+pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK, DROP_READY];
 
 /// How long a transaction waits for the writing connection: many batches' worth.
 const WRITER_WAIT: Duration = Duration::from_millis(500);
@@ -56,6 +56,8 @@ const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
 const BEGIN: &str = "begin immediate";
 const COMMIT: &str = "commit";
 const ROLLBACK: &str = "rollback";
+/// The trigger goes with its view.
+const DROP_READY: &str = "drop view if exists temp.write_batch";
 
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -101,7 +103,19 @@ pub(super) async fn limit(connection: &mut SqliteConnection, time: Duration) -> 
     Ok(())
 }
 
-type Slot = Arc<Mutex<Option<SqliteConnection>>>;
+type Slot = Arc<Mutex<Option<Writing>>>;
+
+struct Writing {
+    connection: SqliteConnection,
+    /// Whether it has what a batch is written with at once.
+    is_ready: bool,
+}
+
+impl Writing {
+    const fn new(connection: SqliteConnection) -> Self {
+        Self { connection, is_ready: false }
+    }
+}
 
 /// The one connection that writes.
 pub(super) struct Writer {
@@ -120,7 +134,11 @@ impl Writer {
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .pragma("cache_size", WRITER_CACHE.to_string());
         let connection = options.connect().await.map_err(|error| naming(path, store_error(error)))?;
-        Ok(Self { options, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
+        Ok(Self {
+            options,
+            slot: Arc::new(Mutex::new(Some(Writing::new(connection)))),
+            is_closed: AtomicBool::new(false),
+        })
     }
 
     /// Waits for the connection and begins a transaction that may write.
@@ -133,6 +151,7 @@ impl Writer {
     /// Applies the migrations, each in its own transaction.
     pub(super) async fn migrate(&self) -> Result<(), StoreError> {
         let mut held = self.acquire().await?;
+        held.make_unready().await?;
         let migrator = sqlx::migrate!("migrations/sqlite");
         migrator.run_direct(None, held.connection(), false).await.map_err(of_migration)?;
         held.put_back();
@@ -142,9 +161,9 @@ impl Writer {
     /// Closes the connection; nothing begins afterwards. Waits for the transaction under way.
     pub(super) async fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        let connection = self.slot.lock().await.take();
-        if let Some(connection) = connection
-            && let Err(error) = connection.close().await
+        let writing = self.slot.lock().await.take();
+        if let Some(writing) = writing
+            && let Err(error) = writing.connection.close().await
         {
             tracing::warn!(%error, "closing the database");
         }
@@ -158,17 +177,17 @@ impl Writer {
         if self.is_closed.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the database is closed".into()));
         }
-        let connection = match slot.take() {
-            Some(connection) => connection,
-            None => self.options.connect().await.map_err(store_error)?,
+        let writing = match slot.take() {
+            Some(writing) => writing,
+            None => Writing::new(self.options.connect().await.map_err(store_error)?),
         };
-        Ok(Transaction(Some(Held { slot, connection })))
+        Ok(Transaction(Some(Held { slot, writing })))
     }
 }
 
 struct Held {
-    slot: OwnedMutexGuard<Option<SqliteConnection>>,
-    connection: SqliteConnection,
+    slot: OwnedMutexGuard<Option<Writing>>,
+    writing: Writing,
 }
 
 /// The writing connection, in a transaction. Dropping it rolls back.
@@ -176,7 +195,31 @@ pub(super) struct Transaction(Option<Held>);
 
 impl Transaction {
     pub(super) fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.0.as_mut().expect("it is held until the transaction is consumed").connection
+        &mut self.writing().connection
+    }
+
+    fn writing(&mut self) -> &mut Writing {
+        &mut self.0.as_mut().expect("it is held until the transaction is consumed").writing
+    }
+
+    /// Sees to it that the connection has what a batch is written with at once.
+    pub(super) async fn make_ready(&mut self) -> Result<(), StoreError> {
+        if !self.writing().is_ready {
+            for statement in write::at_once() {
+                self.connection().execute(AssertSqlSafe(statement)).await.map_err(store_error)?;
+            }
+            self.writing().is_ready = true;
+        }
+        Ok(())
+    }
+
+    /// Takes it away again: what renames tables would change it.
+    async fn make_unready(&mut self) -> Result<(), StoreError> {
+        if self.writing().is_ready {
+            self.connection().execute(DROP_READY).await.map_err(store_error)?;
+            self.writing().is_ready = false;
+        }
+        Ok(())
     }
 
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
@@ -188,7 +231,7 @@ impl Transaction {
     /// Gives the connection back. To be called outside a transaction.
     pub(super) fn put_back(&mut self) {
         if let Some(mut held) = self.0.take() {
-            *held.slot = Some(held.connection);
+            *held.slot = Some(held.writing);
         }
     }
 }
@@ -199,9 +242,9 @@ impl Drop for Transaction {
         // The slot stays locked meanwhile. When the rollback fails, the connection is dropped, which
         // closes it, which rolls back.
         runtime.spawn(async move {
-            let rollback = sqlx::query(ROLLBACK).execute(&mut held.connection);
+            let rollback = sqlx::query(ROLLBACK).execute(&mut held.writing.connection);
             if let Ok(Ok(_)) = timeout(ROLLBACK_TIMEOUT, rollback).await {
-                *held.slot = Some(held.connection);
+                *held.slot = Some(held.writing);
             }
         });
     }

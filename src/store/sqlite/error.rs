@@ -10,6 +10,9 @@ use crate::store::StoreError;
 /// Somebody else's write came first: `SQLITE_CONSTRAINT_PRIMARYKEY`, `_UNIQUE` and `_ROWID`.
 const CONFLICTS: [i32; 3] = [1555, 2067, 2579];
 
+/// `SQLITE_CONSTRAINT_TRIGGER`: a trigger refused, and its message says what kind of error it is.
+const TRIGGER: i32 = 1811;
+
 /// The file cannot be used now: `SQLITE_BUSY`, `_LOCKED`, `_NOMEM`, `_READONLY`, `_INTERRUPT`,
 /// `_IOERR`, `_FULL`, `_CANTOPEN`, `_PROTOCOL` (the locks of the log) and `_AUTH` (permissions).
 const UNAVAILABLE: [i32; 10] = [5, 6, 7, 8, 9, 10, 13, 14, 15, 23];
@@ -51,7 +54,7 @@ pub(super) fn unreadable(what: &str, value: &str) -> StoreError {
 fn of_database(error: &dyn DatabaseError) -> StoreError {
     let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
     let text = format!("{code}: {}", error.message());
-    if CONFLICTS.contains(&code) {
+    if CONFLICTS.contains(&code) || code == TRIGGER && error.message().starts_with("conflict:") {
         StoreError::Conflict(text)
     } else if UNAVAILABLE.contains(&(code & PRIMARY_CODE_MASK)) {
         StoreError::Unavailable(text)

@@ -229,7 +229,8 @@ async fn deduct(store: &SqliteStore, workspace_id: WorkspaceId) -> Result<Change
 #[tokio::test]
 async fn every_statement_prepares() {
     let (_folder, store) = store().await;
-    let mut tx = store.writer.begin().await.unwrap();
+    let mut tx = store.writer.acquire().await.unwrap();
+    tx.make_ready().await.unwrap();
     let mut count = 0;
     for statement in statements() {
         let prepared = tx.connection().prepare(sqlx::AssertSqlSafe(statement).into_sql_str()).await;
@@ -251,7 +252,8 @@ fn every_statement_is_listed() {
 #[tokio::test]
 async fn no_statement_of_the_write_path_scans_a_table() {
     let (_folder, store) = store().await;
-    let mut tx = store.writer.begin().await.unwrap();
+    let mut tx = store.writer.acquire().await.unwrap();
+    tx.make_ready().await.unwrap();
     for statement in [load::STATEMENTS, write::STATEMENTS, rare::STATEMENTS].into_iter().flatten() {
         let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
         let plan: Vec<(i64, i64, i64, String)> =

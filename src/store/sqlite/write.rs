@@ -5,7 +5,7 @@
 //! partitions are written first: they give the events their numbers. A workspace with another last command
 //! than the one that was decided on is a conflict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ use crate::domain::credits::Quantity;
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
-use crate::domain::ids::Partition;
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::text::UserId;
@@ -32,6 +32,9 @@ use crate::store::{StoreError, WriteTx};
 
 pub(super) const STATEMENTS: &[&str] = &[
     UPDATE_HEADS,
+    UPDATE_EXPECTED_HEADS,
+    WRITE_BATCH,
+    WRITE_BATCH_VIEW,
     UPDATE_CREDITS,
     UPDATE_FEATURES,
     UPDATE_GRANTS,
@@ -92,6 +95,66 @@ pub(super) async fn write(
     Ok(heads)
 }
 
+/// What a batch of deductions writes, in one statement and with that in one visit to the connection's thread, each
+/// of which costs as much as writing a command. A transaction of its own, or nothing. A head with another
+/// version than the one that was expected is a conflict here: [`write()`] would give other numbers.
+pub(super) async fn write_at_once(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
+    let ChangeSet { heads, credits: rows, features, grants, commands, entries, usage_logs, events, .. } = changes;
+    let before = changes.commands_before();
+    let statement = sqlx::query(WRITE_BATCH)
+        .bind(json::rows(heads, head))
+        .bind(json::rows(&rows.updated, |row, item| moved_credits(row, item, &before)))
+        .bind(json::rows(&features.updated, feature))
+        .bind(json::rows(&grants.updated, grant_state))
+        .bind(json::rows(commands, |row, item| command(row, item, 0)))
+        .bind(json::rows(entries, entry))
+        .bind(json::rows(usage_logs, usage_log))
+        .bind(json::rows(events, |row, item| event(row, item, 0)))
+        .bind(count(heads))
+        .bind(count(&rows.updated))
+        .bind(count(&features.updated))
+        .bind(count(&grants.updated));
+    statement.execute(connection).await.map_err(store_error)?;
+    Ok(())
+}
+
+fn count<T>(rows: &[T]) -> i64 {
+    i64::try_from(rows.len()).unwrap_or(i64::MAX)
+}
+
+const WRITE_BATCH: &str = "insert into write_batch values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+
+/// The rows of a batch as one row of a view: a trigger writes them where they belong.
+const WRITE_BATCH_VIEW: &str = "
+create temp view if not exists write_batch as
+select null as heads, null as credits, null as features, null as grants, null as commands, null as entries,
+    null as usage_logs, null as events, 0 as head_count, 0 as credits_count, 0 as feature_count, 0 as grant_count";
+
+/// What [`WRITE_BATCH`] needs on a connection.
+pub(super) fn at_once() -> [String; 2] {
+    let part = |statement: &str, rows: &str| statement.replace("?1", &format!("new.{rows}"));
+    let must_be = |count: &str, reason: &str| format!("select raise(abort, '{reason}') where changes() <> new.{count}");
+    let steps = [
+        part(UPDATE_EXPECTED_HEADS, "heads"),
+        must_be("head_count", "conflict: a partition has another version"),
+        part(UPDATE_CREDITS, "credits"),
+        must_be("credits_count", "conflict: a workspace has another last command"),
+        part(UPDATE_FEATURES, "features"),
+        must_be("feature_count", "a row to update is not in workspace_features"),
+        part(UPDATE_GRANTS, "grants"),
+        must_be("grant_count", "a row to update is not in credit_grants"),
+        part(INSERT_COMMANDS, "commands"),
+        part(INSERT_ENTRIES, "entries"),
+        part(INSERT_USAGE_LOGS, "usage_logs"),
+        part(INSERT_EVENTS, "events"),
+    ];
+    let trigger = format!(
+        "create temp trigger if not exists write_batch_rows instead of insert on write_batch begin {}; end",
+        steps.join(";")
+    );
+    [WRITE_BATCH_VIEW.to_owned(), trigger]
+}
+
 /// Inserts the rows, if there are any.
 pub(super) async fn insert<T>(
     connection: &mut SqliteConnection,
@@ -145,6 +208,19 @@ from (
 where stream_partition.partition = n.partition
 returning partition, seq, version";
 
+const UPDATE_EXPECTED_HEADS: &str = "
+update stream_partition
+set seq = n.seq, last_event_id = n.last_event_id, version = n.version
+from (
+    select value ->> 0 as partition, value ->> 1 as seq, unhex(value ->> 2) as last_event_id, value ->> 3 as version
+    from jsonb_each(?1)
+) n
+where stream_partition.partition = n.partition and stream_partition.version = n.version - 1";
+
+fn head(row: &mut JsonRow<'_>, head: &PartitionHead) {
+    row.int(head.partition.stored()).int(head.seq).maybe_id(head.last_event_id.map(|id| id.0)).int(head.version);
+}
+
 async fn update_heads(
     connection: &mut SqliteConnection,
     changes: &ChangeSet,
@@ -184,15 +260,17 @@ where workspace_credits.workspace_id = n.workspace_id and workspace_credits.comm
 
 async fn update_credits(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let (rows, before) = (&changes.credits.updated, changes.commands_before());
-    let written = execute(connection, UPDATE_CREDITS, rows, |row, item| {
-        credits(row, item);
-        row.maybe_int(before.get(&item.workspace_id).copied());
-    })
-    .await?;
+    let written = execute(connection, UPDATE_CREDITS, rows, |row, item| moved_credits(row, item, &before)).await?;
     if written == rows.len() {
         return Ok(());
     }
     Err(StoreError::Conflict("a workspace has another last command than the one that was decided on".into()))
+}
+
+/// With the last command before the batch.
+fn moved_credits(row: &mut JsonRow<'_>, item: &WorkspaceCredits, before: &HashMap<WorkspaceId, i64>) {
+    credits(row, item);
+    row.maybe_int(before.get(&item.workspace_id).copied());
 }
 
 pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
