@@ -13,6 +13,11 @@ alter type command_row add attribute partition smallint;
 -- A check is read from the catalogue and made ready anew by every statement that writes to its table, which
 -- was a tenth of what a batch cost. `verify` checks the same; what guards against spending what is not there
 -- stays.
+alter table workspace_credits drop constraint never_below_the_overdraft;
+alter table workspace_credits add constraint never_below_the_overdraft check (
+    debt_credits <= overdraft_limit and current_credits >= -overdraft_limit
+    and coalesce(current_grant_remaining, 1) > 0 and coalesce(current_grant_held, 0) >= 0
+);
 alter table stream_partition drop constraint head_is_sound;
 alter table workspace_credits drop constraint figures_are_sound;
 alter table commands drop constraint commands_fingerprint_check;

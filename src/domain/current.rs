@@ -62,10 +62,11 @@ impl Changed {
 
 impl WorkspaceState {
     /// Goes on to the workspace's row as somebody else has left it, which also says what became of the
-    /// current grant and feature. False if more than the row was written since: then all of the state is
-    /// to be read.
+    /// current grant and feature. False if more than the row was written since, or it is older: then all of
+    /// the state is to be read.
     pub fn catch_up(&mut self, credits: WorkspaceCredits) -> bool {
-        if credits.rest_seq > self.credits.command_seq {
+        let is_later = credits.command_seq >= self.credits.command_seq;
+        if !is_later || credits.rest_seq > self.credits.command_seq {
             return false;
         }
         if let Some(current) = credits.current.grant {

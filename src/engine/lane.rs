@@ -26,7 +26,7 @@ use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;
-use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::ids::Partition;
 use crate::domain::snapshot::{KeySet, Snapshot};
 use crate::domain::time::Timestamp;
 use crate::store::StoreError;
@@ -74,8 +74,8 @@ struct Decided {
 /// What was written without locks.
 struct Written {
     answers: Vec<Answer>,
-    /// The places of those answers that nothing was written for, and that rest on what somebody else may
-    /// have changed: their commands are to be decided again.
+    /// The places of those answers that nothing was written for: their keys may be taken, and what they rest
+    /// on may have changed. Their commands are to be decided again.
     unchecked: Vec<usize>,
 }
 
@@ -326,7 +326,7 @@ impl Lane {
 
     /// The steady case: what the batch needs is remembered or read without a lock, and its one write says
     /// whether it still was true. None when the batch must lock first: a partition is not remembered,
-    /// something is not true any more, a key is taken, or an answer would rest on nothing that was checked.
+    /// something is not true any more, a key is taken, or there is nothing to write.
     async fn write_from_memory(
         &mut self,
         envelopes: &[&Envelope],
@@ -335,41 +335,35 @@ impl Lane {
         let Some(ToRead { mut missing, unsure }) = self.memory.what_to_read(keys, Instant::now()) else {
             return Ok(None);
         };
-        let store = Arc::clone(&self.parts.store);
         if !unsure.is_empty() {
-            let changed = store.credits_since(&unsure).await?;
+            let changed = self.parts.store.credits_since(&unsure).await?;
             missing.extend(self.memory.catch_up(changed));
         }
-        let read = if missing.is_empty() { HashMap::new() } else { store.states(&missing).await? };
+        let read = if missing.is_empty() { HashMap::new() } else { self.parts.store.states(&missing).await? };
         if read.len() < missing.len() {
             return Ok(None);
         }
-        let just_read: HashSet<_> = unsure.into_iter().map(|(id, _)| id).chain(missing).collect();
         let Some(snapshot) = self.memory.recall(keys, read, Instant::now()) else { return Ok(None) };
         let Decided { answers, mut changes, mut snapshot } = self.decide_all(envelopes, snapshot);
-        let partitions: HashSet<_> = changes.heads.iter().map(|head| head.partition).collect();
-        let is_checked = |id: &WorkspaceId| just_read.contains(id) || partitions.contains(&Partition::of(*id));
-        if !keys.workspaces.iter().all(is_checked) {
+        if changes.is_empty() {
             return Ok(None);
         }
-        let heads = match if changes.is_empty() { Ok(Vec::new()) } else { store.write(&changes).await } {
+        let heads = match self.parts.store.write(&changes).await {
             Ok(heads) => heads,
             Err(StoreError::Conflict(reason)) => {
                 tracing::debug!(reason, lane = self.number, "what was remembered is not true any more");
-                self.memory.refused(Instant::now());
+                self.memory.refused();
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
         changes.follow(&heads);
         snapshot.heads.extend(heads.iter().map(|head| (head.partition, *head)));
-        let written: HashSet<_> = changes.commands.iter().map(|command| command.workspace_id).collect();
+        let written = changes.commands.iter().map(|command| command.workspace_id).collect();
+        self.memory.keep_written(snapshot, &heads, &written, Instant::now());
+        let unchecked = unchecked(envelopes, &answers, &changes);
         self.parts.signal.committed(changes.events);
-        let shared = self.memory.keep_written(snapshot, &heads, &written, Instant::now());
-        let is_unchecked =
-            |id: WorkspaceId| shared.contains(&Partition::of(id)) && !written.contains(&id) && !just_read.contains(&id);
-        let unchecked = envelopes.iter().enumerate().filter(|(_, envelope)| is_unchecked(envelope.workspace_id));
-        Ok(Some(Written { answers, unchecked: unchecked.map(|(place, _)| place).collect() }))
+        Ok(Some(Written { answers, unchecked }))
     }
 
     fn decide_all(&self, envelopes: &[&Envelope], snapshot: Snapshot) -> Decided {
@@ -393,6 +387,15 @@ impl Lane {
         let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;
         Some(snapshot.database_now?.plus(ahead))
     }
+}
+
+/// The places of the answers whose commands were not written. The write has proved the others: that they rest on
+/// what is true, and that their keys were free.
+fn unchecked(envelopes: &[&Envelope], answers: &[Answer], changes: &ChangeSet) -> Vec<usize> {
+    let written: HashSet<_> = changes.commands.iter().map(|command| command.command_id).collect();
+    let commands = envelopes.iter().zip(answers).enumerate();
+    let unchecked = commands.filter(|(_, (of, answer))| answer.is_ok() && !written.contains(&of.message_id));
+    unchecked.map(|(place, _)| place).collect()
 }
 
 fn keys_of(envelopes: &[&Envelope]) -> KeySet {

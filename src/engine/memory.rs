@@ -3,7 +3,8 @@
 //! What a batch leaves is what the next one would load, for as long as nobody else writes to the
 //! workspace; and whoever does, raises the number of its last command. So every use of it is checked
 //! against the database: either the write is refused because a workspace has moved on
-//! ([`crate::store::Store::write`]), or its partition's head was locked and it was read first.
+//! ([`crate::store::Store::write`]), or its partition's head was locked and it was read first. What nothing is
+//! written for is decided under the lock.
 //!
 //! That somebody else writes to a partition is seen from its version, which every write gives back: it has
 //! then grown by more than one. For a while each batch asks first which of its workspaces have moved on,
@@ -46,7 +47,9 @@ pub(super) struct Memory {
     partitions: BTreeMap<Partition, Remembered>,
     /// The database's clock as it was last read, and when.
     clock: Option<(Timestamp, Instant)>,
-    /// How many writes in a row were refused, and until when locking comes first.
+    /// Whether the last write was refused, how many in a row were because somebody else came before them,
+    /// and until when locking comes first.
+    was_refused: bool,
     refusals: u32,
     lock_first_until: Option<Instant>,
 }
@@ -160,9 +163,17 @@ impl Memory {
         *self = Self::default();
     }
 
-    /// A write was refused because somebody else came before it.
-    pub(super) fn refused(&mut self, now: Instant) {
-        self.refusals += 1;
+    /// A write was refused. Whether somebody else came before it is seen when the heads are locked next.
+    pub(super) fn refused(&mut self) {
+        self.was_refused = true;
+    }
+
+    /// What locking showed of a write that was refused before, if one was.
+    fn learn_from_refusal(&mut self, somebody_wrote: bool, now: Instant) {
+        if !std::mem::take(&mut self.was_refused) {
+            return;
+        }
+        self.refusals = if somebody_wrote { self.refusals + 1 } else { 0 };
         if let Some(doublings) = self.refusals.checked_sub(2) {
             self.lock_first_until = Some(now + LOCK_FIRST_FOR * (1 << doublings.min(MAX_DOUBLINGS)));
         }
@@ -182,16 +193,21 @@ impl Memory {
     /// Adds what was not read because it is known, after the heads were locked.
     pub(super) fn complete(&mut self, snapshot: &mut Snapshot, keys: &KeySet, now: Instant) {
         self.clock = snapshot.database_now.map(|read| (read, now));
+        let mut somebody_wrote = false;
         for (partition, head) in &snapshot.heads {
             if let Some(remembered) = self.partitions.get_mut(partition)
                 && remembered.head.version != head.version
             {
                 remembered.share(*head, now);
+                somebody_wrote = true;
             }
         }
-        for id in keys.known.keys() {
-            let known = self.partitions.get_mut(&Partition::of(*id)).and_then(|remembered| remembered.take(*id));
-            if let Some(seen) = known {
+        self.learn_from_refusal(somebody_wrote, now);
+        for (id, version) in &keys.known {
+            let partition = Partition::of(*id);
+            let known = self.partitions.get_mut(&partition).and_then(|remembered| remembered.take(*id));
+            let is_true = snapshot.heads.get(&partition).is_some_and(|head| head.version == *version);
+            if let Some(seen) = known.filter(|_| is_true) {
                 snapshot.workspaces.entry(*id).or_insert(seen.state);
             }
         }
@@ -212,17 +228,16 @@ impl Memory {
     }
 
     /// Keeps what a batch left that locked nothing, given the heads as its write left them and the
-    /// workspaces that it wrote. Gives the partitions that somebody else wrote to before.
+    /// workspaces that it wrote.
     pub(super) fn keep_written(
         &mut self,
         snapshot: Snapshot,
         heads: &[PartitionHead],
         written: &HashSet<WorkspaceId>,
         now: Instant,
-    ) -> BTreeSet<Partition> {
+    ) {
         (self.refusals, self.lock_first_until) = (0, None);
         let mut own = BTreeSet::new();
-        let mut shared = BTreeSet::new();
         for head in heads {
             let Some(remembered) = self.partitions.get_mut(&head.partition) else { continue };
             if head.version == remembered.head.version + 1 {
@@ -230,7 +245,6 @@ impl Memory {
                 own.insert(head.partition);
             } else {
                 remembered.share(*head, now);
-                shared.insert(head.partition);
             }
         }
         for (id, state) in snapshot.workspaces {
@@ -240,7 +254,6 @@ impl Memory {
             let version = if is_sure { remembered.head.version } else { UNSURE };
             remembered.put(id, Seen { state, version });
         }
-        shared
     }
 }
 
@@ -250,8 +263,12 @@ impl Remembered {
         Self { head, own_since: head.version, young, old, young_rows: 0, checked_at: now, shared_until: None }
     }
 
-    /// Somebody else has written to the partition.
+    /// Somebody else has written to the partition. One that has gone back is that of another database: one
+    /// that took over and lost the last writes.
     fn share(&mut self, head: PartitionHead, now: Instant) {
+        if head.version < self.head.version {
+            (self.young, self.old, self.young_rows) = (HashMap::new(), HashMap::new(), 0);
+        }
         (self.head, self.own_since, self.checked_at) = (head, head.version, now);
         self.shared_until = Some(now + SHARED_FOR);
     }

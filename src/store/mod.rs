@@ -59,7 +59,7 @@ pub trait Store: Reads + Outbox {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
 
     /// The states of those of the workspaces that exist, read without locks and not in one view: true for
-    /// certain only if a write against the version of before shows that nobody wrote meanwhile.
+    /// certain only if a write shows that their last commands still are the last ones.
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError>;
 
     /// The rows of those workspaces whose last command is another than the given one, read without locks.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use futures::future::join_all;
 use visionscope_billing::clock::Clock;
 use visionscope_billing::domain::credits::Credits;
@@ -211,7 +212,7 @@ async fn replicas_that_share_a_partition_need_no_locks_while_they_do_not_meet() 
             let key = format!("k{n}");
             assert_eq!(word(&world.deduct_from(ids[0], &key, "1").await), "accepted");
             assert_eq!(word(&other.deduct_from(ids[1], &key, "1").await), "accepted");
-            // What the other left is caught up with, and a new feature read.
+            // What the other left is caught up with.
             assert_eq!(word(&world.deduct_from(ids[2], &format!("w{n}"), "1").await), "accepted");
             assert_eq!(word(&other.deduct_from(ids[2], &format!("o{n}"), "1").await), "accepted");
         }
@@ -223,9 +224,40 @@ async fn replicas_that_share_a_partition_need_no_locks_while_they_do_not_meet() 
         World { workspace_id: ids[2], ..other.beside(other.engine.clone()) }.purchase("pay-1", "7", None).await;
         assert_eq!(word(&world.deduct_from(ids[2], "all", "967").await), "accepted");
         assert_eq!(word(&other.deduct_from(ids[2], "more", "0.000001").await), "refused");
-        // A refusal that is not recorded rests on what was just read.
-        let unknown = other.deduct_feature(ids[2], "none", "nothing", "1").await;
-        assert_eq!(word(&unknown), "refused");
+        other.engine.stop().await;
+        world.audit_and_close().await;
+    }
+}
+
+/// A refusal that nothing is written for proves nothing about its key: it is looked up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_would_be_refused_now_is_replayed_if_it_was_accepted_before() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let other = replica(&world);
+        let partition = Partition::of(world.workspace_id);
+        let mut ids = std::iter::repeat_with(|| WorkspaceId(world.clock.new_id()));
+        let neighbour = ids.find(|id| Partition::of(*id) == partition).unwrap();
+        world.provision(neighbour).await;
+        let now = world.clock.now();
+        let long_ago = Some(now.plus(TimeDelta::minutes(1) - TimeDelta::days(35)));
+        let late = |key: &str| world.deduction(world.workspace_id, key, "render", "1", long_ago);
+        assert_eq!(word(&world.engine.submit(late("k")).await), "accepted");
+        // The other one knows the partition, but not the workspace.
+        assert_eq!(word(&other.deduct_from(neighbour, "n", "1").await), "accepted");
+        world.clock.set(now.plus(TimeDelta::minutes(2)));
+        assert_eq!(word(&other.engine.submit(late("k")).await), "replayed");
+        for replica in [&world, &other] {
+            let batch = [
+                late("k"),
+                late("fresh"),
+                world.deduction(neighbour, &ids.next().unwrap().to_string(), "render", "1", None),
+            ];
+            let replies = join_all(batch.map(|envelope| replica.engine.submit(envelope))).await;
+            assert_eq!(words(&replies), ["replayed", "refused", "accepted"]);
+            assert_eq!(word(&replica.engine.submit(late("k")).await), "replayed");
+        }
+        assert_eq!(world.balance().await, "999");
         other.engine.stop().await;
         world.audit_and_close().await;
     }

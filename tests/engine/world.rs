@@ -137,13 +137,24 @@ impl World {
         feature: &str,
         credits: &str,
     ) -> Result<Reply, EngineError> {
+        self.engine.submit(self.deduction(workspace_id, key, feature, credits, None)).await
+    }
+
+    pub fn deduction(
+        &self,
+        workspace_id: WorkspaceId,
+        key: &str,
+        feature: &str,
+        credits: &str,
+        occurred_at: Option<Timestamp>,
+    ) -> Envelope {
         let command = Command::DeductCredits(DeductCredits {
             feature_code: FeatureCode::new(feature).unwrap(),
             charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
             user_id: None,
-            occurred_at: None,
+            occurred_at,
         });
-        self.engine.submit(self.envelope(workspace_id, key, command)).await
+        self.envelope(workspace_id, key, command)
     }
 
     /// Sends deductions at once: while the first is held at the gate the others wait together, so

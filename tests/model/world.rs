@@ -126,6 +126,7 @@ impl World {
             envelopes[done..done + size].iter().for_each(|envelope| envelope.add_keys(&mut keys));
             let mut transaction = self.other.store.begin().await.map_err(|error| error.to_string())?;
             let snapshot = transaction.load(&keys).await.map_err(|error| error.to_string())?;
+            let before = snapshot.workspaces.clone();
             let mut batch = Batch::new(snapshot, &*self.render, &*self.render);
             for n in done..done + size {
                 let outcome = batch.run(&envelopes[n]).map_err(|error| error.to_string())?;
@@ -147,6 +148,11 @@ impl World {
                 let stored = self.other.store.workspace(*id).await.map_err(|error| error.to_string())?;
                 if stored.as_ref() != Some(state) {
                     return Err(format!("a batch left {state:?}, and stored {stored:?}"));
+                }
+                // Whoever knows what was before, and gets the row alone, knows all or that it does not.
+                let mut known = before.get(id).cloned();
+                if known.as_mut().is_some_and(|known| known.catch_up(state.credits.clone())) && known != stored {
+                    return Err(format!("caught up to {known:?}, and stored is {stored:?}"));
                 }
             }
             done += size;

@@ -126,7 +126,7 @@ with updated_heads as (
         n.actor, n.correlation_id, n.traceparent, n.metadata, n.received_at, n.recorded_at, n.seq, n.entry_seq,
         n.usage_seq, n.event_seq, n.outbox_seq + h.ahead, n.event_count
     from unnest($3::command_row[]) n
-    join updated_heads h on h.partition = n.partition
+    left join updated_heads h on h.partition = n.partition
 ), inserted_entries as (
     insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,
         balance_after, recorded_at, effective_at)
@@ -141,7 +141,7 @@ with updated_heads as (
     select n.partition, n.seq + h.ahead, n.event_id, n.workspace_id, n.workspace_seq, n.event_type, n.schema_version,
         n.occurred_at, n.correlation_id, n.causation_id, n.traceparent, n.metadata, n.data
     from unnest($6::event_row[]) n
-    join updated_heads h on h.partition = n.partition
+    left join updated_heads h on h.partition = n.partition
 )
 select
     case when (select count(*) from updated_heads) <> cardinality($1::head_row[])

@@ -190,7 +190,7 @@ struct Held {
     writing: Writing,
 }
 
-/// The writing connection, in a transaction. Dropping it rolls back.
+/// The writing connection. Dropping it rolls back, or closes it where no transaction had begun.
 pub(super) struct Transaction(Option<Held>);
 
 impl Transaction {

@@ -136,13 +136,15 @@ impl Store for SqliteStore {
             if changes.is_usual() {
                 let mut held = self.writer.acquire().await?;
                 held.make_ready().await?;
-                match write::write_at_once(held.connection(), changes).await {
-                    Ok(()) => {
-                        held.put_back();
-                        return Ok(changes.heads.clone());
-                    }
-                    // A head that has moved on is no conflict of what was decided: the slow way tells.
-                    Err(StoreError::Conflict(_)) => held.put_back(),
+                let written = write::write_at_once(held.connection(), changes).await;
+                // An answer of the database ends the statement, and with it the transaction.
+                if !matches!(written, Err(StoreError::Unavailable(_))) {
+                    held.put_back();
+                }
+                match written {
+                    Ok(()) => return Ok(changes.heads.clone()),
+                    // That is no conflict of what was decided: the slow way gives other numbers.
+                    Err(StoreError::Conflict(reason)) if reason.contains(write::HEAD_MOVED) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -14,8 +14,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::connection::Transaction;
 use super::error::store_error;
 use super::json::{self, JsonRow};
-use super::rows::get;
-use super::{in_time, load, rare};
+use super::{in_time, load, rare, rows};
 use crate::domain::change_set::{ChangeSet, CommandRecord};
 use crate::domain::credits::Quantity;
 use crate::domain::entry::Entry;
@@ -118,6 +117,9 @@ pub(super) async fn write_at_once(connection: &mut SqliteConnection, changes: &C
     Ok(())
 }
 
+/// Why the trigger refuses a batch whose events are to get other numbers.
+pub(super) static HEAD_MOVED: &str = "conflict: a partition has another version";
+
 fn count<T>(rows: &[T]) -> i64 {
     i64::try_from(rows.len()).unwrap_or(i64::MAX)
 }
@@ -136,7 +138,7 @@ pub(super) fn at_once() -> [String; 2] {
     let must_be = |count: &str, reason: &str| format!("select raise(abort, '{reason}') where changes() <> new.{count}");
     let steps = [
         part(UPDATE_EXPECTED_HEADS, "heads"),
-        must_be("head_count", "conflict: a partition has another version"),
+        must_be("head_count", HEAD_MOVED),
         part(UPDATE_CREDITS, "credits"),
         must_be("credits_count", "conflict: a workspace has another last command"),
         part(UPDATE_FEATURES, "features"),
@@ -206,7 +208,7 @@ from (
     select value ->> 0 as partition, unhex(value ->> 1) as last_event_id, value ->> 2 as events from jsonb_each(?1)
 ) n
 where stream_partition.partition = n.partition
-returning partition, seq, version";
+returning partition, seq, last_event_id, version";
 
 const UPDATE_EXPECTED_HEADS: &str = "
 update stream_partition
@@ -233,17 +235,14 @@ async fn update_heads(
         let events = added.get(&head.partition).copied().unwrap_or_default();
         row.int(head.partition.stored()).maybe_id(head.last_event_id.map(|id| id.0)).int(events);
     });
-    let rows = sqlx::query(UPDATE_HEADS).bind(parameter).fetch_all(connection).await.map_err(store_error)?;
-    let mut places = BTreeMap::new();
-    for row in &rows {
-        places.insert(get::<i16>(row, "partition")?, (get(row, "seq")?, get(row, "version")?));
+    let updated = sqlx::query(UPDATE_HEADS).bind(parameter).fetch_all(connection).await.map_err(store_error)?;
+    let mut actual = BTreeMap::new();
+    for row in &updated {
+        let head = rows::head(row)?;
+        actual.insert(head.partition, head);
     }
-    let actual = |head: &PartitionHead| {
-        let (seq, version) = *places.get(&head.partition.stored())?;
-        Some(PartitionHead { seq, version, ..*head })
-    };
     let missing = || StoreError::Corrupt("a row to update is not in stream_partition".into());
-    changes.heads.iter().map(|head| actual(head).ok_or_else(missing)).collect()
+    changes.heads.iter().map(|head| actual.get(&head.partition).copied().ok_or_else(missing)).collect()
 }
 
 const UPDATE_CREDITS: &str = "
