@@ -248,13 +248,13 @@ async fn a_command_that_would_be_refused_now_is_replayed_if_it_was_accepted_befo
         world.clock.set(now.plus(TimeDelta::minutes(2)));
         assert_eq!(word(&other.engine.submit(late("k")).await), "replayed");
         for replica in [&world, &other] {
-            let batch = [
-                late("k"),
-                late("fresh"),
-                world.deduction(neighbour, &ids.next().unwrap().to_string(), "render", "1", None),
-            ];
-            let replies = join_all(batch.map(|envelope| replica.engine.submit(envelope))).await;
-            assert_eq!(words(&replies), ["replayed", "refused", "accepted"]);
+            // The neighbour is known, so that the batch is written at once, and only then what it leaves open is
+            // looked at.
+            let deduction = || world.deduction(neighbour, &world.clock.new_id().to_string(), "render", "1", None);
+            assert_eq!(word(&replica.engine.submit(deduction()).await), "accepted");
+            let batch = vec![deduction(), late("k"), late("fresh"), deduction()];
+            let replies = replica.submit_in_one_batch(batch).await;
+            assert_eq!(words(&replies), ["accepted", "replayed", "refused", "accepted"]);
             assert_eq!(word(&replica.engine.submit(late("k")).await), "replayed");
         }
         assert_eq!(world.balance().await, "999");

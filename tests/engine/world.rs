@@ -160,8 +160,13 @@ impl World {
     /// Sends deductions at once: while the first is held at the gate the others wait together, so
     /// they make one batch.
     pub async fn deduct_in_one_batch(&self, deductions: &[(&str, &str)]) -> Vec<Result<Reply, EngineError>> {
+        let envelope = |(key, credits): &(&str, &str)| self.deduction(self.workspace_id, key, "render", credits, None);
+        self.submit_in_one_batch(deductions.iter().map(envelope).collect()).await
+    }
+
+    pub async fn submit_in_one_batch(&self, envelopes: Vec<Envelope>) -> Vec<Result<Reply, EngineError>> {
         let closed = self.store.gate.forget_permits(usize::MAX);
-        let all = join_all(deductions.iter().map(|(key, credits)| self.deduct(key, credits)));
+        let all = join_all(envelopes.into_iter().map(|envelope| self.engine.submit(envelope)));
         let open = async {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             self.store.gate.add_permits(closed);
