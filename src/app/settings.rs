@@ -19,15 +19,12 @@ const LANES_SQLITE: usize = 1;
 /// less each command costs. The database has the processors' other half.
 const MAX_DEFAULT_LANES: usize = 8;
 
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 /// How many threads serve requests, and how many decide, write and publish: with more threads than
 /// processors, waking them costs more than they gain.
 #[must_use]
 pub fn half_of_the_processors() -> usize {
-    (processors() / 2).max(1)
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / 2).max(1)
 }
 
 pub(super) fn default_lanes(config: &Config) -> usize {

@@ -164,19 +164,16 @@ impl<'a> Batch<'a> {
                 self.changes.heads.push(*head);
             }
         }
-        let mut closed_of = BTreeSet::new();
         for grant in std::mem::take(&mut self.closed_grants) {
-            closed_of.insert(grant.workspace_id);
-            let change =
-                self.changed.get_mut(&grant.workspace_id).and_then(|changed| changed.grants.remove(&grant.grant_id));
-            put(&mut self.changes.grants, change == Some(Change::Inserted), grant);
+            let change = self.changed.get(&grant.workspace_id).and_then(|changed| changed.grants.get(&grant.grant_id));
+            put(&mut self.changes.grants, change == Some(&Change::Inserted), grant);
         }
         for (workspace_id, is_new) in &self.workspaces {
             let Some(state) = self.snapshot.workspaces.get_mut(workspace_id) else { continue };
             let mut changed = self.changed.remove(workspace_id).unwrap_or_default();
             changed.settle(state);
             let has_subscription = self.subscriptions.contains(workspace_id);
-            if has_subscription || closed_of.contains(workspace_id) || !changed.is_empty() {
+            if has_subscription || !changed.is_empty() {
                 state.credits.rest_seq = state.credits.command_seq;
             }
             if *is_new {

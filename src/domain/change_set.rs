@@ -72,34 +72,37 @@ impl ChangeSet {
         !has_new && workspaces.is_empty() && subscriptions.is_empty() && resets.is_empty()
     }
 
-    /// The last command of each workspace before this batch, which must still be its last one when the
-    /// batch is written.
-    #[must_use]
-    pub fn commands_before(&self) -> HashMap<WorkspaceId, i64> {
+    /// The changed rows of workspaces, each with its last command before this batch: it must still be the
+    /// last one when the batch is written.
+    pub fn moved_credits(&self) -> impl Iterator<Item = (&WorkspaceCredits, Option<i64>)> {
         let mut before = HashMap::with_capacity(self.credits.updated.len());
         for command in &self.commands {
             before.entry(command.workspace_id).or_insert(command.place.seq - 1);
         }
-        before
+        self.credits.updated.iter().map(move |credits| (credits, before.get(&credits.workspace_id).copied()))
     }
 
-    /// How many events the batch adds to each partition.
-    #[must_use]
-    pub fn events_added(&self) -> BTreeMap<Partition, i64> {
+    /// The heads, each with how many events the batch adds to its partition.
+    pub fn moved_heads(&self) -> impl Iterator<Item = (&PartitionHead, i64)> {
         let mut added = BTreeMap::new();
         for event in &self.events {
             *added.entry(event.partition).or_default() += 1;
         }
-        added
+        self.heads.iter().map(move |head| (head, added.get(&head.partition).copied().unwrap_or_default()))
     }
 
-    /// Moves the events behind those that others have written to their partitions meanwhile.
+    /// Moves the events, and where their commands say that they are, behind those that others have written
+    /// to their partitions meanwhile.
     pub fn follow(&mut self, written: &[PartitionHead]) {
-        let moved: BTreeMap<_, _> =
+        let ahead: BTreeMap<_, _> =
             self.heads.iter().zip(written).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
-        if moved.values().any(|by| *by != 0) {
+        if ahead.values().any(|by| *by != 0) {
+            let ahead = |partition| ahead.get(&partition).copied().unwrap_or_default();
+            for command in &mut self.commands {
+                command.place.outbox_seq += ahead(Partition::of(command.workspace_id));
+            }
             for event in &mut self.events {
-                event.seq += moved.get(&event.partition).copied().unwrap_or_default();
+                event.seq += ahead(event.partition);
             }
         }
         self.heads = written.to_vec();

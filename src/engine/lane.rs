@@ -344,7 +344,7 @@ impl Lane {
             return Ok(None);
         }
         let Some(snapshot) = self.memory.recall(keys, read, Instant::now()) else { return Ok(None) };
-        let Decided { answers, mut changes, mut snapshot } = self.decide_all(envelopes, snapshot);
+        let Decided { answers, mut changes, snapshot } = self.decide_all(envelopes, snapshot);
         if changes.is_empty() {
             return Ok(None);
         }
@@ -358,9 +358,8 @@ impl Lane {
             Err(error) => return Err(error),
         };
         changes.follow(&heads);
-        snapshot.heads.extend(heads.iter().map(|head| (head.partition, *head)));
         let written = changes.commands.iter().map(|command| command.workspace_id).collect();
-        self.memory.keep_written(snapshot, &heads, &written, Instant::now());
+        self.memory.keep_written(snapshot.workspaces, &heads, &written, Instant::now());
         let unchecked = unchecked(envelopes, &answers, &changes);
         self.parts.signal.committed(changes.events);
         Ok(Some(Written { answers, unchecked }))

@@ -104,7 +104,7 @@ impl Memory {
             let remembered = self.partitions.get(&Partition::of(*id))?;
             match remembered.get(*id) {
                 None => to_read.missing.push(*id),
-                Some(seen) if remembered.is_shared(now) || seen.version < remembered.own_since => {
+                Some(seen) if remembered.is_shared(now) || !remembered.is_sure_of(seen) => {
                     to_read.unsure.push((*id, seen.state.credits.command_seq));
                 }
                 Some(_) => {}
@@ -184,7 +184,7 @@ impl Memory {
         self.forget_idle(now);
         for id in &keys.workspaces {
             let Some(remembered) = self.partitions.get(&Partition::of(*id)) else { continue };
-            if remembered.get(*id).is_some_and(|seen| seen.version >= remembered.own_since) {
+            if remembered.get(*id).is_some_and(|seen| remembered.is_sure_of(seen)) {
                 keys.known.insert(*id, remembered.head.version);
             }
         }
@@ -231,7 +231,7 @@ impl Memory {
     /// workspaces that it wrote.
     pub(super) fn keep_written(
         &mut self,
-        snapshot: Snapshot,
+        states: HashMap<WorkspaceId, WorkspaceState>,
         heads: &[PartitionHead],
         written: &HashSet<WorkspaceId>,
         now: Instant,
@@ -247,7 +247,7 @@ impl Memory {
                 remembered.share(*head, now);
             }
         }
-        for (id, state) in snapshot.workspaces {
+        for (id, state) in states {
             let partition = Partition::of(id);
             let Some(remembered) = self.partitions.get_mut(&partition) else { continue };
             let is_sure = own.contains(&partition) || written.contains(&id);
@@ -275,6 +275,11 @@ impl Remembered {
 
     fn is_shared(&self, now: Instant) -> bool {
         self.shared_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether nobody else has written since it was seen, as far as the versions told.
+    fn is_sure_of(&self, seen: &Seen) -> bool {
+        seen.version >= self.own_since
     }
 
     fn get(&self, id: WorkspaceId) -> Option<&Seen> {

@@ -216,6 +216,8 @@ pub async fn what_is_current_stands_before_the_rows_of_its_own(db: &impl TestDat
     assert_eq!((seen.used_this_month, seen.limit_fired), (feature.used_this_month, true));
     assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), Some(loaded));
     assert_eq!(db.store().audit(10).await.unwrap(), []);
+    let none = "update workspace_credits set current_grant_remaining = 0 where current_grant_id is not null";
+    assert!(db.execute(none).await.is_err(), "a grant with nothing remaining is not current");
 }
 
 pub async fn what_history_names_is_neither_deleted_nor_given_another_key(db: &impl TestDatabase) {

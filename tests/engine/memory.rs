@@ -22,6 +22,19 @@ fn replica(world: &World) -> World {
     world.beside(engine_over(Arc::clone(&world.store) as Arc<dyn Store>, &config))
 }
 
+/// More workspaces of the world's own partition.
+async fn neighbours<const N: usize>(world: &World) -> [WorkspaceId; N] {
+    let partition = Partition::of(world.workspace_id);
+    // Ids spread over all partitions.
+    let mut ids =
+        std::iter::repeat_with(|| WorkspaceId(world.clock.new_id())).filter(|id| Partition::of(*id) == partition);
+    let ids = std::array::from_fn(|_| ids.next().unwrap());
+    for id in ids {
+        world.provision(id).await;
+    }
+    ids
+}
+
 fn looks(world: &World) -> usize {
     world.store.plan.looks.load(Ordering::SeqCst)
 }
@@ -171,11 +184,7 @@ async fn commands_that_look_first_and_commands_that_need_not_are_all_answered() 
 async fn what_another_replica_wrote_to_a_neighbour_is_not_remembered_either() {
     for database in Database::ALL {
         let world = World::on(database).await;
-        let partition = Partition::of(world.workspace_id);
-        let neighbour = std::iter::repeat_with(|| WorkspaceId(world.clock.new_id()))
-            .find(|id| Partition::of(*id) == partition)
-            .expect("ids spread over all partitions");
-        world.provision(neighbour).await;
+        let [neighbour] = neighbours(&world).await;
         let other = replica(&world);
         assert_eq!(word(&world.deduct_from(neighbour, "a", "1").await), "accepted");
         assert_eq!(word(&other.deduct_from(neighbour, "b", "999").await), "accepted");
@@ -197,12 +206,7 @@ async fn what_another_replica_wrote_to_a_neighbour_is_not_remembered_either() {
 async fn replicas_that_share_a_partition_need_no_locks_while_they_do_not_meet() {
     for database in Database::ALL {
         let world = World::on(database).await;
-        let partition = Partition::of(world.workspace_id);
-        let mut ids = std::iter::repeat_with(|| WorkspaceId(world.clock.new_id()));
-        let ids: Vec<_> = ids.by_ref().filter(|id| Partition::of(*id) == partition).take(3).collect();
-        for id in &ids {
-            world.provision(*id).await;
-        }
+        let ids: [_; 3] = neighbours(&world).await;
         let other = replica(&world);
         // Both look once.
         assert_eq!(word(&other.deduct_from(ids[0], "first", "1").await), "accepted");
@@ -235,10 +239,7 @@ async fn a_command_that_would_be_refused_now_is_replayed_if_it_was_accepted_befo
     for database in Database::ALL {
         let world = World::on(database).await;
         let other = replica(&world);
-        let partition = Partition::of(world.workspace_id);
-        let mut ids = std::iter::repeat_with(|| WorkspaceId(world.clock.new_id()));
-        let neighbour = ids.find(|id| Partition::of(*id) == partition).unwrap();
-        world.provision(neighbour).await;
+        let [neighbour] = neighbours(&world).await;
         let now = world.clock.now();
         let long_ago = Some(now.plus(TimeDelta::minutes(1) - TimeDelta::days(35)));
         let late = |key: &str| world.deduction(world.workspace_id, key, "render", "1", long_ago);

@@ -8,7 +8,8 @@
 //! Every update must find its row: a missing one is corruption, and a workspace with another last command
 //! than the one that was decided on is a conflict. The statement itself refuses then, so it needs no
 //! transaction around it. The heads are counted first, so they are the first rows that it locks; each gives
-//! the batch's events their numbers behind those that others have written meanwhile.
+//! the batch's events their numbers behind those that others have written meanwhile. A row of a partition
+//! without a head would get none, which its column refuses.
 
 use std::sync::Arc;
 
@@ -192,18 +193,10 @@ pub(super) async fn write_hot_rows(
 ) -> Result<Vec<PartitionHead>, StoreError> {
     let (features, grants) = (&changes.features.updated, &changes.grants.updated);
     let is_steady = features.is_empty() && grants.is_empty();
-    let (added, before) = (changes.events_added(), changes.commands_before());
-    let heads: Vec<_> = changes
-        .heads
-        .iter()
-        .map(|head| MovedHead { head, events: added.get(&head.partition).copied().unwrap_or_default() })
-        .collect();
-    let credits: Vec<_> = changes
-        .credits
-        .updated
-        .iter()
-        .map(|credits| MovedCredits { credits, command_seq_before: before.get(&credits.workspace_id).copied() })
-        .collect();
+    let heads: Vec<_> = changes.moved_heads().map(|(head, events)| MovedHead { head, events }).collect();
+    let credits = changes.moved_credits();
+    let credits: Vec<_> =
+        credits.map(|(credits, command_seq_before)| MovedCredits { credits, command_seq_before }).collect();
     let mut statement = sqlx::query(if is_steady { WRITE_STEADY_ROWS } else { WRITE_HOT_ROWS })
         .rows(&heads)
         .rows(&credits)

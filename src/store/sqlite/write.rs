@@ -5,7 +5,7 @@
 //! partitions are written first: they give the events their numbers. A workspace with another last command
 //! than the one that was decided on is a conflict.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,7 +20,6 @@ use crate::domain::credits::Quantity;
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
-use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::text::UserId;
@@ -77,20 +76,22 @@ pub(super) async fn write(
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
     let heads = update_heads(connection, changes).await?;
-    let ahead: BTreeMap<_, _> =
-        changes.heads.iter().zip(&heads).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
-    let ahead = |partition| ahead.get(&partition).copied().unwrap_or_default();
+    let mut moved;
+    let changes = if heads == changes.heads {
+        changes
+    } else {
+        moved = changes.clone();
+        moved.follow(&heads);
+        &moved
+    };
     rare::write(connection, changes).await?;
     update_credits(connection, changes).await?;
     update(connection, UPDATE_FEATURES, &changes.features.updated, feature).await?;
     update(connection, UPDATE_GRANTS, &changes.grants.updated, grant_state).await?;
-    insert(connection, INSERT_COMMANDS, &changes.commands, |row, item| {
-        command(row, item, ahead(Partition::of(item.workspace_id)));
-    })
-    .await?;
+    insert(connection, INSERT_COMMANDS, &changes.commands, command).await?;
     insert(connection, INSERT_ENTRIES, &changes.entries, entry).await?;
     insert(connection, INSERT_USAGE_LOGS, &changes.usage_logs, usage_log).await?;
-    insert(connection, INSERT_EVENTS, &changes.events, |row, item| event(row, item, ahead(item.partition))).await?;
+    insert(connection, INSERT_EVENTS, &changes.events, event).await?;
     Ok(heads)
 }
 
@@ -99,16 +100,15 @@ pub(super) async fn write(
 /// version than the one that was expected is a conflict here: [`write()`] would give other numbers.
 pub(super) async fn write_at_once(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let ChangeSet { heads, credits: rows, features, grants, commands, entries, usage_logs, events, .. } = changes;
-    let before = changes.commands_before();
     let statement = sqlx::query(WRITE_BATCH)
         .bind(json::rows(heads, head))
-        .bind(json::rows(&rows.updated, |row, item| moved_credits(row, item, &before)))
+        .bind(json::rows(changes.moved_credits(), moved_credits))
         .bind(json::rows(&features.updated, feature))
         .bind(json::rows(&grants.updated, grant_state))
-        .bind(json::rows(commands, |row, item| command(row, item, 0)))
+        .bind(json::rows(commands, command))
         .bind(json::rows(entries, entry))
         .bind(json::rows(usage_logs, usage_log))
-        .bind(json::rows(events, |row, item| event(row, item, 0)))
+        .bind(json::rows(events, event))
         .bind(count(heads))
         .bind(count(&rows.updated))
         .bind(count(&features.updated))
@@ -162,7 +162,7 @@ pub(super) async fn insert<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: impl Fn(&mut JsonRow<'_>, &T),
+    columns: fn(&mut JsonRow<'_>, &T),
 ) -> Result<(), StoreError> {
     execute(connection, statement, items, columns).await.map(|_| ())
 }
@@ -172,7 +172,7 @@ pub(super) async fn update<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: impl Fn(&mut JsonRow<'_>, &T),
+    columns: fn(&mut JsonRow<'_>, &T),
 ) -> Result<(), StoreError> {
     let missing = items.len() - execute(connection, statement, items, columns).await?;
     if missing == 0 {
@@ -187,7 +187,7 @@ async fn execute<T>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     items: &[T],
-    columns: impl Fn(&mut JsonRow<'_>, &T),
+    columns: fn(&mut JsonRow<'_>, &T),
 ) -> Result<usize, StoreError> {
     if items.is_empty() {
         return Ok(0);
@@ -230,9 +230,7 @@ async fn update_heads(
     if changes.heads.is_empty() {
         return Ok(Vec::new());
     }
-    let added = changes.events_added();
-    let parameter = json::rows(&changes.heads, |row, head: &PartitionHead| {
-        let events = added.get(&head.partition).copied().unwrap_or_default();
+    let parameter = json::rows(changes.moved_heads(), |row, (head, events)| {
         row.int(head.partition.stored()).maybe_id(head.last_event_id.map(|id| id.0)).int(events);
     });
     let updated = sqlx::query(UPDATE_HEADS).bind(parameter).fetch_all(connection).await.map_err(store_error)?;
@@ -258,8 +256,8 @@ from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1
 where workspace_credits.workspace_id = n.workspace_id and workspace_credits.command_seq = n.row ->> 22";
 
 async fn update_credits(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
-    let (rows, before) = (&changes.credits.updated, changes.commands_before());
-    let written = execute(connection, UPDATE_CREDITS, rows, |row, item| moved_credits(row, item, &before)).await?;
+    let rows: Vec<_> = changes.moved_credits().collect();
+    let written = execute(connection, UPDATE_CREDITS, &rows, |row, moved| moved_credits(row, *moved)).await?;
     if written == rows.len() {
         return Ok(());
     }
@@ -267,9 +265,9 @@ async fn update_credits(connection: &mut SqliteConnection, changes: &ChangeSet) 
 }
 
 /// With the last command before the batch.
-fn moved_credits(row: &mut JsonRow<'_>, item: &WorkspaceCredits, before: &HashMap<WorkspaceId, i64>) {
+fn moved_credits(row: &mut JsonRow<'_>, (item, command_seq_before): (&WorkspaceCredits, Option<i64>)) {
     credits(row, item);
-    row.maybe_int(before.get(&item.workspace_id).copied());
+    row.maybe_int(command_seq_before);
 }
 
 pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
@@ -346,7 +344,7 @@ select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(v
     value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19
 from jsonb_each(?1)";
 
-fn command(row: &mut JsonRow<'_>, command: &CommandRecord, ahead: i64) {
+fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
     row.id(command.workspace_id.0)
         .text(command.idempotency_key.as_str())
         .id(command.command_id.0)
@@ -365,7 +363,7 @@ fn command(row: &mut JsonRow<'_>, command: &CommandRecord, ahead: i64) {
         .int(command.place.entry_seq)
         .int(command.place.usage_seq)
         .int(command.place.event_seq)
-        .int(command.place.outbox_seq + ahead)
+        .int(command.place.outbox_seq)
         .int(command.place.event_count);
 }
 
@@ -418,9 +416,9 @@ select value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3), value -
     value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12
 from jsonb_each(?1)";
 
-fn event(row: &mut JsonRow<'_>, event: &EventRecord, ahead: i64) {
+fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
     row.int(event.partition.stored())
-        .int(event.seq + ahead)
+        .int(event.seq)
         .id(event.event_id.0)
         .id(event.workspace_id.0)
         .int(event.workspace_seq)
