@@ -18,7 +18,7 @@ use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
 use super::subscription::Pending;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
-use super::workspace::WorkspaceCredits;
+use super::workspace::{WorkspaceCredits, WorkspaceFeatures};
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
 const MAX_ADVANCES: usize = 36;
@@ -300,10 +300,10 @@ impl<'a> Batch<'a> {
                 subscription: subscription.clone(),
                 plan: plan.clone(),
                 pending_plan: None,
-                features: BTreeMap::new(),
+                features: WorkspaceFeatures::default(),
                 grants: Vec::new(),
             };
-            self.snapshot.workspaces.insert(workspace_id, state);
+            self.snapshot.workspaces.insert(workspace_id, Box::new(state));
         }
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
         state.credits = effects.credits;
@@ -329,8 +329,8 @@ impl<'a> Batch<'a> {
                 }
                 Some(_) => Change::Altered,
             };
-            changed.feature(code.clone(), change);
-            state.features.insert(code, feature);
+            changed.feature(code, change);
+            state.features.put(feature);
         }
         let mut reordered = !effects.added_grants.is_empty();
         for (place, grant) in effects.changed_grants {

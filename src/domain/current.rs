@@ -52,7 +52,7 @@ impl Changed {
         let (id, ids) = (before.grant.map(|grant| grant.grant_id), remaining.map(|grant| &grant.grant_id));
         let id = hand_over(&mut self.grants, id, &ids);
         let code = before.feature.map(|feature| feature.feature_code);
-        let code = hand_over(&mut self.features, code, &state.features.keys());
+        let code = hand_over(&mut self.features, code, &state.features.codes());
         let grant = id.and_then(|id| state.grants.iter().find(|grant| grant.grant_id == id));
         let feature = code.and_then(|code| state.features.get(&code));
         state.credits.current =
@@ -143,9 +143,9 @@ mod tests {
         world.purchase("5", "one");
         world.purchase("6", "two");
         let mut state = world.state().clone();
-        let any = state.features.values().next().cloned().unwrap();
+        let any = state.features.iter().next().cloned().unwrap();
         for text in ["a", "b"] {
-            state.features.insert(code(text), WorkspaceFeature { feature_code: code(text), ..any.clone() });
+            state.features.put(WorkspaceFeature { feature_code: code(text), ..any.clone() });
         }
         assert_eq!((state.grants.len(), &state.credits.current), (3, &Current::default()));
         state

@@ -8,9 +8,9 @@ use super::grant::Grant;
 use super::ids::{EventId, Partition, WorkspaceId};
 use super::plan::PlanVersion;
 use super::subscription::{Pending, Subscription};
-use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
+use super::text::{IdempotencyKey, PaymentReference, PlanCode};
 use super::time::Timestamp;
-use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeatures};
 
 /// The rows that a batch will look at. The store locks the partitions of the workspaces first, in
 /// ascending order.
@@ -64,7 +64,7 @@ pub struct WorkspaceState {
     pub plan: Arc<PlanVersion>,
     /// The version that a pending change names.
     pub pending_plan: Option<Arc<PlanVersion>>,
-    pub features: BTreeMap<FeatureCode, WorkspaceFeature>,
+    pub features: WorkspaceFeatures,
     /// The open grants, in burn order.
     pub grants: Vec<Grant>,
 }
@@ -76,7 +76,7 @@ pub struct Snapshot {
     /// The database's clock, where it is not this machine's: what a replica's clock is held against.
     pub database_now: Option<Timestamp>,
     pub heads: BTreeMap<Partition, PartitionHead>,
-    pub workspaces: HashMap<WorkspaceId, WorkspaceState>,
+    pub workspaces: HashMap<WorkspaceId, Box<WorkspaceState>>,
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
     pub payments: HashSet<(WorkspaceId, PaymentReference)>,
     pub plans: HashMap<PlanCode, Arc<PlanVersion>>,
@@ -90,6 +90,18 @@ impl PartitionHead {
 }
 
 impl WorkspaceState {
+    /// Takes the plan's own texts for what it names: states are remembered by the ten thousand, and those of
+    /// one plan share them then.
+    pub fn share_texts(&mut self) {
+        self.subscription.plan_code = self.plan.plan_code.clone();
+        self.features.share_codes(&self.plan);
+        if let Some(current) = &mut self.credits.current.feature
+            && let Some(feature) = self.features.get(&current.feature_code)
+        {
+            current.feature_code = feature.feature_code.clone();
+        }
+    }
+
     /// The instant at which a command is decided: when it was received, but always later than the
     /// command before it. So every command of a workspace has an instant of its own, whatever the
     /// clocks of the replicas say, and no two periods can begin at one.

@@ -4,7 +4,7 @@ use chrono_tz::Tz;
 
 use super::credits::Credits;
 use super::ids::{GrantId, Partition, WorkspaceId};
-use super::plan::{FeatureTerms, UsageLimit};
+use super::plan::{FeatureTerms, PlanVersion, UsageLimit};
 use super::text::{FeatureCode, Label};
 use super::time::Timestamp;
 
@@ -130,6 +130,70 @@ pub struct WorkspaceFeature {
     pub used_this_month: Credits,
     /// The soft limit has been reported in this period.
     pub limit_fired: bool,
+}
+
+/// The features of a workspace, by code. A sorted list: most workspaces have a handful, and are remembered by
+/// the ten thousand, where the smallest tree has room for eleven each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkspaceFeatures(Vec<WorkspaceFeature>);
+
+impl WorkspaceFeatures {
+    #[must_use]
+    pub fn get(&self, code: &FeatureCode) -> Option<&WorkspaceFeature> {
+        self.place(code).ok().and_then(|place| self.0.get(place))
+    }
+
+    pub fn get_mut(&mut self, code: &FeatureCode) -> Option<&mut WorkspaceFeature> {
+        self.place(code).ok().and_then(|place| self.0.get_mut(place))
+    }
+
+    /// Takes the place of the one with its code, if there is one.
+    pub fn put(&mut self, feature: WorkspaceFeature) {
+        match self.place(&feature.feature_code) {
+            Ok(place) => self.0[place] = feature,
+            Err(place) => self.0.insert(place, feature),
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &WorkspaceFeature> + Clone {
+        self.0.iter()
+    }
+
+    pub fn codes(&self) -> impl Iterator<Item = &FeatureCode> + Clone {
+        self.0.iter().map(|feature| &feature.feature_code)
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Names the features with the plan's texts, where it has them, so that all workspaces share these.
+    pub(super) fn share_codes(&mut self, plan: &PlanVersion) {
+        for feature in &mut self.0 {
+            if let Some((code, _)) = plan.features.get_key_value(&feature.feature_code) {
+                feature.feature_code = code.clone();
+            }
+        }
+    }
+
+    fn place(&self, code: &FeatureCode) -> Result<usize, usize> {
+        self.0.binary_search_by(|feature| feature.feature_code.cmp(code))
+    }
+}
+
+impl FromIterator<WorkspaceFeature> for WorkspaceFeatures {
+    fn from_iter<I: IntoIterator<Item = WorkspaceFeature>>(features: I) -> Self {
+        let mut features: Vec<_> = features.into_iter().collect();
+        features.sort_by(|one, other| one.feature_code.cmp(&other.feature_code));
+        features.shrink_to_fit();
+        Self(features)
+    }
 }
 
 /// A workspace's own terms for a feature; each, where given, stands before the plan's.

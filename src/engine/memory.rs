@@ -72,7 +72,7 @@ struct Remembered {
 /// A state, and the version of the partition that it was true at; [`UNSURE`] if that is not known.
 #[derive(Debug)]
 struct Seen {
-    state: WorkspaceState,
+    state: Box<WorkspaceState>,
     version: i64,
 }
 
@@ -132,7 +132,7 @@ impl Memory {
     pub(super) fn recall(
         &mut self,
         keys: &KeySet,
-        mut read: HashMap<WorkspaceId, WorkspaceState>,
+        mut read: HashMap<WorkspaceId, Box<WorkspaceState>>,
         now: Instant,
     ) -> Option<Snapshot> {
         let mut snapshot = Snapshot { database_now: self.database_now(now)?, ..Snapshot::default() };
@@ -231,7 +231,7 @@ impl Memory {
     /// workspaces that it wrote.
     pub(super) fn keep_written(
         &mut self,
-        states: HashMap<WorkspaceId, WorkspaceState>,
+        states: HashMap<WorkspaceId, Box<WorkspaceState>>,
         heads: &[PartitionHead],
         written: &HashSet<WorkspaceId>,
         now: Instant,

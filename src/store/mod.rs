@@ -60,7 +60,7 @@ pub trait Store: Reads + Outbox {
 
     /// The states of those of the workspaces that exist, read without locks and not in one view: true for
     /// certain only if a write shows that their last commands still are the last ones.
-    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError>;
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError>;
 
     /// The rows of those workspaces whose last command is another than the given one, read without locks.
     async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError>;

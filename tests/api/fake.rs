@@ -158,7 +158,7 @@ impl Store for FakeStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
     }
-    async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         self.answer(HashMap::new())
     }
     async fn credits_since(&self, _: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {

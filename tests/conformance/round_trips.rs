@@ -48,13 +48,13 @@ async fn assert_survives(db: &impl TestDatabase, changes: ChangeSet) {
     let commands: BTreeSet<_> = changes.commands.iter().map(|row| (id, row.idempotency_key.clone())).collect();
     let snapshot = load(db.store(), &KeySet { commands, ..keys_of([id]) }).await;
     let state = db.store().workspace(id).await.unwrap().unwrap();
-    assert_eq!(snapshot.workspaces[&id], state);
+    assert_eq!(*snapshot.workspaces[&id], state);
     assert_eq!(snapshot.heads[&changes.heads[0].partition], changes.heads[0]);
     assert_eq!(state.workspace, changes.workspaces[0]);
     assert_eq!(state.credits, changes.credits.inserted[0]);
     assert_eq!(state.subscription, changes.subscriptions.inserted[0]);
     assert_eq!((state.plan.plan_code.as_str(), state.plan.version), ("pro", 1));
-    assert_eq!(state.features.into_values().collect::<Vec<_>>(), changes.features.inserted);
+    assert_eq!(state.features.iter().cloned().collect::<Vec<_>>(), changes.features.inserted);
     assert_eq!(state.grants, changes.grants.inserted);
     assert_eq!(snapshot.commands.len(), changes.commands.len());
     for command in changes.commands {
@@ -191,7 +191,7 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     after.subscription.version = 2;
     after.subscription.pending = Some(Pending::Cancel { reason: Some(Label::new("too dear").unwrap()) });
     after.subscription.period.end = at(77);
-    let render = after.features.get_mut("render").unwrap();
+    let render = after.features.get_mut(&feature("render")).unwrap();
     render.plan_terms.limit = Some(UsageLimit::hard(Credits::ZERO));
     render.overrides.enabled = Some(true);
     render.used_this_month = Credits::whole(9);
@@ -199,7 +199,7 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     after.grants[0].expires_at = Some(at(88));
     changes.credits.updated = vec![after.credits.clone()];
     changes.subscriptions.updated = vec![after.subscription.clone()];
-    changes.features.updated = after.features.values().cloned().collect();
+    changes.features.updated = after.features.iter().cloned().collect();
     changes.grants.updated.clone_from(&after.grants);
     commit(db.store(), changes).await.unwrap();
     assert_eq!(db.store().workspace(id).await.unwrap().unwrap(), after);

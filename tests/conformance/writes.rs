@@ -212,9 +212,9 @@ pub async fn what_is_current_stands_before_the_rows_of_its_own(db: &impl TestDat
     let loaded = load(db.store(), &keys_of([workspace(0)])).await.workspaces.remove(&workspace(0)).unwrap();
     assert_eq!(loaded.credits.current, current);
     assert_eq!(loaded.grants, std::slice::from_ref(&grant));
-    let seen = &loaded.features[&feature.feature_code];
+    let seen = loaded.features.get(&feature.feature_code).unwrap();
     assert_eq!((seen.used_this_month, seen.limit_fired), (feature.used_this_month, true));
-    assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), Some(loaded));
+    assert_eq!(db.store().workspace(workspace(0)).await.unwrap(), Some(*loaded));
     assert_eq!(db.store().audit(10).await.unwrap(), []);
     let none = "update workspace_credits set current_grant_remaining = 0 where current_grant_id is not null";
     assert!(db.execute(none).await.is_err(), "a grant with nothing remaining is not current");

@@ -103,7 +103,7 @@ impl Store for FaultyStore {
         Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, plan: Arc::clone(&self.plan) }))
     }
 
-    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         self.inner.states(ids).await
     }
 

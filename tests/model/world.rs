@@ -151,7 +151,9 @@ impl World {
                 }
                 // Whoever knows what was before, and gets the row alone, knows all or that it does not.
                 let mut known = before.get(id).cloned();
-                if known.as_mut().is_some_and(|known| known.catch_up(state.credits.clone())) && known != stored {
+                if known.as_mut().is_some_and(|known| known.catch_up(state.credits.clone()))
+                    && known.as_deref() != stored.as_ref()
+                {
                     return Err(format!("caught up to {known:?}, and stored is {stored:?}"));
                 }
             }

@@ -1,6 +1,5 @@
 //! ProvisionWorkspace: creates a workspace and subscribes it to its first plan.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -86,8 +85,8 @@ impl ProvisionWorkspace {
         };
         let mut effects = work.into_effects();
         effects.plan = Some(plan);
-        for (code, feature) in state.features {
-            effects.features.entry(code).or_insert(feature);
+        for feature in state.features.iter() {
+            effects.features.entry(feature.feature_code.clone()).or_insert_with(|| feature.clone());
         }
         Ok((effects, Receipt::Provisioned(receipt)))
     }
@@ -107,8 +106,6 @@ impl ProvisionWorkspace {
             used_this_month: Credits::ZERO,
             limit_fired: false,
         };
-        let features: BTreeMap<_, _> =
-            self.features.iter().map(|agreement| (agreement.feature_code.clone(), overridden(agreement))).collect();
         WorkspaceState {
             workspace: Workspace {
                 workspace_id,
@@ -136,7 +133,7 @@ impl ProvisionWorkspace {
             },
             plan: Arc::clone(plan),
             pending_plan: None,
-            features,
+            features: self.features.iter().map(overridden).collect(),
             grants: Vec::new(),
         }
     }

@@ -208,7 +208,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn feature_codes(&self) -> Vec<FeatureCode> {
-        self.state.features.keys().chain(self.effects.features.keys()).cloned().collect()
+        self.state.features.codes().chain(self.effects.features.keys()).cloned().collect()
     }
 
     pub(super) fn set_feature(&mut self, feature: WorkspaceFeature) {

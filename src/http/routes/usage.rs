@@ -127,7 +127,7 @@ impl From<&WorkspaceFeature> for FeatureView {
 
 impl From<&WorkspaceState> for FeatureList {
     fn from(state: &WorkspaceState) -> Self {
-        Self { period: state.subscription.period, items: state.features.values().map(FeatureView::from).collect() }
+        Self { period: state.subscription.period, items: state.features.iter().map(FeatureView::from).collect() }
     }
 }
 

@@ -18,9 +18,9 @@ use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
-use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
+use crate::domain::text::{IdempotencyKey, PaymentReference, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
+use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeatures};
 use crate::store::StoreError;
 use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
 
@@ -110,7 +110,7 @@ pub(super) async fn workspaces(
     connection: &mut PgConnection,
     cache: &PlanCache,
     ids: &[Uuid],
-) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
@@ -131,7 +131,7 @@ pub(super) async fn workspaces(
                 Some(key) => Some(plan_of(&plans, &key)?),
                 None => None,
             };
-            let state = WorkspaceState {
+            let mut state = WorkspaceState {
                 workspace: rows::workspace(row)?,
                 credits: rows::workspace_credits(row)?,
                 plan: plan_of(&plans, &(subscription.plan_code.clone(), subscription.plan_version))?,
@@ -140,7 +140,8 @@ pub(super) async fn workspaces(
                 grants: grants.remove(&id).unwrap_or_default(),
                 subscription,
             };
-            Ok((id, state))
+            state.share_texts();
+            Ok((id, Box::new(state)))
         })
         .collect()
 }
@@ -166,14 +167,14 @@ select * from workspace_features_now where workspace_id = any($1::uuid[])";
 async fn features(
     connection: &mut PgConnection,
     ids: &[Uuid],
-) -> Result<HashMap<WorkspaceId, BTreeMap<FeatureCode, WorkspaceFeature>>, StoreError> {
+) -> Result<HashMap<WorkspaceId, WorkspaceFeatures>, StoreError> {
     let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
-    let mut features: HashMap<_, BTreeMap<_, _>> = HashMap::with_capacity(ids.len());
+    let mut features: HashMap<_, Vec<_>> = HashMap::with_capacity(ids.len());
     for row in &rows {
         let feature = rows::feature(row)?;
-        features.entry(feature.workspace_id).or_default().insert(feature.feature_code.clone(), feature);
+        features.entry(feature.workspace_id).or_default().push(feature);
     }
-    Ok(features)
+    Ok(features.into_iter().map(|(id, features)| (id, features.into_iter().collect())).collect())
 }
 
 const OPEN_GRANTS_BY_WORKSPACES: &str = "
@@ -191,6 +192,7 @@ async fn open_grants(
     }
     for of_one in grants.values_mut() {
         of_one.sort_by(Grant::burns_before);
+        of_one.shrink_to_fit();
     }
     Ok(grants)
 }

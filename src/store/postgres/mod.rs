@@ -197,7 +197,7 @@ impl Store for PostgresStore {
         Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
     }
 
-    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         in_time(async {
             let mut held = self.writes.take().await?;

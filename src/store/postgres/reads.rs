@@ -244,7 +244,7 @@ impl Reads for PostgresStore {
             let mut tx = self.reads.begin_with(BEGIN_READING).await.map_err(store_error)?;
             let mut found = workspaces(&mut tx, &self.plans, &[workspace_id.0]).await?;
             tx.commit().await.map_err(store_error)?;
-            Ok(found.remove(&workspace_id))
+            Ok(found.remove(&workspace_id).map(|state| *state))
         })
         .await
     }

@@ -17,8 +17,8 @@ use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
-use crate::domain::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
-use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeature};
+use crate::domain::text::{IdempotencyKey, PaymentReference, PlanCode};
+use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeatures};
 use crate::store::StoreError;
 use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
 
@@ -111,7 +111,7 @@ pub(super) async fn workspaces(
     connection: &mut SqliteConnection,
     cache: &PlanCache,
     ids: &[Uuid],
-) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
@@ -133,7 +133,7 @@ pub(super) async fn workspaces(
                 Some(key) => Some(plan_of(&plans, &key)?),
                 None => None,
             };
-            let state = WorkspaceState {
+            let mut state = WorkspaceState {
                 workspace: rows::workspace(row)?,
                 credits: rows::workspace_credits(row)?,
                 plan: plan_of(&plans, &(subscription.plan_code.clone(), subscription.plan_version))?,
@@ -142,7 +142,8 @@ pub(super) async fn workspaces(
                 grants: grants.remove(&id).unwrap_or_default(),
                 subscription,
             };
-            Ok((id, state))
+            state.share_texts();
+            Ok((id, Box::new(state)))
         })
         .collect()
 }
@@ -172,14 +173,14 @@ cross join workspace_features_now f on f.workspace_id = unhex(k.value ->> 0)";
 async fn features(
     connection: &mut SqliteConnection,
     keys: &str,
-) -> Result<HashMap<WorkspaceId, BTreeMap<FeatureCode, WorkspaceFeature>>, StoreError> {
+) -> Result<HashMap<WorkspaceId, WorkspaceFeatures>, StoreError> {
     let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    let mut features: HashMap<_, BTreeMap<_, _>> = HashMap::new();
+    let mut features: HashMap<_, Vec<_>> = HashMap::new();
     for row in &rows {
         let feature = rows::feature(row)?;
-        features.entry(feature.workspace_id).or_default().insert(feature.feature_code.clone(), feature);
+        features.entry(feature.workspace_id).or_default().push(feature);
     }
-    Ok(features)
+    Ok(features.into_iter().map(|(id, features)| (id, features.into_iter().collect())).collect())
 }
 
 /// As the view `credit_grants_now` says, but through the index of open grants alone.
@@ -205,6 +206,7 @@ async fn open_grants(
     }
     for of_one in grants.values_mut() {
         of_one.sort_by(Grant::burns_before);
+        of_one.shrink_to_fit();
     }
     Ok(grants)
 }

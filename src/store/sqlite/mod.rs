@@ -109,7 +109,7 @@ impl Store for SqliteStore {
         Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
     }
 
-    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, WorkspaceState>, StoreError> {
+    async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         // On the writing connection: every commit makes the others forget the pages that they have read.
         in_time(async {

@@ -242,7 +242,7 @@ impl Reads for SqliteStore {
             let mut tx = self.readers.begin_with(BEGIN_READING).await.map_err(store_error)?;
             let mut found = workspaces(&mut tx, &self.plans, &[workspace_id.0]).await?;
             tx.commit().await.map_err(store_error)?;
-            Ok(found.remove(&workspace_id))
+            Ok(found.remove(&workspace_id).map(|state| *state))
         })
         .await
     }

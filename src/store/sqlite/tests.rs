@@ -47,15 +47,14 @@ fn state(workspace_id: WorkspaceId) -> WorkspaceState {
     let plan = Arc::new(pro());
     let features = plan.features.iter().map(|(code, terms)| {
         let overrides = FeatureOverrides { enabled: Some(true), unit_price: None, limit: Some(Credits::whole(9)) };
-        let feature = WorkspaceFeature {
+        WorkspaceFeature {
             workspace_id,
             feature_code: code.clone(),
             plan_terms: *terms,
             overrides,
             used_this_month: Credits::ZERO,
             limit_fired: true,
-        };
-        (code.clone(), feature)
+        }
     });
     WorkspaceState {
         workspace: Workspace {
@@ -107,7 +106,7 @@ fn provisioning(state: &WorkspaceState) -> ChangeSet {
         workspaces: vec![state.workspace.clone()],
         credits: inserted(vec![state.credits.clone()]),
         subscriptions: Rows { inserted: vec![state.subscription.clone()], updated: Vec::new() },
-        features: Rows { inserted: state.features.values().cloned().collect(), updated: Vec::new() },
+        features: Rows { inserted: state.features.iter().cloned().collect(), updated: Vec::new() },
         grants: Rows { inserted: state.grants.clone(), updated: Vec::new() },
         ..ChangeSet::default()
     }

@@ -7,7 +7,7 @@ use crate::domain::plan::tests::pro;
 use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
 use crate::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
 use crate::domain::tests::World;
-use crate::domain::text::PlanCode;
+use crate::domain::text::{FeatureCode, PlanCode};
 
 use Effective::{Immediate, PeriodEnd};
 
@@ -171,10 +171,11 @@ fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
     use crate::domain::workspace::FeatureOverrides;
     let mut world = world();
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
-    let render = state.features.get_mut("render").unwrap();
+    let render_code = FeatureCode::new("render").unwrap();
+    let render = state.features.get_mut(&render_code).unwrap();
     render.overrides = FeatureOverrides { unit_price: Some(Credits::whole(9)), ..FeatureOverrides::default() };
     world.change("scale", Immediate, CreditPolicy::None).accepted();
-    assert_eq!(world.state().features["render"].terms().unit_price, Some(Credits::whole(9)));
+    assert_eq!(world.state().features.get(&render_code).unwrap().terms().unit_price, Some(Credits::whole(9)));
 }
 
 #[test]
