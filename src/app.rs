@@ -278,6 +278,7 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, handover: &Handover) ->
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
+        memory_bytes: usize::from(config.engine.memory_mb) << 20,
         max_clock_ahead: Some(MAX_CLOCK_AHEAD),
     };
     let signal: Arc<dyn CommitSignal> = Arc::new(handover.clone());

@@ -277,6 +277,7 @@ fn an_envelope_passes_its_schema_with_and_without_its_optional_fields() {
         traceparent: None,
         metadata: None,
         data: r#"{"threshold_credits":"1","available_credits":"0"}"#.into(),
+        previous: None,
     };
     assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
     record.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());

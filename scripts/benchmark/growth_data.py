@@ -20,9 +20,12 @@ CHUNKS = 20  # for progress, and so that no transaction is huge
 BATCH_EVENTS = 500  # of one published batch
 
 # A time-ordered id (UUIDv7) of deduction `r.n`: `kind` tells the ids of one deduction apart.
-ID = """(lpad(to_hex(floor(extract(epoch from r.at) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(r.n % 4096), 3, '0')
-    || '8{kind}' || lpad(to_hex(r.n), 14, '0'))::uuid"""
-COMMAND_ID, EVENT_ID = ID.format(kind="a"), ID.format(kind="b")
+ID = """(lpad(to_hex(floor(extract(epoch from {at}) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex({n} % 4096), 3, '0')
+    || '8{kind}' || lpad(to_hex({n}), 14, '0'))::uuid"""
+COMMAND_ID, EVENT_ID = (ID.format(kind=kind, n="r.n", at="r.at") for kind in "ab")
+# The ids of the deduction of the same workspace before it.
+BEFORE = "case when r.k = 1 then w.{last} else {id} end"
+COMMAND_BEFORE, EVENT_BEFORE = (ID.format(kind=kind, n="r.n_before", at="r.at_before") for kind in "ab")
 
 # w: the workspace as it was (see WORKSPACES); r: the deduction, the k-th of its workspace; t: the pattern.
 COLUMNS = {
@@ -30,22 +33,22 @@ COLUMNS = {
         "workspace_id": "w.workspace_id",
         "idempotency_key": "'load-' || to_hex(r.n) || '-' || substr(md5(r.n::text), 1, 16)",
         "command_id": COMMAND_ID, "received_at": "r.at", "recorded_at": "r.at",
-        "seq": "w.command_seq + r.k", "entry_seq": "w.entry_seq + r.k", "usage_seq": "w.usage_seq + r.k",
-        "event_seq": "w.event_seq + r.k", "outbox_seq": "w.partition_seq + (r.k - 1) * w.in_partition + w.place",
+        "seq": "w.command_seq + r.k",
     },
     "usage_logs": {
         "workspace_id": "w.workspace_id", "seq": "w.usage_seq + r.k", "command_id": COMMAND_ID, "occurred_at": "r.at",
-        "recorded_at": "r.at",
+        "recorded_at": "r.at", "previous_command_id": BEFORE.format(last="last_usage_command_id", id=COMMAND_BEFORE),
     },
     "credit_entries": {
         "workspace_id": "w.workspace_id", "seq": "w.entry_seq + r.k", "command_id": COMMAND_ID, "grant_id": "w.grant_id",
         "balance_after": "w.current_credits - r.k * t.amount", "recorded_at": "r.at", "effective_at": "r.at",
+        "previous_command_id": BEFORE.format(last="last_entry_command_id", id=COMMAND_BEFORE),
     },
     "event_outbox": {
         "partition": "w.partition", "event_id": EVENT_ID,
         "seq": "w.partition_seq + (r.k - 1) * w.in_partition + w.place",
         "workspace_id": "w.workspace_id", "workspace_seq": "w.event_seq + r.k", "occurred_at": "r.at",
-        "causation_id": COMMAND_ID,
+        "causation_id": COMMAND_ID, "previous_event_id": BEFORE.format(last="last_event_id", id=EVENT_BEFORE),
     },
 }
 
@@ -55,6 +58,7 @@ create schema load;
 create table load.workspaces as
 select row_number() over (order by w.workspace_id) as number, w.workspace_id, w.partition, g.grant_id,
     p.seq as partition_seq, c.current_credits, c.command_seq, c.entry_seq, c.usage_seq, c.event_seq,
+    c.last_usage_command_id, c.last_entry_command_id, c.last_event_id,
     row_number() over (partition by w.partition order by w.workspace_id) as place,
     count(*) over (partition by w.partition) as in_partition
 from (select * from workspaces order by workspace_id limit {workspaces}) w
@@ -81,20 +85,30 @@ insert into {table} ({names})
 select {values}
 from (
     select n, (n - 1) / {workspaces} + 1 as k, (n - 1) % {workspaces} + 1 as number,
-        (select at from load.begin) + n * interval '1 microsecond' as at
+        (select at from load.begin) + n * interval '1 microsecond' as at, n - {workspaces} as n_before,
+        (select at from load.begin) + (n - {workspaces}) * interval '1 microsecond' as at_before
     from generate_series({first}::bigint, {last}::bigint) n
 ) r
 join load.workspaces w on w.number = r.number
 cross join load.{table} t"""
 
 MOVE_ALONG = """
-with moved as (select w.workspace_id, w.grant_id, {each} as rows, {each} * u.credits as credits, u.feature_code
-    from load.workspaces w cross join load.usage_logs u),
+with moved as (
+    select w.workspace_id, w.grant_id, {each} as rows, {each} * u.credits as credits, u.feature_code,
+        {command_id} as command_id, {event_id} as event_id
+    from (
+        select w.*, n, (select at from load.begin) + n * interval '1 microsecond' as at
+        from load.workspaces w cross join lateral (select ({each} - 1) * {workspaces} + w.number as n) l
+    ) r
+    join load.workspaces w on w.number = r.number
+    cross join load.usage_logs u
+),
 credits as (
     update workspace_credits c
     set current_credits = c.current_credits - m.credits, used_this_month = c.used_this_month + m.credits,
         command_seq = c.command_seq + m.rows, entry_seq = c.entry_seq + m.rows, usage_seq = c.usage_seq + m.rows,
-        event_seq = c.event_seq + m.rows,
+        event_seq = c.event_seq + m.rows, last_usage_command_id = m.command_id, last_entry_command_id = m.command_id,
+        last_event_id = m.event_id,
         current_grant_remaining = c.current_grant_remaining
             - case when c.current_grant_id = m.grant_id then m.credits else 0 end,
         current_feature_used = c.current_feature_used
@@ -164,7 +178,8 @@ def fill(url, workspaces, rows_each):
             say(f"{kind} {name} of {table} is back")
         if definitions(session) != put_aside:
             raise Failure("the constraints and indexes are not what they were")
-        session.rows(MOVE_ALONG.format(each=rows_each, batch=BATCH_EVENTS), LOAD_TIMEOUT_S)
+        session.rows(MOVE_ALONG.format(each=rows_each, workspaces=workspaces, batch=BATCH_EVENTS, command_id=COMMAND_ID,
+                                        event_id=EVENT_ID), LOAD_TIMEOUT_S)
         say("balances, grants, heads and batches follow")
         session.rows("vacuum analyze", LOAD_TIMEOUT_S)
         session.rows("checkpoint", LOAD_TIMEOUT_S)

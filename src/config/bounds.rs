@@ -146,6 +146,7 @@ fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config)
     }
     check.range("engine.queue_capacity", engine.queue_capacity, 1..=1_000_000);
     check.range("engine.max_batch", engine.max_batch, 1..=10_000);
+    check.range("engine.memory_mb", engine.memory_mb, 1..=u64::from(u16::MAX));
     check.range("publisher.lease_ttl_ms", publisher.lease_ttl_ms, 1_000..=300_000);
     if let Some(poll_ms) = publisher.poll_ms {
         check.range("publisher.poll_ms", poll_ms, 10..=60_000);

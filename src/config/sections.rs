@@ -114,6 +114,8 @@ pub struct Engine {
     pub queue_capacity: usize,
     /// Commands in one transaction.
     pub max_batch: usize,
+    /// What remembered workspaces may take.
+    pub memory_mb: u16,
 }
 
 /// The task that brings events from the database into Redis.

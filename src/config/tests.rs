@@ -130,6 +130,7 @@ fn every_wrong_value_is_refused_with_its_key_and_its_place() {
         ("engine.lanes", "17"),
         ("engine.queue_capacity", "0"),
         ("engine.max_batch", "0"),
+        ("engine.memory_mb", "0"),
         ("publisher.enabled", "perhaps"),
         ("publisher.lease_ttl_ms", "999"),
         ("publisher.poll_ms", "3334"),

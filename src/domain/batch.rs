@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
+use super::change_set::{ChangeSet, CommandRecord, Rows};
 use super::commands::{Decision, Effects, Envelope, decide};
 use super::current::{Change, Changed};
 use super::event::{EventData, EventRecord};
@@ -18,7 +18,7 @@ use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
 use super::subscription::Pending;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
-use super::workspace::{WorkspaceCredits, WorkspaceFeatures};
+use super::workspace::WorkspaceFeatures;
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
 const MAX_ADVANCES: usize = 36;
@@ -185,7 +185,7 @@ impl<'a> Batch<'a> {
             }
             for (code, change) in &changed.features {
                 let Some(feature) = state.features.get(code) else { continue };
-                put(&mut self.changes.features, *change == Change::Inserted, feature.clone());
+                put(&mut self.changes.features, *change == Change::Inserted, (*workspace_id, feature.clone()));
             }
             for grant in &state.grants {
                 let Some(change) = changed.grants.get(&grant.grant_id) else { continue };
@@ -208,11 +208,10 @@ impl<'a> Batch<'a> {
             written.push((*event_id, data.event_type(), self.events.write(data)?));
         }
         let workspace_id = envelope.workspace_id;
-        let event_count = i16::try_from(written.len()).unwrap_or(i16::MAX);
         let now = effects.now;
         self.apply(workspace_id, effects);
         for (event_id, event_type, data) in written {
-            let (seq, workspace_seq) = self.next_place(workspace_id, event_id);
+            let (seq, workspace_seq, previous) = self.next_place(workspace_id, event_id);
             self.changes.events.push(EventRecord {
                 event_id,
                 event_type,
@@ -227,35 +226,23 @@ impl<'a> Batch<'a> {
                 traceparent: envelope.traceparent.clone(),
                 metadata: envelope.metadata.as_ref().map(super::metadata::Metadata::to_json),
                 data,
+                previous,
             });
         }
-        let place = self.place_of_command(workspace_id, event_count);
-        self.record_command(envelope, place, now, outcome, answer);
+        self.record_command(envelope, now, outcome, answer);
         Ok(())
     }
 
-    /// After everything else of the command has its numbers.
-    fn place_of_command(&mut self, workspace_id: WorkspaceId, event_count: i16) -> CommandPlace {
-        let outbox_seq = self.snapshot.heads.get(&Partition::of(workspace_id)).map_or(0, |head| head.seq);
-        let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return CommandPlace::default() };
-        state.credits.command_seq += 1;
-        let WorkspaceCredits { command_seq: seq, entry_seq, usage_seq, event_seq, .. } = state.credits;
-        CommandPlace { seq, entry_seq, usage_seq, event_seq, outbox_seq, event_count }
-    }
-
-    fn record_command(
-        &mut self,
-        envelope: &Envelope,
-        place: CommandPlace,
-        now: Timestamp,
-        outcome: &str,
-        answer: Rendered,
-    ) {
+    fn record_command(&mut self, envelope: &Envelope, now: Timestamp, outcome: &str, answer: Rendered) {
+        let seq = self.snapshot.workspaces.get_mut(&envelope.workspace_id).map_or(0, |state| {
+            state.credits.command_seq += 1;
+            state.credits.command_seq
+        });
         let record = CommandRecord {
             workspace_id: envelope.workspace_id,
             idempotency_key: envelope.idempotency_key.clone(),
             command_id: envelope.message_id,
-            place,
+            seq,
             command_type: envelope.command.name().to_owned(),
             fingerprint: envelope.fingerprint,
             outcome: outcome.to_owned(),
@@ -273,17 +260,17 @@ impl<'a> Batch<'a> {
         self.changes.commands.push(record);
     }
 
-    /// Gives an event its numbers, in the partition and in the workspace.
-    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64) {
+    /// Gives an event its numbers, in the partition and in the workspace, and the workspace's event before it.
+    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64, Option<EventId>) {
         let partition = Partition::of(workspace_id);
         let head = self.snapshot.heads.entry(partition).or_insert(PartitionHead::empty(partition));
         head.seq += 1;
         head.last_event_id = Some(event_id);
-        let workspace_seq = self.snapshot.workspaces.get_mut(&workspace_id).map_or(0, |state| {
+        let (workspace_seq, previous) = self.snapshot.workspaces.get_mut(&workspace_id).map_or((0, None), |state| {
             state.credits.event_seq += 1;
-            state.credits.event_seq
+            (state.credits.event_seq, state.credits.last.event.replace(event_id))
         });
-        (head.seq, workspace_seq)
+        (head.seq, workspace_seq, previous)
     }
 
     fn apply(&mut self, workspace_id: WorkspaceId, effects: Effects) {

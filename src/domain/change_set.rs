@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::entry::Entry;
 use super::event::EventRecord;
 use super::grant::Grant;
-use super::ids::{CommandId, Partition, SubscriptionId, WorkspaceId};
+use super::ids::{CommandId, SubscriptionId, WorkspaceId};
 use super::metadata::Metadata;
 use super::period::Period;
 use super::snapshot::PartitionHead;
@@ -47,7 +47,7 @@ pub struct ChangeSet {
     pub workspaces: Vec<Workspace>,
     pub credits: Rows<WorkspaceCredits>,
     pub subscriptions: Rows<Subscription>,
-    pub features: Rows<WorkspaceFeature>,
+    pub features: Rows<(WorkspaceId, WorkspaceFeature)>,
     /// Of an updated grant only `remaining`, `held`, `expires_at` and whether it is open change.
     pub grants: Rows<Grant>,
     pub entries: Vec<Entry>,
@@ -77,7 +77,7 @@ impl ChangeSet {
     pub fn moved_credits(&self) -> impl Iterator<Item = (&WorkspaceCredits, Option<i64>)> {
         let mut before = HashMap::with_capacity(self.credits.updated.len());
         for command in &self.commands {
-            before.entry(command.workspace_id).or_insert(command.place.seq - 1);
+            before.entry(command.workspace_id).or_insert(command.seq - 1);
         }
         self.credits.updated.iter().map(move |credits| (credits, before.get(&credits.workspace_id).copied()))
     }
@@ -91,16 +91,12 @@ impl ChangeSet {
         self.heads.iter().map(move |head| (head, added.get(&head.partition).copied().unwrap_or_default()))
     }
 
-    /// Moves the events, and where their commands say that they are, behind those that others have written
-    /// to their partitions meanwhile.
+    /// Moves the events behind those that others have written to their partitions meanwhile.
     pub fn follow(&mut self, written: &[PartitionHead]) {
         let ahead: BTreeMap<_, _> =
             self.heads.iter().zip(written).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
         if ahead.values().any(|by| *by != 0) {
             let ahead = |partition| ahead.get(&partition).copied().unwrap_or_default();
-            for command in &mut self.commands {
-                command.place.outbox_seq += ahead(Partition::of(command.workspace_id));
-            }
             for event in &mut self.events {
                 event.seq += ahead(event.partition);
             }
@@ -115,7 +111,8 @@ pub struct CommandRecord {
     pub workspace_id: WorkspaceId,
     pub idempotency_key: IdempotencyKey,
     pub command_id: CommandId,
-    pub place: CommandPlace,
+    /// Gap-free within the workspace, from 1.
+    pub seq: i64,
     /// The command's name, such as `DeductCredits`.
     pub command_type: String,
     /// SHA-256 over the command's name and its canonical body.
@@ -131,22 +128,6 @@ pub struct CommandRecord {
     pub metadata: Option<Metadata>,
     pub received_at: Timestamp,
     pub recorded_at: Timestamp,
-}
-
-/// Where a command stands in its workspace's history, which is found by it: entries and usage logs are
-/// kept by their command, events by their partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CommandPlace {
-    /// Gap-free within the workspace, from 1.
-    pub seq: i64,
-    /// The workspace's last numbers when the command was done: its own rows are those after the numbers
-    /// of the command before it.
-    pub entry_seq: i64,
-    pub usage_seq: i64,
-    pub event_seq: i64,
-    /// The partition's last number when the command was done; its own events are the last ones up to it.
-    pub outbox_seq: i64,
-    pub event_count: i16,
 }
 
 /// A period that began: there is one per subscription and start.

@@ -75,6 +75,8 @@ pub struct Entry {
     pub recorded_at: Timestamp,
     /// When it counts: the boundary of a period that was caught up later, or when something was used.
     pub effective_at: Timestamp,
+    /// The command of the workspace's entry before this one.
+    pub previous: Option<CommandId>,
 }
 
 impl Entry {

@@ -316,6 +316,8 @@ pub struct EventRecord {
     pub metadata: Option<String>,
     /// JSON, as one of the types above wrote it.
     pub data: String,
+    /// The workspace's event before this one.
+    pub previous: Option<EventId>,
 }
 
 /// An event as it goes out: in a stream's entry, and from the API.

@@ -90,11 +90,11 @@ impl PartitionHead {
 }
 
 impl WorkspaceState {
-    /// Takes the plan's own texts for what it names: states are remembered by the ten thousand, and those of
-    /// one plan share them then.
-    pub fn share_texts(&mut self) {
+    /// Shares what it has in common with all workspaces of its plan, given the features that these begin with:
+    /// states are remembered by the ten thousand.
+    pub fn share(&mut self, of_plan: &WorkspaceFeatures) {
         self.subscription.plan_code = self.plan.plan_code.clone();
-        self.features.share_codes(&self.plan);
+        self.features.share(of_plan);
         if let Some(current) = &mut self.credits.current.feature
             && let Some(feature) = self.features.get(&current.feature_code)
         {

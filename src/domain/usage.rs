@@ -20,4 +20,6 @@ pub struct UsageLog {
     pub occurred_at: Timestamp,
     pub recorded_at: Timestamp,
     pub metadata: Option<Metadata>,
+    /// The command of the workspace's usage log before this one.
+    pub previous: Option<CommandId>,
 }

@@ -1,9 +1,11 @@
 //! A workspace and the caches of what it owns and used.
 
+use std::sync::Arc;
+
 use chrono_tz::Tz;
 
 use super::credits::Credits;
-use super::ids::{GrantId, Partition, WorkspaceId};
+use super::ids::{CommandId, EventId, GrantId, Partition, WorkspaceId};
 use super::plan::{FeatureTerms, PlanVersion, UsageLimit};
 use super::text::{FeatureCode, Label};
 use super::time::Timestamp;
@@ -65,6 +67,17 @@ pub struct WorkspaceCredits {
     pub updated_at: Timestamp,
     /// What the last deductions moved, kept in this row.
     pub current: Current,
+    pub last: LastRows,
+}
+
+/// Where the workspace's history is found: its last rows, each of which names the one before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastRows {
+    /// The command of the last usage log.
+    pub usage_log: Option<CommandId>,
+    /// The command of the last ledger entry.
+    pub entry: Option<CommandId>,
+    pub event: Option<EventId>,
 }
 
 /// The grant and the feature whose figures are kept in the row of the workspace, and not in their own
@@ -114,6 +127,7 @@ impl WorkspaceCredits {
             window_used: Credits::ZERO,
             updated_at: at,
             current: Current::default(),
+            last: LastRows::default(),
         }
     }
 }
@@ -121,7 +135,6 @@ impl WorkspaceCredits {
 /// What a workspace may do with one feature, and what it did with it in this period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceFeature {
-    pub workspace_id: WorkspaceId,
     pub feature_code: FeatureCode,
     /// The terms of the plan; not enabled when the plan does not name the feature.
     pub plan_terms: FeatureTerms,
@@ -132,54 +145,61 @@ pub struct WorkspaceFeature {
     pub limit_fired: bool,
 }
 
-/// The features of a workspace, by code. A sorted list: most workspaces have a handful, and are remembered by
-/// the ten thousand, where the smallest tree has room for eleven each.
+/// The features of a workspace, by code. States are remembered by the ten thousand: what workspaces of one plan
+/// have in common, which is every feature that is not used yet, they can share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WorkspaceFeatures(Vec<WorkspaceFeature>);
+pub struct WorkspaceFeatures(Vec<Arc<WorkspaceFeature>>);
 
 impl WorkspaceFeatures {
+    /// Those of a workspace that has just subscribed to the plan.
+    #[must_use]
+    pub fn of_plan(plan: &PlanVersion) -> Self {
+        plan.features.iter().map(|(code, terms)| WorkspaceFeature::new(code.clone(), *terms)).collect()
+    }
+
     #[must_use]
     pub fn get(&self, code: &FeatureCode) -> Option<&WorkspaceFeature> {
-        self.place(code).ok().and_then(|place| self.0.get(place))
+        self.place(code).ok().and_then(|place| self.0.get(place)).map(Arc::as_ref)
     }
 
     pub fn get_mut(&mut self, code: &FeatureCode) -> Option<&mut WorkspaceFeature> {
-        self.place(code).ok().and_then(|place| self.0.get_mut(place))
+        self.place(code).ok().and_then(|place| self.0.get_mut(place)).map(Arc::make_mut)
     }
 
     /// Takes the place of the one with its code, if there is one.
     pub fn put(&mut self, feature: WorkspaceFeature) {
         match self.place(&feature.feature_code) {
-            Ok(place) => self.0[place] = feature,
-            Err(place) => self.0.insert(place, feature),
+            Ok(place) => *Arc::make_mut(&mut self.0[place]) = feature,
+            Err(place) => self.0.insert(place, Arc::new(feature)),
         }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &WorkspaceFeature> + Clone {
-        self.0.iter()
+        self.0.iter().map(Arc::as_ref)
     }
 
     pub fn codes(&self) -> impl Iterator<Item = &FeatureCode> + Clone {
-        self.0.iter().map(|feature| &feature.feature_code)
+        self.iter().map(|feature| &feature.feature_code)
     }
 
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Names the features with the plan's texts, where it has them, so that all workspaces share these.
-    pub(super) fn share_codes(&mut self, plan: &PlanVersion) {
-        for feature in &mut self.0 {
-            if let Some((code, _)) = plan.features.get_key_value(&feature.feature_code) {
-                feature.feature_code = code.clone();
+    /// Shares with the others those that are equal, and the codes of all that they have as well.
+    pub(super) fn share(&mut self, others: &Self) {
+        for own in &mut self.0 {
+            let Ok(place) = others.place(&own.feature_code) else { continue };
+            let other = &others.0[place];
+            if own == other {
+                *own = Arc::clone(other);
+            } else {
+                Arc::make_mut(own).feature_code = other.feature_code.clone();
             }
         }
+    }
+
+    /// How much memory they take, about, without those that are shared.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let own = self.0.iter().filter(|feature| Arc::strong_count(feature) == 1).count();
+        self.0.len() * size_of::<Arc<WorkspaceFeature>>() + own * size_of::<WorkspaceFeature>()
     }
 
     fn place(&self, code: &FeatureCode) -> Result<usize, usize> {
@@ -189,7 +209,7 @@ impl WorkspaceFeatures {
 
 impl FromIterator<WorkspaceFeature> for WorkspaceFeatures {
     fn from_iter<I: IntoIterator<Item = WorkspaceFeature>>(features: I) -> Self {
-        let mut features: Vec<_> = features.into_iter().collect();
+        let mut features: Vec<_> = features.into_iter().map(Arc::new).collect();
         features.sort_by(|one, other| one.feature_code.cmp(&other.feature_code));
         features.shrink_to_fit();
         Self(features)
@@ -206,6 +226,13 @@ pub struct FeatureOverrides {
 }
 
 impl WorkspaceFeature {
+    /// One that is not used yet.
+    #[must_use]
+    pub fn new(feature_code: FeatureCode, plan_terms: FeatureTerms) -> Self {
+        let overrides = FeatureOverrides::default();
+        Self { feature_code, plan_terms, overrides, used_this_month: Credits::ZERO, limit_fired: false }
+    }
+
     /// The terms in force: the plan's, with this workspace's overrides.
     #[must_use]
     pub fn terms(&self) -> FeatureTerms {

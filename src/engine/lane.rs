@@ -26,7 +26,7 @@ use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;
-use crate::domain::ids::Partition;
+use crate::domain::ids::{PARTITIONS, Partition};
 use crate::domain::snapshot::{KeySet, Snapshot};
 use crate::domain::time::Timestamp;
 use crate::store::StoreError;
@@ -102,7 +102,7 @@ impl Lane {
             max_clock_ahead,
             stopping,
             stuck: Stuck::default(),
-            memory: Memory::default(),
+            memory: Memory::new(config.memory_bytes / usize::from(PARTITIONS)),
         }
     }
 

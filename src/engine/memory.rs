@@ -17,14 +17,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use hashlink::LinkedHashMap;
+
+use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::WorkspaceCredits;
 
-/// How many rows (features and grants count too) the states of one partition may have. A workspace of a
-/// plan with five features has seven, and takes about two kilobytes: sixteen partitions hold 28,000.
-const MAX_ROWS_PER_PARTITION: usize = 12_288;
+/// What a state takes besides its rows, about: its place in a table that grows by doubling, and texts of its own.
+const BYTES_BESIDES: usize = 128;
 
 /// How long a partition's workspaces are asked for first after another replica wrote to it.
 const SHARED_FOR: Duration = Duration::from_secs(1);
@@ -42,8 +44,10 @@ const REMEMBERED_WHEN_IDLE: Duration = Duration::from_secs(5);
 /// set since, but the time that has passed is told by one that cannot be.
 const CLOCK_TRUSTED_FOR: Duration = Duration::from_mins(1);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Memory {
+    /// How much the states of one partition may take, about.
+    partition_bytes: usize,
     partitions: BTreeMap<Partition, Remembered>,
     /// The database's clock as it was last read, and when.
     clock: Option<(Timestamp, Instant)>,
@@ -54,16 +58,16 @@ pub(super) struct Memory {
     lock_first_until: Option<Instant>,
 }
 
-/// One partition as it was last seen. What is asked for moves from the old half to the young one; when
-/// that is full it becomes the old one, and what nobody asked for meanwhile is forgotten.
+/// One partition as it was last seen. When its states take too much, those are forgotten that nobody has asked
+/// for the longest.
 #[derive(Debug)]
 struct Remembered {
     head: PartitionHead,
     /// The version from which on nobody else has written, as far as the versions told.
     own_since: i64,
-    young: HashMap<WorkspaceId, Seen>,
-    old: HashMap<WorkspaceId, Seen>,
-    young_rows: usize,
+    /// Those that were asked for last come last.
+    states: LinkedHashMap<WorkspaceId, Seen>,
+    bytes: usize,
     /// When its version was last checked.
     checked_at: Instant,
     shared_until: Option<Instant>,
@@ -74,6 +78,8 @@ struct Remembered {
 struct Seen {
     state: Box<WorkspaceState>,
     version: i64,
+    /// How much memory it takes, about.
+    bytes: usize,
 }
 
 const UNSURE: i64 = i64::MIN;
@@ -88,6 +94,18 @@ pub(super) struct ToRead {
 }
 
 impl Memory {
+    /// One whose states take about so many bytes for each partition.
+    pub(super) fn new(partition_bytes: usize) -> Self {
+        Self {
+            partition_bytes,
+            partitions: BTreeMap::new(),
+            clock: None,
+            was_refused: false,
+            refusals: 0,
+            lock_first_until: None,
+        }
+    }
+
     /// What is to be read before the keys can be answered. None when locks must be taken first: a
     /// partition is not remembered, writes without locks were refused lately, or the keys ask for more
     /// than states.
@@ -160,7 +178,7 @@ impl Memory {
 
     /// Forgets everything: what became of the last write is not known, or who answers now.
     pub(super) fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.partition_bytes);
     }
 
     /// A write was refused. Whether somebody else came before it is seen when the heads are locked next.
@@ -222,7 +240,7 @@ impl Memory {
         for (id, state) in snapshot.workspaces {
             if let Some(remembered) = self.partitions.get_mut(&Partition::of(id)) {
                 let version = remembered.head.version;
-                remembered.put(id, Seen { state, version });
+                remembered.put(id, state, version, self.partition_bytes);
             }
         }
     }
@@ -252,22 +270,22 @@ impl Memory {
             let Some(remembered) = self.partitions.get_mut(&partition) else { continue };
             let is_sure = own.contains(&partition) || written.contains(&id);
             let version = if is_sure { remembered.head.version } else { UNSURE };
-            remembered.put(id, Seen { state, version });
+            remembered.put(id, state, version, self.partition_bytes);
         }
     }
 }
 
 impl Remembered {
     fn new(head: PartitionHead, now: Instant) -> Self {
-        let (young, old) = (HashMap::new(), HashMap::new());
-        Self { head, own_since: head.version, young, old, young_rows: 0, checked_at: now, shared_until: None }
+        let states = LinkedHashMap::new();
+        Self { head, own_since: head.version, states, bytes: 0, checked_at: now, shared_until: None }
     }
 
     /// Somebody else has written to the partition. One that has gone back is that of another database: one
     /// that took over and lost the last writes.
     fn share(&mut self, head: PartitionHead, now: Instant) {
         if head.version < self.head.version {
-            (self.young, self.old, self.young_rows) = (HashMap::new(), HashMap::new(), 0);
+            (self.states, self.bytes) = (LinkedHashMap::new(), 0);
         }
         (self.head, self.own_since, self.checked_at) = (head, head.version, now);
         self.shared_until = Some(now + SHARED_FOR);
@@ -283,31 +301,33 @@ impl Remembered {
     }
 
     fn get(&self, id: WorkspaceId) -> Option<&Seen> {
-        self.young.get(&id).or_else(|| self.old.get(&id))
+        self.states.get(&id)
     }
 
     fn get_mut(&mut self, id: WorkspaceId) -> Option<&mut Seen> {
-        self.young.get_mut(&id).or_else(|| self.old.get_mut(&id))
+        self.states.get_mut(&id)
     }
 
     fn take(&mut self, id: WorkspaceId) -> Option<Seen> {
-        let young = self.young.remove(&id);
-        self.young_rows -= young.as_ref().map_or(0, rows);
-        young.or_else(|| self.old.remove(&id))
+        let seen = self.states.remove(&id)?;
+        self.bytes -= seen.bytes;
+        Some(seen)
     }
 
-    fn put(&mut self, id: WorkspaceId, seen: Seen) {
+    fn put(&mut self, id: WorkspaceId, state: Box<WorkspaceState>, version: i64, max_bytes: usize) {
         self.take(id);
-        let rows = rows(&seen);
-        if self.young_rows + rows > MAX_ROWS_PER_PARTITION / 2 {
-            self.old = std::mem::take(&mut self.young);
-            self.young_rows = 0;
+        let bytes = bytes(&state);
+        while self.bytes + bytes > max_bytes
+            && let Some((_, oldest)) = self.states.pop_front()
+        {
+            self.bytes -= oldest.bytes;
         }
-        self.young_rows += rows;
-        self.young.insert(id, seen);
+        self.bytes += bytes;
+        self.states.insert(id, Seen { state, version, bytes });
     }
 }
 
-fn rows(seen: &Seen) -> usize {
-    1 + seen.state.features.len() + seen.state.grants.len()
+/// How much memory a state takes, about.
+fn bytes(state: &WorkspaceState) -> usize {
+    size_of::<WorkspaceState>() + state.features.bytes() + state.grants.len() * size_of::<Grant>() + BYTES_BESIDES
 }

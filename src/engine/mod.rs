@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub queue_capacity: usize,
     /// How many commands one transaction may hold.
     pub max_batch: usize,
+    /// How much memory the states of workspaces may take that the lanes remember, about.
+    pub memory_bytes: usize,
     /// How far this machine's clock may be ahead of the database's. Time never runs backwards within a
     /// workspace, so a command from a clock that is far ahead would take the workspace along for good.
     pub max_clock_ahead: Option<Duration>,

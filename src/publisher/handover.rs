@@ -171,6 +171,7 @@ mod tests {
             traceparent: None,
             metadata: None,
             data: "x".repeat(bytes),
+            previous: None,
         }
     }
 

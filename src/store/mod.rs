@@ -100,10 +100,10 @@ pub trait Reads: Send + Sync {
     /// The current state of one workspace, read without locks in one consistent view.
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
-    /// Usage logs, newest first. A page looks through at most [`views::PAGE_SCAN_COMMANDS`] commands.
+    /// Usage logs, newest first. A page looks through at most [`views::PAGE_WALK`] rows.
     async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError>;
 
-    /// Ledger entries, newest first. A page looks through at most [`views::PAGE_SCAN_COMMANDS`] commands.
+    /// Ledger entries, newest first. A page looks through at most [`views::PAGE_WALK`] rows.
     async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError>;
 
     /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.

@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::PlanCode;
+use crate::domain::workspace::WorkspaceFeatures;
 use crate::store::StoreError;
 
 /// How many versions are kept in memory: far more than an operator defines; reaching it only costs
@@ -18,7 +20,14 @@ pub(super) type PlanKey = (PlanCode, i32);
 
 /// The versions that were read so far.
 #[derive(Debug, Default)]
-pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Arc<PlanVersion>>>);
+pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Known>>);
+
+/// A version, and the features that a workspace of it begins with.
+#[derive(Debug)]
+struct Known {
+    plan: Arc<PlanVersion>,
+    features: WorkspaceFeatures,
+}
 
 impl PlanCache {
     /// What is known of these, and the keys that are not.
@@ -31,8 +40,8 @@ impl PlanCache {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
             match known.get(key) {
-                Some(plan) => {
-                    found.insert(key.clone(), Arc::clone(plan));
+                Some(known) => {
+                    found.insert(key.clone(), Arc::clone(&known.plan));
                 }
                 None => missing.push(key),
             }
@@ -52,10 +61,20 @@ impl PlanCache {
         }
         for plan in read {
             let key = (plan.plan_code.clone(), plan.version);
-            known.insert(key.clone(), Arc::clone(&plan));
+            let features = WorkspaceFeatures::of_plan(&plan);
+            known.insert(key.clone(), Known { plan: Arc::clone(&plan), features });
             found.insert(key, plan);
         }
         found
+    }
+
+    /// Lets a state that was read share what all workspaces of its plan have in common.
+    pub(super) fn share(&self, state: &mut WorkspaceState) {
+        let key = (state.plan.plan_code.clone(), state.plan.version);
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(&key) {
+            state.share(&known.features);
+        }
     }
 }
 

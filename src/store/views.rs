@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -22,9 +21,9 @@ pub struct HistoryQuery {
     pub limit: u32,
 }
 
-/// How many commands of a workspace's history one page looks through. A feature that is rare in a long
-/// history is found over several pages, each of which takes a few milliseconds.
-pub const PAGE_SCAN_COMMANDS: i64 = 2_000;
+/// How many rows of a workspace's history one page looks through. A feature that is rare in a long history is
+/// found over several pages, each of which takes a few milliseconds.
+pub const PAGE_WALK: i64 = 2_000;
 
 /// Some of a workspace's history, newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,25 +34,16 @@ pub struct Page<T> {
     pub next_before_seq: Option<i64>,
 }
 
-/// The commands that a page may come from, by their numbers; empty when `first` is behind `last`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CommandRange {
-    /// No earlier one is looked at for this page.
-    pub(super) first: i64,
-    pub(super) last: i64,
-    /// Where the next page goes on, if `first` leaves some that are in the range.
-    pub(super) next_before_seq: Option<i64>,
-}
-
 impl<T> Page<T> {
-    /// From the rows that match among those that were looked at: up to one more than the limit.
-    pub(super) fn of(mut rows: Vec<T>, limit: u32, range: CommandRange, seq: impl Fn(&T) -> i64) -> Self {
+    /// From the rows that match among those that were looked at: up to one more than the limit, and none is left
+    /// unless the look ended at the row with the number `looked_to`.
+    pub(super) fn of(mut rows: Vec<T>, limit: u32, looked_to: Option<i64>, seq: impl Fn(&T) -> i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let next_before_seq = if rows.len() > limit {
             rows.truncate(limit);
             rows.last().map(seq)
         } else {
-            range.next_before_seq
+            looked_to.filter(|seq| *seq > 1)
         };
         Self { rows, next_before_seq }
     }
@@ -67,34 +57,6 @@ pub enum EventQuery {
     /// Of all workspaces: after the given number of each partition, at most `limit` per partition,
     /// ordered by partition and `seq`.
     OfAll { after: Vec<EventPosition>, limit: u32 },
-}
-
-/// Events of one workspace, gathered over as many looks as it takes: one look goes through a bounded number
-/// of commands, and finds an event at least if there is one.
-pub(super) struct Gathered {
-    after: i64,
-    limit: usize,
-    events: Vec<EventRecord>,
-}
-
-impl Gathered {
-    pub(super) fn new(after: i64, limit: u32) -> Self {
-        Self { after, limit: usize::try_from(limit).unwrap_or(usize::MAX), events: Vec::new() }
-    }
-
-    /// After which number to look next, and for how many.
-    pub(super) fn wanted(&self) -> (i64, i64) {
-        let after = self.events.last().map_or(self.after, |event| event.workspace_seq);
-        (after, i64::try_from(self.limit.saturating_sub(self.events.len())).unwrap_or(i64::MAX))
-    }
-
-    /// Takes what one look found, with the number of the workspace's last event, if it found any. Gives
-    /// all of it back when there is no more to look for.
-    pub(super) fn add(mut self, found: Vec<EventRecord>, last: Option<i64>) -> Result<Vec<EventRecord>, Self> {
-        self.events.extend(found);
-        let reached = self.events.last().map(|event| event.workspace_seq);
-        if self.events.len() >= self.limit || last.is_none() || reached >= last { Ok(self.events) } else { Err(self) }
-    }
 }
 
 /// A place in a partition's sequence of events.
@@ -192,12 +154,11 @@ mod tests {
 
     #[test]
     fn a_page_goes_on_behind_its_last_row_or_behind_what_it_looked_at() {
-        let page = |rows: &[i64], range| Page::of(rows.to_vec(), 2, range, |seq| *seq);
-        let whole = CommandRange { first: 1, last: 9, next_before_seq: None };
-        assert_eq!(page(&[9, 8, 7], whole), Page { rows: vec![9, 8], next_before_seq: Some(8) });
-        assert_eq!(page(&[2, 1], whole), Page { rows: vec![2, 1], next_before_seq: None });
-        let cut_short = CommandRange { first: 4, last: 9, next_before_seq: Some(4) };
-        assert_eq!(page(&[9, 8, 7], cut_short), Page { rows: vec![9, 8], next_before_seq: Some(8) });
-        assert_eq!(page(&[], cut_short), Page { rows: vec![], next_before_seq: Some(4) });
+        let page = |rows: &[i64], looked_to| Page::of(rows.to_vec(), 2, looked_to, |seq| *seq);
+        assert_eq!(page(&[9, 8, 7], None), Page { rows: vec![9, 8], next_before_seq: Some(8) });
+        assert_eq!(page(&[2, 1], None), Page { rows: vec![2, 1], next_before_seq: None });
+        assert_eq!(page(&[9, 8, 7], Some(4)), Page { rows: vec![9, 8], next_before_seq: Some(8) });
+        assert_eq!(page(&[], Some(4)), Page { rows: vec![], next_before_seq: Some(4) });
+        assert_eq!(page(&[1], Some(1)), Page { rows: vec![1], next_before_seq: None });
     }
 }

@@ -186,6 +186,7 @@ mod tests {
             traceparent: None,
             metadata: None,
             data: format!("\"{}\"", "x".repeat(bytes)),
+            previous: None,
         }
     }
 

@@ -60,6 +60,7 @@ pub async fn a_missing_usage_log_is_found(db: &impl TestDatabase) {
             "used-is-sum-of-usage-logs",
             "feature-is-sum-of-usage-logs",
             "deduction-has-one-usage-log",
+            "row-names-the-one-before",
             "usage-seq-has-no-gap"
         ]
     );
@@ -81,7 +82,10 @@ pub async fn a_gap_in_the_ledger_is_found(db: &impl TestDatabase) {
 pub async fn a_missing_event_is_found(db: &impl TestDatabase) {
     let fault = "delete from event_outbox where event_type = 'CreditConsumed' and workspace_seq = 2";
     let found = found_after(db, fault).await;
-    assert_eq!(found, ["deduction-has-event", "workspace-seq-has-no-gap", "partition-seq-has-no-gap"]);
+    assert_eq!(
+        found,
+        ["deduction-has-event", "row-names-the-one-before", "workspace-seq-has-no-gap", "partition-seq-has-no-gap"]
+    );
 }
 
 pub async fn a_changed_grant_is_found(db: &impl TestDatabase) {
@@ -110,7 +114,7 @@ pub async fn a_second_event_of_one_deduction_is_found(db: &impl TestDatabase) {
             select o.causation_id from event_outbox o where o.event_type = 'CreditConsumed' and o.workspace_seq = 2
         ) where event_type = 'CreditConsumed' and workspace_seq = 3";
     let found = found_after(db, fault).await;
-    assert_eq!(found, ["deduction-has-event", "row-is-found-by-its-command"]);
+    assert_eq!(found, ["deduction-has-event"]);
 }
 
 pub async fn an_entry_that_names_a_foreign_grant_is_found(db: &impl TestDatabase) {
@@ -126,20 +130,35 @@ pub async fn a_command_of_no_workspace_is_found(db: &impl TestDatabase) {
     assert!(found.contains(&"command-is-of-a-workspace") && found.contains(&"command-seq-has-no-gap"), "{found:?}");
 }
 
-pub async fn a_command_that_says_other_numbers_than_its_rows_is_found(db: &impl TestDatabase) {
+pub async fn a_row_that_names_another_one_before_it_is_found(db: &impl TestDatabase) {
     sound(db).await;
-    for number in ["entry_seq", "usage_seq", "event_seq", "outbox_seq", "event_count"] {
-        db.tamper(&format!("update commands set {number} = {number} + 1 where seq = 2")).await;
-        let found = audit(db).await;
-        assert!(found.iter().all(|finding| finding.invariant == "row-is-found-by-its-command"), "{found:?}");
-        assert!(!found.is_empty(), "{number}");
-        db.tamper(&format!("update commands set {number} = {number} - 1 where seq = 2")).await;
+    for (table, column, own, of) in [
+        ("usage_logs", "previous_command_id", "command_id", "seq = 2"),
+        ("credit_entries", "previous_command_id", "command_id", "seq = 2"),
+        ("event_outbox", "previous_event_id", "event_id", "workspace_seq = 2"),
+        ("workspace_credits", "last_usage_command_id", "workspace_id", "usage_seq = 3"),
+        ("workspace_credits", "last_entry_command_id", "workspace_id", "usage_seq = 3"),
+        ("workspace_credits", "last_event_id", "workspace_id", "usage_seq = 3"),
+    ] {
+        for wrong in [own, "null"] {
+            db.tamper(&format!("create table kept as select {own} as own, {column} as was from {table} where {of}"))
+                .await;
+            db.tamper(&format!("update {table} set {column} = {wrong} where {of}")).await;
+            let found = audit(db).await;
+            assert!(!found.is_empty(), "{table}.{column}");
+            let is_right = |finding: &AuditFinding| finding.invariant == "row-names-the-one-before";
+            assert!(found.iter().all(is_right), "{table}.{column}: {found:?}");
+            let was = format!("(select kept.was from kept where kept.own = {table}.{own})");
+            db.tamper(&format!("update {table} set {column} = {was} where {of}")).await;
+            db.tamper("drop table kept").await;
+            assert_eq!(audit(db).await, []);
+        }
     }
 }
 
 pub async fn a_doubled_number_is_found(db: &impl TestDatabase) {
     let found = found_after(db, "update usage_logs set seq = 3 where seq = 2").await;
-    assert_eq!(found, ["row-is-found-by-its-command", "usage-seq-has-no-gap"]);
+    assert_eq!(found, ["row-names-the-one-before", "usage-seq-has-no-gap"]);
 }
 
 /// The row of the grant itself has what was true before.

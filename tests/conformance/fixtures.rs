@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
-use visionscope_billing::domain::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
+use visionscope_billing::domain::change_set::{ChangeSet, CommandRecord, Rows};
 use visionscope_billing::domain::credits::{Credits, Quantity};
 use visionscope_billing::domain::entry::{Account, Entry};
 use visionscope_billing::domain::event::{EventRecord, EventType};
@@ -16,7 +16,7 @@ use visionscope_billing::domain::subscription::{Subscription, SubscriptionStatus
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
+use visionscope_billing::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
 use visionscope_billing::store::{Store, StoreError};
 
 /// What a provisioned workspace is granted.
@@ -101,11 +101,9 @@ impl<T: Clone> Tracked<T> {
 pub struct World {
     heads: BTreeMap<Partition, PartitionHead>,
     credits: BTreeMap<WorkspaceId, Tracked<WorkspaceCredits>>,
-    features: BTreeMap<WorkspaceId, Tracked<WorkspaceFeature>>,
+    features: BTreeMap<WorkspaceId, Tracked<(WorkspaceId, WorkspaceFeature)>>,
     grants: BTreeMap<WorkspaceId, Tracked<Grant>>,
     pending: ChangeSet,
-    /// Where each workspace's last command stands.
-    places: BTreeMap<WorkspaceId, CommandPlace>,
     ids: u128,
 }
 
@@ -150,7 +148,7 @@ impl World {
         let grant = self.grants.get_mut(&id).unwrap().change();
         grant.remaining = grant.remaining.minus(credits).unwrap();
         let grant_id = grant.grant_id;
-        let used = self.features.get_mut(&id).unwrap().change();
+        let (_, used) = self.features.get_mut(&id).unwrap().change();
         used.used_this_month = used.used_this_month.plus(credits).unwrap();
         let own = self.credits.get_mut(&id).unwrap().change();
         own.used_this_month = own.used_this_month.plus(credits).unwrap();
@@ -167,6 +165,7 @@ impl World {
             occurred_at: now,
             recorded_at: now,
             metadata: None,
+            previous: own.last.usage_log.replace(command_id),
         };
         self.pending.usage_logs.push(log);
         self.entry(id, command_id, Account::Grant(grant_id), Account::Consumed(feature("render")), credits, now);
@@ -183,12 +182,13 @@ impl World {
 
     pub fn command(&mut self, id: WorkspaceId, name: &str, outcome: &str, now: Timestamp) -> CommandId {
         let command_id = CommandId(self.fresh_id());
-        self.credits.get_mut(&id).unwrap().change().command_seq += 1;
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.command_seq += 1;
         self.pending.commands.push(CommandRecord {
             workspace_id: id,
             idempotency_key: IdempotencyKey::new(&command_id.to_string()).unwrap(),
             command_id,
-            place: CommandPlace::default(),
+            seq: own.command_seq,
             command_type: name.to_owned(),
             fingerprint: [7; 32],
             outcome: outcome.to_owned(),
@@ -232,6 +232,7 @@ impl World {
             balance_after: own.current_credits,
             recorded_at: now,
             effective_at: now,
+            previous: own.last.entry.replace(command_id),
         });
     }
 
@@ -257,6 +258,7 @@ impl World {
             traceparent: None,
             metadata: None,
             data: "{}".to_owned(),
+            previous: own.last.event.replace(event_id),
         });
     }
 
@@ -268,7 +270,6 @@ impl World {
     /// All that happened since the last time, as one change set.
     pub fn take(&mut self) -> ChangeSet {
         let mut changes = std::mem::take(&mut self.pending);
-        self.place_commands(&mut changes);
         let touched: std::collections::BTreeSet<_> =
             changes.commands.iter().map(|command| Partition::of(command.workspace_id)).collect();
         for partition in touched {
@@ -280,26 +281,6 @@ impl World {
         self.features.values_mut().for_each(|row| row.take(&mut changes.features));
         self.grants.values_mut().for_each(|row| row.take(&mut changes.grants));
         changes
-    }
-
-    /// Says of each command where its rows are.
-    fn place_commands(&mut self, changes: &mut ChangeSet) {
-        let ChangeSet { commands, entries, usage_logs, events, .. } = changes;
-        for command in commands {
-            let place = self.places.entry(command.workspace_id).or_default();
-            let id = command.command_id;
-            let last = |seqs: &mut dyn Iterator<Item = i64>, before: i64| seqs.max().unwrap_or(before);
-            place.seq += 1;
-            let mut own = entries.iter().filter(|entry| entry.command_id == id).map(|entry| entry.seq);
-            place.entry_seq = last(&mut own, place.entry_seq);
-            let mut own = usage_logs.iter().filter(|log| log.command_id == id).map(|log| log.seq);
-            place.usage_seq = last(&mut own, place.usage_seq);
-            let own: Vec<_> = events.iter().filter(|event| event.causation_id == id.0).collect();
-            place.event_seq = last(&mut own.iter().map(|event| event.workspace_seq), place.event_seq);
-            place.outbox_seq = last(&mut own.iter().map(|event| event.seq), place.outbox_seq);
-            place.event_count = i16::try_from(own.len()).unwrap();
-            command.place = *place;
-        }
     }
 
     /// Commits all that happened since the last time.
@@ -361,15 +342,8 @@ pub fn new_subscription(id: WorkspaceId, subscription_id: SubscriptionId) -> Sub
     }
 }
 
-pub fn new_feature(id: WorkspaceId) -> WorkspaceFeature {
-    WorkspaceFeature {
-        workspace_id: id,
-        feature_code: feature("render"),
-        plan_terms: FeatureTerms { enabled: true, unit_price: None, limit: None },
-        overrides: FeatureOverrides::default(),
-        used_this_month: Credits::ZERO,
-        limit_fired: false,
-    }
+pub fn new_feature(id: WorkspaceId) -> (WorkspaceId, WorkspaceFeature) {
+    (id, WorkspaceFeature::new(feature("render"), FeatureTerms { enabled: true, unit_price: None, limit: None }))
 }
 
 pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {

@@ -7,9 +7,7 @@ use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::subscription::SubscriptionStatus;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::store::views::{
-    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_SCAN_COMMANDS,
-};
+use visionscope_billing::store::views::{DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
@@ -146,7 +144,7 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
 }
 
 pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &impl TestDatabase) {
-    const MORE: i64 = 2 * PAGE_SCAN_COMMANDS + 5;
+    const MORE: i64 = 2 * PAGE_WALK + 5;
     let mut world = seven_deductions(db).await;
     for chunk in (1..=MORE).collect::<Vec<_>>().chunks(200) {
         for n in chunk {
@@ -188,6 +186,47 @@ pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &i
     assert_eq!(page.next_before_seq, None);
 }
 
+/// Marks are 32 apart.
+pub async fn a_page_begins_anywhere_in_a_long_history(db: &impl TestDatabase) {
+    const ROWS: i64 = 100;
+    let mut world = world_of(db.store(), 2).await;
+    for n in 1..=ROWS {
+        world.deduct(workspace(0), Credits::from_micro(n).unwrap(), at(10 * n));
+        world.deduct(workspace(1), Credits::from_micro(n).unwrap(), at(10 * n));
+    }
+    world.store(db.store()).await;
+    for place in 1..=ROWS + 1 {
+        let wanted: Vec<i64> = (1..place).rev().take(3).collect();
+        let more = wanted.last().copied().filter(|seq| *seq > 1);
+        let before = HistoryQuery { before_seq: Some(place), ..usage_query(3) };
+        let to = HistoryQuery { to: Some(at(10 * place)), ..usage_query(3) };
+        for query in [before, to] {
+            let page = db.store().usage(&query).await.unwrap();
+            let seqs: Vec<_> = page.rows.iter().map(|log| log.seq).collect();
+            assert_eq!((seqs, page.next_before_seq), (wanted.clone(), more), "{query:?}");
+            // The allowance is the first entry.
+            let query = HistoryQuery { before_seq: query.before_seq.map(|seq| seq + 1), ..query };
+            let page = db.store().ledger(&query).await.unwrap();
+            let seqs: Vec<_> = page.rows.iter().map(|entry| entry.seq - 1).collect();
+            assert_eq!(seqs, (0..place).rev().take(3).collect::<Vec<_>>(), "{query:?}");
+        }
+        let from = HistoryQuery { from: Some(at(10 * place)), ..usage_query(200) };
+        let page = db.store().usage(&from).await.unwrap();
+        let seqs: Vec<_> = page.rows.iter().map(|log| log.seq).collect();
+        assert_eq!((seqs, page.next_before_seq), ((place..=ROWS).rev().collect(), None), "{from:?}");
+        let of_workspace = EventQuery::OfWorkspace { workspace_id: workspace(0), after: place, limit: 3 };
+        let events = db.store().events(&of_workspace).await.unwrap();
+        let seqs: Vec<_> = events.iter().map(|event| event.workspace_seq).collect();
+        assert_eq!(seqs, (place + 1..=ROWS + 1).take(3).collect::<Vec<_>>());
+    }
+    let beyond = HistoryQuery { before_seq: Some(i64::MAX), ..usage_query(1) };
+    assert_eq!(db.store().usage(&beyond).await.unwrap().rows[0].seq, ROWS);
+    let before_all = HistoryQuery { to: Some(at(0)), ..usage_query(1) };
+    assert_eq!(db.store().usage(&before_all).await.unwrap().next_before_seq, None);
+    let behind_all = EventQuery::OfWorkspace { workspace_id: workspace(0), after: i64::MAX, limit: 3 };
+    assert!(db.store().events(&behind_all).await.unwrap().is_empty());
+}
+
 pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
     seven_deductions(db).await;
     let page = async |workspace_id, after, limit| {
@@ -204,9 +243,9 @@ pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
 pub async fn events_are_found_behind_commands_without_any(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     for stretch in 0..2 {
-        let first = stretch * (PAGE_SCAN_COMMANDS + 10);
+        let first = stretch * (PAGE_WALK + 10);
         world.deduct(workspace(0), Credits::whole(1), at(first + 1));
-        for n in 0..PAGE_SCAN_COMMANDS + 5 {
+        for n in 0..PAGE_WALK + 5 {
             world.command(workspace(0), "DeductCredits", "feature-disabled", at(first + 2 + n));
             if n % 250 == 0 {
                 world.store(db.store()).await;

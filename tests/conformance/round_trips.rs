@@ -54,7 +54,10 @@ async fn assert_survives(db: &impl TestDatabase, changes: ChangeSet) {
     assert_eq!(state.credits, changes.credits.inserted[0]);
     assert_eq!(state.subscription, changes.subscriptions.inserted[0]);
     assert_eq!((state.plan.plan_code.as_str(), state.plan.version), ("pro", 1));
-    assert_eq!(state.features.iter().cloned().collect::<Vec<_>>(), changes.features.inserted);
+    assert_eq!(
+        state.features.iter().cloned().map(|feature| (id, feature)).collect::<Vec<_>>(),
+        changes.features.inserted
+    );
     assert_eq!(state.grants, changes.grants.inserted);
     assert_eq!(snapshot.commands.len(), changes.commands.len());
     for command in changes.commands {
@@ -98,7 +101,7 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     subscription.status = SubscriptionStatus::Canceled;
     subscription.canceled_at = Some(at(9));
     subscription.pending = Some(Pending::Change { plan_code: PlanCode::new("basic").unwrap(), plan_version: 7 });
-    let of_feature = &mut changes.features.inserted[0];
+    let (_, of_feature) = &mut changes.features.inserted[0];
     of_feature.plan_terms.unit_price = Some(Credits::whole(1));
     of_feature.plan_terms.limit = Some(UsageLimit { credits: Credits::whole(2), mode: LimitMode::Soft });
     of_feature.overrides =
@@ -146,7 +149,7 @@ pub async fn amounts_at_both_bounds_survive(db: &impl TestDatabase) {
     let credits = &mut changes.credits.inserted[0];
     (credits.current_credits, credits.debt_credits, credits.overdraft_limit) = (lowest, Credits::MAX, Credits::MAX);
     (credits.used_this_month, credits.held_credits, credits.window_used) = (Credits::MAX, Credits::MAX, Credits::MAX);
-    credits.entry_seq = i64::MAX;
+    credits.command_seq = i64::MAX;
     let grant = &mut changes.grants.inserted[0];
     (grant.amount, grant.remaining) = (Credits::MAX, Credits::from_micro(1).unwrap());
     grant.cost_basis = Some(CostBasis { amount_minor: i64::MAX, currency: Currency::new("JPY").unwrap() });
@@ -199,7 +202,7 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     after.grants[0].expires_at = Some(at(88));
     changes.credits.updated = vec![after.credits.clone()];
     changes.subscriptions.updated = vec![after.subscription.clone()];
-    changes.features.updated = after.features.iter().cloned().collect();
+    changes.features.updated = after.features.iter().cloned().map(|feature| (id, feature)).collect();
     changes.grants.updated.clone_from(&after.grants);
     commit(db.store(), changes).await.unwrap();
     assert_eq!(db.store().workspace(id).await.unwrap().unwrap(), after);

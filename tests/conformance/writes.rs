@@ -65,7 +65,7 @@ pub async fn a_workspace_with_another_last_command_is_a_conflict(db: &impl TestD
     let changes = deduction(db).await;
     for by in [-1, 1] {
         let mut bent = changes.clone();
-        bent.commands[0].place.seq += by;
+        bent.commands[0].seq += by;
         assert_conflict(db, bent).await;
     }
     commit(db.store(), changes).await.unwrap();
@@ -183,7 +183,7 @@ pub async fn an_update_of_a_row_that_does_not_exist_is_refused(db: &impl TestDat
     credits.credits.updated[0].workspace_id = workspace(7);
     assert_conflict(db, credits).await;
     let mut features = changes.clone();
-    features.features.updated[0].workspace_id = workspace(7);
+    features.features.updated[0].0 = workspace(7);
     assert_corrupt(db, features).await;
     let mut grants = changes.clone();
     grants.grants.updated[0].workspace_id = workspace(1);
@@ -198,7 +198,7 @@ pub async fn an_update_of_a_row_that_does_not_exist_is_refused(db: &impl TestDat
 pub async fn what_is_current_stands_before_the_rows_of_its_own(db: &impl TestDatabase) {
     let mut changes = deduction(db).await;
     let grant = changes.grants.updated.remove(0);
-    let feature = changes.features.updated.remove(0);
+    let (_, feature) = changes.features.updated.remove(0);
     let current = Current {
         grant: Some(CurrentGrant { grant_id: grant.grant_id, remaining: grant.remaining, held: grant.held }),
         feature: Some(CurrentFeature {
@@ -313,10 +313,11 @@ pub async fn write_transactions_on_one_partition_are_serial(db: &impl TestDataba
         let mut credits = snapshot.workspaces[&id].credits.clone();
         (head.seq, head.version, credits.event_seq) = (head.seq + 1, head.version + 1, credits.event_seq + 1);
         credits.command_seq += 1;
-        changes.commands[0].place.seq = credits.command_seq;
+        changes.commands[0].seq = credits.command_seq;
         let event = &mut changes.events[0];
         event.event_id.0 = Uuid::from_u128(u128::from(n.unsigned_abs()) + 1);
         (event.seq, event.workspace_seq, head.last_event_id) = (head.seq, credits.event_seq, Some(event.event_id));
+        event.previous = credits.last.event.replace(event.event_id);
         changes.commands[0].idempotency_key = IdempotencyKey::new(&format!("writer-{n}")).unwrap();
         (changes.heads, changes.credits.updated) = (vec![head], vec![credits]);
         inside.fetch_sub(1, Ordering::SeqCst);

@@ -109,7 +109,8 @@ async fn while_the_database_is_away_every_caller_is_told_at_once_and_afterwards_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_at_once_and_what_was_taken_is_finished() {
-    let config = EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2, max_clock_ahead: None };
+    let config =
+        EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2, memory_bytes: 1 << 24, max_clock_ahead: None };
     let world = World::with(Database::Sqlite, config).await;
     let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
     let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
@@ -187,8 +188,13 @@ async fn a_partition_that_is_locked_elsewhere_does_not_hold_up_the_others_of_its
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_far_ahead_of_the_databases_is_not_believed() {
-    let config =
-        EngineConfig { lanes: 1, queue_capacity: 10, max_batch: 5, max_clock_ahead: Some(Duration::from_secs(10)) };
+    let config = EngineConfig {
+        lanes: 1,
+        queue_capacity: 10,
+        max_batch: 5,
+        memory_bytes: 1 << 24,
+        max_clock_ahead: Some(Duration::from_secs(10)),
+    };
     let world = World::with(Database::Postgres, config).await;
     world.clock.set(SystemClock.now().plus(chrono::TimeDelta::seconds(60)));
     assert_eq!(word(&world.deduct("ahead", "1").await), "unavailable");

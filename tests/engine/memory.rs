@@ -18,7 +18,8 @@ use crate::world::{World, engine_over, word, words};
 
 /// A second replica on the same database.
 fn replica(world: &World) -> World {
-    let config = EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, max_clock_ahead: None };
+    let config =
+        EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 1 << 24, max_clock_ahead: None };
     world.beside(engine_over(Arc::clone(&world.store) as Arc<dyn Store>, &config))
 }
 

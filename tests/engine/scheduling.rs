@@ -71,7 +71,8 @@ async fn several_replicas_begin_each_period_once() {
         for workspace_id in &others {
             world.provision(*workspace_id).await;
         }
-        let config = EngineConfig { lanes: 2, queue_capacity: 100, max_batch: 10, max_clock_ahead: None };
+        let config =
+            EngineConfig { lanes: 2, queue_capacity: 100, max_batch: 10, memory_bytes: 1 << 24, max_clock_ahead: None };
         let replica_store = world.database.replica().await;
         let replica = Scheduler {
             store: Arc::clone(&replica_store),

@@ -69,8 +69,17 @@ impl CommitSignal for Plain {
 
 impl World {
     pub async fn on(database: Database) -> Self {
-        Self::with(database, EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, max_clock_ahead: None })
-            .await
+        Self::with(
+            database,
+            EngineConfig {
+                lanes: 1,
+                queue_capacity: 1000,
+                max_batch: 500,
+                memory_bytes: 1 << 24,
+                max_clock_ahead: None,
+            },
+        )
+        .await
     }
 
     pub async fn with(database: Database, config: EngineConfig) -> Self {

@@ -68,7 +68,13 @@ impl World {
         one.store.put_plans(&plans).await.unwrap();
         other.store.put_plans(&plans).await.unwrap();
         let render = Arc::new(Codes);
-        let config = EngineConfig { lanes: 2, queue_capacity: 1000, max_batch: 100, max_clock_ahead: None };
+        let config = EngineConfig {
+            lanes: 2,
+            queue_capacity: 1000,
+            max_batch: 100,
+            memory_bytes: 1 << 24,
+            max_clock_ahead: None,
+        };
         let engine = Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
         Self { one, other, engine, render, histories: AtomicU64::new(0) }
     }

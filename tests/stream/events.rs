@@ -43,6 +43,7 @@ pub fn event(partition: Partition, seq: i64) -> EventRecord {
         traceparent: None,
         metadata: (seq % 2 == 0).then(|| r#"{"job":"render-881"}"#.to_owned()),
         data: format!(r#"{{"threshold_credits":"100","available_credits":"{seq}"}}"#),
+        previous: None,
     }
 }
 

@@ -77,7 +77,7 @@ fn tables_below(folder: &str) -> Tables {
     tables
 }
 
-/// Reads `create table` and `alter table … add column`; nothing else makes columns here.
+/// Reads `create table` and `alter table … add column` or `drop column`; nothing else changes columns here.
 fn add_tables(sql: &str, tables: &mut Tables) {
     let without_comments: Vec<_> = sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
     let sql = without_comments.join("\n").to_lowercase();
@@ -90,8 +90,12 @@ fn add_tables(sql: &str, tables: &mut Tables) {
     for (at, words) in sql.match_indices("alter table ") {
         let mut rest = sql[at + words.len()..].split_whitespace();
         let (table, action) = (rest.next().map(unquoted), (rest.next(), rest.next()));
-        if let (Some(table), (Some("add"), Some("column")), Some(column)) = (table, action, rest.next()) {
-            tables.entry(table).or_default().insert(unquoted(column));
+        let (Some(table), Some(column)) = (table, rest.next().map(unquoted)) else { continue };
+        let columns = tables.entry(table).or_default();
+        match action {
+            (Some("add"), Some("column")) => drop(columns.insert(column)),
+            (Some("drop"), Some("column")) => drop(columns.remove(&column)),
+            _ => {}
         }
     }
 }
@@ -126,7 +130,7 @@ fn unquoted(name: &str) -> String {
 fn columns_are_told_from_constraints() {
     let mut tables = Tables::new();
     let sql = "-- create table no (x)\ncreate table if not exists a (\n id bigint primary key check (id in (1, 2)), -- b\n \
-               \"key\" text not null,\n primary key (id, key), check(id > 0)\n) strict;\nalter table a add column c text;";
+               \"key\" text not null,\n primary key (id, key), check(id > 0)\n) strict;\nalter table a add column c text;\nalter table a add column d text;\nalter table a drop column d;";
     add_tables(sql, &mut tables);
     let columns: BTreeSet<_> = ["id", "key", "c"].map(str::to_owned).into();
     assert_eq!(tables.get("a"), Some(&columns), "{tables:?}");

@@ -237,6 +237,7 @@ impl DeductCredits {
         };
         let (command_id, recorded_at) = (work.command_id(), work.now());
         let workspace_id = work.workspace().workspace_id;
+        let previous = work.credits().last.usage_log.replace(command_id);
         let balance = work.balance();
         let (usage_seq, current_credits, used_this_month) =
             (balance.usage_seq, balance.current_credits, balance.used_this_month);
@@ -251,6 +252,7 @@ impl DeductCredits {
             occurred_at,
             recorded_at,
             metadata: envelope.metadata.clone(),
+            previous,
         });
         work.raise_first(CreditConsumed {
             feature_code: self.feature_code.clone(),

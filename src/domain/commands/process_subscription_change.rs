@@ -20,7 +20,7 @@ use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
 use crate::domain::subscription::{CreditPolicy, Effective, Pending, SubscriptionStatus};
 use crate::domain::text::PlanCode;
-use crate::domain::workspace::{FeatureOverrides, WorkspaceFeature};
+use crate::domain::workspace::WorkspaceFeature;
 
 /// Moves a workspace to the newest version of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,7 +189,6 @@ pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<F
 
 /// Gives every feature of the plan, and every one that the workspace had, the plan's terms.
 pub(super) fn take_plan_terms(work: &mut Work<'_>, plan: &PlanVersion) -> Vec<FeatureChange> {
-    let workspace_id = work.workspace().workspace_id;
     let codes: BTreeSet<_> = plan.features.keys().cloned().chain(work.feature_codes()).collect();
     let mut changes = Vec::new();
     for feature_code in codes {
@@ -198,14 +197,7 @@ pub(super) fn take_plan_terms(work: &mut Work<'_>, plan: &PlanVersion) -> Vec<Fe
         let before = known.map(WorkspaceFeature::terms);
         let feature = match known {
             Some(known) => WorkspaceFeature { plan_terms, ..known.clone() },
-            None => WorkspaceFeature {
-                workspace_id,
-                feature_code: feature_code.clone(),
-                plan_terms,
-                overrides: FeatureOverrides::default(),
-                used_this_month: Credits::ZERO,
-                limit_fired: false,
-            },
+            None => WorkspaceFeature::new(feature_code.clone(), plan_terms),
         };
         let after: FeatureTerms = feature.terms();
         if known != Some(&feature) {

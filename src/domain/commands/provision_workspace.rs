@@ -99,12 +99,8 @@ impl ProvisionWorkspace {
         let subscription_id = SubscriptionId(envelope.message_id.0);
         let schedule = Schedule { anchor, zone: self.zone };
         let overridden = |agreement: &FeatureAgreement| WorkspaceFeature {
-            workspace_id,
-            feature_code: agreement.feature_code.clone(),
-            plan_terms: FeatureTerms::default(),
             overrides: agreement.overrides,
-            used_this_month: Credits::ZERO,
-            limit_fired: false,
+            ..WorkspaceFeature::new(agreement.feature_code.clone(), FeatureTerms::default())
         };
         WorkspaceState {
             workspace: Workspace {

@@ -275,6 +275,7 @@ impl<'a> Work<'a> {
             balance_after: credits.current_credits,
             recorded_at: self.effects.now,
             effective_at,
+            previous: credits.last.entry.replace(self.command_id),
         });
         Ok(())
     }

@@ -227,6 +227,7 @@ mod tests {
             traceparent: None,
             metadata: None,
             data: "{}".into(),
+            previous: None,
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE,
     COMMAND_IS_OF_A_WORKSPACE,
     COMMAND_SEQ_HAS_NO_GAP,
-    ROW_IS_FOUND_BY_ITS_COMMAND,
+    ROW_NAMES_THE_ONE_BEFORE,
     ENTRY_SEQ_HAS_NO_GAP,
     USAGE_SEQ_HAS_NO_GAP,
     WORKSPACE_SEQ_HAS_NO_GAP,
@@ -74,7 +74,7 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("entry-names-grant-of-its-workspace", ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE),
     ("command-is-of-a-workspace", COMMAND_IS_OF_A_WORKSPACE),
     ("command-seq-has-no-gap", COMMAND_SEQ_HAS_NO_GAP),
-    ("row-is-found-by-its-command", ROW_IS_FOUND_BY_ITS_COMMAND),
+    ("row-names-the-one-before", ROW_NAMES_THE_ONE_BEFORE),
     ("entry-seq-has-no-gap", ENTRY_SEQ_HAS_NO_GAP),
     ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
     ("workspace-seq-has-no-gap", WORKSPACE_SEQ_HAS_NO_GAP),
@@ -217,20 +217,20 @@ limit $1";
 
 const USED_IS_SUM_OF_USAGE_LOGS: &str = "
 with period as (
-    select c.workspace_id, c.used_this_month, coalesce(max(r.usage_seq), 0) as usage_seq
-    from workspace_credits c
-    left join credit_resets r on r.workspace_id = c.workspace_id
-    group by c.workspace_id
+    select workspace_id, max(usage_seq) as usage_seq from credit_resets group by workspace_id
 ), logged as (
-    select p.workspace_id, p.used_this_month, coalesce(sum(l.credits), 0) as used
-    from period p
-    left join usage_logs l on l.workspace_id = p.workspace_id and l.seq > p.usage_seq
-    group by p.workspace_id, p.used_this_month
+    select l.workspace_id, sum(l.credits) as used
+    from usage_logs l
+    left join period p on p.workspace_id = l.workspace_id
+    where l.seq > coalesce(p.usage_seq, 0)
+    group by l.workspace_id
 )
-select workspace_id, null::uuid as event_id,
-    format('used_this_month is %s, the usage logs since the last reset say %s', used_this_month, used) as detail
-from logged
-where used_this_month <> used
+select c.workspace_id, null::uuid as event_id,
+    format('used_this_month is %s, the usage logs since the last reset say %s', c.used_this_month,
+        coalesce(l.used, 0)) as detail
+from workspace_credits c
+left join logged l on l.workspace_id = c.workspace_id
+where c.used_this_month <> coalesce(l.used, 0)
 limit $1";
 
 const CURRENT_IS_OF_ITS_ROWS: &str = "
@@ -248,15 +248,12 @@ limit $1";
 
 const FEATURE_IS_SUM_OF_USAGE_LOGS: &str = "
 with period as (
-    select c.workspace_id, coalesce(max(r.usage_seq), 0) as usage_seq
-    from workspace_credits c
-    left join credit_resets r on r.workspace_id = c.workspace_id
-    group by c.workspace_id
+    select workspace_id, max(usage_seq) as usage_seq from credit_resets group by workspace_id
 ), logged as (
     select l.workspace_id, l.feature_code, sum(l.credits) as used
     from usage_logs l
-    join period p on p.workspace_id = l.workspace_id
-    where l.seq > p.usage_seq
+    left join period p on p.workspace_id = l.workspace_id
+    where l.seq > coalesce(p.usage_seq, 0)
     group by l.workspace_id, l.feature_code
 )
 select f.workspace_id, null::uuid as event_id,
@@ -373,35 +370,40 @@ left join (
 where coalesce(a.rows, 0) <> c.command_seq or coalesce(a.last, 0) <> c.command_seq
 limit $1";
 
-/// Pages of history are read by these numbers.
-const ROW_IS_FOUND_BY_ITS_COMMAND: &str = "
-with numbered as (
-    select workspace_id, command_id, seq, entry_seq, usage_seq, event_seq, outbox_seq, event_count,
-        lag(entry_seq, 1, 0::bigint) over w as entries_before,
-        lag(usage_seq, 1, 0::bigint) over w as logs_before,
-        lag(event_seq, 1, 0::bigint) over w as events_before
-    from commands
-    window w as (partition by workspace_id order by seq)
-)
-select r.workspace_id, null::uuid as event_id, format('%s %s is not where its command says', r.what, r.seq) as detail
+/// Pages of history are read by going from row to row.
+const ROW_NAMES_THE_ONE_BEFORE: &str = "
+select r.workspace_id, null::uuid as event_id, format('the %s %s names another one before it', r.what, r.seq) as detail
 from (
-    select 'entry' as what, e.workspace_id, e.seq
-    from credit_entries e
-    join numbered n on n.workspace_id = e.workspace_id and n.command_id = e.command_id
-    where e.seq <= n.entries_before or e.seq > n.entry_seq
+    select 'usage log' as what, workspace_id, seq from (
+        select workspace_id, seq, previous_command_id, lag(command_id) over (partition by workspace_id order by seq) as before
+        from usage_logs
+    ) u where u.previous_command_id is distinct from u.before
     union all
-    select 'usage log', u.workspace_id, u.seq
-    from usage_logs u
-    join numbered n on n.workspace_id = u.workspace_id and n.command_id = u.command_id
-    where u.seq <= n.logs_before or u.seq > n.usage_seq
+    select 'entry', workspace_id, seq from (
+        select workspace_id, seq, previous_command_id, lag(command_id) over (partition by workspace_id order by seq) as before
+        from credit_entries
+    ) e where e.previous_command_id is distinct from e.before
     union all
-    select 'event', o.workspace_id, o.workspace_seq
-    from event_outbox o
-    join numbered n on n.workspace_id = o.workspace_id and n.command_id = o.causation_id
-    where o.workspace_seq <= n.events_before or o.workspace_seq > n.event_seq
-        or n.outbox_seq - o.seq <> n.event_seq - o.workspace_seq
+    select 'event', workspace_id, workspace_seq from (
+        select workspace_id, workspace_seq, previous_event_id,
+            lag(event_id) over (partition by workspace_id order by workspace_seq) as before
+        from event_outbox
+    ) o where o.previous_event_id is distinct from o.before
     union all
-    select 'command', workspace_id, seq from numbered where event_count <> event_seq - events_before
+    select 'row behind usage log', c.workspace_id, c.usage_seq
+    from workspace_credits c
+    left join usage_logs u on u.workspace_id = c.workspace_id and u.seq = c.usage_seq
+    where u.command_id is distinct from c.last_usage_command_id
+    union all
+    select 'row behind entry', c.workspace_id, c.entry_seq
+    from workspace_credits c
+    left join credit_entries e on e.workspace_id = c.workspace_id and e.seq = c.entry_seq
+    where e.command_id is distinct from c.last_entry_command_id
+    union all
+    select 'row behind event', c.workspace_id, c.event_seq
+    from workspace_credits c
+    left join event_outbox o on o.workspace_id = c.workspace_id and o.workspace_seq = c.event_seq
+    where o.event_id is distinct from c.last_event_id
 ) r
 limit $1";
 

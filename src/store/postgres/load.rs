@@ -99,7 +99,8 @@ select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_ove
     c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
     c.usage_seq, c.event_seq, c.rest_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
     c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
-    c.current_feature_code, c.current_feature_used, c.current_feature_fired
+    c.current_feature_code, c.current_feature_used, c.current_feature_fired, c.last_usage_command_id,
+    c.last_entry_command_id, c.last_event_id
 from workspaces w
 join workspace_credits c on c.workspace_id = w.workspace_id
 join subscriptions s on s.workspace_id = w.workspace_id
@@ -140,7 +141,7 @@ pub(super) async fn workspaces(
                 grants: grants.remove(&id).unwrap_or_default(),
                 subscription,
             };
-            state.share_texts();
+            cache.share(&mut state);
             Ok((id, Box::new(state)))
         })
         .collect()
@@ -171,8 +172,8 @@ async fn features(
     let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
     let mut features: HashMap<_, Vec<_>> = HashMap::with_capacity(ids.len());
     for row in &rows {
-        let feature = rows::feature(row)?;
-        features.entry(feature.workspace_id).or_default().push(feature);
+        let (id, feature) = rows::feature(row)?;
+        features.entry(id).or_default().push(feature);
     }
     Ok(features.into_iter().map(|(id, features)| (id, features.into_iter().collect())).collect())
 }

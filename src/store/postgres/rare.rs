@@ -82,11 +82,13 @@ const INSERT_CREDITS: &str = "
 insert into workspace_credits (workspace_id, current_credits, held_credits, debt_credits, overdraft_limit,
     used_this_month, command_seq, entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired,
     window_start, window_used, updated_at, current_grant_id, current_grant_remaining, current_grant_held,
-    current_feature_code, current_feature_used, current_feature_fired, rest_seq)
+    current_feature_code, current_feature_used, current_feature_fired, rest_seq, last_usage_command_id,
+    last_entry_command_id, last_event_id)
 select workspace_id, current_credits, held_credits, debt_credits, overdraft_limit,
     used_this_month, command_seq, entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired,
     window_start, window_used, updated_at, current_grant_id, current_grant_remaining, current_grant_held,
-    current_feature_code, current_feature_used, current_feature_fired, rest_seq
+    current_feature_code, current_feature_used, current_feature_fired, rest_seq, last_usage_command_id,
+    last_entry_command_id, last_event_id
 from unnest($1::credits_row[])";
 
 const INSERT_SUBSCRIPTIONS: &str = "

@@ -15,7 +15,7 @@ use crate::domain::credits::{Credits, Quantity};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
-use crate::domain::ids::Partition;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::PartitionHead;
 use crate::domain::text::UserId;
@@ -120,27 +120,31 @@ impl Row for MovedCredits<'_> {
             .encode(feature.map(|feature| feature.used_this_month.micro()))?
             .encode(feature.map(|feature| feature.limit_fired))?
             .encode(credits.rest_seq)?
-            .encode(self.command_seq_before)?;
+            .encode(self.command_seq_before)?
+            .encode(credits.last.usage_log.map(|id| id.0))?
+            .encode(credits.last.entry.map(|id| id.0))?
+            .encode(credits.last.event.map(|id| id.0))?;
         Ok(())
     }
 }
 
-impl Row for WorkspaceFeature {
+impl Row for (WorkspaceId, WorkspaceFeature) {
     const TYPE: &'static str = "feature_row";
 
     fn columns(&self, record: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        let (workspace_id, feature) = self;
         record
-            .encode(self.workspace_id.0)?
-            .encode(self.feature_code.as_str())?
-            .encode(self.plan_terms.enabled)?
-            .encode(self.plan_terms.unit_price.map(Credits::micro))?
-            .encode(self.plan_terms.limit.map(|limit| limit.credits.micro()))?
-            .encode(self.plan_terms.limit.map(|limit| limit.mode.as_str()))?
-            .encode(self.overrides.enabled)?
-            .encode(self.overrides.unit_price.map(Credits::micro))?
-            .encode(self.overrides.limit.map(Credits::micro))?
-            .encode(self.used_this_month.micro())?
-            .encode(self.limit_fired)?;
+            .encode(workspace_id.0)?
+            .encode(feature.feature_code.as_str())?
+            .encode(feature.plan_terms.enabled)?
+            .encode(feature.plan_terms.unit_price.map(Credits::micro))?
+            .encode(feature.plan_terms.limit.map(|limit| limit.credits.micro()))?
+            .encode(feature.plan_terms.limit.map(|limit| limit.mode.as_str()))?
+            .encode(feature.overrides.enabled)?
+            .encode(feature.overrides.unit_price.map(Credits::micro))?
+            .encode(feature.overrides.limit.map(Credits::micro))?
+            .encode(feature.used_this_month.micro())?
+            .encode(feature.limit_fired)?;
         Ok(())
     }
 }
@@ -179,13 +183,7 @@ impl Row for CommandRecord {
             .encode(self.metadata.as_ref().map(Metadata::to_json))?
             .encode(at(self.received_at))?
             .encode(at(self.recorded_at))?
-            .encode(self.place.seq)?
-            .encode(self.place.entry_seq)?
-            .encode(self.place.usage_seq)?
-            .encode(self.place.event_seq)?
-            .encode(self.place.outbox_seq)?
-            .encode(self.place.event_count)?
-            .encode(Partition::of(self.workspace_id).stored())?;
+            .encode(self.seq)?;
         Ok(())
     }
 }
@@ -204,7 +202,8 @@ impl Row for Entry {
             .encode(self.amount.micro())?
             .encode(self.balance_after.micro())?
             .encode(at(self.recorded_at))?
-            .encode(at(self.effective_at))?;
+            .encode(at(self.effective_at))?
+            .encode(self.previous.map(|id| id.0))?;
         Ok(())
     }
 }
@@ -223,7 +222,8 @@ impl Row for UsageLog {
             .encode(self.quantity.map(Quantity::micro))?
             .encode(at(self.occurred_at))?
             .encode(at(self.recorded_at))?
-            .encode(self.metadata.as_ref().map(Metadata::to_json))?;
+            .encode(self.metadata.as_ref().map(Metadata::to_json))?
+            .encode(self.previous.map(|id| id.0))?;
         Ok(())
     }
 }
@@ -245,7 +245,8 @@ impl Row for EventRecord {
             .encode(self.causation_id)?
             .encode(self.traceparent.as_deref())?
             .encode(self.metadata.as_deref())?
-            .encode(self.data.as_str())?;
+            .encode(self.data.as_str())?
+            .encode(self.previous.map(|id| id.0))?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgRow, Postgres};
 use uuid::Uuid;
 
 use super::error::{store_error, unreadable};
-use crate::domain::change_set::{CommandPlace, CommandRecord};
+use crate::domain::change_set::CommandRecord;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{EventRecord, EventType};
@@ -23,7 +23,7 @@ use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, 
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{
-    Current, CurrentFeature, CurrentGrant, FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature,
+    Current, CurrentFeature, CurrentGrant, FeatureOverrides, LastRows, Workspace, WorkspaceCredits, WorkspaceFeature,
 };
 use crate::store::StoreError;
 
@@ -35,6 +35,10 @@ where
     T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
 {
     row.try_get(column).map_err(store_error)
+}
+
+fn maybe_id(row: &PgRow, column: &str) -> Decoded<Option<Uuid>> {
+    get(row, column)
 }
 
 pub(super) fn partition(row: &PgRow) -> Decoded<Partition> {
@@ -50,7 +54,7 @@ pub(super) fn head(row: &PgRow) -> Decoded<PartitionHead> {
     Ok(PartitionHead {
         partition: partition(row)?,
         seq: get(row, "seq")?,
-        last_event_id: get::<Option<Uuid>>(row, "last_event_id")?.map(EventId),
+        last_event_id: maybe_id(row, "last_event_id")?.map(EventId),
         version: get(row, "version")?,
     })
 }
@@ -61,14 +65,7 @@ pub(super) fn command(row: &PgRow) -> Decoded<CommandRecord> {
         workspace_id: workspace_id(row)?,
         idempotency_key: IdempotencyKey::from_stored(get(row, "idempotency_key")?),
         command_id: CommandId(get(row, "command_id")?),
-        place: CommandPlace {
-            seq: get(row, "seq")?,
-            entry_seq: get(row, "entry_seq")?,
-            usage_seq: get(row, "usage_seq")?,
-            event_seq: get(row, "event_seq")?,
-            outbox_seq: get(row, "outbox_seq")?,
-            event_count: get(row, "event_count")?,
-        },
+        seq: get(row, "seq")?,
         command_type: get(row, "command_type")?,
         fingerprint: fingerprint.try_into().map_err(|_| unreadable("fingerprint", "of another length"))?,
         outcome: get(row, "outcome")?,
@@ -115,11 +112,16 @@ pub(super) fn workspace_credits(row: &PgRow) -> Decoded<WorkspaceCredits> {
         window_used: credits(row, "window_used")?,
         updated_at: at(row, "credits_updated_at")?,
         current: current(row)?,
+        last: LastRows {
+            usage_log: maybe_id(row, "last_usage_command_id")?.map(CommandId),
+            entry: maybe_id(row, "last_entry_command_id")?.map(CommandId),
+            event: maybe_id(row, "last_event_id")?.map(EventId),
+        },
     })
 }
 
 fn current(row: &PgRow) -> Decoded<Current> {
-    let grant = get::<Option<Uuid>>(row, "current_grant_id")?.map(|id| {
+    let grant = maybe_id(row, "current_grant_id")?.map(|id| {
         Ok::<_, StoreError>(CurrentGrant {
             grant_id: GrantId(id),
             remaining: credits(row, "current_grant_remaining")?,
@@ -157,11 +159,10 @@ pub(super) fn subscription(row: &PgRow) -> Decoded<Subscription> {
     })
 }
 
-pub(super) fn feature(row: &PgRow) -> Decoded<WorkspaceFeature> {
+pub(super) fn feature(row: &PgRow) -> Decoded<(WorkspaceId, WorkspaceFeature)> {
     let limit = maybe_credits(row, "plan_limit_amount")?;
     let mode: Option<&str> = get(row, "plan_limit_mode")?;
-    Ok(WorkspaceFeature {
-        workspace_id: workspace_id(row)?,
+    let feature = WorkspaceFeature {
         feature_code: FeatureCode::from_stored(get(row, "feature_code")?),
         plan_terms: FeatureTerms {
             enabled: get(row, "plan_enabled")?,
@@ -178,7 +179,8 @@ pub(super) fn feature(row: &PgRow) -> Decoded<WorkspaceFeature> {
         },
         used_this_month: credits(row, "used_this_month")?,
         limit_fired: get(row, "limit_fired")?,
-    })
+    };
+    Ok((workspace_id(row)?, feature))
 }
 
 pub(super) fn grant(row: &PgRow) -> Decoded<Grant> {
@@ -207,7 +209,7 @@ pub(super) fn grant(row: &PgRow) -> Decoded<Grant> {
 }
 
 pub(super) fn entry(row: &PgRow) -> Decoded<Entry> {
-    let grant = get::<Option<Uuid>>(row, "grant_id")?.map(GrantId);
+    let grant = maybe_id(row, "grant_id")?.map(GrantId);
     Ok(Entry {
         workspace_id: workspace_id(row)?,
         seq: get(row, "seq")?,
@@ -218,6 +220,7 @@ pub(super) fn entry(row: &PgRow) -> Decoded<Entry> {
         balance_after: credits(row, "balance_after")?,
         recorded_at: at(row, "recorded_at")?,
         effective_at: at(row, "effective_at")?,
+        previous: maybe_id(row, "previous_command_id")?.map(CommandId),
     })
 }
 
@@ -234,6 +237,7 @@ pub(super) fn usage_log(row: &PgRow) -> Decoded<UsageLog> {
         occurred_at: at(row, "occurred_at")?,
         recorded_at: at(row, "recorded_at")?,
         metadata: metadata(row)?,
+        previous: maybe_id(row, "previous_command_id")?.map(CommandId),
     })
 }
 
@@ -253,6 +257,7 @@ pub(super) fn event(row: &PgRow) -> Decoded<EventRecord> {
         traceparent: get(row, "traceparent")?,
         metadata: get(row, "metadata")?,
         data: get(row, "data")?,
+        previous: maybe_id(row, "previous_event_id")?.map(EventId),
     })
 }
 

@@ -113,7 +113,8 @@ with updated_heads as (
         current_grant_id = n.current_grant_id, current_grant_remaining = n.current_grant_remaining,
         current_grant_held = n.current_grant_held, current_feature_code = n.current_feature_code,
         current_feature_used = n.current_feature_used, current_feature_fired = n.current_feature_fired,
-        rest_seq = n.rest_seq
+        rest_seq = n.rest_seq, last_usage_command_id = n.last_usage_command_id,
+        last_entry_command_id = n.last_entry_command_id, last_event_id = n.last_event_id
     from unnest($2::credits_row[]) n
     where t.workspace_id = n.workspace_id and t.command_seq = n.command_seq_before
     returning 1
@@ -121,26 +122,22 @@ with updated_heads as (
             $updates,
             "inserted_commands as (
     insert into commands (workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body,
-        actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq,
-        outbox_seq, event_count)
-    select n.workspace_id, n.idempotency_key, n.command_id, n.command_type, n.fingerprint, n.outcome, n.status, n.body,
-        n.actor, n.correlation_id, n.traceparent, n.metadata, n.received_at, n.recorded_at, n.seq, n.entry_seq,
-        n.usage_seq, n.event_seq, n.outbox_seq + h.ahead, n.event_count
-    from unnest($3::command_row[]) n
-    left join updated_heads h on h.partition = n.partition
+        actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq)
+    select * from unnest($3::command_row[])
 ), inserted_entries as (
     insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,
-        balance_after, recorded_at, effective_at)
+        balance_after, recorded_at, effective_at, previous_command_id)
     select * from unnest($4::entry_row[])
 ), inserted_usage_logs as (
     insert into usage_logs (workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at,
-        recorded_at, metadata)
+        recorded_at, metadata, previous_command_id)
     select * from unnest($5::usage_log_row[])
 ), inserted_events as (
     insert into event_outbox (partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version,
-        occurred_at, correlation_id, causation_id, traceparent, metadata, data)
+        occurred_at, correlation_id, causation_id, traceparent, metadata, data, previous_event_id)
     select n.partition, n.seq + h.ahead, n.event_id, n.workspace_id, n.workspace_seq, n.event_type, n.schema_version,
-        n.occurred_at, n.correlation_id, n.causation_id, n.traceparent, n.metadata, n.data
+        n.occurred_at, n.correlation_id, n.causation_id, n.traceparent, n.metadata, n.data,
+        n.previous_event_id
     from unnest($6::event_row[]) n
     left join updated_heads h on h.partition = n.partition
 )

@@ -54,10 +54,11 @@ insert into workspace_credits (
     workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, command_seq,
     entry_seq, usage_seq, event_seq, low_credit_fired, monthly_limit_fired, window_start, window_used, updated_at,
     current_grant_id, current_grant_remaining, current_grant_held, current_feature_code, current_feature_used,
-    current_feature_fired, rest_seq)
+    current_feature_fired, rest_seq, last_usage_command_id, last_entry_command_id, last_event_id)
 select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
     value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14,
-    unhex(value ->> 15), value ->> 16, value ->> 17, value ->> 18, value ->> 19, value ->> 20, value ->> 21
+    unhex(value ->> 15), value ->> 16, value ->> 17, value ->> 18, value ->> 19, value ->> 20, value ->> 21,
+    unhex(value ->> 22), unhex(value ->> 23), unhex(value ->> 24)
 from jsonb_each(?1)";
 
 const INSERT_SUBSCRIPTIONS: &str = "

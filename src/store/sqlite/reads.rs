@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 
 use super::error::store_error;
 use super::load::workspaces;
@@ -12,22 +12,18 @@ use super::rows::{self, get};
 use super::{SqliteStore, audit, in_time, json};
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
-use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
+use crate::domain::ids::{EventId, SubscriptionId, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{
-    AuditFinding, CommandRange, DueWork, DueWorkspace, EventQuery, Gathered, HistoryQuery, PAGE_SCAN_COMMANDS, Page,
-};
+use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page};
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[
     BEGIN_READING,
-    USAGE_RANGE,
-    LEDGER_RANGE,
     USAGE_PAGE,
     LEDGER_PAGE,
     EVENTS_OF_WORKSPACE,
@@ -41,112 +37,103 @@ pub(super) const STATEMENTS: &[&str] = &[
 /// Several statements that must see one state of the database.
 pub(super) const BEGIN_READING: &str = "begin deferred";
 
-/// The commands that a page may come from, of the workspace ?1: with rows numbered below ?2, recorded at or
-/// after ?3 and before ?4, and of those the last ?5. The numbers and instants of a workspace's commands
-/// only rise, and their `seq` has no gap, so each end is found by halving: some twenty looks by index in a
-/// million commands.
-macro_rules! command_range {
-    ($counter:literal) => {
+/// A page of rows of the workspace ?1, newest first: numbered below ?2, recorded at or after ?3 and before ?4, at
+/// most ?6 of those that are wanted. Each row names the one before it, and every 32nd is marked, so the walk
+/// begins at the mark above the newest row of the page, or at the workspace's last row. Instants only rise with
+/// the numbers, which have no gap: the mark above an instant is found by halving. ?7 rows are walked over; the last
+/// of these comes along whatever it is, to go on from there.
+macro_rules! history_page {
+    (of: $table:literal, last: $last:literal, seq: $counter:literal, is_wanted: $is_wanted:literal) => {
         concat!(
             "
-with recursive head (last) as (
-    select coalesce((select seq from commands where workspace_id = ?1 order by seq desc limit 1), 0)
-), search (bound, low, high) as (
-    select b.bound, 1, h.last + 1
-    from (
-        select 'number' as bound where ?2 is not null
-        union all select 'from' where ?3 is not null
-        union all select 'to' where ?4 is not null
-    ) b
-    cross join head h
+with recursive head (last, command_id) as (
+    select ",
+            $counter,
+            ", ",
+            $last,
+            " from workspace_credits where workspace_id = ?1
+), search (low, high) as (
+    select 1, h.last / 32 + 1 from head h where ?4 is not null
     union all
-    select s.bound,
-        case when case s.bound
-            when 'number' then c.",
-            $counter,
-            " < ?2 - 1
-            when 'from' then c.recorded_at < ?3
-            else c.recorded_at < ?4
-        end then c.seq + 1 else s.low end,
-        case when case s.bound
-            when 'number' then c.",
-            $counter,
-            " < ?2 - 1
-            when 'from' then c.recorded_at < ?3
-            else c.recorded_at < ?4
-        end then s.high else c.seq end
+    select case when m.recorded_at < ?4 then m.seq / 32 + 1 else s.low end,
+        case when m.recorded_at < ?4 then s.high else m.seq / 32 end
     from search s
-    join commands c on c.workspace_id = ?1 and c.seq = (s.low + s.high) / 2
+    cross join ",
+            $table,
+            " m on m.workspace_id = ?1 and m.seq = (s.low + s.high) / 2 * 32 and m.seq % 32 = 0
     where s.low < s.high
-), found (first, last) as (
-    select coalesce((select low from search where bound = 'from' and low = high), 1),
-        min(h.last,
-            coalesce((select low from search where bound = 'number' and low = high), h.last),
-            coalesce((select low - 1 from search where bound = 'to' and low = high), h.last))
+), newest (mark) as (
+    select (min(h.last, coalesce(?2 - 1, h.last), coalesce((select low * 32 from search where low = high), h.last)) + 31) / 32 * 32 from head h
+), walk (command_id, seq, previous_command_id, walked, found, is_found) as (
+    select null, min(n.mark, h.last) + 1,
+        case when n.mark > h.last then h.command_id else (
+            select m.command_id from ",
+            $table,
+            " m where m.workspace_id = ?1 and m.seq = n.mark and m.seq % 32 = 0
+        ) end,
+        0, 0, 0
     from head h
-), looked_at (first, last, from_start) as (
-    select max(first, last - ?5 + 1), last, first from found
+    cross join newest n
+    union all
+    select t.command_id, t.seq, t.previous_command_id, w.walked + 1, w.found + (
+            (?2 is null or t.seq < ?2) and (?4 is null or t.recorded_at < ?4) and (?5 is null or ",
+            $is_wanted,
+            ")
+        ), (
+            (?2 is null or t.seq < ?2) and (?4 is null or t.recorded_at < ?4) and (?5 is null or ",
+            $is_wanted,
+            ")
+        )
+    from walk w
+    cross join ",
+            $table,
+            " t on t.command_id = w.previous_command_id and t.seq = w.seq - 1
+    where t.workspace_id = ?1 and (?3 is null or t.recorded_at >= ?3) and w.found < ?6 and w.walked < ?7
 )
-select l.first, l.last, (
-    select c.",
-            $counter,
-            " + 1 from commands c
-    where c.workspace_id = ?1 and c.seq = l.first - 1 and l.first > l.from_start and c.",
-            $counter,
-            " > 0
-) as next_before_seq
-from looked_at l"
+select t.*, w.is_found, w.walked
+from walk w
+cross join ",
+            $table,
+            " t on t.command_id = w.command_id and t.seq = w.seq
+where w.is_found or w.walked = ?7
+order by t.seq desc"
         )
     };
 }
 
-const USAGE_RANGE: &str = command_range!("usage_seq");
+const USAGE_PAGE: &str = history_page!(
+    of: "usage_logs", last: "last_usage_command_id", seq: "usage_seq", is_wanted: "t.feature_code = ?5"
+);
 
-const LEDGER_RANGE: &str = command_range!("entry_seq");
+const LEDGER_PAGE: &str = history_page!(
+    of: "credit_entries", last: "last_entry_command_id", seq: "entry_seq", is_wanted: "t.to_account = 'consumed:' || ?5"
+);
 
-const USAGE_PAGE: &str = "
-select u.*
-from commands c
-cross join usage_logs u on u.command_id = c.command_id
-where c.workspace_id = ?1 and c.seq >= ?2 and c.seq <= ?3
-    and u.workspace_id = c.workspace_id and (?4 is null or u.seq < ?4)
-    and (?5 is null or u.feature_code = ?5)
-order by c.seq desc
-limit ?6";
-
-const LEDGER_PAGE: &str = "
-select e.*
-from commands c
-cross join credit_entries e on e.command_id = c.command_id
-where c.workspace_id = ?1 and c.seq >= ?2 and c.seq <= ?3
-    and e.workspace_id = c.workspace_id and (?4 is null or e.seq < ?4)
-    and (?5 is null or e.to_account = 'consumed:' || ?5)
-order by c.seq desc, e.seq desc
-limit ?6";
-
-/// The first command with an event after ?2 is found by halving. From there on ?5 commands are looked at,
-/// so there is an event at least if there is any; which is the workspace's last one is told with each.
+/// The events of the workspace ?1 after the number ?2 and up to ?3, walked to as a page of history is.
 const EVENTS_OF_WORKSPACE: &str = "
-with recursive head (last, last_event) as (
-    select seq, event_seq from commands where workspace_id = ?1 order by seq desc limit 1
-), search (low, high) as (
-    select 1, h.last + 1 from head h
+with recursive head (last, event_id) as (
+    select event_seq, last_event_id from workspace_credits where workspace_id = ?1 and event_seq > ?2
+), newest (mark) as (
+    select (min(h.last, ?3) + 31) / 32 * 32 from head h
+), walk (event_id, workspace_seq, previous_event_id) as (
+    select null, min(n.mark, h.last) + 1,
+        case when n.mark > h.last then h.event_id else (
+            select m.event_id from event_outbox m
+            where m.workspace_id = ?1 and m.workspace_seq = n.mark and m.workspace_seq % 32 = 0
+        ) end
+    from head h
+    cross join newest n
     union all
-    select case when c.event_seq <= ?2 then c.seq + 1 else s.low end,
-        case when c.event_seq <= ?2 then s.high else c.seq end
-    from search s
-    join commands c on c.workspace_id = ?1 and c.seq = (s.low + s.high) / 2
-    where s.low < s.high
+    select o.event_id, o.workspace_seq, o.previous_event_id
+    from walk w
+    cross join event_outbox o on o.event_id = w.previous_event_id
+    where o.workspace_id = ?1 and o.workspace_seq = w.workspace_seq - 1 and o.workspace_seq > ?2
 )
-select o.*, h.last_event
-from head h
-cross join (select low from search where low = high) f
-cross join commands c
-cross join event_outbox o on o.partition = ?3 and o.seq > c.outbox_seq - c.event_count and o.seq <= c.outbox_seq
-where c.workspace_id = ?1 and c.seq >= f.low and c.seq < f.low + ?5 and c.event_count > 0
-    and o.workspace_id = c.workspace_id and o.workspace_seq > ?2
-order by c.seq, o.seq
-limit ?4";
+select o.*
+from walk w
+cross join event_outbox o on o.event_id = w.event_id
+where o.workspace_seq <= ?3
+order by o.workspace_seq";
 
 /// The numbers of a partition have no gap, so a range of them is a limit.
 const EVENTS_OF_ALL: &str = "
@@ -182,56 +169,33 @@ limit ?3";
 const PING: &str = "select 1";
 
 impl SqliteStore {
-    /// A page of history: the commands that it may come from, and then its rows.
     async fn history<T>(
         &self,
         query: &HistoryQuery,
-        [range_of, page_of]: [&'static str; 2],
+        page: &'static str,
         row: impl Fn(&SqliteRow) -> Result<T, StoreError> + Send,
         seq: impl Fn(&T) -> i64,
     ) -> Result<Page<T>, StoreError> {
-        let (range, rows) = in_time(async {
-            let mut connection = self.readers.acquire().await.map_err(store_error)?;
-            let range = range(&mut connection, range_of, query).await?;
-            let statement = sqlx::query(page_of)
-                .bind(query.workspace_id.0)
-                .bind(range.first)
-                .bind(range.last)
-                .bind(query.before_seq)
-                .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
-                .bind(i64::from(query.limit) + 1);
-            Ok((range, statement.fetch_all(&mut *connection).await.map_err(store_error)?))
-        })
-        .await?;
-        let rows = rows.iter().map(row).collect::<Result<_, _>>()?;
-        Ok(Page::of(rows, query.limit, range, seq))
-    }
-
-    /// Over stretches of commands without events as well, each of a bounded look.
-    async fn events_of_workspace(
-        &self,
-        workspace_id: WorkspaceId,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<EventRecord>, StoreError> {
-        let mut gathered = Gathered::new(after, limit);
-        loop {
-            let (after, wanted) = gathered.wanted();
-            let rows = sqlx::query(EVENTS_OF_WORKSPACE)
-                .bind(workspace_id.0)
-                .bind(after)
-                .bind(Partition::of(workspace_id).stored())
-                .bind(wanted)
-                .bind(PAGE_SCAN_COMMANDS)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(store_error)?;
-            let last = rows.last().map(|row| get(row, "last_event")).transpose()?;
-            match gathered.add(rows.iter().map(rows::event).collect::<Result<_, _>>()?, last) {
-                Ok(events) => return Ok(events),
-                Err(unfinished) => gathered = unfinished,
+        let statement = sqlx::query(page)
+            .bind(query.workspace_id.0)
+            .bind(query.before_seq)
+            .bind(query.from.map(Timestamp::micros))
+            .bind(query.to.map(Timestamp::micros))
+            .bind(query.feature_code.as_ref().map(FeatureCode::as_str))
+            .bind(i64::from(query.limit) + 1)
+            .bind(PAGE_WALK);
+        let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        let mut walked_to = None;
+        for walked in &rows {
+            if get::<i64>(walked, "walked")? == PAGE_WALK {
+                walked_to = Some(get(walked, "seq")?);
+            }
+            if get(walked, "is_found")? {
+                found.push(row(walked)?);
             }
         }
+        Ok(Page::of(found, query.limit, walked_to, seq))
     }
 }
 
@@ -248,17 +212,22 @@ impl Reads for SqliteStore {
     }
 
     async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        self.history(query, [USAGE_RANGE, USAGE_PAGE], rows::usage_log, |row| row.seq).await
+        self.history(query, USAGE_PAGE, rows::usage_log, |row| row.seq).await
     }
 
     async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        self.history(query, [LEDGER_RANGE, LEDGER_PAGE], rows::entry, |row| row.seq).await
+        self.history(query, LEDGER_PAGE, rows::entry, |row| row.seq).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
         match query {
             EventQuery::OfWorkspace { workspace_id, after, limit } => {
-                in_time(self.events_of_workspace(*workspace_id, *after, *limit)).await
+                let statement = sqlx::query(EVENTS_OF_WORKSPACE)
+                    .bind(workspace_id.0)
+                    .bind(after)
+                    .bind(after.saturating_add(i64::from(*limit)));
+                let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
+                rows.iter().map(rows::event).collect()
             }
             EventQuery::OfAll { after, limit } => {
                 let after = json::rows(after, |row, position| {
@@ -322,25 +291,4 @@ impl Reads for SqliteStore {
         })
         .await
     }
-}
-
-/// Which commands the page may come from: with rows below `before_seq`, recorded at or after the first
-/// instant and before the second.
-async fn range(
-    connection: &mut SqliteConnection,
-    statement: &'static str,
-    query: &HistoryQuery,
-) -> Result<CommandRange, StoreError> {
-    let statement = sqlx::query(statement)
-        .bind(query.workspace_id.0)
-        .bind(query.before_seq)
-        .bind(query.from.map(Timestamp::micros))
-        .bind(query.to.map(Timestamp::micros))
-        .bind(PAGE_SCAN_COMMANDS);
-    let row = statement.fetch_one(connection).await.map_err(store_error)?;
-    Ok(CommandRange {
-        first: get(&row, "first")?,
-        last: get(&row, "last")?,
-        next_before_seq: get(&row, "next_before_seq")?,
-    })
 }

@@ -7,7 +7,7 @@ use sqlx::sqlite::{Sqlite, SqliteRow};
 use uuid::Uuid;
 
 use super::error::{store_error, unreadable};
-use crate::domain::change_set::{CommandPlace, CommandRecord};
+use crate::domain::change_set::CommandRecord;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{EventRecord, EventType};
@@ -22,7 +22,7 @@ use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, 
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{
-    Current, CurrentFeature, CurrentGrant, FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature,
+    Current, CurrentFeature, CurrentGrant, FeatureOverrides, LastRows, Workspace, WorkspaceCredits, WorkspaceFeature,
 };
 use crate::store::StoreError;
 
@@ -34,6 +34,10 @@ where
     T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>,
 {
     row.try_get(column).map_err(store_error)
+}
+
+fn maybe_id(row: &SqliteRow, column: &str) -> Decoded<Option<Uuid>> {
+    get(row, column)
 }
 
 pub(super) fn partition(row: &SqliteRow) -> Decoded<Partition> {
@@ -49,7 +53,7 @@ pub(super) fn head(row: &SqliteRow) -> Decoded<PartitionHead> {
     Ok(PartitionHead {
         partition: partition(row)?,
         seq: get(row, "seq")?,
-        last_event_id: get::<Option<Uuid>>(row, "last_event_id")?.map(EventId),
+        last_event_id: maybe_id(row, "last_event_id")?.map(EventId),
         version: get(row, "version")?,
     })
 }
@@ -60,14 +64,7 @@ pub(super) fn command(row: &SqliteRow) -> Decoded<CommandRecord> {
         workspace_id: workspace_id(row)?,
         idempotency_key: IdempotencyKey::from_stored(get(row, "idempotency_key")?),
         command_id: CommandId(get(row, "command_id")?),
-        place: CommandPlace {
-            seq: get(row, "seq")?,
-            entry_seq: get(row, "entry_seq")?,
-            usage_seq: get(row, "usage_seq")?,
-            event_seq: get(row, "event_seq")?,
-            outbox_seq: get(row, "outbox_seq")?,
-            event_count: get(row, "event_count")?,
-        },
+        seq: get(row, "seq")?,
         command_type: get(row, "command_type")?,
         fingerprint: fingerprint.try_into().map_err(|_| unreadable("fingerprint", "of another length"))?,
         outcome: get(row, "outcome")?,
@@ -114,11 +111,16 @@ pub(super) fn workspace_credits(row: &SqliteRow) -> Decoded<WorkspaceCredits> {
         window_used: credits(row, "window_used")?,
         updated_at: at(row, "credits_updated_at")?,
         current: current(row)?,
+        last: LastRows {
+            usage_log: maybe_id(row, "last_usage_command_id")?.map(CommandId),
+            entry: maybe_id(row, "last_entry_command_id")?.map(CommandId),
+            event: maybe_id(row, "last_event_id")?.map(EventId),
+        },
     })
 }
 
 fn current(row: &SqliteRow) -> Decoded<Current> {
-    let grant = get::<Option<Uuid>>(row, "current_grant_id")?.map(|id| {
+    let grant = maybe_id(row, "current_grant_id")?.map(|id| {
         Ok::<_, StoreError>(CurrentGrant {
             grant_id: GrantId(id),
             remaining: credits(row, "current_grant_remaining")?,
@@ -156,11 +158,10 @@ pub(super) fn subscription(row: &SqliteRow) -> Decoded<Subscription> {
     })
 }
 
-pub(super) fn feature(row: &SqliteRow) -> Decoded<WorkspaceFeature> {
+pub(super) fn feature(row: &SqliteRow) -> Decoded<(WorkspaceId, WorkspaceFeature)> {
     let limit = maybe_credits(row, "plan_limit_amount")?;
     let mode: Option<&str> = get(row, "plan_limit_mode")?;
-    Ok(WorkspaceFeature {
-        workspace_id: workspace_id(row)?,
+    let feature = WorkspaceFeature {
         feature_code: FeatureCode::from_stored(get(row, "feature_code")?),
         plan_terms: FeatureTerms {
             enabled: get(row, "plan_enabled")?,
@@ -177,7 +178,8 @@ pub(super) fn feature(row: &SqliteRow) -> Decoded<WorkspaceFeature> {
         },
         used_this_month: credits(row, "used_this_month")?,
         limit_fired: get(row, "limit_fired")?,
-    })
+    };
+    Ok((workspace_id(row)?, feature))
 }
 
 pub(super) fn grant(row: &SqliteRow) -> Decoded<Grant> {
@@ -206,7 +208,7 @@ pub(super) fn grant(row: &SqliteRow) -> Decoded<Grant> {
 }
 
 pub(super) fn entry(row: &SqliteRow) -> Decoded<Entry> {
-    let grant = get::<Option<Uuid>>(row, "grant_id")?.map(GrantId);
+    let grant = maybe_id(row, "grant_id")?.map(GrantId);
     Ok(Entry {
         workspace_id: workspace_id(row)?,
         seq: get(row, "seq")?,
@@ -217,6 +219,7 @@ pub(super) fn entry(row: &SqliteRow) -> Decoded<Entry> {
         balance_after: credits(row, "balance_after")?,
         recorded_at: at(row, "recorded_at")?,
         effective_at: at(row, "effective_at")?,
+        previous: maybe_id(row, "previous_command_id")?.map(CommandId),
     })
 }
 
@@ -233,6 +236,7 @@ pub(super) fn usage_log(row: &SqliteRow) -> Decoded<UsageLog> {
         occurred_at: at(row, "occurred_at")?,
         recorded_at: at(row, "recorded_at")?,
         metadata: metadata(row)?,
+        previous: maybe_id(row, "previous_command_id")?.map(CommandId),
     })
 }
 
@@ -252,6 +256,7 @@ pub(super) fn event(row: &SqliteRow) -> Decoded<EventRecord> {
         traceparent: get(row, "traceparent")?,
         metadata: get(row, "metadata")?,
         data: get(row, "data")?,
+        previous: maybe_id(row, "previous_event_id")?.map(EventId),
     })
 }
 

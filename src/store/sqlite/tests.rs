@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::change_set::{ChangeSet, CommandPlace, CommandRecord, Rows};
+use crate::domain::change_set::{ChangeSet, CommandRecord, Rows};
 use crate::domain::credits::Credits;
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{EventRecord, EventType};
@@ -48,7 +48,6 @@ fn state(workspace_id: WorkspaceId) -> WorkspaceState {
     let features = plan.features.iter().map(|(code, terms)| {
         let overrides = FeatureOverrides { enabled: Some(true), unit_price: None, limit: Some(Credits::whole(9)) };
         WorkspaceFeature {
-            workspace_id,
             feature_code: code.clone(),
             plan_terms: *terms,
             overrides,
@@ -106,7 +105,10 @@ fn provisioning(state: &WorkspaceState) -> ChangeSet {
         workspaces: vec![state.workspace.clone()],
         credits: inserted(vec![state.credits.clone()]),
         subscriptions: Rows { inserted: vec![state.subscription.clone()], updated: Vec::new() },
-        features: Rows { inserted: state.features.iter().cloned().collect(), updated: Vec::new() },
+        features: Rows {
+            inserted: state.features.iter().cloned().map(|feature| (state.workspace.workspace_id, feature)).collect(),
+            updated: Vec::new(),
+        },
         grants: Rows { inserted: state.grants.clone(), updated: Vec::new() },
         ..ChangeSet::default()
     }
@@ -141,6 +143,7 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
         balance_after: credits.current_credits,
         recorded_at: NOON,
         effective_at: NOON,
+        previous: credits.last.entry.replace(command_id),
     };
     let usage_log = UsageLog {
         workspace_id,
@@ -153,8 +156,10 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
         occurred_at: NOON,
         recorded_at: NOON,
         metadata: Metadata::from_stored("{\"a\":\"\\\"\"}"),
+        previous: credits.last.usage_log.replace(command_id),
     };
-    let event = event(workspace_id, number, head.seq + 1);
+    let mut event = event(workspace_id, number, head.seq + 1);
+    event.previous = credits.last.event.replace(event.event_id);
     ChangeSet {
         heads: vec![PartitionHead {
             seq: event.seq,
@@ -164,7 +169,7 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
         }],
         entries: vec![entry],
         usage_logs: vec![usage_log],
-        commands: vec![command(workspace_id, command_id, number, head.seq + 1)],
+        commands: vec![command(workspace_id, command_id, number)],
         events: vec![event],
         credits: Rows { inserted: Vec::new(), updated: vec![credits] },
         grants: Rows { inserted: Vec::new(), updated: vec![grant] },
@@ -172,19 +177,12 @@ fn deduction(snapshot: &Snapshot, workspace_id: WorkspaceId) -> ChangeSet {
     }
 }
 
-fn command(workspace_id: WorkspaceId, command_id: CommandId, number: i64, outbox_seq: i64) -> CommandRecord {
+fn command(workspace_id: WorkspaceId, command_id: CommandId, number: i64) -> CommandRecord {
     CommandRecord {
         workspace_id,
         idempotency_key: IdempotencyKey::new(&format!("k-{number}")).unwrap(),
         command_id,
-        place: CommandPlace {
-            seq: number,
-            entry_seq: number,
-            usage_seq: number,
-            event_seq: number,
-            outbox_seq,
-            event_count: 1,
-        },
+        seq: number,
         command_type: "DeductCredits".into(),
         fingerprint: [0xa5; 32],
         outcome: "accepted".into(),
@@ -215,6 +213,7 @@ fn event(workspace_id: WorkspaceId, workspace_seq: i64, seq: i64) -> EventRecord
         traceparent: None,
         metadata: None,
         data: "{}".into(),
+        previous: None,
     }
 }
 

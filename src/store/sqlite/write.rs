@@ -20,6 +20,7 @@ use crate::domain::credits::Quantity;
 use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
+use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
 use crate::domain::text::UserId;
@@ -251,9 +252,11 @@ set current_credits = n.row ->> 1, held_credits = n.row ->> 2, debt_credits = n.
     monthly_limit_fired = n.row ->> 11, window_start = n.row ->> 12, window_used = n.row ->> 13,
     updated_at = n.row ->> 14, current_grant_id = unhex(n.row ->> 15), current_grant_remaining = n.row ->> 16,
     current_grant_held = n.row ->> 17, current_feature_code = n.row ->> 18, current_feature_used = n.row ->> 19,
-    current_feature_fired = n.row ->> 20, rest_seq = n.row ->> 21
+    current_feature_fired = n.row ->> 20, rest_seq = n.row ->> 21,
+    last_usage_command_id = unhex(n.row ->> 22), last_entry_command_id = unhex(n.row ->> 23),
+    last_event_id = unhex(n.row ->> 24)
 from (select unhex(value ->> 0) as workspace_id, value as row from jsonb_each(?1)) n
-where workspace_credits.workspace_id = n.workspace_id and workspace_credits.command_seq = n.row ->> 22";
+where workspace_credits.workspace_id = n.workspace_id and workspace_credits.command_seq = n.row ->> 25";
 
 async fn update_credits(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let rows: Vec<_> = changes.moved_credits().collect();
@@ -293,7 +296,10 @@ pub(super) fn credits(row: &mut JsonRow<'_>, credits: &WorkspaceCredits) {
         .maybe_text(feature.map(|feature| feature.feature_code.as_str()))
         .maybe_credits(feature.map(|feature| feature.used_this_month))
         .maybe_int(feature.map(|feature| feature.limit_fired))
-        .int(credits.rest_seq);
+        .int(credits.rest_seq)
+        .maybe_id(credits.last.usage_log.map(|id| id.0))
+        .maybe_id(credits.last.entry.map(|id| id.0))
+        .maybe_id(credits.last.event.map(|id| id.0));
 }
 
 const UPDATE_FEATURES: &str = "
@@ -304,9 +310,9 @@ set plan_enabled = n.row ->> 2, plan_unit_price = n.row ->> 3, plan_limit_amount
 from (select unhex(value ->> 0) as workspace_id, value ->> 1 as feature_code, value as row from jsonb_each(?1)) n
 where workspace_features.workspace_id = n.workspace_id and workspace_features.feature_code = n.feature_code";
 
-pub(super) fn feature(row: &mut JsonRow<'_>, feature: &WorkspaceFeature) {
+pub(super) fn feature(row: &mut JsonRow<'_>, (workspace_id, feature): &(WorkspaceId, WorkspaceFeature)) {
     let (terms, overrides) = (&feature.plan_terms, &feature.overrides);
-    row.id(feature.workspace_id.0)
+    row.id(workspace_id.0)
         .text(feature.feature_code.as_str())
         .int(terms.enabled)
         .maybe_credits(terms.unit_price)
@@ -337,11 +343,9 @@ fn grant_state(row: &mut JsonRow<'_>, grant: &Grant) {
 const INSERT_COMMANDS: &str = "
 insert into commands (
     workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body, actor,
-    correlation_id, traceparent, metadata, received_at, recorded_at, seq, entry_seq, usage_seq, event_seq, outbox_seq,
-    event_count)
+    correlation_id, traceparent, metadata, received_at, recorded_at, seq)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
-    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14,
-    value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19
+    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14
 from jsonb_each(?1)";
 
 fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
@@ -359,20 +363,15 @@ fn command(row: &mut JsonRow<'_>, command: &CommandRecord) {
         .maybe_text(command.metadata.as_ref().map(Metadata::to_json).as_deref())
         .at(command.received_at)
         .at(command.recorded_at)
-        .int(command.place.seq)
-        .int(command.place.entry_seq)
-        .int(command.place.usage_seq)
-        .int(command.place.event_seq)
-        .int(command.place.outbox_seq)
-        .int(command.place.event_count);
+        .int(command.seq);
 }
 
 const INSERT_ENTRIES: &str = "
 insert into credit_entries (
     workspace_id, seq, command_id, from_account, to_account, grant_id, amount, balance_after, recorded_at,
-    effective_at)
+    effective_at, previous_command_id)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6,
-    value ->> 7, value ->> 8, value ->> 9
+    value ->> 7, value ->> 8, value ->> 9, unhex(value ->> 10)
 from jsonb_each(?1)";
 
 fn entry(row: &mut JsonRow<'_>, entry: &Entry) {
@@ -385,14 +384,16 @@ fn entry(row: &mut JsonRow<'_>, entry: &Entry) {
         .credits(entry.amount)
         .credits(entry.balance_after)
         .at(entry.recorded_at)
-        .at(entry.effective_at);
+        .at(entry.effective_at)
+        .maybe_id(entry.previous.map(|id| id.0));
 }
 
 const INSERT_USAGE_LOGS: &str = "
 insert into usage_logs (
-    workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata)
+    workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata,
+    previous_command_id)
 select unhex(value ->> 0), value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-    value ->> 7, value ->> 8, value ->> 9
+    value ->> 7, value ->> 8, value ->> 9, unhex(value ->> 10)
 from jsonb_each(?1)";
 
 fn usage_log(row: &mut JsonRow<'_>, log: &UsageLog) {
@@ -405,15 +406,17 @@ fn usage_log(row: &mut JsonRow<'_>, log: &UsageLog) {
         .maybe_int(log.quantity.map(Quantity::micro))
         .at(log.occurred_at)
         .at(log.recorded_at)
-        .maybe_text(log.metadata.as_ref().map(Metadata::to_json).as_deref());
+        .maybe_text(log.metadata.as_ref().map(Metadata::to_json).as_deref())
+        .maybe_id(log.previous.map(|id| id.0));
 }
 
 const INSERT_EVENTS: &str = "
 insert into event_outbox (
     partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version, occurred_at, correlation_id,
-    causation_id, traceparent, metadata, data)
+    causation_id, traceparent, metadata, data, previous_event_id)
 select value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3), value ->> 4, value ->> 5, value ->> 6,
-    value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12
+    value ->> 7, value ->> 8, unhex(value ->> 9), value ->> 10, value ->> 11, value ->> 12,
+    unhex(value ->> 13)
 from jsonb_each(?1)";
 
 fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
@@ -429,5 +432,6 @@ fn event(row: &mut JsonRow<'_>, event: &EventRecord) {
         .id(event.causation_id)
         .maybe_text(event.traceparent.as_deref())
         .maybe_text(event.metadata.as_deref())
-        .text(&event.data);
+        .text(&event.data)
+        .maybe_id(event.previous.map(|id| id.0));
 }
