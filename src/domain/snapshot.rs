@@ -54,6 +54,9 @@ pub struct PartitionHead {
     pub version: i64,
 }
 
+/// Room for so many more grants than twice those that are open is left to a state.
+const GRANTS_TO_SPARE: usize = 4;
+
 /// Everything about one workspace that a decision may depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceState {
@@ -99,6 +102,25 @@ impl WorkspaceState {
             && let Some(feature) = self.features.get(&current.feature_code)
         {
             current.feature_code = feature.feature_code.clone();
+        }
+    }
+
+    /// How much memory it takes, about, without what is shared and short texts.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let references: usize = self
+            .grants
+            .iter()
+            .filter_map(|grant| grant.payment_reference.as_ref())
+            .map(|text| text.as_str().len())
+            .sum();
+        size_of::<Self>() + self.features.bytes() + self.grants.capacity() * size_of::<Grant>() + references
+    }
+
+    /// Gives back the room of grants that were closed.
+    pub fn shrink(&mut self) {
+        if self.grants.capacity() > 2 * self.grants.len() + GRANTS_TO_SPARE {
+            self.grants.shrink_to_fit();
         }
     }
 

@@ -169,7 +169,10 @@ impl WorkspaceFeatures {
     /// Takes the place of the one with its code, if there is one.
     pub fn put(&mut self, feature: WorkspaceFeature) {
         match self.place(&feature.feature_code) {
-            Ok(place) => *Arc::make_mut(&mut self.0[place]) = feature,
+            Ok(place) => match Arc::get_mut(&mut self.0[place]) {
+                Some(own) => *own = feature,
+                None => self.0[place] = Arc::new(feature),
+            },
             Err(place) => self.0.insert(place, Arc::new(feature)),
         }
     }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use hashlink::LinkedHashMap;
 
-use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
@@ -314,9 +313,14 @@ impl Remembered {
         Some(seen)
     }
 
-    fn put(&mut self, id: WorkspaceId, state: Box<WorkspaceState>, version: i64, max_bytes: usize) {
+    /// One that alone takes more than all may is not kept.
+    fn put(&mut self, id: WorkspaceId, mut state: Box<WorkspaceState>, version: i64, max_bytes: usize) {
         self.take(id);
-        let bytes = bytes(&state);
+        state.shrink();
+        let bytes = state.bytes() + BYTES_BESIDES;
+        if bytes > max_bytes {
+            return;
+        }
         while self.bytes + bytes > max_bytes
             && let Some((_, oldest)) = self.states.pop_front()
         {
@@ -327,7 +331,64 @@ impl Remembered {
     }
 }
 
-/// How much memory a state takes, about.
-fn bytes(state: &WorkspaceState) -> usize {
-    size_of::<WorkspaceState>() + state.features.bytes() + state.grants.len() * size_of::<Grant>() + BYTES_BESIDES
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::plan::tests::pro;
+    use crate::domain::tests::World;
+
+    fn remembered() -> Remembered {
+        Remembered::new(PartitionHead::empty(Partition::new(0).unwrap()), Instant::now())
+    }
+
+    fn id(n: u128) -> WorkspaceId {
+        WorkspaceId(Uuid::from_u128(n))
+    }
+
+    fn counted(remembered: &Remembered) -> usize {
+        remembered.states.values().map(|seen| seen.state.bytes() + BYTES_BESIDES).sum()
+    }
+
+    #[test]
+    fn what_was_not_asked_for_the_longest_is_forgotten_first() {
+        let state = World::on(pro()).state().clone();
+        let room = 3 * (state.bytes() + BYTES_BESIDES) + 1;
+        let mut remembered = remembered();
+        for n in [1, 2, 3, 1, 4] {
+            remembered.put(id(n), Box::new(state.clone()), 0, room);
+        }
+        let ids: Vec<_> = remembered.states.keys().copied().collect();
+        assert_eq!(ids, [id(3), id(1), id(4)]);
+        assert_eq!(remembered.bytes, counted(&remembered));
+        assert!(remembered.take(id(3)).is_some() && remembered.take(id(3)).is_none());
+        assert_eq!(remembered.bytes, counted(&remembered));
+    }
+
+    #[test]
+    fn a_state_that_grows_takes_the_room_of_others_and_one_that_is_too_large_takes_none() {
+        let mut world = World::on(pro());
+        let small = world.state().clone();
+        for n in 0..40 {
+            world.purchase("1", &format!("payment-{n}"));
+        }
+        let large = world.state().clone();
+        assert!(large.bytes() > 5 * small.bytes());
+        let mut remembered = remembered();
+        let room = large.bytes() + small.bytes() + 2 * BYTES_BESIDES;
+        for n in 1..=4 {
+            remembered.put(id(n), Box::new(small.clone()), 0, room);
+        }
+        remembered.put(id(1), Box::new(large.clone()), 0, room);
+        assert_eq!(remembered.states.keys().copied().collect::<Vec<_>>(), [id(4), id(1)]);
+        assert_eq!(remembered.bytes, counted(&remembered));
+        remembered.put(id(5), Box::new(large), 0, room / 2);
+        assert!(remembered.get(id(5)).is_none() && remembered.get(id(4)).is_some());
+        // What was closed leaves no room behind.
+        let mut closed = remembered.take(id(1)).unwrap().state;
+        closed.grants.truncate(1);
+        remembered.put(id(1), closed, 0, room);
+        assert!(remembered.get(id(1)).unwrap().state.bytes() < 2 * small.bytes());
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::StoreError;
+use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -22,7 +24,7 @@ pub struct HistoryQuery {
 }
 
 /// How many rows of a workspace's history one page looks through. A feature that is rare in a long history is
-/// found over several pages, each of which takes a few milliseconds.
+/// found over several pages.
 pub const PAGE_WALK: i64 = 2_000;
 
 /// Some of a workspace's history, newest first.
@@ -34,19 +36,49 @@ pub struct Page<T> {
     pub next_before_seq: Option<i64>,
 }
 
+/// Where the walk from row to row ended: after so many rows, at the one with that number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Walk {
+    pub(super) rows: i64,
+    pub(super) seq: i64,
+}
+
 impl<T> Page<T> {
-    /// From the rows that match among those that were looked at: up to one more than the limit, and none is left
-    /// unless the look ended at the row with the number `looked_to`.
-    pub(super) fn of(mut rows: Vec<T>, limit: u32, looked_to: Option<i64>, seq: impl Fn(&T) -> i64) -> Self {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    /// From the rows that match among those that were walked over: up to one more than the limit.
+    pub(super) fn of(
+        mut rows: Vec<T>,
+        query: &HistoryQuery,
+        walk: Walk,
+        seq: impl Fn(&T) -> i64,
+    ) -> Result<Self, StoreError> {
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let is_at_the_end = walk.seq <= 1;
         let next_before_seq = if rows.len() > limit {
             rows.truncate(limit);
             rows.last().map(seq)
+        } else if walk.rows == PAGE_WALK && !is_at_the_end {
+            Some(walk.seq)
+        } else if query.from.is_none() && !is_at_the_end {
+            return Err(is_broken(query.workspace_id, walk.seq));
         } else {
-            looked_to.filter(|seq| *seq > 1)
+            None
         };
-        Self { rows, next_before_seq }
+        Ok(Self { rows, next_before_seq })
     }
+}
+
+/// Events of a workspace after that number, which have no gap.
+pub(super) fn without_gap(after: i64, events: Vec<EventRecord>) -> Result<Vec<EventRecord>, StoreError> {
+    match events.first() {
+        Some(first) if first.workspace_seq != after.saturating_add(1) => {
+            Err(is_broken(first.workspace_id, first.workspace_seq))
+        }
+        _ => Ok(events),
+    }
+}
+
+fn is_broken(workspace_id: WorkspaceId, seq: i64) -> StoreError {
+    StoreError::Corrupt(format!("the history of workspace {} is broken before {seq}", workspace_id.0))
 }
 
 /// A page of events, oldest first.
@@ -154,11 +186,29 @@ mod tests {
 
     #[test]
     fn a_page_goes_on_behind_its_last_row_or_behind_what_it_looked_at() {
-        let page = |rows: &[i64], looked_to| Page::of(rows.to_vec(), 2, looked_to, |seq| *seq);
-        assert_eq!(page(&[9, 8, 7], None), Page { rows: vec![9, 8], next_before_seq: Some(8) });
-        assert_eq!(page(&[2, 1], None), Page { rows: vec![2, 1], next_before_seq: None });
-        assert_eq!(page(&[9, 8, 7], Some(4)), Page { rows: vec![9, 8], next_before_seq: Some(8) });
-        assert_eq!(page(&[], Some(4)), Page { rows: vec![], next_before_seq: Some(4) });
-        assert_eq!(page(&[1], Some(1)), Page { rows: vec![1], next_before_seq: None });
+        let whole = HistoryQuery {
+            workspace_id: WorkspaceId(uuid::Uuid::from_u128(1)),
+            before_seq: None,
+            feature_code: None,
+            from: None,
+            to: None,
+            limit: 2,
+        };
+        let later = HistoryQuery { from: Some(Timestamp::from_micros(1)), ..whole.clone() };
+        let page = |rows: &[i64], query: &HistoryQuery, walked, seq| {
+            let page = Page::of(rows.to_vec(), query, Walk { rows: walked, seq }, |seq| *seq);
+            page.map(|page| (page.rows, page.next_before_seq)).map_err(|error| error.to_string())
+        };
+        for query in [&whole, &later] {
+            assert_eq!(page(&[9, 8, 7], query, 3, 7), Ok((vec![9, 8], Some(8))));
+            assert_eq!(page(&[2, 1], query, 2, 1), Ok((vec![2, 1], None)));
+            assert_eq!(page(&[9, 8, 7], query, PAGE_WALK, 7), Ok((vec![9, 8], Some(8))));
+            assert_eq!(page(&[9], query, PAGE_WALK, 4), Ok((vec![9], Some(4))));
+            assert_eq!(page(&[], query, PAGE_WALK, 4), Ok((vec![], Some(4))));
+            assert_eq!(page(&[], query, PAGE_WALK, 1), Ok((vec![], None)), "there is nothing before the first row");
+            assert_eq!(page(&[], query, 0, 0), Ok((vec![], None)));
+        }
+        assert_eq!(page(&[9, 8], &later, 2, 8), Ok((vec![9, 8], None)), "what is before is earlier");
+        assert!(page(&[9, 8], &whole, 2, 8).is_err_and(|error| error.contains("broken before 8")));
     }
 }

@@ -29,6 +29,10 @@ async fn audit(db: &impl TestDatabase) -> Vec<AuditFinding> {
 
 async fn found_after(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
     sound(db).await;
+    found_after_more(db, fault).await
+}
+
+async fn found_after_more(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
     db.tamper(fault).await;
     let findings = audit(db).await;
     assert!(findings.iter().all(|finding| !finding.detail.is_empty()));
@@ -158,7 +162,48 @@ pub async fn a_row_that_names_another_one_before_it_is_found(db: &impl TestDatab
 
 pub async fn a_doubled_number_is_found(db: &impl TestDatabase) {
     let found = found_after(db, "update usage_logs set seq = 3 where seq = 2").await;
-    assert_eq!(found, ["row-names-the-one-before", "usage-seq-has-no-gap"]);
+    for expected in ["row-names-the-one-before", "usage-seq-has-no-gap"] {
+        assert!(found.contains(&expected), "{expected} is not among {found:?}");
+    }
+}
+
+pub async fn a_number_given_twice_is_found_even_without_a_gap(db: &impl TestDatabase) {
+    sound(db).await;
+    db.tamper("update commands set seq = 3 where seq = 4").await;
+    let found = found_after_more(db, "update workspace_credits set command_seq = 3, rest_seq = 0").await;
+    assert_eq!(found, ["command-seq-has-no-gap"]);
+}
+
+pub async fn an_event_of_no_command_is_found(db: &impl TestDatabase) {
+    let fault = "update event_outbox set causation_id = event_id where event_type = 'WorkspaceProvisioned'";
+    assert_eq!(found_after(db, fault).await, ["row-has-command"]);
+}
+
+pub async fn history_that_is_not_in_order_is_found(db: &impl TestDatabase) {
+    sound(db).await;
+    for table in ["usage_logs", "credit_entries"] {
+        let recorded_at = |of: &str| {
+            let from = "select c.recorded_at from commands c where c.workspace_id = was.workspace_id";
+            format!("update {table} as was set recorded_at = ({from} and {of}) where seq = 3")
+        };
+        assert_eq!(found_after_more(db, &recorded_at("c.seq = 1")).await, ["history-is-in-order"], "{table}");
+        db.tamper(&recorded_at("c.command_id = was.command_id")).await;
+        assert_eq!(audit(db).await, []);
+    }
+}
+
+/// Each event names the right one before it, but the streams would have them the other way round.
+pub async fn events_out_of_order_are_found(db: &impl TestDatabase) {
+    sound(db).await;
+    let seq =
+        |n: i64| format!("select seq from event_outbox where event_type = 'CreditConsumed' and workspace_seq = {n}");
+    let rows = "event_type = 'CreditConsumed' and workspace_seq";
+    db.tamper(&format!("create table kept as {}", seq(2))).await;
+    db.tamper(&format!("update event_outbox set seq = 1000 where {rows} = 2")).await;
+    db.tamper(&format!("create table kept_too as {}", seq(3))).await;
+    db.tamper(&format!("update event_outbox set seq = (select seq from kept) where {rows} = 3")).await;
+    let swapped = format!("update event_outbox set seq = (select seq from kept_too) where {rows} = 2");
+    assert_eq!(found_after_more(db, &swapped).await, ["history-is-in-order"]);
 }
 
 /// The row of the grant itself has what was true before.

@@ -7,6 +7,7 @@ use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::subscription::SubscriptionStatus;
 use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::store::StoreError;
 use visionscope_billing::store::views::{DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK};
 
 use crate::database::TestDatabase;
@@ -227,6 +228,69 @@ pub async fn a_page_begins_anywhere_in_a_long_history(db: &impl TestDatabase) {
     assert!(db.store().events(&behind_all).await.unwrap().is_empty());
 }
 
+/// Of one command, all of one instant.
+pub async fn many_entries_of_one_command_lie_across_marks(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 1).await;
+    world.deduct(workspace(0), Credits::whole(1), at(1));
+    let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(5));
+    let grant = Account::Grant(GrantId(world.fresh_id()));
+    for _ in 0..70 {
+        world.entry(
+            workspace(0),
+            command_id,
+            Account::Issued(GrantSource::Purchase),
+            grant.clone(),
+            Credits::whole(1),
+            at(5),
+        );
+    }
+    world.deduct(workspace(0), Credits::whole(1), at(9));
+    world.store(db.store()).await;
+    let seqs = async |query: HistoryQuery| {
+        let page = db.store().ledger(&query).await.unwrap();
+        page.rows.iter().map(|entry| entry.seq).collect::<Vec<_>>()
+    };
+    for (to, newest) in [(5, 2), (6, 72), (9, 72), (10, 73)] {
+        let query = HistoryQuery { to: Some(at(to)), ..usage_query(200) };
+        assert_eq!(seqs(query).await, (1..=newest).rev().collect::<Vec<_>>(), "{to}");
+    }
+    for before in 2..=73 {
+        let query = HistoryQuery { before_seq: Some(before), ..usage_query(2) };
+        assert_eq!(seqs(query).await, (1..before).rev().take(2).collect::<Vec<_>>());
+    }
+}
+
+/// What is reached from a mark does not miss what is broken before it, and what is broken is no end.
+pub async fn a_broken_history_is_told(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 1).await;
+    for n in 1..=100 {
+        world.deduct(workspace(0), Credits::from_micro(n).unwrap(), at(10 * n));
+    }
+    world.store(db.store()).await;
+    db.tamper("update usage_logs set previous_command_id = null where seq = 80").await;
+    db.tamper("update credit_entries set previous_command_id = null where seq = 80").await;
+    db.tamper("update event_outbox set previous_event_id = null where workspace_seq = 80").await;
+    let whole = usage_query(3);
+    let before = HistoryQuery { before_seq: Some(60), ..usage_query(3) };
+    let to = HistoryQuery { to: Some(at(10 * 60)), ..usage_query(3) };
+    for query in [whole, before, to] {
+        assert_eq!(db.store().usage(&query).await.unwrap().rows.len(), 3, "{query:?}");
+        assert_eq!(db.store().ledger(&query).await.unwrap().rows.len(), 3, "{query:?}");
+    }
+    let is_told = |error: &StoreError| matches!(error, StoreError::Corrupt(reason) if reason.contains("before 80"));
+    let rare = HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(3) };
+    for query in [usage_query(50), rare] {
+        assert!(db.store().usage(&query).await.is_err_and(|error| is_told(&error)), "{query:?}");
+        assert!(db.store().ledger(&query).await.is_err_and(|error| is_told(&error)), "{query:?}");
+    }
+    let events = async |after| {
+        let query = EventQuery::OfWorkspace { workspace_id: workspace(0), after, limit: 20 };
+        db.store().events(&query).await
+    };
+    assert_eq!(events(40).await.unwrap().len(), 20);
+    assert!(events(70).await.is_err_and(|error| is_told(&error)));
+}
+
 pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
     seven_deductions(db).await;
     let page = async |workspace_id, after, limit| {
@@ -238,30 +302,6 @@ pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
     assert_eq!(page(workspace(1), 3, 100).await, [4, 5, 6, 7, 8]);
     assert!(page(workspace(1), 8, 100).await.is_empty());
     assert!(page(workspace(5), 0, 100).await.is_empty());
-}
-
-pub async fn events_are_found_behind_commands_without_any(db: &impl TestDatabase) {
-    let mut world = world_of(db.store(), 1).await;
-    for stretch in 0..2 {
-        let first = stretch * (PAGE_WALK + 10);
-        world.deduct(workspace(0), Credits::whole(1), at(first + 1));
-        for n in 0..PAGE_WALK + 5 {
-            world.command(workspace(0), "DeductCredits", "feature-disabled", at(first + 2 + n));
-            if n % 250 == 0 {
-                world.store(db.store()).await;
-            }
-        }
-        world.store(db.store()).await;
-    }
-    let page = async |after, limit| {
-        let query = EventQuery::OfWorkspace { workspace_id: workspace(0), after, limit };
-        let events = db.store().events(&query).await.unwrap();
-        events.iter().map(|event| event.workspace_seq).collect::<Vec<_>>()
-    };
-    assert_eq!(page(0, 100).await, [1, 2, 3]);
-    assert_eq!(page(1, 2).await, [2, 3]);
-    assert_eq!(page(2, 100).await, [3]);
-    assert!(page(3, 100).await.is_empty());
 }
 
 pub async fn events_of_all_are_limited_per_partition(db: &impl TestDatabase) {

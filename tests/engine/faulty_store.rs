@@ -44,6 +44,8 @@ pub struct Plan {
     pub transactions: AtomicUsize,
     /// Those of the transactions that looked at the database first.
     pub looks: AtomicUsize,
+    /// States that were read without locks.
+    pub states_read: AtomicUsize,
 }
 
 impl Plan {
@@ -104,6 +106,7 @@ impl Store for FaultyStore {
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
+        self.plan.states_read.fetch_add(ids.len(), Ordering::SeqCst);
         self.inner.states(ids).await
     }
 

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use futures::future::join_all;
 use visionscope_billing::clock::Clock;
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::ids::{Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{PARTITIONS, Partition, WorkspaceId};
 use visionscope_billing::engine::{EngineConfig, EngineError, Reply};
 use visionscope_billing::store::{Reads, Store};
 
@@ -230,6 +230,61 @@ async fn replicas_that_share_a_partition_need_no_locks_while_they_do_not_meet() 
         assert_eq!(word(&world.deduct_from(ids[2], "all", "967").await), "accepted");
         assert_eq!(word(&other.deduct_from(ids[2], "more", "0.000001").await), "refused");
         other.engine.stop().await;
+        world.audit_and_close().await;
+    }
+}
+
+/// Room for some three states in each partition: what was not asked for the longest is read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_with_little_memory_reads_again_and_answers_the_same() {
+    for database in Database::ALL {
+        let memory_bytes = usize::from(PARTITIONS) * 4096;
+        let world = World::with(
+            database,
+            EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes, max_clock_ahead: None },
+        )
+        .await;
+        let ids = neighbours::<12>(&world).await;
+        let read = || world.store.plan.states_read.swap(0, Ordering::SeqCst);
+        let deduct = async |place: usize, round: usize| {
+            assert_eq!(word(&world.deduct_from(ids[place], &format!("{place}-{round}"), "1").await), "accepted");
+        };
+        for round in 0..3 {
+            for place in 0..ids.len() {
+                deduct(place, round).await;
+            }
+        }
+        assert!(read() >= 2 * ids.len(), "each had been forgotten when its turn came again");
+        deduct(11, 3).await;
+        deduct(11, 4).await;
+        assert_eq!(read(), 0, "the last one is remembered");
+        let before = looks(&world);
+        for round in 5..10 {
+            deduct(0, round).await;
+            deduct(1, round).await;
+        }
+        assert_eq!((read(), looks(&world)), (2, before), "and so are two by turns");
+        let balance =
+            async |place: usize| world.store.workspace(ids[place]).await.unwrap().unwrap().credits.current_credits;
+        assert_eq!([balance(0).await, balance(5).await, balance(11).await], [992, 997, 995].map(Credits::whole));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_without_memory_reads_each_time_and_answers_the_same() {
+    for database in Database::ALL {
+        let world = World::with(
+            database,
+            EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 0, max_clock_ahead: None },
+        )
+        .await;
+        for n in 0..5 {
+            let replies = world.deduct_in_one_batch(&[(&format!("a{n}"), "1"), (&format!("b{n}"), "2")]).await;
+            assert_eq!(words(&replies), ["accepted", "accepted"]);
+        }
+        assert!(world.store.plan.states_read.load(Ordering::SeqCst) >= 5);
+        assert_eq!(world.balance().await, "985");
         world.audit_and_close().await;
     }
 }

@@ -19,7 +19,9 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page};
+use crate::store::views::{
+    AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
+};
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
@@ -42,7 +44,7 @@ pub(super) const BEGIN_READING: &str = "begin isolation level repeatable read, r
 /// most $6 of those that are wanted. Each row names the one before it, and every 32nd is marked, so the walk
 /// begins at the mark above the newest row of the page, or at the workspace's last row. Instants only rise with
 /// the numbers, which have no gap: the mark above an instant is found by halving. $7 rows are walked over; the last
-/// of these comes along whatever it is, to go on from there.
+/// of them comes along whatever it is, to go on from there.
 macro_rules! history_page {
     (of: $table:literal, last: $last:literal, seq: $counter:literal, is_wanted: $is_wanted:literal) => {
         concat!(
@@ -94,7 +96,7 @@ from walk w
 join ",
             $table,
             " t on t.command_id = w.command_id and t.seq = w.seq
-where w.is_found or w.walked = $7
+where w.is_found or w.walked = (select max(walked) from walk)
 order by t.seq desc"
         )
     };
@@ -186,16 +188,14 @@ impl PostgresStore {
             .bind(PAGE_WALK);
         let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
         let mut found = Vec::with_capacity(rows.len());
-        let mut walked_to = None;
+        let mut walk = Walk::default();
         for walked in &rows {
-            if get::<i64>(walked, "walked")? == PAGE_WALK {
-                walked_to = Some(get(walked, "seq")?);
-            }
+            walk = Walk { rows: get(walked, "walked")?, seq: get(walked, "seq")? };
             if get(walked, "is_found")? {
                 found.push(row(walked)?);
             }
         }
-        Ok(Page::of(found, query.limit, walked_to, seq))
+        Page::of(found, query, walk, seq)
     }
 }
 
@@ -227,7 +227,7 @@ impl Reads for PostgresStore {
                     .bind(after)
                     .bind(after.saturating_add(i64::from(*limit)));
                 let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
-                rows.iter().map(rows::event).collect()
+                without_gap(*after, rows.iter().map(rows::event).collect::<Result<_, _>>()?)
             }
             EventQuery::OfAll { after, limit } => {
                 let statement = sqlx::query(EVENTS_OF_ALL)

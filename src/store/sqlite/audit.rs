@@ -47,6 +47,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     COMMAND_IS_OF_A_WORKSPACE,
     COMMAND_SEQ_HAS_NO_GAP,
     ROW_NAMES_THE_ONE_BEFORE,
+    HISTORY_IS_IN_ORDER,
     ENTRY_SEQ_HAS_NO_GAP,
     USAGE_SEQ_HAS_NO_GAP,
     WORKSPACE_SEQ_HAS_NO_GAP,
@@ -78,6 +79,7 @@ const INVARIANTS: &[(&str, &str)] = &[
     ("command-is-of-a-workspace", COMMAND_IS_OF_A_WORKSPACE),
     ("command-seq-has-no-gap", COMMAND_SEQ_HAS_NO_GAP),
     ("row-names-the-one-before", ROW_NAMES_THE_ONE_BEFORE),
+    ("history-is-in-order", HISTORY_IS_IN_ORDER),
     ("entry-seq-has-no-gap", ENTRY_SEQ_HAS_NO_GAP),
     ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
     ("workspace-seq-has-no-gap", WORKSPACE_SEQ_HAS_NO_GAP),
@@ -335,6 +337,7 @@ from (
     select 'entry' as what, workspace_id, seq, command_id from credit_entries
     union all select 'usage log', workspace_id, seq, command_id from usage_logs
     union all select 'reset', workspace_id, 0, command_id from credit_resets
+    union all select 'event', workspace_id, workspace_seq, causation_id from event_outbox
 ) r
 where (r.workspace_id, r.command_id) not in (select workspace_id, command_id from commands)
 limit ?1";
@@ -358,29 +361,31 @@ select c.workspace_id, null as event_id,
     format('%s commands up to %s, the head is %s', coalesce(a.rows, 0), coalesce(a.last, 0), c.command_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(distinct seq) as rows, max(seq) as last from commands group by workspace_id
+    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
+    from commands group by workspace_id
 ) a on a.workspace_id = c.workspace_id
 where coalesce(a.rows, 0) <> c.command_seq or coalesce(a.last, 0) <> c.command_seq
+    or coalesce(a.numbers, 0) <> c.command_seq
 limit ?1";
 
 /// Pages of history are read by going from row to row. (Beside a `max`, other columns are those of its row.)
 const ROW_NAMES_THE_ONE_BEFORE: &str = "
-select r.workspace_id, null as event_id, format('the %s %s names another one before it', r.what, r.seq) as detail
+select r.workspace_id, null as event_id,
+    format('the %s %s names another one before it', r.what, r.seq) as detail
 from (
     select 'usage log' as what, workspace_id, seq from (
-        select workspace_id, seq, previous_command_id, lag(command_id) over (partition by workspace_id order by seq) as before
-        from usage_logs
+        select workspace_id, seq, previous_command_id, lag(command_id) over w as before
+        from usage_logs window w as (partition by workspace_id order by seq)
     ) u where u.previous_command_id is distinct from u.before
     union all
     select 'entry', workspace_id, seq from (
-        select workspace_id, seq, previous_command_id, lag(command_id) over (partition by workspace_id order by seq) as before
-        from credit_entries
+        select workspace_id, seq, previous_command_id, lag(command_id) over w as before
+        from credit_entries window w as (partition by workspace_id order by seq)
     ) e where e.previous_command_id is distinct from e.before
     union all
     select 'event', workspace_id, workspace_seq from (
-        select workspace_id, workspace_seq, previous_event_id,
-            lag(event_id) over (partition by workspace_id order by workspace_seq) as before
-        from event_outbox
+        select workspace_id, workspace_seq, previous_event_id, lag(event_id) over w as before
+        from event_outbox window w as (partition by workspace_id order by workspace_seq)
     ) o where o.previous_event_id is distinct from o.before
     union all
     select 'row behind usage log', c.workspace_id, c.usage_seq
@@ -406,14 +411,33 @@ from (
 ) r
 limit ?1";
 
+/// A range of time is found by the numbers, and consumers are promised the order of a workspace's events.
+const HISTORY_IS_IN_ORDER: &str = "
+select r.workspace_id, null as event_id,
+    format('the %s %s comes before the one before it', r.what, r.seq) as detail
+from (
+    select 'usage log' as what, workspace_id, seq, recorded_at < lag(recorded_at) over w as is_early
+    from usage_logs window w as (partition by workspace_id order by seq)
+    union all
+    select 'entry', workspace_id, seq, recorded_at < lag(recorded_at) over w
+    from credit_entries window w as (partition by workspace_id order by seq)
+    union all
+    select 'event', workspace_id, workspace_seq, seq < lag(seq) over w
+    from event_outbox window w as (partition by workspace_id order by workspace_seq)
+) r
+where r.is_early
+limit ?1";
+
 const ENTRY_SEQ_HAS_NO_GAP: &str = "
 select c.workspace_id, null as event_id,
     format('%s entries up to %s, the head is %s', coalesce(e.rows, 0), coalesce(e.last, 0), c.entry_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(distinct seq) as rows, max(seq) as last from credit_entries group by workspace_id
+    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
+    from credit_entries group by workspace_id
 ) e on e.workspace_id = c.workspace_id
 where coalesce(e.rows, 0) <> c.entry_seq or coalesce(e.last, 0) <> c.entry_seq
+    or coalesce(e.numbers, 0) <> c.entry_seq
 limit ?1";
 
 const USAGE_SEQ_HAS_NO_GAP: &str = "
@@ -421,9 +445,11 @@ select c.workspace_id, null as event_id,
     format('%s usage logs up to %s, the head is %s', coalesce(u.rows, 0), coalesce(u.last, 0), c.usage_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(distinct seq) as rows, max(seq) as last from usage_logs group by workspace_id
+    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
+    from usage_logs group by workspace_id
 ) u on u.workspace_id = c.workspace_id
 where coalesce(u.rows, 0) <> c.usage_seq or coalesce(u.last, 0) <> c.usage_seq
+    or coalesce(u.numbers, 0) <> c.usage_seq
 limit ?1";
 
 const WORKSPACE_SEQ_HAS_NO_GAP: &str = "
@@ -431,9 +457,11 @@ select c.workspace_id, null as event_id,
     format('%s events up to %s, the head is %s', coalesce(o.rows, 0), coalesce(o.last, 0), c.event_seq) as detail
 from workspace_credits c
 left join (
-    select workspace_id, count(distinct workspace_seq) as rows, max(workspace_seq) as last from event_outbox group by workspace_id
+    select workspace_id, count(*) as rows, count(distinct workspace_seq) as numbers, max(workspace_seq) as last
+    from event_outbox group by workspace_id
 ) o on o.workspace_id = c.workspace_id
 where coalesce(o.rows, 0) <> c.event_seq or coalesce(o.last, 0) <> c.event_seq
+    or coalesce(o.numbers, 0) <> c.event_seq
 limit ?1";
 
 const PARTITION_SEQ_HAS_NO_GAP: &str = "

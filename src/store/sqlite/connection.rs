@@ -153,7 +153,10 @@ impl Writer {
         let mut held = self.acquire().await?;
         held.make_unready().await?;
         let migrator = sqlx::migrate!("migrations/sqlite");
+        // What is sorted may be all of history.
+        sort_in(held.connection(), "file").await?;
         migrator.run_direct(None, held.connection(), false).await.map_err(of_migration)?;
+        sort_in(held.connection(), "memory").await?;
         held.put_back();
         Ok(())
     }
@@ -183,6 +186,12 @@ impl Writer {
         };
         Ok(Transaction(Some(Held { slot, writing })))
     }
+}
+
+/// Whether what is sorted is kept in memory or in files. It takes away what is temporary.
+async fn sort_in(connection: &mut SqliteConnection, place: &str) -> Result<(), StoreError> {
+    let statement = AssertSqlSafe(format!("pragma temp_store = {place}"));
+    connection.execute(statement).await.map(drop).map_err(store_error)
 }
 
 struct Held {

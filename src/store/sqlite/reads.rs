@@ -18,7 +18,9 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::store::views::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page};
+use crate::store::views::{
+    AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
+};
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
 
@@ -41,7 +43,7 @@ pub(super) const BEGIN_READING: &str = "begin deferred";
 /// most ?6 of those that are wanted. Each row names the one before it, and every 32nd is marked, so the walk
 /// begins at the mark above the newest row of the page, or at the workspace's last row. Instants only rise with
 /// the numbers, which have no gap: the mark above an instant is found by halving. ?7 rows are walked over; the last
-/// of these comes along whatever it is, to go on from there.
+/// of them comes along whatever it is, to go on from there.
 macro_rules! history_page {
     (of: $table:literal, last: $last:literal, seq: $counter:literal, is_wanted: $is_wanted:literal) => {
         concat!(
@@ -63,7 +65,9 @@ with recursive head (last, command_id) as (
             " m on m.workspace_id = ?1 and m.seq = (s.low + s.high) / 2 * 32 and m.seq % 32 = 0
     where s.low < s.high
 ), newest (mark) as (
-    select (min(h.last, coalesce(?2 - 1, h.last), coalesce((select low * 32 from search where low = high), h.last)) + 31) / 32 * 32 from head h
+    select (min(h.last, coalesce(?2 - 1, h.last), coalesce((
+        select low * 32 from search where low = high
+    ), h.last)) + 31) / 32 * 32 from head h
 ), walk (command_id, seq, previous_command_id, walked, found, is_found) as (
     select null, min(n.mark, h.last) + 1,
         case when n.mark > h.last then h.command_id else (
@@ -95,7 +99,7 @@ from walk w
 cross join ",
             $table,
             " t on t.command_id = w.command_id and t.seq = w.seq
-where w.is_found or w.walked = ?7
+where w.is_found or w.walked = (select max(walked) from walk)
 order by t.seq desc"
         )
     };
@@ -186,16 +190,14 @@ impl SqliteStore {
             .bind(PAGE_WALK);
         let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
         let mut found = Vec::with_capacity(rows.len());
-        let mut walked_to = None;
+        let mut walk = Walk::default();
         for walked in &rows {
-            if get::<i64>(walked, "walked")? == PAGE_WALK {
-                walked_to = Some(get(walked, "seq")?);
-            }
+            walk = Walk { rows: get(walked, "walked")?, seq: get(walked, "seq")? };
             if get(walked, "is_found")? {
                 found.push(row(walked)?);
             }
         }
-        Ok(Page::of(found, query.limit, walked_to, seq))
+        Page::of(found, query, walk, seq)
     }
 }
 
@@ -227,7 +229,7 @@ impl Reads for SqliteStore {
                     .bind(after)
                     .bind(after.saturating_add(i64::from(*limit)));
                 let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-                rows.iter().map(rows::event).collect()
+                without_gap(*after, rows.iter().map(rows::event).collect::<Result<_, _>>()?)
             }
             EventQuery::OfAll { after, limit } => {
                 let after = json::rows(after, |row, position| {
