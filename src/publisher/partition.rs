@@ -1,22 +1,23 @@
 //! One partition's way into its stream: take what comes next, as it was handed over by the commits of
-//! this process or from the outbox, and append it. That it was done is recorded
-//! for all partitions together (`run.rs`).
+//! this process or from the outbox, and append it. The outbox is read for several partitions together, and that
+//! it was done is recorded for all together (`run.rs`).
 //!
 //! The position is a belief, and every append checks it. It starts at what was recorded, goes back
 //! when the stream is found to end earlier, and forward with each append, so a crash anywhere, a
 //! second publisher or a stream that lost its tail all lead to the same stream.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::breaker::{Breaker, Broken};
 use super::{Handover, measure};
 use crate::domain::event::EventRecord;
-use crate::domain::ids::EventId;
-use crate::store::views::{Lease, Recorded};
+use crate::domain::ids::{EventId, Partition};
+use crate::store::views::{EventPosition, Lease, Recorded};
 use crate::store::{Outbox, StoreError};
 use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError, batch_len};
 
@@ -26,8 +27,8 @@ pub(super) const OUTBOX_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Partitions that are read from the outbox at a time, until what was read is appended: enough to keep
 /// the database and the stream busy at once, and few enough to leave the database's connections to
-/// others and to bound what is held.
-const MAX_READING: usize = 8;
+/// others and to bound what is held. So many are read by one statement too.
+pub(super) const MAX_READING: usize = 8;
 
 /// What all partitions of a publisher share.
 pub(super) struct Ends {
@@ -36,7 +37,7 @@ pub(super) struct Ends {
     pub(super) handover: Handover,
     pub(super) breaker: Breaker,
     pub(super) owner: String,
-    reading: Semaphore,
+    reading: Arc<Semaphore>,
 }
 
 impl Ends {
@@ -46,7 +47,14 @@ impl Ends {
         handover: Handover,
         owner: String,
     ) -> Self {
-        Self { outbox, stream, handover, breaker: Breaker::new(), owner, reading: Semaphore::new(MAX_READING) }
+        Self {
+            outbox,
+            stream,
+            handover,
+            breaker: Breaker::new(),
+            owner,
+            reading: Arc::new(Semaphore::new(MAX_READING)),
+        }
     }
 }
 
@@ -86,13 +94,13 @@ impl From<Broken<StreamError>> for StepError {
 }
 
 /// The events that are appended next.
-struct Batch<'a> {
+pub(super) struct Batch {
     /// As many as fit into one append.
     events: Vec<EventRecord>,
     /// Whether there may be more.
     is_more: bool,
     /// Kept by what was read from the outbox, until it is appended.
-    _turn: Option<SemaphorePermit<'a>>,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 /// How far a leased partition is published.
@@ -112,11 +120,7 @@ impl Progress {
 
     /// One batch. With nothing to publish, a probe still asks the stream whether it ends where it
     /// should.
-    pub(super) async fn advance(&mut self, ends: &Ends, is_probe: bool) -> Result<Step, StepError> {
-        let batch = match self.handed_over(&ends.handover) {
-            Some(batch) => batch,
-            None => self.read(ends).await?,
-        };
+    pub(super) async fn advance(&mut self, ends: &Ends, batch: Batch, is_probe: bool) -> Result<Step, StepError> {
         if batch.events.is_empty() && !is_probe {
             return Ok(Step::Idle);
         }
@@ -140,22 +144,30 @@ impl Progress {
 
     /// The next events, if the commits of this process handed them over. The event before them must be
     /// known: after a new lease or a rewind only the outbox can tell.
-    fn handed_over<'a>(&self, handover: &Handover) -> Option<Batch<'a>> {
-        if self.position > 0 && self.event_id.is_none() {
+    pub(super) fn handed_over(&self, handover: &Handover) -> Option<Batch> {
+        if self.is_last_unknown() {
             return None;
         }
         let (events, is_more) = handover.take(self.lease.partition, self.position)?;
         Some(Batch { events, is_more, _turn: None })
     }
 
-    /// The next events as the outbox has them, and the id of the event before if that is unknown.
-    async fn read<'a>(&mut self, ends: &'a Ends) -> Result<Batch<'a>, StepError> {
-        let turn = ends.reading.acquire().await.expect("it is never closed");
-        let is_unknown = self.position > 0 && self.event_id.is_none();
-        let after = self.position - i64::from(is_unknown);
-        let limit = MAX_BATCH_EVENTS + u32::from(is_unknown);
-        let mut events = in_time(ends.outbox.read(self.lease.partition, after, limit)).await?;
-        if is_unknown {
+    fn is_last_unknown(&self) -> bool {
+        self.position > 0 && self.event_id.is_none()
+    }
+
+    /// Where to read from: one event earlier, if that one's id is not known.
+    fn reads_after(&self) -> EventPosition {
+        EventPosition { partition: self.lease.partition, seq: self.position - i64::from(self.is_last_unknown()) }
+    }
+
+    /// What comes next of what was read.
+    fn batch_of(
+        &mut self,
+        mut events: Vec<EventRecord>,
+        turn: Option<OwnedSemaphorePermit>,
+    ) -> Result<Batch, StepError> {
+        if self.is_last_unknown() {
             let found = events.first().filter(|event| event.seq == self.position).map(|event| event.event_id);
             let Some(event_id) = found else {
                 let partition = self.lease.partition.number();
@@ -168,10 +180,10 @@ impl Progress {
         let fits = batch_len(&events);
         let is_more = fits < events.len() || fits == usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX);
         events.truncate(fits);
-        Ok(Batch { events, is_more, _turn: Some(turn) })
+        Ok(Batch { events, is_more, _turn: turn })
     }
 
-    async fn appended(&mut self, ends: &Ends, batch: &Batch<'_>) -> Result<Step, StepError> {
+    async fn appended(&mut self, ends: &Ends, batch: &Batch) -> Result<Step, StepError> {
         let Some(last) = batch.events.last() else { return self.look_behind(ends).await };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
         measure::published(batch.events.len());
@@ -201,6 +213,26 @@ impl Progress {
             Recorded::Done => Ok(Step::Diverged { seq }),
             Recorded::LeaseLost => Ok(Step::LeaseLost),
         }
+    }
+}
+
+/// Reads what comes next of at most [`MAX_READING`] partitions, in one statement.
+pub(super) async fn read(ends: &Ends, of: &mut [Progress]) -> Vec<Result<Batch, StepError>> {
+    let count = u32::try_from(of.len()).unwrap_or(u32::MAX);
+    let mut turns = Arc::clone(&ends.reading).acquire_many_owned(count).await.expect("it is never closed");
+    let after: Vec<_> = of.iter().map(Progress::reads_after).collect();
+    match in_time(ends.outbox.read_each(&after, MAX_BATCH_EVENTS + 1)).await {
+        Ok(events) => {
+            let mut by_partition: BTreeMap<Partition, Vec<EventRecord>> = BTreeMap::new();
+            for event in events {
+                by_partition.entry(event.partition).or_default().push(event);
+            }
+            let batch = |progress: &mut Progress| {
+                progress.batch_of(by_partition.remove(&progress.lease.partition).unwrap_or_default(), turns.split(1))
+            };
+            of.iter_mut().map(batch).collect()
+        }
+        Err(error) => of.iter().map(|_| Err(error.clone().into())).collect(),
     }
 }
 

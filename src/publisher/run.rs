@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Backoff, BreakerState};
-use super::partition::{Ends, Progress, Step, StepError, in_time};
+use super::partition::{self, Batch, Ends, MAX_READING, Progress, Step, StepError, in_time};
 use super::slot::{Chore, Slot};
 use super::{PublisherConfig, PublisherHealth, measure};
 use crate::clock::Clock;
@@ -37,6 +37,8 @@ enum Done {
     Leased(Result<Vec<Lease>, StoreError>),
     Heads(Result<Vec<EventPosition>, StoreError>, Duration),
     Status(Result<Vec<PartitionStatus>, StoreError>),
+    /// And whether their steps are probes.
+    Read(Vec<(Progress, bool, Result<Batch, StepError>)>),
     Advanced(Progress, Result<Step, StepError>),
     Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),
 }
@@ -145,20 +147,27 @@ impl Run {
     /// Begins a step of every partition that is due.
     fn begin_steps(&mut self) {
         let now = Instant::now();
+        let mut to_read = Vec::new();
         for slot in self.slots.values_mut().filter(|slot| slot.due().is_some_and(|at| at <= now)) {
-            let Some(mut progress) = slot.progress.take() else { continue };
+            let Some(progress) = slot.progress.take() else { continue };
             (slot.is_signalled, slot.head_before) = (false, slot.head);
             // After a failure only an answer of the stream counts as success, events or not.
             let is_probe = slot.probe_at <= now || slot.backoff.is_some();
             if is_probe {
                 slot.probe_at = now + self.config.probe_every;
             }
-            let ends = Arc::clone(&self.ends);
-            let step = async move {
-                let step = progress.advance(&ends, is_probe).await;
-                Done::Advanced(progress, step)
-            };
-            self.work.push(step.boxed());
+            match progress.handed_over(&self.ends.handover) {
+                Some(batch) => self.work.push(step(Arc::clone(&self.ends), progress, batch, is_probe)),
+                // What failed is read alone: it may be what cannot be read.
+                None if slot.backoff.is_some() => {
+                    self.work.push(read(Arc::clone(&self.ends), vec![(progress, is_probe)]));
+                }
+                None => to_read.push((progress, is_probe)),
+            }
+        }
+        while !to_read.is_empty() {
+            let together = to_read.split_off(to_read.len().saturating_sub(MAX_READING));
+            self.work.push(read(Arc::clone(&self.ends), together));
         }
     }
 
@@ -205,6 +214,7 @@ impl Run {
                 }
                 self.tell();
             }
+            Done::Read(batches) => self.read(batches),
             Done::Advanced(progress, step) => self.advanced(progress, step),
             Done::Recorded(publications, recorded) => {
                 self.recording.again(&recorded, self.config.record_every);
@@ -262,6 +272,15 @@ impl Run {
         self.ends.handover.want(partition, false);
     }
 
+    fn read(&mut self, batches: Vec<(Progress, bool, Result<Batch, StepError>)>) {
+        for (progress, is_probe, batch) in batches {
+            match batch {
+                Ok(batch) => self.work.push(step(Arc::clone(&self.ends), progress, batch, is_probe)),
+                Err(error) => self.advanced(progress, Err(error)),
+            }
+        }
+    }
+
     fn advanced(&mut self, progress: Progress, step: Result<Step, StepError>) {
         let was_broken = self.health.breaker != BreakerState::Closed;
         self.note_breaker();
@@ -293,6 +312,8 @@ impl Run {
                 let pause = slot.backoff.get_or_insert_with(Backoff::new).pause();
                 slot.not_before = Instant::now() + pause;
                 slot.is_signalled = true;
+                // At the end, what fails is left to the next publisher.
+                slot.is_stopped |= self.is_draining;
                 slot.progress = Some(progress);
                 return;
             }
@@ -365,13 +386,8 @@ impl Run {
         self.begin_steps();
         while let Some(done) = self.work.next().await {
             match done {
-                // What fails is left to the next publisher.
-                Done::Advanced(progress, step) => {
-                    if let (Err(_), Some(slot)) = (&step, self.slots.get_mut(&progress.lease.partition)) {
-                        slot.is_stopped = true;
-                    }
-                    self.advanced(progress, step);
-                }
+                Done::Read(batches) => self.read(batches),
+                Done::Advanced(progress, step) => self.advanced(progress, step),
                 Done::Recorded(publications, recorded) => {
                     self.recorded(&publications, &recorded.unwrap_or_default());
                 }
@@ -384,6 +400,24 @@ impl Run {
             self.begin_steps();
         }
     }
+}
+
+fn step(ends: Arc<Ends>, mut progress: Progress, batch: Batch, is_probe: bool) -> BoxFuture<'static, Done> {
+    let step = async move {
+        let step = progress.advance(&ends, batch, is_probe).await;
+        Done::Advanced(progress, step)
+    };
+    step.boxed()
+}
+
+fn read(ends: Arc<Ends>, steps: Vec<(Progress, bool)>) -> BoxFuture<'static, Done> {
+    let read = async move {
+        let (mut of, are_probes): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
+        let batches = partition::read(&ends, &mut of).await;
+        let read = of.into_iter().zip(are_probes).zip(batches);
+        Done::Read(read.map(|((progress, is_probe), batch)| (progress, is_probe, batch)).collect())
+    };
+    read.boxed()
 }
 
 /// The leases are given back whether or not the last events could be recorded.

@@ -37,7 +37,7 @@ pub mod views;
 const EXPIRIES_PER_WORKSPACE: u32 = 4;
 
 /// What went wrong, by what may be done about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Somebody else's write came between, or a unique key was taken: nothing was written. Loading
     /// and deciding again may give another result.
@@ -147,8 +147,13 @@ pub trait Outbox: Send + Sync {
     /// The last event's number of every partition, in order of partitions.
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError>;
 
+    /// Events of several partitions, of each those after that number, in order and at most `limit`.
+    async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError>;
+
     /// Events of one partition after `after`, in order, at most `limit`.
-    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
+    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.read_each(&[EventPosition { partition, seq: after }], limit).await
+    }
 
     /// Notes what is in the streams, at most once for each partition; answers in the same order. A
     /// batch continues where the last one of its generation ended, and is noted only while the lease's

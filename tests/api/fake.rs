@@ -136,7 +136,7 @@ impl Outbox for FakeStore {
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         self.answer(vec![])
     }
-    async fn read(&self, _: Partition, _: i64, _: u32) -> Result<Vec<EventRecord>, StoreError> {
+    async fn read_each(&self, _: &[EventPosition], _: u32) -> Result<Vec<EventRecord>, StoreError> {
         self.answer(vec![])
     }
     async fn record(&self, _: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

@@ -221,8 +221,8 @@ impl Outbox for FaultyStore {
         self.inner.heads().await
     }
 
-    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        self.inner.read(partition, after, limit).await
+    async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.inner.read_each(after, limit).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

@@ -70,6 +70,50 @@ async fn what_was_not_handed_over_is_read_from_the_outbox_in_its_order() {
     running.stop().await;
 }
 
+/// What others committed between is read for many partitions at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_read_together() {
+    const ROUNDS: i64 = 30;
+    let redis = RedisServer::start();
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), redis.stream());
+    let (running, reads) = settled(&outbox, &stream).await;
+    let statements = outbox.statements.load(Ordering::SeqCst);
+    for _ in 0..ROUNDS {
+        for p in Partition::all() {
+            outbox.commit(p, 1);
+            running.handover.committed(outbox.commit(p, 1));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for p in Partition::all() {
+        eventually_ends_at(&*stream, p, 1, 2 * ROUNDS).await;
+        assert_holds(&*stream, 1, &outbox.all(p)).await;
+    }
+    let reads = outbox.reads.load(Ordering::SeqCst) - reads;
+    let statements = outbox.statements.load(Ordering::SeqCst) - statements;
+    assert!(statements * 3 < reads, "{statements} statements for {reads} reads");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_cannot_be_read_holds_up_no_other() {
+    let redis = RedisServer::start();
+    let (outbox, stream, bad) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(3));
+    *outbox.unreadable.lock().unwrap() = Some(bad);
+    let running = Running::start(&outbox, &stream, quick());
+    for _ in 0..10 {
+        Partition::all().for_each(|p| drop(outbox.commit(p, 4)));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for p in Partition::all().filter(|p| *p != bad) {
+        eventually_ends_at(&*stream, p, 1, 40).await;
+    }
+    assert!(stream.top(bad, 1).await.unwrap().is_none());
+    *outbox.unreadable.lock().unwrap() = None;
+    eventually_ends_at(&*stream, bad, 1, 40).await;
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_is_kept_while_redis_is_away_is_read_from_the_outbox() {
     let mut redis = RedisServer::planned(&[]);

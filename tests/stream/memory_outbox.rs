@@ -35,10 +35,13 @@ pub struct MemoryOutbox {
     shelves: Mutex<Vec<Shelf>>,
     /// So many calls of `record` fail without having recorded anything.
     pub failing_records: AtomicU32,
-    /// How often it was read, and recorded.
+    /// How often a partition of it was read, in how many statements, and how often it was recorded.
     pub reads: AtomicU32,
+    pub statements: AtomicU32,
     pub records: AtomicU32,
     pub is_down: AtomicBool,
+    /// The events of this partition cannot be read.
+    pub unreadable: Mutex<Option<Partition>>,
     /// Answers nobody is given a lease for.
     pub is_lease_ignored: AtomicBool,
 }
@@ -58,6 +61,8 @@ impl MemoryOutbox {
             shelves: Mutex::new(Partition::all().map(|_| shelf()).collect()),
             failing_records: AtomicU32::new(0),
             reads: AtomicU32::new(0),
+            statements: AtomicU32::new(0),
+            unreadable: Mutex::new(None),
             records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
             is_lease_ignored: AtomicBool::new(false),
@@ -154,10 +159,23 @@ impl Outbox for MemoryOutbox {
         Partition::all().map(head).collect()
     }
 
-    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        let (after, limit) = (usize::try_from(after).unwrap(), usize::try_from(limit).unwrap());
-        self.with(partition, |shelf| shelf.events.iter().skip(after).take(limit).cloned().collect())
+    async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.statements.fetch_add(1, Ordering::SeqCst);
+        let unreadable = *self.unreadable.lock().unwrap();
+        let mut events = Vec::new();
+        for EventPosition { partition, seq } in after {
+            self.reads.fetch_add(1, Ordering::SeqCst);
+            if unreadable == Some(*partition) {
+                return Err(StoreError::Corrupt("an event that nobody can read".into()));
+            }
+            let (after, limit) = (usize::try_from(*seq).unwrap(), usize::try_from(limit).unwrap());
+            events.extend(
+                self.with(*partition, |shelf| {
+                    shelf.events.iter().skip(after).take(limit).cloned().collect::<Vec<_>>()
+                })?,
+            );
+        }
+        Ok(events)
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

@@ -18,17 +18,8 @@ use crate::domain::ids::Partition;
 use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::{Outbox, StoreError};
 
-pub(super) const STATEMENTS: &[&str] = &[
-    TAKE_LEASES,
-    RELEASE_LEASES,
-    HEADS,
-    EVENTS_OF_PARTITION,
-    LOCK_LEASES,
-    INSERT_BATCHES,
-    MARK_DIVERGED,
-    START_GENERATION,
-    STATUS,
-];
+pub(super) const STATEMENTS: &[&str] =
+    &[TAKE_LEASES, RELEASE_LEASES, HEADS, LOCK_LEASES, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
 
 /// Own leases are waited for, those of others only taken when free: a publisher that records is not
 /// robbed of its lease by the moment that takes.
@@ -62,9 +53,6 @@ update stream_lease set owner = null, leased_until = '-infinity' where owner = $
 
 const HEADS: &str = "
 select partition, seq from stream_partition order by partition";
-
-const EVENTS_OF_PARTITION: &str = "
-select * from event_outbox where partition = $1 and seq > $2 order by seq limit $3";
 
 /// A statement of its own: waiting for a lock does not refresh the snapshot of the statement that
 /// waits, and the next one must see what an earlier call recorded whose answer was lost.
@@ -130,10 +118,8 @@ impl Outbox for PostgresStore {
         rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
     }
 
-    async fn read(&self, partition: Partition, after: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        let statement = sqlx::query(EVENTS_OF_PARTITION).bind(partition.stored()).bind(after).bind(i64::from(limit));
-        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        rows.iter().map(rows::event).collect()
+    async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.events_after(after, limit).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

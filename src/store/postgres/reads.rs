@@ -20,7 +20,7 @@ use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{
-    AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
+    AuditFinding, DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
 };
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
@@ -197,6 +197,20 @@ impl PostgresStore {
         }
         Page::of(found, query, walk, seq)
     }
+
+    /// Of each partition the events after that number, at most so many.
+    pub(super) async fn events_after(
+        &self,
+        after: &[EventPosition],
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, StoreError> {
+        let statement = sqlx::query(EVENTS_OF_ALL)
+            .column(after, |position| position.partition.stored())
+            .column(after, |position| position.seq)
+            .bind(i64::from(limit));
+        let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
+        rows.iter().map(rows::event).collect()
+    }
 }
 
 #[async_trait]
@@ -229,14 +243,7 @@ impl Reads for PostgresStore {
                 let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
                 without_gap(*after, rows.iter().map(rows::event).collect::<Result<_, _>>()?)
             }
-            EventQuery::OfAll { after, limit } => {
-                let statement = sqlx::query(EVENTS_OF_ALL)
-                    .column(after, |position| position.partition.stored())
-                    .column(after, |position| position.seq)
-                    .bind(i64::from(*limit));
-                let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
-                rows.iter().map(rows::event).collect()
-            }
+            EventQuery::OfAll { after, limit } => self.events_after(after, *limit).await,
         }
     }
 
