@@ -356,17 +356,35 @@ left join workspaces w on w.workspace_id = c.workspace_id
 where w.workspace_id is null
 limit ?1";
 
-const COMMAND_SEQ_HAS_NO_GAP: &str = "
+/// The rows of a workspace are numbered from 1 up to its head, and no number is given twice.
+macro_rules! has_no_gap {
+    (of: $table:literal, seq: $seq:literal, head: $head:literal, what: $what:literal) => {
+        concat!(
+            "
 select c.workspace_id, null as event_id,
-    format('%s commands up to %s, the head is %s', coalesce(a.rows, 0), coalesce(a.last, 0), c.command_seq) as detail
-from workspace_credits c
+    format('%s ",
+            $what,
+            " up to %s, the head is %s', coalesce(r.rows, 0), coalesce(r.last, 0), c.head) as detail
+from (select workspace_id, ",
+            $head,
+            " as head from workspace_credits) c
 left join (
-    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
-    from commands group by workspace_id
-) a on a.workspace_id = c.workspace_id
-where coalesce(a.rows, 0) <> c.command_seq or coalesce(a.last, 0) <> c.command_seq
-    or coalesce(a.numbers, 0) <> c.command_seq
-limit ?1";
+    select workspace_id, count(*) as rows, count(distinct ",
+            $seq,
+            ") as numbers, max(",
+            $seq,
+            ") as last
+    from ",
+            $table,
+            " group by workspace_id
+) r on r.workspace_id = c.workspace_id
+where coalesce(r.rows, 0) <> c.head or coalesce(r.last, 0) <> c.head or coalesce(r.numbers, 0) <> c.head
+limit ?1"
+        )
+    };
+}
+
+const COMMAND_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "commands", seq: "seq", head: "command_seq", what: "commands");
 
 /// Pages of history are read by going from row to row. (Beside a `max`, other columns are those of its row.)
 const ROW_NAMES_THE_ONE_BEFORE: &str = "
@@ -428,41 +446,12 @@ from (
 where r.is_early
 limit ?1";
 
-const ENTRY_SEQ_HAS_NO_GAP: &str = "
-select c.workspace_id, null as event_id,
-    format('%s entries up to %s, the head is %s', coalesce(e.rows, 0), coalesce(e.last, 0), c.entry_seq) as detail
-from workspace_credits c
-left join (
-    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
-    from credit_entries group by workspace_id
-) e on e.workspace_id = c.workspace_id
-where coalesce(e.rows, 0) <> c.entry_seq or coalesce(e.last, 0) <> c.entry_seq
-    or coalesce(e.numbers, 0) <> c.entry_seq
-limit ?1";
+const ENTRY_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "credit_entries", seq: "seq", head: "entry_seq", what: "entries");
 
-const USAGE_SEQ_HAS_NO_GAP: &str = "
-select c.workspace_id, null as event_id,
-    format('%s usage logs up to %s, the head is %s', coalesce(u.rows, 0), coalesce(u.last, 0), c.usage_seq) as detail
-from workspace_credits c
-left join (
-    select workspace_id, count(*) as rows, count(distinct seq) as numbers, max(seq) as last
-    from usage_logs group by workspace_id
-) u on u.workspace_id = c.workspace_id
-where coalesce(u.rows, 0) <> c.usage_seq or coalesce(u.last, 0) <> c.usage_seq
-    or coalesce(u.numbers, 0) <> c.usage_seq
-limit ?1";
+const USAGE_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "usage_logs", seq: "seq", head: "usage_seq", what: "usage logs");
 
-const WORKSPACE_SEQ_HAS_NO_GAP: &str = "
-select c.workspace_id, null as event_id,
-    format('%s events up to %s, the head is %s', coalesce(o.rows, 0), coalesce(o.last, 0), c.event_seq) as detail
-from workspace_credits c
-left join (
-    select workspace_id, count(*) as rows, count(distinct workspace_seq) as numbers, max(workspace_seq) as last
-    from event_outbox group by workspace_id
-) o on o.workspace_id = c.workspace_id
-where coalesce(o.rows, 0) <> c.event_seq or coalesce(o.last, 0) <> c.event_seq
-    or coalesce(o.numbers, 0) <> c.event_seq
-limit ?1";
+const WORKSPACE_SEQ_HAS_NO_GAP: &str =
+    has_no_gap!(of: "event_outbox", seq: "workspace_seq", head: "event_seq", what: "events");
 
 const PARTITION_SEQ_HAS_NO_GAP: &str = "
 select null as workspace_id, p.last_event_id as event_id,
