@@ -36,32 +36,38 @@ pub struct Page<T> {
     pub next_before_seq: Option<i64>,
 }
 
-/// Where the walk from row to row ended: after so many rows, at the one with that number.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Walk {
-    pub(super) rows: i64,
+/// A step of the walk from row to row: how many rows were walked over with it, the number of its row, and the row
+/// if it is one that was looked for.
+pub(super) struct Step<T> {
+    pub(super) walked: i64,
     pub(super) seq: i64,
+    pub(super) found: Option<T>,
 }
 
 impl<T> Page<T> {
-    /// From the rows that match among those that were walked over: up to one more than the limit.
+    /// From the steps that found something, up to one more than the limit, and the last one.
     pub(super) fn of(
-        mut rows: Vec<T>,
         query: &HistoryQuery,
-        walk: Walk,
-        seq: impl Fn(&T) -> i64,
+        steps: impl Iterator<Item = Result<Step<T>, StoreError>>,
     ) -> Result<Self, StoreError> {
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-        let is_at_the_end = walk.seq <= 1;
-        let next_before_seq = if rows.len() > limit {
-            rows.truncate(limit);
-            rows.last().map(seq)
-        } else if walk.rows == PAGE_WALK && !is_at_the_end {
-            Some(walk.seq)
-        } else if query.from.is_none() && !is_at_the_end {
-            return Err(is_broken(query.workspace_id, walk.seq));
-        } else {
-            None
+        let (mut rows, mut last_found, mut end) = (Vec::new(), None, None);
+        for step in steps {
+            let Step { walked, seq, found } = step?;
+            end = Some((walked, seq));
+            if let Some(row) = found {
+                if rows.len() == limit {
+                    return Ok(Self { rows, next_before_seq: last_found });
+                }
+                rows.push(row);
+                last_found = Some(seq);
+            }
+        }
+        let next_before_seq = match end {
+            None | Some((_, ..=1)) => None,
+            Some((PAGE_WALK, seq)) => Some(seq),
+            Some((_, seq)) if query.from.is_none() => return Err(is_broken(query.workspace_id, seq)),
+            Some(_) => None,
         };
         Ok(Self { rows, next_before_seq })
     }
@@ -196,7 +202,14 @@ mod tests {
         };
         let later = HistoryQuery { from: Some(Timestamp::from_micros(1)), ..whole.clone() };
         let page = |rows: &[i64], query: &HistoryQuery, walked, seq| {
-            let page = Page::of(rows.to_vec(), query, Walk { rows: walked, seq }, |seq| *seq);
+            let mut steps: Vec<_> =
+                rows.iter().map(|row| Step { walked: walked - 1, seq: *row, found: Some(*row) }).collect();
+            match steps.last_mut() {
+                Some(last) if last.seq == seq => last.walked = walked,
+                _ if walked == 0 => {}
+                _ => steps.push(Step { walked, seq, found: None }),
+            }
+            let page = Page::of(query, steps.into_iter().map(Ok));
             page.map(|page| (page.rows, page.next_before_seq)).map_err(|error| error.to_string())
         };
         for query in [&whole, &later] {

@@ -20,7 +20,7 @@ use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{
-    AuditFinding, DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
+    AuditFinding, DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK, Page, Step, without_gap,
 };
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
@@ -43,8 +43,8 @@ pub(super) const BEGIN_READING: &str = "begin isolation level repeatable read, r
 /// A page of rows of the workspace $1, newest first: numbered below $2, recorded at or after $3 and before $4, at
 /// most $6 of those that are wanted. Each row names the one before it, and every 32nd is marked, so the walk
 /// begins at the mark above the newest row of the page, or at the workspace's last row. Instants only rise with
-/// the numbers, which have no gap: the mark above an instant is found by halving. $7 rows are walked over; the last
-/// of them comes along whatever it is, to go on from there.
+/// the numbers, which have no gap: the mark above an instant is found by halving. At most $7 rows are walked over; the
+/// last of them comes along whatever it is, to go on from there.
 macro_rules! history_page {
     (of: $table:literal, last: $last:literal, seq: $counter:literal, is_wanted: $is_wanted:literal) => {
         concat!(
@@ -67,7 +67,7 @@ with recursive head (last, command_id) as (
     where s.low < s.high
 ), newest (mark) as (
     select (least(h.last, $2::bigint - 1, (select low * 32 from search where low = high)) + 31) / 32 * 32 from head h
-), walk (command_id, seq, previous_command_id, walked, found, is_found) as (
+), walk (command_id, seq, previous_command_id, walked, found_before, is_found) as (
     select null::uuid, least(n.mark, h.last) + 1,
         case when n.mark > h.last then h.command_id else (
             select m.command_id from ",
@@ -78,18 +78,17 @@ with recursive head (last, command_id) as (
     from head h
     cross join newest n
     union all
-    select t.command_id, t.seq, t.previous_command_id, w.walked + 1, w.found + f.is_found::integer, f.is_found
+    select t.command_id, t.seq, t.previous_command_id, w.walked + 1, w.found_before + w.is_found::integer,
+        ($2::bigint is null or t.seq < $2) and ($4::timestamptz is null or t.recorded_at < $4)
+            and ($5::text is null or ",
+            $is_wanted,
+            ")
     from walk w
     join ",
             $table,
             " t on t.command_id = w.previous_command_id and t.seq = w.seq - 1
-    cross join lateral (
-        select ($2::bigint is null or t.seq < $2) and ($4::timestamptz is null or t.recorded_at < $4)
-            and ($5::text is null or ",
-            $is_wanted,
-            ") as is_found
-    ) f
-    where t.workspace_id = $1 and ($3::timestamptz is null or t.recorded_at >= $3) and w.found < $6 and w.walked < $7
+    where t.workspace_id = $1 and ($3::timestamptz is null or t.recorded_at >= $3)
+        and w.found_before + w.is_found::integer < $6 and w.walked < $7
 )
 select t.*, w.is_found, w.walked
 from walk w
@@ -175,8 +174,7 @@ impl PostgresStore {
         &self,
         query: &HistoryQuery,
         page: &'static str,
-        row: impl Fn(&PgRow) -> Result<T, StoreError> + Send,
-        seq: impl Fn(&T) -> i64,
+        decode: impl Fn(&PgRow) -> Result<T, StoreError> + Send,
     ) -> Result<Page<T>, StoreError> {
         let statement = sqlx::query(page)
             .bind(query.workspace_id.0)
@@ -187,15 +185,11 @@ impl PostgresStore {
             .bind(i64::from(query.limit) + 1)
             .bind(PAGE_WALK);
         let rows = in_time(async { statement.fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        let mut found = Vec::with_capacity(rows.len());
-        let mut walk = Walk::default();
-        for walked in &rows {
-            walk = Walk { rows: get(walked, "walked")?, seq: get(walked, "seq")? };
-            if get(walked, "is_found")? {
-                found.push(row(walked)?);
-            }
-        }
-        Page::of(found, query, walk, seq)
+        let steps = rows.iter().map(|row| {
+            let found = get::<bool>(row, "is_found")?.then(|| decode(row)).transpose()?;
+            Ok(Step { walked: get(row, "walked")?, seq: get(row, "seq")?, found })
+        });
+        Page::of(query, steps)
     }
 
     /// Of each partition the events after that number, at most so many.
@@ -226,11 +220,11 @@ impl Reads for PostgresStore {
     }
 
     async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        self.history(query, USAGE_PAGE, rows::usage_log, |row| row.seq).await
+        self.history(query, USAGE_PAGE, rows::usage_log).await
     }
 
     async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        self.history(query, LEDGER_PAGE, rows::entry, |row| row.seq).await
+        self.history(query, LEDGER_PAGE, rows::entry).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {

@@ -19,7 +19,7 @@ use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::store::views::{
-    AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page, Walk, without_gap,
+    AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, PAGE_WALK, Page, Step, without_gap,
 };
 use crate::store::within;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads, StoreError};
@@ -42,8 +42,8 @@ pub(super) const BEGIN_READING: &str = "begin deferred";
 /// A page of rows of the workspace ?1, newest first: numbered below ?2, recorded at or after ?3 and before ?4, at
 /// most ?6 of those that are wanted. Each row names the one before it, and every 32nd is marked, so the walk
 /// begins at the mark above the newest row of the page, or at the workspace's last row. Instants only rise with
-/// the numbers, which have no gap: the mark above an instant is found by halving. ?7 rows are walked over; the last
-/// of them comes along whatever it is, to go on from there.
+/// the numbers, which have no gap: the mark above an instant is found by halving. At most ?7 rows are walked over; the
+/// last of them comes along whatever it is, to go on from there.
 macro_rules! history_page {
     (of: $table:literal, last: $last:literal, seq: $counter:literal, is_wanted: $is_wanted:literal) => {
         concat!(
@@ -68,7 +68,7 @@ with recursive head (last, command_id) as (
     select (min(h.last, coalesce(?2 - 1, h.last), coalesce((
         select low * 32 from search where low = high
     ), h.last)) + 31) / 32 * 32 from head h
-), walk (command_id, seq, previous_command_id, walked, found, is_found) as (
+), walk (command_id, seq, previous_command_id, walked, found_before, is_found) as (
     select null, min(n.mark, h.last) + 1,
         case when n.mark > h.last then h.command_id else (
             select m.command_id from ",
@@ -79,20 +79,17 @@ with recursive head (last, command_id) as (
     from head h
     cross join newest n
     union all
-    select t.command_id, t.seq, t.previous_command_id, w.walked + 1, w.found + (
-            (?2 is null or t.seq < ?2) and (?4 is null or t.recorded_at < ?4) and (?5 is null or ",
+    select t.command_id, t.seq, t.previous_command_id, w.walked + 1, w.found_before + w.is_found,
+        (?2 is null or t.seq < ?2) and (?4 is null or t.recorded_at < ?4)
+            and (?5 is null or ",
             $is_wanted,
             ")
-        ), (
-            (?2 is null or t.seq < ?2) and (?4 is null or t.recorded_at < ?4) and (?5 is null or ",
-            $is_wanted,
-            ")
-        )
     from walk w
     cross join ",
             $table,
             " t on t.command_id = w.previous_command_id and t.seq = w.seq - 1
-    where t.workspace_id = ?1 and (?3 is null or t.recorded_at >= ?3) and w.found < ?6 and w.walked < ?7
+    where t.workspace_id = ?1 and (?3 is null or t.recorded_at >= ?3)
+        and w.found_before + w.is_found < ?6 and w.walked < ?7
 )
 select t.*, w.is_found, w.walked
 from walk w
@@ -177,8 +174,7 @@ impl SqliteStore {
         &self,
         query: &HistoryQuery,
         page: &'static str,
-        row: impl Fn(&SqliteRow) -> Result<T, StoreError> + Send,
-        seq: impl Fn(&T) -> i64,
+        decode: impl Fn(&SqliteRow) -> Result<T, StoreError> + Send,
     ) -> Result<Page<T>, StoreError> {
         let statement = sqlx::query(page)
             .bind(query.workspace_id.0)
@@ -189,15 +185,11 @@ impl SqliteStore {
             .bind(i64::from(query.limit) + 1)
             .bind(PAGE_WALK);
         let rows = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        let mut found = Vec::with_capacity(rows.len());
-        let mut walk = Walk::default();
-        for walked in &rows {
-            walk = Walk { rows: get(walked, "walked")?, seq: get(walked, "seq")? };
-            if get(walked, "is_found")? {
-                found.push(row(walked)?);
-            }
-        }
-        Page::of(found, query, walk, seq)
+        let steps = rows.iter().map(|row| {
+            let found = get::<bool>(row, "is_found")?.then(|| decode(row)).transpose()?;
+            Ok(Step { walked: get(row, "walked")?, seq: get(row, "seq")?, found })
+        });
+        Page::of(query, steps)
     }
 }
 
@@ -214,11 +206,11 @@ impl Reads for SqliteStore {
     }
 
     async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        self.history(query, USAGE_PAGE, rows::usage_log, |row| row.seq).await
+        self.history(query, USAGE_PAGE, rows::usage_log).await
     }
 
     async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        self.history(query, LEDGER_PAGE, rows::entry, |row| row.seq).await
+        self.history(query, LEDGER_PAGE, rows::entry).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
