@@ -111,17 +111,19 @@ pub(super) struct Progress {
     pub(super) position: i64,
     /// That event's id, once it was read.
     event_id: Option<EventId>,
+    /// Whether the next step asks the stream where it ends even if there is nothing to publish.
+    pub(super) is_probe: bool,
 }
 
 impl Progress {
     pub(super) fn of(lease: Lease) -> Self {
-        Self { position: lease.published_seq, event_id: None, lease }
+        Self { position: lease.published_seq, event_id: None, is_probe: false, lease }
     }
 
     /// One batch. With nothing to publish, a probe still asks the stream whether it ends where it
     /// should.
-    pub(super) async fn advance(&mut self, ends: &Ends, batch: Batch, is_probe: bool) -> Result<Step, StepError> {
-        if batch.events.is_empty() && !is_probe {
+    pub(super) async fn advance(&mut self, ends: &Ends, batch: Batch) -> Result<Step, StepError> {
+        if batch.events.is_empty() && !self.is_probe {
             return Ok(Step::Idle);
         }
         let started = Instant::now();
@@ -216,24 +218,28 @@ impl Progress {
     }
 }
 
+/// What comes next of a partition, as it was read.
+pub(super) type Next = (Progress, Result<Batch, StepError>);
+
 /// Reads what comes next of at most [`MAX_READING`] partitions, in one statement.
-pub(super) async fn read(ends: &Ends, of: &mut [Progress]) -> Vec<Result<Batch, StepError>> {
+pub(super) async fn read(ends: &Ends, of: Vec<Progress>) -> Vec<Next> {
     let count = u32::try_from(of.len()).unwrap_or(u32::MAX);
     let mut turns = Arc::clone(&ends.reading).acquire_many_owned(count).await.expect("it is never closed");
     let after: Vec<_> = of.iter().map(Progress::reads_after).collect();
-    match in_time(ends.outbox.read_each(&after, MAX_BATCH_EVENTS + 1)).await {
-        Ok(events) => {
-            let mut by_partition: BTreeMap<Partition, Vec<EventRecord>> = BTreeMap::new();
-            for event in events {
-                by_partition.entry(event.partition).or_default().push(event);
-            }
-            let batch = |progress: &mut Progress| {
-                progress.batch_of(by_partition.remove(&progress.lease.partition).unwrap_or_default(), turns.split(1))
-            };
-            of.iter_mut().map(batch).collect()
-        }
-        Err(error) => of.iter().map(|_| Err(error.clone().into())).collect(),
+    let events = match in_time(ends.outbox.read_each(&after, MAX_BATCH_EVENTS + 1)).await {
+        Ok(events) => events,
+        Err(error) => return of.into_iter().map(|progress| (progress, Err(error.clone().into()))).collect(),
+    };
+    let mut by_partition: BTreeMap<Partition, Vec<EventRecord>> = BTreeMap::new();
+    for event in events {
+        by_partition.entry(event.partition).or_default().push(event);
     }
+    let next = |mut progress: Progress| {
+        let events = by_partition.remove(&progress.lease.partition).unwrap_or_default();
+        let batch = progress.batch_of(events, turns.split(1));
+        (progress, batch)
+    };
+    of.into_iter().map(next).collect()
 }
 
 /// Waits for the outbox, but not for ever.

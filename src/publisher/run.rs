@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Backoff, BreakerState};
-use super::partition::{self, Batch, Ends, MAX_READING, Progress, Step, StepError, in_time};
+use super::partition::{self, Batch, Ends, MAX_READING, Next, Progress, Step, StepError, in_time};
 use super::slot::{Chore, Slot};
 use super::{PublisherConfig, PublisherHealth, measure};
 use crate::clock::Clock;
@@ -37,8 +37,7 @@ enum Done {
     Leased(Result<Vec<Lease>, StoreError>),
     Heads(Result<Vec<EventPosition>, StoreError>, Duration),
     Status(Result<Vec<PartitionStatus>, StoreError>),
-    /// And whether their steps are probes.
-    Read(Vec<(Progress, bool, Result<Batch, StepError>)>),
+    Read(Vec<Next>),
     Advanced(Progress, Result<Step, StepError>),
     Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),
 }
@@ -149,25 +148,23 @@ impl Run {
         let now = Instant::now();
         let mut to_read = Vec::new();
         for slot in self.slots.values_mut().filter(|slot| slot.due().is_some_and(|at| at <= now)) {
-            let Some(progress) = slot.progress.take() else { continue };
+            let Some(mut progress) = slot.progress.take() else { continue };
             (slot.is_signalled, slot.head_before) = (false, slot.head);
             // After a failure only an answer of the stream counts as success, events or not.
-            let is_probe = slot.probe_at <= now || slot.backoff.is_some();
-            if is_probe {
+            progress.is_probe = slot.probe_at <= now || slot.backoff.is_some();
+            if progress.is_probe {
                 slot.probe_at = now + self.config.probe_every;
             }
             match progress.handed_over(&self.ends.handover) {
-                Some(batch) => self.work.push(step(Arc::clone(&self.ends), progress, batch, is_probe)),
+                Some(batch) => self.work.push(step(&self.ends, progress, batch)),
                 // What failed is read alone: it may be what cannot be read.
-                None if slot.backoff.is_some() => {
-                    self.work.push(read(Arc::clone(&self.ends), vec![(progress, is_probe)]));
-                }
-                None => to_read.push((progress, is_probe)),
+                None if slot.backoff.is_some() => self.work.push(read(&self.ends, vec![progress])),
+                None => to_read.push(progress),
             }
         }
         while !to_read.is_empty() {
             let together = to_read.split_off(to_read.len().saturating_sub(MAX_READING));
-            self.work.push(read(Arc::clone(&self.ends), together));
+            self.work.push(read(&self.ends, together));
         }
     }
 
@@ -214,7 +211,7 @@ impl Run {
                 }
                 self.tell();
             }
-            Done::Read(batches) => self.read(batches),
+            Done::Read(read) => self.read(read),
             Done::Advanced(progress, step) => self.advanced(progress, step),
             Done::Recorded(publications, recorded) => {
                 self.recording.again(&recorded, self.config.record_every);
@@ -272,10 +269,10 @@ impl Run {
         self.ends.handover.want(partition, false);
     }
 
-    fn read(&mut self, batches: Vec<(Progress, bool, Result<Batch, StepError>)>) {
-        for (progress, is_probe, batch) in batches {
+    fn read(&mut self, read: Vec<Next>) {
+        for (progress, batch) in read {
             match batch {
-                Ok(batch) => self.work.push(step(Arc::clone(&self.ends), progress, batch, is_probe)),
+                Ok(batch) => self.work.push(step(&self.ends, progress, batch)),
                 Err(error) => self.advanced(progress, Err(error)),
             }
         }
@@ -386,7 +383,7 @@ impl Run {
         self.begin_steps();
         while let Some(done) = self.work.next().await {
             match done {
-                Done::Read(batches) => self.read(batches),
+                Done::Read(read) => self.read(read),
                 Done::Advanced(progress, step) => self.advanced(progress, step),
                 Done::Recorded(publications, recorded) => {
                     self.recorded(&publications, &recorded.unwrap_or_default());
@@ -402,22 +399,18 @@ impl Run {
     }
 }
 
-fn step(ends: Arc<Ends>, mut progress: Progress, batch: Batch, is_probe: bool) -> BoxFuture<'static, Done> {
+fn step(ends: &Arc<Ends>, mut progress: Progress, batch: Batch) -> BoxFuture<'static, Done> {
+    let ends = Arc::clone(ends);
     let step = async move {
-        let step = progress.advance(&ends, batch, is_probe).await;
+        let step = progress.advance(&ends, batch).await;
         Done::Advanced(progress, step)
     };
     step.boxed()
 }
 
-fn read(ends: Arc<Ends>, steps: Vec<(Progress, bool)>) -> BoxFuture<'static, Done> {
-    let read = async move {
-        let (mut of, are_probes): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
-        let batches = partition::read(&ends, &mut of).await;
-        let read = of.into_iter().zip(are_probes).zip(batches);
-        Done::Read(read.map(|((progress, is_probe), batch)| (progress, is_probe, batch)).collect())
-    };
-    read.boxed()
+fn read(ends: &Arc<Ends>, of: Vec<Progress>) -> BoxFuture<'static, Done> {
+    let ends = Arc::clone(ends);
+    async move { Done::Read(partition::read(&ends, of).await) }.boxed()
 }
 
 /// The leases are given back whether or not the last events could be recorded.
