@@ -119,7 +119,7 @@ impl Memory {
         let mut to_read = ToRead::default();
         for id in &keys.workspaces {
             let remembered = self.partitions.get(&Partition::of(*id))?;
-            match remembered.get(*id) {
+            match remembered.states.get(id) {
                 None => to_read.missing.push(*id),
                 Some(seen) if remembered.is_shared(now) || !remembered.is_sure_of(seen) => {
                     to_read.unsure.push((*id, seen.state.credits.command_seq));
@@ -137,7 +137,7 @@ impl Memory {
         for credits in changed {
             let id = credits.workspace_id;
             let Some(remembered) = self.partitions.get_mut(&Partition::of(id)) else { continue };
-            if !remembered.get_mut(id).is_some_and(|seen| seen.state.catch_up(credits)) {
+            if !remembered.states.get_mut(&id).is_some_and(|seen| seen.state.catch_up(credits)) {
                 remembered.take(id);
                 missing.push(id);
             }
@@ -201,7 +201,7 @@ impl Memory {
         self.forget_idle(now);
         for id in &keys.workspaces {
             let Some(remembered) = self.partitions.get(&Partition::of(*id)) else { continue };
-            if remembered.get(*id).is_some_and(|seen| remembered.is_sure_of(seen)) {
+            if remembered.states.get(id).is_some_and(|seen| remembered.is_sure_of(seen)) {
                 keys.known.insert(*id, remembered.head.version);
             }
         }
@@ -299,14 +299,6 @@ impl Remembered {
         seen.version >= self.own_since
     }
 
-    fn get(&self, id: WorkspaceId) -> Option<&Seen> {
-        self.states.get(&id)
-    }
-
-    fn get_mut(&mut self, id: WorkspaceId) -> Option<&mut Seen> {
-        self.states.get_mut(&id)
-    }
-
     fn take(&mut self, id: WorkspaceId) -> Option<Seen> {
         let seen = self.states.remove(&id)?;
         self.bytes -= seen.bytes;
@@ -384,11 +376,11 @@ mod tests {
         assert_eq!(remembered.states.keys().copied().collect::<Vec<_>>(), [id(4), id(1)]);
         assert_eq!(remembered.bytes, counted(&remembered));
         remembered.put(id(5), Box::new(large), 0, room / 2);
-        assert!(remembered.get(id(5)).is_none() && remembered.get(id(4)).is_some());
+        assert!(remembered.states.get(&id(5)).is_none() && remembered.states.get(&id(4)).is_some());
         // What was closed leaves no room behind.
         let mut closed = remembered.take(id(1)).unwrap().state;
         closed.grants.truncate(1);
         remembered.put(id(1), closed, 0, room);
-        assert!(remembered.get(id(1)).unwrap().state.bytes() < 2 * small.bytes());
+        assert!(remembered.states.get(&id(1)).unwrap().state.bytes() < 2 * small.bytes());
     }
 }

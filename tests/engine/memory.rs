@@ -14,13 +14,11 @@ use visionscope_billing::store::{Reads, Store};
 
 use crate::databases::Database;
 use crate::faulty_store::Fault;
-use crate::world::{World, engine_over, word, words};
+use crate::world::{ONE_LANE, World, engine_over, word, words};
 
 /// A second replica on the same database.
 fn replica(world: &World) -> World {
-    let config =
-        EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 1 << 24, max_clock_ahead: None };
-    world.beside(engine_over(Arc::clone(&world.store) as Arc<dyn Store>, &config))
+    world.beside(engine_over(Arc::clone(&world.store) as Arc<dyn Store>, &ONE_LANE))
 }
 
 /// More workspaces of the world's own partition.
@@ -239,11 +237,7 @@ async fn replicas_that_share_a_partition_need_no_locks_while_they_do_not_meet() 
 async fn a_lane_with_little_memory_reads_again_and_answers_the_same() {
     for database in Database::ALL {
         let memory_bytes = usize::from(PARTITIONS) * 4096;
-        let world = World::with(
-            database,
-            EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes, max_clock_ahead: None },
-        )
-        .await;
+        let world = World::with(database, EngineConfig { memory_bytes, ..ONE_LANE }).await;
         let ids = neighbours::<12>(&world).await;
         let read = || world.store.plan.states_read.swap(0, Ordering::SeqCst);
         let deduct = async |place: usize, round: usize| {
@@ -274,11 +268,7 @@ async fn a_lane_with_little_memory_reads_again_and_answers_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_without_memory_reads_each_time_and_answers_the_same() {
     for database in Database::ALL {
-        let world = World::with(
-            database,
-            EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 0, max_clock_ahead: None },
-        )
-        .await;
+        let world = World::with(database, EngineConfig { memory_bytes: 0, ..ONE_LANE }).await;
         for n in 0..5 {
             let replies = world.deduct_in_one_batch(&[(&format!("a{n}"), "1"), (&format!("b{n}"), "2")]).await;
             assert_eq!(words(&replies), ["accepted", "accepted"]);

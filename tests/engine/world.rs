@@ -24,6 +24,10 @@ use visionscope_billing::store::{Reads, Store};
 use crate::databases::{Database, TestDatabase};
 use crate::faulty_store::FaultyStore;
 
+/// Roomy enough for every test that is not about its bounds.
+pub const ONE_LANE: EngineConfig =
+    EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 1 << 24, max_clock_ahead: None };
+
 /// A deduction of this many credits makes the renderer panic.
 pub const PANICS: &str = "13";
 /// A deduction of this many credits raises an event that its contract refuses.
@@ -69,17 +73,7 @@ impl CommitSignal for Plain {
 
 impl World {
     pub async fn on(database: Database) -> Self {
-        Self::with(
-            database,
-            EngineConfig {
-                lanes: 1,
-                queue_capacity: 1000,
-                max_batch: 500,
-                memory_bytes: 1 << 24,
-                max_clock_ahead: None,
-            },
-        )
-        .await
+        Self::with(database, ONE_LANE).await
     }
 
     pub async fn with(database: Database, config: EngineConfig) -> Self {
