@@ -8,6 +8,10 @@ pub trait TestDatabase: Send + Sync + Sized {
     /// A fresh, migrated database of its own.
     async fn create() -> Self;
 
+    /// Another one that holds the same rows under the first of all migrations, as a server of then would have left
+    /// them. The store on this one may be closed for it.
+    async fn in_first_schema(&self) -> Self;
+
     async fn destroy(self);
 
     fn store(&self) -> &dyn Store;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqlSafeStr};
 use tokio::sync::OnceCell;
@@ -17,6 +18,7 @@ use visionscope_billing::store::{Store, StoreError};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{keys_of, workspace_in};
+use crate::migrations::source_in_later_schema;
 
 suite!(PostgresDatabase);
 
@@ -56,6 +58,33 @@ impl TestDatabase for PostgresDatabase {
         admin(&format!("create database {name} template {template}")).await;
         let store = Self::open(&name).await;
         Self { name, store }
+    }
+
+    async fn in_first_schema(&self) -> Self {
+        // A clone, whose tables make room for those of the first schema in the same database.
+        let name = fresh_name("first");
+        self.store.close().await;
+        admin(&format!("create database {name} template {}", self.name)).await;
+        let other = Self { store: Self::open(&name).await, name };
+        let mut connection = other.connection().await;
+        connection.execute("alter schema public rename to later; create schema public").await.unwrap();
+        let first = sqlx::migrate!("migrations/postgres").migrations[0].clone();
+        Migrator::with_migrations(vec![first]).run_direct(None, &mut connection, false).await.unwrap();
+        connection.execute("set session_replication_role = replica").await.unwrap();
+        let tables = "select table_name::text, string_agg(column_name, ', ' order by ordinal_position)
+            from information_schema.columns join information_schema.tables using (table_schema, table_name)
+            where table_schema = 'public' and table_type = 'BASE TABLE' and table_name <> '_sqlx_migrations'
+            group by table_name";
+        for row in connection.fetch_all(tables).await.unwrap() {
+            let (table, columns): (String, String) = (row.get(0), row.get(1));
+            let copy = format!(
+                "delete from {table}; insert into {table} ({columns}) select {columns} from later.{}",
+                source_in_later_schema(&table)
+            );
+            connection.execute(AssertSqlSafe(copy)).await.unwrap();
+        }
+        connection.execute("drop schema later cascade").await.unwrap();
+        other
     }
 
     async fn destroy(self) {

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use tempfile::TempDir;
 use visionscope_billing::store::Store;
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
 
 use crate::database::TestDatabase;
+use crate::migrations::source_in_later_schema;
 
 suite!(SqliteDatabase);
 
@@ -36,6 +38,30 @@ impl TestDatabase for SqliteDatabase {
         let store = SqliteStore::open(&config).await.unwrap();
         store.migrate().await.unwrap();
         Self { folder, store }
+    }
+
+    async fn in_first_schema(&self) -> Self {
+        let folder = TempDir::new().unwrap();
+        let config = SqliteConfig { path: folder.path().join("test.db"), readers: 2 };
+        // The store makes the file as it needs it.
+        let other = Self { folder, store: SqliteStore::open(&config).await.unwrap() };
+        let mut connection = other.connection(false).await;
+        let first = sqlx::migrate!("migrations/sqlite").migrations[0].clone();
+        Migrator::with_migrations(vec![first]).run_direct(None, &mut connection, false).await.unwrap();
+        let attach = format!("attach '{}' as later", self.path().display());
+        connection.execute(AssertSqlSafe(attach)).await.unwrap();
+        let tables = "select m.name, group_concat(c.name) from sqlite_schema m, pragma_table_xinfo(m.name) c
+            where m.type = 'table' and m.name <> '_sqlx_migrations' group by m.name";
+        for row in connection.fetch_all(tables).await.unwrap() {
+            let (table, columns): (String, String) = (row.get(0), row.get(1));
+            let copy = format!(
+                "delete from {table} where true; insert into {table} ({columns}) select {columns} from later.{}",
+                source_in_later_schema(&table)
+            );
+            connection.execute(AssertSqlSafe(copy)).await.unwrap();
+        }
+        connection.close().await.unwrap();
+        other
     }
 
     async fn destroy(self) {

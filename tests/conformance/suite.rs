@@ -84,6 +84,9 @@ macro_rules! suite {
                 the_status_tells_what_waits,
                 the_view_tells_which_events_are_published,
             }
+            migrations {
+                what_was_stored_under_the_first_schema_is_there_after_migrating,
+            }
             audits {
                 a_sound_database_has_no_finding,
                 a_changed_balance_is_found,
