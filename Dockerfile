@@ -10,7 +10,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 RUN mkdir -p src benches/hot_path \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs benches/hot_path/main.rs \
+    && touch src/lib.rs benches/hot_path/main.rs benches/one_transaction.rs \
     && cargo build --release --locked \
     && rm -r src
 

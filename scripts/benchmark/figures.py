@@ -74,13 +74,18 @@ def all_figures(results):
     return [figure for figure in found if figure]
 
 
+def on_sqlite(how, baseline):
+    for workspaces, ours in (("10,000 workspaces", "sqlite-spread"), ("one workspace", "sqlite-hot")):
+        yield f"SQLite, {workspaces}, against {how}", (ours, FULL_LOAD_CLIENTS), (baseline, 1), 5
+
+
 def throughput(legs):
     full = FULL_LOAD_CLIENTS
     for name, ours, baseline, least in [
         (f"10,000 workspaces, {full} clients, against pgbench", ("spread", full), ("pgbench", full), 4),
         (f"one workspace, {full} clients, against pgbench at scale 1", ("hot", full), ("pgbench-hot", full), 12),
-        (f"SQLite, 10,000 workspaces, {full} clients", ("sqlite-spread", full), ("sqlite-baseline", 1), 5),
-        (f"SQLite, one workspace, {full} clients", ("sqlite-hot", full), ("sqlite-baseline", 1), 5),
+        *on_sqlite("a transaction a command through sqlx", "sqlite-sqlx"),
+        *on_sqlite("the same without a driver", "sqlite-process"),
     ]:
         ratio = ratios(legs, ours, baseline, "per_s")
         if ratio:

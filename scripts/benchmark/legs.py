@@ -13,7 +13,7 @@ from load import deduct, generator_cpu_s
 from postgres import measure_pgbench, warm_up_pgbench
 from processes import Failure, await_that
 from product import Server
-from sqlite_baseline import run_sqlite
+from sqlite_baseline import run_in_process, run_sqlx
 
 IDLE_S = 5
 REWRITE_TIMEOUT_S = 120
@@ -51,8 +51,9 @@ class Legs:
         after = {"database": self.cluster.cpu_s(), "generator": generator_cpu_s()}
         self.record(name, clients, result, before, after)
 
-    def sqlite_baseline(self):
-        self.record("sqlite-baseline", 1, run_sqlite(self.folder, self.options.seconds), {}, {})
+    def sqlite_baselines(self):
+        for name, run in (("sqlite-sqlx", run_sqlx), ("sqlite-process", run_in_process)):
+            self.record(name, 1, run(self.folder, self.options.seconds), {}, {})
 
     def product(self, name, settings, ids_file, clients):
         """One server per element of `clients`; all deduct from the workspaces of a file."""

@@ -51,8 +51,8 @@ def ratio_bars(legs):
     full, bars = FULL_LOAD_CLIENTS, []
     for words, ours, baseline, target in [
         ("spread", ("spread", full), ("pgbench", full), 4), ("hot", ("hot", full), ("pgbench-hot", full), 12),
-        ("SQLite spread", ("sqlite-spread", full), ("sqlite-baseline", 1), 5),
-        ("SQLite hot", ("sqlite-hot", full), ("sqlite-baseline", 1), 5),
+        ("SQLite spread", ("sqlite-spread", full), ("sqlite-sqlx", 1), 5),
+        ("SQLite hot", ("sqlite-hot", full), ("sqlite-sqlx", 1), 5),
     ]:
         bars.append((words, ratios(legs, ours, baseline, "per_s").median, target))
     most = max(max(ratio, target) for _, ratio, target in bars) * 1.1

@@ -142,8 +142,10 @@ METHOD = """\
 - Ours: `POST …/credits/deduct`, each with an idempotency key of its own, by wrk with one thread. Each client
   waits for its answer before its next request. An answer other than 2xx ends the run with an error, and the
   deductions in the database are counted against the answers.
-- The SQLite baseline is one transaction per command with one update and three inserts, WAL, `synchronous = FULL`,
-  one writer, without HTTP. A Python program runs it, which costs it a few percent.
+- The SQLite baselines are one transaction per command with one update and three inserts, WAL, `synchronous = FULL`,
+  one writer, without HTTP. The one through sqlx (`benches/one_transaction.rs`) is what one would write first with
+  the crate that the server uses, and the one that the target was set for; its connection is a thread of its own, and
+  each statement a message to it. The other is Python's module, in one thread with the database.
 - Each round begins with a fresh copy of the database; the server is started for each leg and does not run beside a
   baseline. Checkpoints and vacuum come as PostgreSQL's defaults have it, so a leg may pay for the one before it:
   single ratios vary, and a short run varies more."""

@@ -118,7 +118,7 @@ class MainRun:
         self.legs.count_anew()
         for _ in self.rounds("SQLite"):
             for name, ids_file in (("sqlite-spread", self.spread_file), ("sqlite-hot", self.hot_file)):
-                self.legs.sqlite_baseline()
+                self.legs.sqlite_baselines()
                 self.legs.product(name, settings, ids_file, [FULL_LOAD_CLIENTS])
         with closing(sqlite3.connect(path)) as connection:
             self.legs.check("SQLite", *connection.execute(COUNTS).fetchone())

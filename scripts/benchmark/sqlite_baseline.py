@@ -1,15 +1,22 @@
-"""The baseline of the embedded database: one transaction a command, as one would write it first.
+"""The baselines of the embedded database: one transaction a command, as one would write it first.
 
 WAL, synchronous = FULL, one writer, statements prepared once; each transaction updates a balance and
-inserts a usage log, an entry and an event of about the product's sizes. Deliberately absent: HTTP,
-tokens, idempotency and every check, all of which the product does besides.
+inserts a usage log, an entry and an event of about the product's sizes. Once through the crate that the
+product uses (benches/one_transaction.rs), whose connection is a thread of its own, and once in this process,
+with nothing between. Deliberately absent: HTTP, tokens, idempotency and every check, all of which the product
+does besides.
 """
 
+import json
 import os
 import random
 import sqlite3
 import time
 import uuid
+
+from processes import run
+
+SLACK_S = 60  # to make the file and to end
 
 ACCOUNTS = 10_000
 PAYLOAD = '{"feature_code":"text.generate","credits":"0.25","current_credits":"99999999.75","note":"%s"}' % ("x" * 200)
@@ -32,9 +39,28 @@ create table events (
 """
 
 
-def run_sqlite(folder, seconds):
-    """Transactions per second."""
-    path = folder / f"baseline-{uuid.uuid4()}.db"
+def run_sqlx(folder, seconds):
+    """Transactions per second through sqlx."""
+    path = new_file(folder)
+    try:
+        program = os.environ["ONE_TRANSACTION_BIN"]
+        return json.loads(run([program, str(path), str(seconds)], seconds + SLACK_S))
+    finally:
+        remove(path)
+
+
+def new_file(folder):
+    return folder / f"baseline-{uuid.uuid4()}.db"
+
+
+def remove(path):
+    for file in path.parent.glob(path.name + "*"):
+        file.unlink()
+
+
+def run_in_process(folder, seconds):
+    """Transactions per second with Python's own module."""
+    path = new_file(folder)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.executescript(SCHEMA)
@@ -50,8 +76,7 @@ def run_sqlite(folder, seconds):
         return {"per_s": done / (time.monotonic() - begin), "done": done}
     finally:
         connection.close()
-        for file in folder.glob(path.name + "*"):
-            file.unlink()
+        remove(path)
 
 
 def transact(connection, account):
