@@ -44,8 +44,8 @@ const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
 /// is copied once for all of them.
 const CHECKPOINT_PAGES: i64 = 4_000;
 /// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. The
-/// operating system caches the file too. A larger one costs more than it saves: where a batch split pages that lie
-/// in another order than their keys, its commit looks at every page in the cache.
+/// operating system caches the file too. A larger one gained nothing: where a batch split pages that lie in another
+/// order than their keys, its commit looks at every page in the cache.
 const WRITER_CACHE: i64 = -8 * 1024;
 const READER_CACHE: i64 = -8 * 1024;
 /// Rows that the connection's thread may be ahead of its reader.
