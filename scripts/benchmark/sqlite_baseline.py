@@ -13,70 +13,49 @@ import random
 import sqlite3
 import time
 import uuid
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from processes import run
 
 SLACK_S = 60  # to make the file and to end
 
-ACCOUNTS = 10_000
+ACCOUNTS = 10_000  # as many as the schema makes
 PAYLOAD = '{"feature_code":"text.generate","credits":"0.25","current_credits":"99999999.75","note":"%s"}' % ("x" * 200)
 
-SCHEMA = """
-pragma journal_mode = wal;
-pragma synchronous = full;
-create table accounts (id integer primary key, balance integer not null, seq integer not null) strict;
-create table usage_logs (
-    account integer not null, seq integer not null, command blob not null, feature text not null,
-    credits integer not null, recorded_at integer not null, primary key (account, seq)
-) strict, without rowid;
-create table entries (
-    account integer not null, seq integer not null, command blob not null, from_account text not null,
-    to_account text not null, amount integer not null, balance_after integer not null, primary key (account, seq)
-) strict, without rowid;
-create table events (
-    seq integer primary key, id blob not null, account integer not null, type text not null, data text not null
-) strict;
-"""
+SCHEMA = Path(__file__).with_suffix(".sql")
+
+
+@contextmanager
+def fresh_file(folder):
+    """A name for a database, which is gone afterwards with the files beside it."""
+    path = folder / f"baseline-{uuid.uuid4()}.db"
+    try:
+        yield path
+    finally:
+        for file in folder.glob(path.name + "*"):
+            file.unlink()
 
 
 def run_sqlx(folder, seconds):
     """Transactions per second through sqlx."""
-    path = new_file(folder)
-    try:
+    with fresh_file(folder) as path:
         program = os.environ["ONE_TRANSACTION_BIN"]
         return json.loads(run([program, str(path), str(seconds)], seconds + SLACK_S))
-    finally:
-        remove(path)
-
-
-def new_file(folder):
-    return folder / f"baseline-{uuid.uuid4()}.db"
-
-
-def remove(path):
-    for file in path.parent.glob(path.name + "*"):
-        file.unlink()
 
 
 def run_in_process(folder, seconds):
     """Transactions per second with Python's own module."""
-    path = new_file(folder)
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.executescript(SCHEMA)
-        connection.execute("begin")
-        rows = ((account, 10**15) for account in range(ACCOUNTS))
-        connection.executemany("insert into accounts (id, balance, seq) values (?, ?, 0)", rows)
-        connection.execute("commit")
+    with fresh_file(folder) as path, closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.executescript(SCHEMA.read_text())
         assert connection.execute("pragma synchronous").fetchone() == (2,), "synchronous is not FULL"
         done, begin = 0, time.monotonic()
         while time.monotonic() - begin < seconds:
             transact(connection, random.randrange(ACCOUNTS))
             done += 1
         return {"per_s": done / (time.monotonic() - begin), "done": done}
-    finally:
-        connection.close()
-        remove(path)
 
 
 def transact(connection, account):

@@ -24,13 +24,15 @@ const ALL: u32 = 1_000;
 /// The numbers of all commands. The first schema has none.
 const COMMANDS: &str = "select seq from commands order by workspace_id, recorded_at";
 
-/// What `table` has is read from `source`: in the first schema a grant's and a feature's own row has its figures.
-pub fn source_in_later_schema(table: &str) -> &str {
-    match table {
+/// Fills a table of the first schema from the same rows in the schema `later`: a grant's and a feature's own row
+/// had its figures.
+pub fn copy_from_later(table: &str, columns: &str) -> String {
+    let source = match table {
         "credit_grants" => "credit_grants_now",
         "workspace_features" => "workspace_features_now",
         other => other,
-    }
+    };
+    format!("delete from {table}; insert into {table} ({columns}) select {columns} from later.{source}")
 }
 
 /// All that can be asked of one workspace.

@@ -18,7 +18,7 @@ use visionscope_billing::store::{Store, StoreError};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{keys_of, workspace_in};
-use crate::migrations::source_in_later_schema;
+use crate::migrations::copy_from_later;
 
 suite!(PostgresDatabase);
 
@@ -77,11 +77,7 @@ impl TestDatabase for PostgresDatabase {
             group by table_name";
         for row in connection.fetch_all(tables).await.unwrap() {
             let (table, columns): (String, String) = (row.get(0), row.get(1));
-            let copy = format!(
-                "delete from {table}; insert into {table} ({columns}) select {columns} from later.{}",
-                source_in_later_schema(&table)
-            );
-            connection.execute(AssertSqlSafe(copy)).await.unwrap();
+            connection.execute(AssertSqlSafe(copy_from_later(&table, &columns))).await.unwrap();
         }
         connection.execute("drop schema later cascade").await.unwrap();
         other

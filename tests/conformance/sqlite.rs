@@ -11,7 +11,7 @@ use visionscope_billing::store::Store;
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
 
 use crate::database::TestDatabase;
-use crate::migrations::source_in_later_schema;
+use crate::migrations::copy_from_later;
 
 suite!(SqliteDatabase);
 
@@ -21,6 +21,14 @@ pub struct SqliteDatabase {
 }
 
 impl SqliteDatabase {
+    /// An empty file, and the store on it.
+    async fn open() -> Self {
+        let folder = TempDir::new().unwrap();
+        let config = SqliteConfig { path: folder.path().join("test.db"), readers: 2 };
+        let store = SqliteStore::open(&config).await.unwrap();
+        Self { folder, store }
+    }
+
     fn path(&self) -> PathBuf {
         self.folder.path().join("test.db")
     }
@@ -33,18 +41,13 @@ impl SqliteDatabase {
 #[async_trait]
 impl TestDatabase for SqliteDatabase {
     async fn create() -> Self {
-        let folder = TempDir::new().unwrap();
-        let config = SqliteConfig { path: folder.path().join("test.db"), readers: 2 };
-        let store = SqliteStore::open(&config).await.unwrap();
-        store.migrate().await.unwrap();
-        Self { folder, store }
+        let db = Self::open().await;
+        db.store.migrate().await.unwrap();
+        db
     }
 
     async fn in_first_schema(&self) -> Self {
-        let folder = TempDir::new().unwrap();
-        let config = SqliteConfig { path: folder.path().join("test.db"), readers: 2 };
-        // The store makes the file as it needs it.
-        let other = Self { folder, store: SqliteStore::open(&config).await.unwrap() };
+        let other = Self::open().await;
         let mut connection = other.connection(false).await;
         let first = sqlx::migrate!("migrations/sqlite").migrations[0].clone();
         Migrator::with_migrations(vec![first]).run_direct(None, &mut connection, false).await.unwrap();
@@ -54,11 +57,7 @@ impl TestDatabase for SqliteDatabase {
             where m.type = 'table' and m.name <> '_sqlx_migrations' group by m.name";
         for row in connection.fetch_all(tables).await.unwrap() {
             let (table, columns): (String, String) = (row.get(0), row.get(1));
-            let copy = format!(
-                "delete from {table} where true; insert into {table} ({columns}) select {columns} from later.{}",
-                source_in_later_schema(&table)
-            );
-            connection.execute(AssertSqlSafe(copy)).await.unwrap();
+            connection.execute(AssertSqlSafe(copy_from_later(&table, &columns))).await.unwrap();
         }
         connection.close().await.unwrap();
         other

@@ -46,8 +46,7 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 /// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. The
 /// operating system caches the file too. A larger one gained nothing: where a batch split pages that lie in another
 /// order than their keys, its commit looks at every page in the cache.
-const WRITER_CACHE: i64 = -8 * 1024;
-const READER_CACHE: i64 = -8 * 1024;
+const PAGE_CACHE: i64 = -8 * 1024;
 /// Rows that the connection's thread may be ahead of its reader.
 const ROW_BUFFER: usize = 512;
 
@@ -69,6 +68,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .row_buffer_size(ROW_BUFFER)
         .pragma("temp_store", "memory")
         .pragma("mmap_size", "0")
+        .pragma("cache_size", PAGE_CACHE.to_string())
         // So that REPLACE fires the triggers that protect history.
         .pragma("recursive_triggers", "on")
         .disable_statement_logging()
@@ -76,8 +76,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// The pool of connections that cannot write.
 pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
-    let options =
-        options(path).read_only(true).pragma("query_only", "on").pragma("cache_size", READER_CACHE.to_string());
+    let options = options(path).read_only(true).pragma("query_only", "on");
     SqlitePoolOptions::new()
         .max_connections(connections.max(1))
         .acquire_timeout(READER_WAIT)
@@ -132,8 +131,7 @@ impl Writer {
         let options = options(path)
             .journal_mode(SqliteJournalMode::Wal)
             .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
-            .pragma("cache_size", WRITER_CACHE.to_string());
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string());
         let connection = options.connect().await.map_err(|error| naming(path, store_error(error)))?;
         Ok(Self {
             options,
