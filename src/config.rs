@@ -12,42 +12,22 @@
 //! Deliberately absent: reloading while running, and defaults anywhere else in the code.
 
 mod bounds;
+mod error;
 pub mod keys;
 pub mod plans;
 mod sections;
 mod sources;
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
-
+pub use self::error::{ConfigError, Problem};
 use self::plans::PlansError;
 pub use self::sections::{
-    Algorithm, Auth, AuthKey, Database, Engine, KeyMaterial, Limits, LogFormat, Plans, Publisher, Redis, Scheduler,
-    Server, Telemetry,
+    Algorithm, Auth, AuthKey, Config, Database, Engine, KeyMaterial, Limits, LogFormat, Plans, Publisher, Redis,
+    Scheduler, Server, Telemetry,
 };
 pub use self::sources::ALIASES;
 use crate::domain::plan::PlanVersion;
-
-/// The whole configuration; every bound of it has been checked.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    pub server: Server,
-    pub database: Database,
-    pub redis: Redis,
-    pub auth: Auth,
-    pub engine: Engine,
-    pub publisher: Publisher,
-    pub scheduler: Scheduler,
-    pub limits: Limits,
-    pub telemetry: Telemetry,
-    pub plans: Plans,
-    /// Where the files came from, if there were any.
-    #[serde(skip)]
-    files_dir: Option<PathBuf>,
-}
 
 /// Who may call the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,46 +38,6 @@ pub enum Mode {
     /// a demo workspace is provisioned.
     Demo,
 }
-
-/// One wrong value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Such as `server.bind`.
-    pub key: String,
-    /// Such as `environment variable VISIONSCOPE__SERVER__BIND` or `built-in default`.
-    pub origin: String,
-    pub problem: String,
-}
-
-/// Why the configuration cannot be used: at least one problem.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    pub problems: Vec<Problem>,
-}
-
-impl Problem {
-    fn new(key: impl Into<String>, origin: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { key: key.into(), origin: origin.into(), problem: problem.into() }
-    }
-}
-
-impl From<Problem> for ConfigError {
-    fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem] }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, Problem { key, origin, problem }) in self.problems.iter().enumerate() {
-            let line_break = if n == 0 { "" } else { "\n" };
-            write!(f, "{line_break}configuration key {key} ({origin}): {problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Reads the files and the environment of this process.

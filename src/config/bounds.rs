@@ -9,8 +9,7 @@ use reqwest::Url;
 use secrecy::ExposeSecret;
 use tracing_subscriber::EnvFilter;
 
-use super::Config;
-use super::sections::{Algorithm, AuthKey};
+use super::sections::{Algorithm, AuthKey, Config};
 use crate::domain::ids::PARTITIONS;
 
 /// From a tenth of a second, below which a loaded machine fails for no reason, to five minutes,

@@ -1,4 +1,4 @@
-//! The sections and the types of their values. Defaults stand in [`super::keys`], bounds in
+//! The whole configuration: its sections and the types of their values. Defaults stand in [`super::keys`], bounds in
 //! `super::bounds`.
 
 use std::net::SocketAddr;
@@ -7,6 +7,25 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+/// The whole configuration; every bound of it has been checked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub database: Database,
+    pub redis: Redis,
+    pub auth: Auth,
+    pub engine: Engine,
+    pub publisher: Publisher,
+    pub scheduler: Scheduler,
+    pub limits: Limits,
+    pub telemetry: Telemetry,
+    pub plans: Plans,
+    /// Where the files came from, if there were any.
+    #[serde(skip)]
+    pub(super) files_dir: Option<PathBuf>,
+}
 
 /// The HTTP server.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use config::{ConfigError as SourceError, File, FileFormat, Map, Source, Value, ValueKind};
 
+use super::error::{ConfigError, Problem};
 use super::keys::{self, KEYS, Kind};
-use super::{ConfigError, Problem};
 
 /// The file of the plans lies in the same folder, but is no configuration.
 pub(super) const PLANS_FILE: &str = "plans.toml";
