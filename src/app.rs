@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Mode};
+use crate::config::{Config, Mode};
 use crate::contract::Contract;
-use crate::demo::{self, Demo, DemoError};
+use crate::demo::{self, Demo};
 use crate::domain::event::{EventData, EventRecord};
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
@@ -29,8 +29,10 @@ use crate::stream::redis::{RedisConfig, RedisStream};
 use crate::stream::{EventStream, StreamError};
 use crate::telemetry;
 
+mod error;
 mod settings;
 
+pub use self::error::StartError;
 pub use self::settings::half_of_the_processors;
 
 /// After this a transaction whose owner hangs loses its locks; longer than a lane waits for one.
@@ -39,29 +41,6 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
 const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(10);
 /// How long the last commands may take once no request comes in any more.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// Why the server cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error("the plans cannot be used")]
-    Plans(#[from] crate::config::plans::PlansError),
-    #[error("the database cannot be used")]
-    Store(#[from] StoreError),
-    #[error("Redis cannot be used")]
-    Stream(#[from] StreamError),
-    #[error("auth.{0}")]
-    Auth(#[from] AuthConfigError),
-    #[error(transparent)]
-    Demo(#[from] DemoError),
-    #[error("there is no database at {0} (database.path)")]
-    NoDatabase(std::path::PathBuf),
-    #[error("auth.keys holds no HS256 key to sign with")]
-    NoSigningKey,
-    #[error("server.bind: cannot listen on {address}: {error}")]
-    Listen { address: SocketAddr, error: std::io::Error },
-}
 
 /// A running server.
 pub struct App {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::StartError;
+use super::error::StartError;
 use crate::config::{Algorithm, Config, KeyMaterial, Mode};
 use crate::demo;
 use crate::http::HttpConfig;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::contract;
 use crate::http::openapi;
 

@@ -5,6 +5,7 @@
 
 mod generate;
 mod outbox;
+mod outcome;
 mod serve;
 mod token;
 mod verify;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::outcome::Outcome;
 use crate::config::Config;
 use crate::telemetry::Telemetry;
 
@@ -46,9 +48,6 @@ enum Action {
         url: Option<String>,
     },
 }
-
-/// What a command ends with: `Ok(false)` when it found something wrong.
-type Outcome = anyhow::Result<bool>;
 
 /// Runs the command line of this process.
 #[must_use]

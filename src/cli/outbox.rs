@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::app::{open_existing_store, open_stream};
 use crate::clock::SystemClock;
 use crate::config::Config;

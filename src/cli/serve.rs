@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::app::{App, Purpose, open_store};
 use crate::config::Config;
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::app::signing_key;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::app::open_existing_store;
 use crate::config::Config;
 

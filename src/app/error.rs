@@ -1,0 +1,35 @@
+//! Why the server cannot start: whatever its parts refuse, and what only shows when they are put together.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::config::plans::PlansError;
+use crate::demo::DemoError;
+use crate::http::auth::AuthConfigError;
+use crate::store::StoreError;
+use crate::stream::StreamError;
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the plans cannot be used")]
+    Plans(#[from] PlansError),
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+    #[error("Redis cannot be used")]
+    Stream(#[from] StreamError),
+    #[error("auth.{0}")]
+    Auth(#[from] AuthConfigError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    #[error("there is no database at {0} (database.path)")]
+    NoDatabase(PathBuf),
+    #[error("auth.keys holds no HS256 key to sign with")]
+    NoSigningKey,
+    #[error("server.bind: cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+}
