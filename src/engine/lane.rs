@@ -20,9 +20,11 @@ use chrono::TimeDelta;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::decide::decide;
 use super::memory::{Memory, ToRead};
+use super::parts::{EngineConfig, Parts};
+use super::reply::{EngineError, Reply};
 use super::stuck::{SLOW, Stuck, Treatment};
-use super::{EngineConfig, EngineError, Parts, Reply, decide};
 use crate::domain::batch::Batch;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;

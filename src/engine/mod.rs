@@ -7,85 +7,28 @@
 //!
 //! Deliberately absent: any wait for Redis. After a commit the publisher is told, and that is all.
 
+mod decide;
 mod lane;
 mod memory;
+mod parts;
+mod reply;
 mod stuck;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::lane::{Job, Lane};
-use crate::domain::batch::{Batch, Outcome};
+use self::parts::Parts;
+pub use self::parts::{CommitSignal, EngineConfig};
+pub use self::reply::{EngineError, Reply};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
-use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
-use crate::domain::rejection::Rejection;
 use crate::store::Store;
-
-/// How the engine is sized.
-#[derive(Clone, Debug)]
-pub struct EngineConfig {
-    /// How many lanes there are; each owns every n-th partition.
-    pub lanes: usize,
-    /// How many commands may wait in one lane; one more is answered 503 at once.
-    pub queue_capacity: usize,
-    /// How many commands one transaction may hold.
-    pub max_batch: usize,
-    /// How much memory the states of workspaces may take that the lanes remember, about.
-    pub memory_bytes: usize,
-    /// How far this machine's clock may be ahead of the database's. Time never runs backwards within a
-    /// workspace, so a command from a clock that is far ahead would take the workspace along for good.
-    pub max_clock_ahead: Option<Duration>,
-}
-
-/// What a caller gets for a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// Decided now. `rejection` is there when it was refused (for a `Retry-After`).
-    Decided { answer: Rendered, rejection: Option<Rejection> },
-    /// Decided before: the stored answer, byte for byte.
-    Replayed(Rendered),
-    /// The key was used with another body.
-    KeyReused,
-    /// An internal command that found nothing to do.
-    Nothing,
-}
-
-/// Why there is no answer. Whether the command took effect is unknown after `Unavailable` and
-/// `Failed`; sending it again with the same key settles it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EngineError {
-    /// The lane's queue is full: nothing was done.
-    #[error("too many commands are waiting")]
-    Overloaded,
-    /// The engine is stopping: nothing was done.
-    #[error("the server is shutting down")]
-    Stopping,
-    #[error("the database is unavailable")]
-    Unavailable,
-    /// A defect; it is in the log.
-    #[error("the command failed")]
-    Failed,
-}
-
-/// Told after a commit which events it wrote, in the order of each partition's sequence.
-pub trait CommitSignal: Send + Sync + 'static {
-    fn committed(&self, events: Vec<EventRecord>);
-}
-
-/// What the lanes work with.
-pub(crate) struct Parts {
-    pub store: Arc<dyn Store>,
-    pub render: Arc<dyn Render>,
-    pub events: Arc<dyn EventWriter>,
-    pub signal: Arc<dyn CommitSignal>,
-}
 
 /// The entry to all lanes. Cheap to clone.
 #[derive(Clone)]
@@ -170,35 +113,6 @@ impl Drop for Watch {
         if !self.stopping.is_cancelled() {
             tracing::error!("a lane ended by itself");
             self.broken.cancel();
-        }
-    }
-}
-
-/// Decides one command; a panic in a decision is that command's failure and nobody else's. The
-/// batch is not torn by it: a decision only reads, and its effects are applied afterwards.
-fn decide(batch: &mut Batch<'_>, envelope: &Envelope) -> Result<Outcome, EngineError> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| batch.run(envelope)));
-    match outcome {
-        Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(error)) => {
-            tracing::error!(%error, command_id = %envelope.message_id, "an event breaks its contract");
-            Err(EngineError::Failed)
-        }
-        Err(_) => {
-            tracing::error!(command_id = %envelope.message_id, command = envelope.command.name(), "a decision panicked");
-            Err(EngineError::Failed)
-        }
-    }
-}
-
-impl From<Outcome> for Reply {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Accepted(answer) => Self::Decided { answer, rejection: None },
-            Outcome::Refused { rejection, answer } => Self::Decided { answer, rejection: Some(rejection) },
-            Outcome::Replayed(answer) => Self::Replayed(answer),
-            Outcome::KeyReused => Self::KeyReused,
-            Outcome::Nothing => Self::Nothing,
         }
     }
 }
