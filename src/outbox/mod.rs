@@ -8,28 +8,21 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+pub use self::error::OutboxError;
 pub use self::verify::{Finding, FindingKind, PartitionVerdict, VerifyReport, verify};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
 use crate::publisher::{Handover, Publisher, PublisherConfig};
+use crate::store::Outbox;
 use crate::store::views::PartitionStatus;
-use crate::store::{Outbox, StoreError};
-use crate::stream::{EventStream, StreamError, generation_key, stream_key};
+use crate::stream::{EventStream, generation_key, stream_key};
 
+mod error;
 mod verify;
 
 /// How often a rebuild looks how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
-
-/// Why an operation could not be finished.
-#[derive(Debug, thiserror::Error)]
-pub enum OutboxError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
 
 /// Where a partition stands, in the outbox and in the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

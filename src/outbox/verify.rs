@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::OutboxError;
+use super::error::OutboxError;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;

@@ -14,7 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::breaker::{Breaker, Broken};
-use super::{Handover, measure};
+use super::handover::Handover;
+use super::measure;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition};
 use crate::store::views::{EventPosition, Lease, Recorded};

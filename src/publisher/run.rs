@@ -15,9 +15,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Backoff, BreakerState};
+use super::config::PublisherConfig;
+use super::health::PublisherHealth;
+use super::measure;
 use super::partition::{self, Batch, Ends, MAX_READING, Next, Progress, Step, StepError, in_time};
 use super::slot::{Chore, Slot};
-use super::{PublisherConfig, PublisherHealth, measure};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
