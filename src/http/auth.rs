@@ -7,19 +7,20 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
+use self::claims::Audience;
+pub use self::claims::TokenError;
 use self::jwks::{Jwks, JwksConfig};
 use self::keys::{Key, KeyConfig, KeyError};
-use super::extract::hyphenated;
+use super::ids::hyphenated;
 use crate::clock::Clock;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::text::check_text;
 use crate::domain::time::Timestamp;
 
+mod claims;
 pub mod jwks;
 pub mod keys;
 
@@ -149,65 +150,6 @@ impl Principal {
             Tenancy::All => true,
         }
     }
-}
-
-/// Why a token was refused. For the log: the caller only hears that it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    #[error("the token is malformed")]
-    Malformed,
-    #[error("there is no such key")]
-    UnknownKey,
-    #[error("the algorithm or the signature is wrong")]
-    Signature,
-    #[error("a required claim is missing or malformed")]
-    Claims,
-    #[error("the issuer or audience is another")]
-    Addressee,
-    #[error("the token is not valid at this time")]
-    Time,
-}
-
-/// What is read of a token's payload.
-#[derive(Deserialize)]
-pub(super) struct Claims {
-    #[serde(deserialize_with = "numeric_date")]
-    exp: i64,
-    #[serde(default, deserialize_with = "optional_numeric_date")]
-    nbf: Option<i64>,
-    iss: String,
-    aud: Audience,
-    sub: String,
-    scope: String,
-    workspace_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Several(Vec<String>),
-}
-
-/// A NumericDate (RFC 7519): seconds since 1970, perhaps with a fraction.
-fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum NumericDate {
-        Whole(i64),
-        Fraction(f64),
-    }
-    match NumericDate::deserialize(deserializer)? {
-        NumericDate::Whole(seconds) => Ok(seconds),
-        NumericDate::Fraction(seconds) => Duration::try_from_secs_f64(seconds)
-            .ok()
-            .and_then(|since| i64::try_from(since.as_secs()).ok())
-            .ok_or_else(|| serde::de::Error::custom("not a NumericDate")),
-    }
-}
-
-fn optional_numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    numeric_date(deserializer).map(Some)
 }
 
 /// Verifies tokens.

@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::extract::state;
 use super::problem::{Code, Problem};
+use super::state::AppState;
 use crate::domain::text::FieldCode;
 
 /// The largest body. The largest useful one, a workspace with 200 feature agreements, has 30 KiB.
@@ -47,7 +47,7 @@ pub async fn read<T: DeserializeOwned>(
         check_headers(request)?;
     }
     // actix itself has no deadline for a body.
-    let bytes = tokio::time::timeout(state(request).body_timeout, collect(payload))
+    let bytes = tokio::time::timeout(AppState::of(request).body_timeout, collect(payload))
         .await
         .map_err(|_| Problem::plain(Code::RequestTimeout))??;
     if may_be_empty && bytes.is_empty() {

@@ -10,16 +10,16 @@ use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{ACCEPT, AUTHORIZATION, HeaderMap};
-use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt as _;
 use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use uuid::Uuid;
 
-use super::AppState;
 use super::auth::{Checked, Principal, RequiredScope, TokenError, Verifier};
 use super::body::{Refused, last_key};
+use super::ids::hyphenated;
 use super::problem::{Code, Problem};
+use super::state::AppState;
 use crate::domain::ids::{EventId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 
@@ -36,12 +36,6 @@ impl RequestContext {
     pub fn correlation_id_of(request: &HttpRequest) -> String {
         request.extensions().get::<Self>().map(|context| context.correlation_id.clone()).unwrap_or_default()
     }
-}
-
-/// The state that the server was built with.
-#[must_use]
-pub fn state(request: &HttpRequest) -> &web::Data<AppState> {
-    request.app_data().expect("the server is built with its state")
 }
 
 /// A caller whose token has the scope.
@@ -76,7 +70,7 @@ impl<S: RequiredScope> WorkspaceCaller<S> {
         let workspace_id = workspace_id(request.match_info().get("workspace_id").unwrap_or_default())?;
         require_workspace(&principal, workspace_id)?;
         require_json_accepted(request.headers())?;
-        state(request).limits.check_rate(workspace_id)?;
+        AppState::of(request).limits.check_rate(workspace_id)?;
         Ok(Self { principal, workspace_id, scope: PhantomData })
     }
 }
@@ -104,7 +98,7 @@ fn authenticated<T: 'static>(
     request: &HttpRequest,
     admit: fn(&HttpRequest, Arc<Principal>) -> Result<T, Problem>,
 ) -> Extracting<T> {
-    let verifier = &state(request).auth;
+    let verifier = &AppState::of(request).auth;
     let now = |result| Either::Left(ready(result));
     match bearer(request.headers()) {
         Err(problem) => now(Err(problem)),
@@ -172,13 +166,6 @@ pub fn require_workspace(principal: &Principal, workspace_id: WorkspaceId) -> Re
 pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
     let text = request.match_info().get("event_id").unwrap_or_default();
     hyphenated(text).map(EventId).ok_or_else(|| Problem::plain(Code::EventNotFound))
-}
-
-/// The one text form of a UUID that is taken; the parser knows braced and other forms too.
-#[must_use]
-pub fn hyphenated(text: &str) -> Option<Uuid> {
-    const HYPHENATED_LEN: usize = 36;
-    if text.len() == HYPHENATED_LEN { Uuid::try_parse(text).ok() } else { None }
 }
 
 /// Answers are JSON; a caller that excludes it gets 406 before anything is done.
@@ -290,13 +277,5 @@ mod tests {
             assert_eq!(bearer(&headers(bad)).unwrap_err().code, Code::InvalidToken);
         }
         assert!(bearer(&headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")])).is_err());
-    }
-
-    #[test]
-    fn a_uuid_has_one_text_form() {
-        assert!(hyphenated("019a0000-0000-7000-8000-000000000001").is_some());
-        for bad in ["", "1", "019a000000007000800000000000000 1", "{019a0000-0000-7000-8000-000000000001}"] {
-            assert!(hyphenated(bad).is_none(), "{bad}");
-        }
     }
 }

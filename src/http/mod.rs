@@ -7,11 +7,9 @@
 //! *Architecture invariant:* actix and utoipa's paths are known only here. A handler holds no rule
 //! of the business: it reads, hands over and answers.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use actix_cors::Cors;
@@ -29,19 +27,24 @@ use utoipa_actix_web::AppExt as _;
 use self::auth::Verifier;
 use self::auth::jwks::FETCH_TIMEOUT;
 use self::connection::{Bounded, Patience};
+pub use self::decide::Decide;
+pub use self::health::Health;
 use self::limits::{LimitsConfig, WorkspaceLimits};
 use self::observe::RootSpan;
 use self::problem::{Code, Problem};
-use self::submit::Decide;
+pub use self::state::AppState;
+use self::state::Documents;
 use crate::clock::Clock;
-use crate::domain::time::Timestamp;
 use crate::store::Store;
 
 pub mod auth;
 pub mod body;
 pub mod connection;
+mod decide;
 pub mod docs;
 pub mod extract;
+mod health;
+mod ids;
 pub mod limits;
 pub mod observe;
 pub mod openapi;
@@ -49,13 +52,11 @@ pub mod pages;
 pub mod problem;
 pub mod render;
 pub mod routes;
+mod state;
 pub mod submit;
 
 /// How long a connection may take to close.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a command that could not be written keeps the server from being ready, in microseconds:
-/// a few rounds of a probe.
-const REFUSED_WRITE_COUNTS_US: i64 = 5_000_000;
 /// How long a browser may remember what a preflight said.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
 
@@ -105,77 +106,6 @@ impl HttpConfig {
         let exchange = self.head_timeout + FETCH_TIMEOUT + self.body_timeout + self.decision_timeout;
         Patience { exchange, idle: self.keep_alive }
     }
-}
-
-/// What the composition root tells the readiness probe.
-#[derive(Debug, Default)]
-pub struct Health {
-    is_draining: AtomicBool,
-    is_stream_degraded: AtomicBool,
-    /// When a command last could not be written, in microseconds since 1970; 0 when one was written
-    /// since.
-    refused_write_at: AtomicI64,
-}
-
-impl Health {
-    /// The server is about to stop: nothing new shall be sent here.
-    pub fn drain(&self) {
-        self.is_draining.store(true, Ordering::Relaxed);
-    }
-
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::Relaxed)
-    }
-
-    /// Whether the publisher has trouble with Redis. Commands do not depend on it.
-    pub fn set_stream_degraded(&self, is_degraded: bool) {
-        self.is_stream_degraded.store(is_degraded, Ordering::Relaxed);
-    }
-
-    /// What became of a command's write. A database can answer reads and refuse writes: its disk is
-    /// full, or it follows another.
-    pub fn saw_write(&self, was_refused: bool, now: Timestamp) {
-        let at = if was_refused { now.micros() } else { 0 };
-        if at != self.refused_write_at.load(Ordering::Relaxed) {
-            self.refused_write_at.store(at, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether the last command could not be written, and that not long ago. It ends by itself, because
-    /// a server that gets no commands could not find out that they can be written again.
-    #[must_use]
-    pub fn are_writes_refused(&self, now: Timestamp) -> bool {
-        let at = self.refused_write_at.load(Ordering::Relaxed);
-        at != 0 && now.micros().saturating_sub(at) < REFUSED_WRITE_COUNTS_US
-    }
-
-    #[must_use]
-    pub fn is_stream_degraded(&self) -> bool {
-        self.is_stream_degraded.load(Ordering::Relaxed)
-    }
-}
-
-/// What is handed to every route.
-pub struct AppState {
-    pub engine: Arc<dyn Decide>,
-    pub store: Arc<dyn Store>,
-    pub clock: Arc<dyn Clock>,
-    pub auth: Arc<Verifier>,
-    pub limits: WorkspaceLimits,
-    pub health: Arc<Health>,
-    /// Renders the metrics in Prometheus' text format.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    body_timeout: Duration,
-    decision_timeout: Duration,
-    documents: Documents,
-}
-
-/// What follows from the routes themselves.
-struct Documents {
-    openapi_json: web::Bytes,
-    /// The methods of every route, as an `Allow` header names them.
-    allow: BTreeMap<String, String>,
 }
 
 /// What the composition root hands in.
@@ -301,6 +231,6 @@ fn cors(origins: &[String]) -> Cors {
 /// A path that is not there, or one that is and does not take this method.
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 async fn unmatched(request: HttpRequest) -> Result<&'static str, Problem> {
-    let allow = request.match_pattern().and_then(|pattern| extract::state(&request).documents.allow.get(&pattern));
+    let allow = request.match_pattern().and_then(|pattern| AppState::of(&request).documents.allow.get(&pattern));
     Err(allow.map_or_else(|| Problem::plain(Code::NotFound), |allow| Problem::method_not_allowed(allow.clone())))
 }

@@ -22,9 +22,9 @@ use tracing::field::Empty;
 use tracing_actix_web::RootSpanBuilder;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::AppState;
 use super::extract::RequestContext;
 use super::problem::{Code, PROBLEM_JSON, Problem};
+use super::state::AppState;
 use crate::telemetry::metric;
 
 /// The header that ties the requests of one business transaction together.

@@ -2,32 +2,19 @@
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
-use async_trait::async_trait;
 use opentelemetry::trace::TraceContextExt as _;
 use serde::de::DeserializeOwned;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::auth::RequiredScope;
 use super::body::{self, Body};
-use super::extract::{RequestContext, WorkspaceCaller, idempotency_key, no_query, state};
+use super::extract::{RequestContext, WorkspaceCaller, idempotency_key, no_query};
 use super::problem::{Code, Problem};
 use super::render::{KeyKind, response};
+use super::state::AppState;
 use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
 use crate::domain::metadata::Metadata;
-use crate::engine::{Engine, EngineError, Reply};
-
-/// What decides commands: the engine, and in tests of this layer something smaller.
-#[async_trait]
-pub trait Decide: Send + Sync + 'static {
-    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError>;
-}
-
-#[async_trait]
-impl Decide for Engine {
-    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError> {
-        self.submit(envelope).await
-    }
-}
+use crate::engine::{EngineError, Reply};
 
 /// The wire type of a command.
 pub trait CommandRequest: DeserializeOwned {
@@ -53,7 +40,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         KeyKind::FromCaller => idempotency_key(request.headers())?,
         KeyKind::Natural => ProvisionWorkspace::idempotency_key(),
     };
-    let state = state(&request);
+    let state = AppState::of(&request);
     let _permit = state.limits.enter(caller.workspace_id)?;
     let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME, R::MAY_BE_EMPTY).await?;
     let (command, metadata) = value.into_command()?;

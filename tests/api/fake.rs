@@ -18,8 +18,8 @@ use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::domain::workspace::WorkspaceCredits;
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
+use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::submit::Decide;
 use visionscope_billing::store::views::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
     Recorded,

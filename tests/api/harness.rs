@@ -20,8 +20,7 @@ use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::submit::Decide;
-use visionscope_billing::http::{self, AppState, Health, HttpConfig, Parts};
+use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts};
 use visionscope_billing::publisher::Handover;
 use visionscope_billing::store::Store;
 

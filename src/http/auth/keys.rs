@@ -5,7 +5,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Claims, TokenError};
+use super::claims::{Claims, TokenError};
 
 /// A shared secret must be as long as its hash (RFC 7518, section 3.2).
 const MIN_SECRET_LEN: usize = 32;

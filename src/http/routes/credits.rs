@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::workspace_state;
+use super::reading::workspace_state;
 use crate::domain::commands::{
     Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
@@ -20,9 +20,10 @@ use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, 
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::refuse;
-use crate::http::extract::{WorkspaceCaller, no_query, state};
+use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
+use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
 /// The most that a purchase can have cost, in minor units: far above any price, and safe to sum.
@@ -388,7 +389,7 @@ pub async fn get_credits(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let state = state(&request);
+    let state = AppState::of(&request);
     let found = workspace_state(state, caller.workspace_id).await?;
     let now = found.now(state.clock.now());
     // The workspace may have seen a later instant than this replica.

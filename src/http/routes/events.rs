@@ -8,18 +8,17 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::read;
+use super::reading::read;
 use crate::domain::event::{EventEnvelope, EventRecord};
 use crate::domain::ids::{EventId, PARTITIONS, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
-use crate::http::AppState;
 use crate::http::auth::{Tenancy, scope};
 use crate::http::body::refuse;
-use crate::http::extract::{
-    Caller, event_id, hyphenated, no_query, no_such_workspace, query, require_workspace, state,
-};
+use crate::http::extract::{Caller, event_id, no_query, no_such_workspace, query, require_workspace};
+use crate::http::ids::hyphenated;
 use crate::http::pages::{Cursor, Limit, positions};
 use crate::http::problem::{Code, Problem};
+use crate::http::state::AppState;
 use crate::store::views::EventQuery;
 
 /// Which events, and how many. Unknown parameters are refused.
@@ -86,7 +85,7 @@ pub struct EventPage {
 #[get("/v1/events")]
 pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let EventParams { after, limit, workspace_id } = query(&request)?;
-    let state = state(&request);
+    let state = AppState::of(&request);
     if let Some(workspace_id) = workspace_id {
         require_workspace(&caller.principal, workspace_id)?;
     }
@@ -198,7 +197,7 @@ pub async fn get_event(caller: Caller<scope::EventsRead>, request: HttpRequest) 
         Tenancy::One(workspace_id) => Some(workspace_id),
         Tenancy::All => None,
     };
-    let found = read(state(&request).store.event(event_id, workspace_id)).await?;
+    let found = read(AppState::of(&request).store.event(event_id, workspace_id)).await?;
     let event = found.ok_or_else(|| Problem::plain(Code::EventNotFound))?;
     Ok(HttpResponse::Ok().json(envelope(&event)?))
 }

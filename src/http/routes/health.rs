@@ -6,8 +6,8 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::extract::state;
 use crate::http::problem::{Code, Problem};
+use crate::http::state::AppState;
 
 /// A database that answers later than this is not ready for commands either.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub async fn get_livez() -> HttpResponse {
 )]
 #[get("/readyz")]
 pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let state = state(&request);
+    let state = AppState::of(&request);
     if state.health.is_draining() {
         return Err(Problem::plain(Code::ShuttingDown));
     }
@@ -84,7 +84,7 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
 #[get("/metrics")]
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 pub async fn get_metrics(request: HttpRequest) -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4").body((state(&request).metrics)())
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4").body((AppState::of(&request).metrics)())
 }
 
 /// Read this document
@@ -99,5 +99,5 @@ pub async fn get_metrics(request: HttpRequest) -> HttpResponse {
 #[get("/openapi.json")]
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 pub async fn get_openapi(request: HttpRequest) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(state(&request).documents.openapi_json.clone())
+    HttpResponse::Ok().content_type("application/json").body(AppState::of(&request).documents.openapi_json.clone())
 }

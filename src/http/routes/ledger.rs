@@ -4,16 +4,17 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{read, require_existing};
+use super::reading::{read, require_existing};
 use crate::domain::credits::Credits;
 use crate::domain::entry::Entry;
 use crate::domain::ids::{CommandId, GrantId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
-use crate::http::extract::{WorkspaceCaller, query, state};
+use crate::http::extract::{WorkspaceCaller, query};
 use crate::http::pages::{Cursor, Limit};
 use crate::http::problem::{Code, Problem};
+use crate::http::state::AppState;
 use crate::store::views::{HistoryQuery, Page};
 
 /// Which rows, and how many. Unknown parameters are refused.
@@ -117,7 +118,7 @@ pub async fn list_ledger(
         Some(Cursor::Ledger { before_seq }) => Some(before_seq),
         Some(_) => return Err(Problem::parameter(Code::InvalidField, "cursor", "is not a cursor of this list")),
     };
-    let state = state(&request);
+    let state = AppState::of(&request);
     let workspace_id = caller.workspace_id;
     let wanted = HistoryQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
     let Page { rows, next_before_seq } = read(state.store.ledger(&wanted)).await?;

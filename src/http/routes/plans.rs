@@ -6,11 +6,12 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::read;
+use super::reading::read;
 use crate::domain::plan::PlanVersion;
 use crate::http::auth::scope;
-use crate::http::extract::{Caller, no_query, state};
+use crate::http::extract::{Caller, no_query};
 use crate::http::problem::Problem;
+use crate::http::state::AppState;
 
 /// The newest version of every plan, by code.
 #[derive(Debug, Serialize, ToSchema)]
@@ -42,6 +43,6 @@ pub struct PlanList {
 #[get("/v1/plans")]
 pub async fn list_plans(_: Caller<scope::PlansRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let items = read(state(&request).store.plans()).await?;
+    let items = read(AppState::of(&request).store.plans()).await?;
     Ok(HttpResponse::Ok().json(PlanList { items }))
 }

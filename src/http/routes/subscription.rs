@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use super::workspace_state;
+use super::reading::workspace_state;
 use crate::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange, ResumeSubscription};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
@@ -13,9 +13,10 @@ use crate::domain::subscription::{CreditPolicy, Effective};
 use crate::domain::text::{FieldCode, FieldError, Label, PlanCode};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
-use crate::http::extract::{WorkspaceCaller, no_query, state};
+use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::Problem;
 use crate::http::render::KeyKind;
+use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
 /// A version of the subscription that the caller has seen: at least 1.
@@ -247,6 +248,6 @@ pub async fn get_subscription(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(state(&request), caller.workspace_id).await?;
+    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
     Ok(HttpResponse::Ok().json(SubscriptionView::from(&found)))
 }

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{read, require_existing, workspace_state};
+use super::reading::{read, require_existing, workspace_state};
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
@@ -16,9 +16,10 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::WorkspaceFeature;
 use crate::http::auth::scope;
-use crate::http::extract::{WorkspaceCaller, no_query, query, state};
+use crate::http::extract::{WorkspaceCaller, no_query, query};
 use crate::http::pages::{Cursor, Limit};
 use crate::http::problem::{Code, Problem};
+use crate::http::state::AppState;
 use crate::store::views::{HistoryQuery, Page};
 
 /// Which rows, and how many. Unknown parameters are refused.
@@ -154,7 +155,7 @@ pub async fn list_features(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(state(&request), caller.workspace_id).await?;
+    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
     Ok(HttpResponse::Ok().json(FeatureList::from(&found)))
 }
 
@@ -186,7 +187,7 @@ pub async fn list_usage(
         Some(Cursor::Usage { before_seq }) => Some(before_seq),
         Some(_) => return Err(Problem::parameter(Code::InvalidField, "cursor", "is not a cursor of this list")),
     };
-    let state = state(&request);
+    let state = AppState::of(&request);
     let workspace_id = caller.workspace_id;
     let wanted = HistoryQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
     let Page { rows, next_before_seq } = read(state.store.usage(&wanted)).await?;

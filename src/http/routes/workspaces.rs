@@ -5,7 +5,7 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::workspace_state;
+use super::reading::workspace_state;
 use crate::domain::commands::{Command, FeatureAgreement, ProvisionWorkspace};
 use crate::domain::credits::{Credits, LimitCredits};
 use crate::domain::ids::WorkspaceId;
@@ -18,9 +18,10 @@ use crate::domain::time::Timestamp;
 use crate::domain::workspace::FeatureOverrides;
 use crate::http::auth::scope;
 use crate::http::body::refuse;
-use crate::http::extract::{WorkspaceCaller, no_query, state};
+use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
+use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
 /// An IANA time zone, by name.
@@ -203,6 +204,6 @@ pub async fn get_workspace(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(state(&request), caller.workspace_id).await?;
+    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
     Ok(HttpResponse::Ok().json(WorkspaceView::from(&found)))
 }
