@@ -1,50 +1,19 @@
 //! AdvancePeriod: passes every period boundary that is due, in order.
 //!
-//! What happens at a boundary is written once, here: a scheduled cancellation or change of plan
-//! takes effect, what is left of the old period's credits expires or rolls over, the new allowance
-//! is granted, and the counters begin anew. `ResetMonthlyCredits` is the same with a caller.
+//! The scheduler sends it. `ResetMonthlyCredits` is the same with a caller; what happens at a boundary
+//! is in [`super::boundary`].
 
-use super::cancel_subscription::end_subscription;
-use super::process_subscription_change::switch_plan;
-use super::work::{Effects, GrantTerms, Work};
-use super::{Command, Envelope, Refusal};
-use crate::domain::change_set::ResetRecord;
-use crate::domain::credits::Credits;
-use crate::domain::entry::Account;
-use crate::domain::event::{CreditReset, SubscriptionChangeKind, SubscriptionChanged};
-use crate::domain::grant::GrantSource;
-use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
-use crate::domain::period::Period;
+use super::boundary::pass_due_boundaries;
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::work::Work;
 use crate::domain::receipt::{InternalReceipt, Receipt};
-use crate::domain::subscription::Pending;
-use crate::domain::text::IdempotencyKey;
-use crate::domain::time::Timestamp;
-use crate::domain::workspace::WorkspaceFeature;
-
-/// How many missed periods one command catches up: what it writes stays bounded. The scheduler
-/// sends the next command while more are due.
-const MAX_PERIODS_PER_COMMAND: usize = 36;
 
 /// Passes every period boundary that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdvancePeriod;
 
 impl AdvancePeriod {
-    /// The command for a workspace whose period is over. Its key names the boundary, so that two
-    /// replicas (or the scheduler and a deduction) can both send it.
-    #[must_use]
-    pub fn envelope(
-        command_id: CommandId,
-        workspace_id: WorkspaceId,
-        subscription_id: SubscriptionId,
-        period_end: Timestamp,
-        now: Timestamp,
-    ) -> Envelope {
-        let end = period_end.micros();
-        let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
-    }
-
     pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
         if !work.subscription().is_boundary_due(work.now()) {
             return Ok(None);
@@ -52,131 +21,5 @@ impl AdvancePeriod {
         pass_due_boundaries(&mut work)?;
         let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.now() };
         Ok(Some((work.into_effects(), Receipt::Internal(receipt))))
-    }
-}
-
-/// Passes the boundaries that are due, in order, and tells which periods began.
-pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset>, Refusal> {
-    let mut resets = Vec::new();
-    while work.subscription().is_boundary_due(work.now()) && resets.len() < MAX_PERIODS_PER_COMMAND {
-        let boundary = work.subscription().period.end;
-        match work.subscription().pending.clone() {
-            Some(Pending::Cancel { reason }) => {
-                end_subscription(work, boundary, reason)?;
-                break;
-            }
-            Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
-            None => {}
-        }
-        let zone = work.workspace().zone;
-        let subscription = work.subscription();
-        let next_months = work.plan().period_months;
-        let next = subscription.schedule(zone).after(subscription.period, subscription.period_months, next_months);
-        resets.push(begin_period(work, next)?);
-    }
-    Ok(resets)
-}
-
-fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
-    let Some(plan) = work.pending_plan().cloned() else { return };
-    let before = work.summary();
-    work.change_subscription().pending = None;
-    let features = switch_plan(work, &plan);
-    let event = SubscriptionChanged {
-        features,
-        ..work.subscription_changed(SubscriptionChangeKind::Changed, boundary, before)
-    };
-    work.raise(event);
-}
-
-/// Ends what is left of the period's credits, rolls over what the plan allows, grants the new
-/// allowance and begins to count anew. The period's length is that of the plan in force.
-pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<CreditReset, Refusal> {
-    let (rolled_over, expired) = close_periodic_grants(work, period.start, work.plan().rollover_cap)?;
-    let previously_used = work.balance().used_this_month;
-    start_counting(work, period);
-
-    let terms = || GrantTerms { effective_at: period.start, expires_at: Some(period.end), payment: None };
-    let mut debt_repaid = Credits::ZERO;
-    if rolled_over.is_positive() {
-        debt_repaid = work.issue(GrantSource::Rollover, rolled_over, terms())?.debt_repaid;
-    }
-    // A boundary must always be passable: an allowance that the largest balance has no room for is
-    // granted as far as it has.
-    let room = Credits::MAX.less_down_to_zero(work.balance().current_credits);
-    let granted = work.plan().allowance.min(room);
-    if granted.is_positive() {
-        debt_repaid = debt_repaid.plus(work.issue(GrantSource::Allowance, granted, terms())?.debt_repaid)?;
-    }
-    work.settle_overdraft();
-    let reset = CreditReset {
-        period,
-        plan_code: work.subscription().plan_code.clone(),
-        plan_version: work.subscription().plan_version,
-        expired,
-        rolled_over,
-        granted,
-        previously_used,
-        debt_repaid,
-        current_credits: work.balance().current_credits,
-    };
-    let record = ResetRecord {
-        workspace_id: work.workspace().workspace_id,
-        subscription_id: work.subscription().subscription_id,
-        period,
-        usage_seq: work.balance().usage_seq,
-        command_id: work.command_id(),
-        recorded_at: work.now(),
-    };
-    work.effects().resets.push(record);
-    work.raise(reset.clone());
-    Ok(reset)
-}
-
-/// Empties all grants that belong to the ending period. Up to `rollover_cap` of the unspent
-/// allowance goes back to where the new rollover grant will come from; the rest expires, and so does
-/// what had already been rolled over once. Returns (rolled over, expired).
-pub(super) fn close_periodic_grants(
-    work: &mut Work<'_>,
-    at: Timestamp,
-    rollover_cap: Credits,
-) -> Result<(Credits, Credits), Refusal> {
-    let (mut rolled_over, mut expired) = (Credits::ZERO, Credits::ZERO);
-    let open: Vec<_> = work
-        .grants()
-        .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
-        .map(|(place, grant)| (place, grant.source, grant.remaining))
-        .collect();
-    for (place, source, remaining) in open {
-        let room = if source == GrantSource::Allowance { rollover_cap.minus(rolled_over)? } else { Credits::ZERO };
-        let rolled = remaining.min(room);
-        if rolled.is_positive() {
-            work.take(place, rolled, Account::Issued(GrantSource::Rollover), at)?;
-            rolled_over = rolled_over.plus(rolled)?;
-        }
-        let lost = remaining.minus(rolled)?;
-        if lost.is_positive() {
-            work.take(place, lost, Account::Expired, at)?;
-            expired = expired.plus(lost)?;
-        }
-    }
-    Ok((rolled_over, expired))
-}
-
-fn start_counting(work: &mut Work<'_>, period: Period) {
-    let months = work.plan().period_months;
-    let subscription = work.change_subscription();
-    subscription.period = period;
-    subscription.period_months = months;
-    let credits = work.credits();
-    credits.used_this_month = Credits::ZERO;
-    credits.monthly_limit_fired = false;
-    credits.low_credit_fired = 0;
-    for code in work.feature_codes() {
-        let Some(feature) = work.feature(&code) else { continue };
-        if feature.limit_fired || !feature.used_this_month.is_zero() {
-            let fresh = WorkspaceFeature { used_this_month: Credits::ZERO, limit_fired: false, ..feature.clone() };
-            work.set_feature(fresh);
-        }
     }
 }

@@ -6,8 +6,10 @@
 
 use chrono::TimeDelta;
 
-use super::work::{Effects, Movement, Work};
-use super::{Envelope, Refusal};
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::request::Request;
+use super::work::{Movement, Work};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::entry::Account;
 use crate::domain::event::{
@@ -65,7 +67,7 @@ struct Passage {
 }
 
 impl DeductCredits {
-    pub(super) fn decide(&self, mut work: Work<'_>, envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
+    pub(super) fn decide(&self, mut work: Work<'_>, request: &Request<'_>) -> Result<(Effects, Receipt), Refusal> {
         let now = work.now();
         let occurred_at = self.occurred_at.unwrap_or(now);
         if occurred_at < now.minus(OCCURRED_AT_MAX_AGE) || occurred_at > now.plus(OCCURRED_AT_MAX_AHEAD) {
@@ -80,7 +82,7 @@ impl DeductCredits {
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
         work.settle_thresholds(assessment.available.minus(assessment.cost)?, Movement::Down);
-        Ok(self.record(work, &assessment, grants, overdraft, occurred_at, envelope))
+        Ok(self.record(work, &assessment, grants, overdraft, occurred_at, request))
     }
 
     fn assess(&self, work: &Work<'_>) -> Result<Assessment, Refusal> {
@@ -229,7 +231,7 @@ impl DeductCredits {
         grants: Vec<GrantShare>,
         overdraft_credits: Option<Credits>,
         occurred_at: Timestamp,
-        envelope: &Envelope,
+        request: &Request<'_>,
     ) -> (Effects, Receipt) {
         let quantity = match self.charge {
             Charge::Quantity(quantity) => Some(quantity),
@@ -251,7 +253,7 @@ impl DeductCredits {
             quantity,
             occurred_at,
             recorded_at,
-            metadata: envelope.metadata.clone(),
+            metadata: request.metadata.cloned(),
             previous,
         });
         work.raise_first(CreditConsumed {

@@ -4,15 +4,13 @@
 //! say so. Grants that belong to a period are left to the period's end, because what is left of
 //! them decides what rolls over.
 
-use super::work::{Effects, Movement, Work};
-use super::{Command, Envelope, Refusal, settle};
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::work::{Movement, Work, settle};
 use crate::domain::credits::Credits;
 use crate::domain::entry::Account;
 use crate::domain::event::CreditsExpired;
-use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::receipt::{InternalReceipt, Receipt};
-use crate::domain::text::IdempotencyKey;
-use crate::domain::time::Timestamp;
 
 /// How many grants one command books, so that its event stays bounded. The scheduler sends the next
 /// command while more are due.
@@ -23,12 +21,6 @@ const MAX_GRANTS_PER_COMMAND: usize = 100;
 pub struct ExpireGrants;
 
 impl ExpireGrants {
-    #[must_use]
-    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
-        let key = IdempotencyKey::system(format_args!("expire {command_id}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
-    }
-
     pub(super) fn decide(mut work: Work<'_>) -> Result<Option<(Effects, Receipt)>, Refusal> {
         let now = work.now();
         let expired: Vec<_> = work

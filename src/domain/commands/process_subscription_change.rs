@@ -5,22 +5,24 @@
 //! newest now. At most one thing waits for the period's end; scheduling another replaces it, and the
 //! event tells what was withdrawn.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::advance_period::begin_period;
-use super::work::{Effects, GrantTerms, Movement, Work};
-use super::{Refusal, check_version};
+use super::boundary::begin_period;
+use super::effects::Effects;
+use super::plan_terms::switch_plan;
+use super::refusal::Refusal;
+use super::subscription_commands::{CreditEffect, check_version, receipt};
+use super::work::{GrantTerms, Work};
 use crate::domain::credits::Credits;
 use crate::domain::entry::Account;
-use crate::domain::event::{FeatureChange, SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary};
+use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary};
 use crate::domain::grant::GrantSource;
-use crate::domain::plan::{FeatureTerms, PlanVersion};
-use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
+use crate::domain::plan::PlanVersion;
+use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::domain::subscription::{CreditPolicy, Effective, Pending, SubscriptionStatus};
 use crate::domain::text::PlanCode;
-use crate::domain::workspace::WorkspaceFeature;
 
 /// Moves a workspace to the newest version of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +33,6 @@ pub struct ProcessSubscriptionChange {
     /// period's end.
     pub credit_policy: CreditPolicy,
     pub expected_version: Option<i64>,
-}
-
-/// What a change did to the credits.
-#[derive(Clone, Copy, Default)]
-pub(super) struct CreditEffect {
-    pub granted: Credits,
-    pub removed: Credits,
-    pub uncollected: Credits,
 }
 
 impl ProcessSubscriptionChange {
@@ -172,59 +166,4 @@ fn take_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credits,
         }
     }
     Ok(loss.minus(left)?)
-}
-
-/// Puts another plan in force: the subscription, the terms of every feature (what the workspace
-/// agreed on for itself stays), the overdraft and the thresholds. Returns what changed per feature.
-pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<FeatureChange> {
-    let subscription = work.change_subscription();
-    subscription.plan_code = plan.plan_code.clone();
-    subscription.plan_version = plan.version;
-    subscription.version += 1;
-    work.effects().plan = Some(Arc::clone(plan));
-    work.credits().low_credit_fired = 0;
-    work.settle_overdraft();
-    take_plan_terms(work, plan)
-}
-
-/// Gives every feature of the plan, and every one that the workspace had, the plan's terms.
-pub(super) fn take_plan_terms(work: &mut Work<'_>, plan: &PlanVersion) -> Vec<FeatureChange> {
-    let codes: BTreeSet<_> = plan.features.keys().cloned().chain(work.feature_codes()).collect();
-    let mut changes = Vec::new();
-    for feature_code in codes {
-        let plan_terms = plan.features.get(&feature_code).copied().unwrap_or_default();
-        let known = work.feature(&feature_code);
-        let before = known.map(WorkspaceFeature::terms);
-        let feature = match known {
-            Some(known) => WorkspaceFeature { plan_terms, ..known.clone() },
-            None => WorkspaceFeature::new(feature_code.clone(), plan_terms),
-        };
-        let after: FeatureTerms = feature.terms();
-        if known != Some(&feature) {
-            work.set_feature(feature);
-        }
-        if before != Some(after) {
-            changes.push(FeatureChange { feature_code, before, after });
-        }
-    }
-    changes
-}
-
-/// The answer to every change of a subscription.
-pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
-    if effect.removed.is_positive() {
-        let available = work.available();
-        work.settle_thresholds(available, Movement::Down);
-    }
-    let receipt = SubscriptionReceipt {
-        command_id: work.command_id(),
-        workspace_id: work.workspace().workspace_id,
-        subscription: SubscriptionView::from(work.subscription()),
-        credits_granted: effect.granted,
-        credits_removed: effect.removed,
-        credits_uncollected: effect.uncollected,
-        current_credits: work.balance().current_credits,
-        recorded_at: work.now(),
-    };
-    (work.into_effects(), Receipt::Subscription(receipt))
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use chrono_tz::Tz;
 
-use super::advance_period::begin_period;
-use super::process_subscription_change::take_plan_terms;
-use super::work::{Effects, Work};
-use super::{Envelope, Refusal};
+use super::boundary::begin_period;
+use super::effects::Effects;
+use super::plan_terms::take_plan_terms;
+use super::refusal::Refusal;
+use super::request::Request;
+use super::work::Work;
 use crate::domain::credits::Credits;
 use crate::domain::event::WorkspaceProvisioned;
 use crate::domain::ids::SubscriptionId;
@@ -49,15 +51,15 @@ impl ProvisionWorkspace {
         IdempotencyKey::system(format_args!("provision"))
     }
 
-    pub(super) fn decide(&self, snapshot: &Snapshot, envelope: &Envelope) -> Result<(Effects, Receipt), Refusal> {
-        let now = envelope.received_at;
+    pub(super) fn decide(&self, snapshot: &Snapshot, request: &Request<'_>) -> Result<(Effects, Receipt), Refusal> {
+        let now = request.received_at;
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
         let plan = Arc::clone(snapshot.plans.get(&self.plan_code).ok_or_else(unknown)?);
         if self.anchor.is_some_and(|anchor| anchor > now) {
             return Err(Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }.into());
         }
-        let state = self.fresh_state(envelope, &plan);
-        let mut work = Work::new(&state, envelope);
+        let state = self.fresh_state(request, &plan);
+        let mut work = Work::new(&state, request);
         take_plan_terms(&mut work, &plan);
         work.settle_overdraft();
         let reset = begin_period(&mut work, state.subscription.period)?;
@@ -76,7 +78,7 @@ impl ProvisionWorkspace {
         work.change_subscription();
         let receipt = ProvisionReceipt {
             command_id: work.command_id(),
-            workspace_id: envelope.workspace_id,
+            workspace_id: request.workspace_id,
             name: self.name.clone(),
             time_zone: self.zone.name().to_owned(),
             subscription: SubscriptionView::from(work.subscription()),
@@ -92,11 +94,11 @@ impl ProvisionWorkspace {
     }
 
     /// The workspace before its first period begins: no credits yet, the agreed overrides.
-    fn fresh_state(&self, envelope: &Envelope, plan: &Arc<PlanVersion>) -> WorkspaceState {
-        let (now, workspace_id) = (envelope.received_at, envelope.workspace_id);
+    fn fresh_state(&self, request: &Request<'_>, plan: &Arc<PlanVersion>) -> WorkspaceState {
+        let (now, workspace_id) = (request.received_at, request.workspace_id);
         let anchor = self.anchor.unwrap_or(now);
         // The command creates one subscription, so the command's own id serves it too.
-        let subscription_id = SubscriptionId(envelope.message_id.0);
+        let subscription_id = SubscriptionId(request.command_id.0);
         let schedule = Schedule { anchor, zone: self.zone };
         let overridden = |agreement: &FeatureAgreement| WorkspaceFeature {
             overrides: agreement.overrides,

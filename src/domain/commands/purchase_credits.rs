@@ -5,8 +5,9 @@
 
 use std::collections::HashSet;
 
-use super::work::{Effects, GrantTerms, Movement, Work};
-use super::{Refusal, settle};
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::work::{GrantTerms, Movement, Work, settle};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
 use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};

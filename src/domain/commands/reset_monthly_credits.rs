@@ -3,9 +3,10 @@
 //! The scheduler does the same without being asked; whoever comes first does it, because the reset
 //! of one period is found to be done by the state itself.
 
-use super::Refusal;
-use super::advance_period::pass_due_boundaries;
-use super::work::{Effects, Work};
+use super::boundary::pass_due_boundaries;
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::work::Work;
 use crate::domain::receipt::{Receipt, ResetReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::Timestamp;

@@ -1,8 +1,9 @@
 //! ResumeSubscription: withdraws what is scheduled for the period's end, a change or a cancellation.
 
-use super::process_subscription_change::{CreditEffect, receipt};
-use super::work::{Effects, Work};
-use super::{Refusal, check_version};
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::subscription_commands::{CreditEffect, check_version, receipt};
+use super::work::Work;
 use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;

@@ -4,11 +4,11 @@
 //! thousand grants copies the one grant it burns. Every movement of credits goes through
 //! [`Work::book`]: there is no other way to write an entry or to change the balance.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Envelope, Refusal};
-use crate::domain::change_set::ResetRecord;
+use super::effects::Effects;
+use super::refusal::Refusal;
+use super::request::Request;
 use crate::domain::credits::Credits;
 use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{
@@ -23,56 +23,7 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
-
-/// What follows from an accepted (or recorded) command: the new values of the rows that changed,
-/// the rows to insert, and the events to raise.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Effects {
-    pub now: Timestamp,
-    /// There when the workspace is new.
-    pub workspace: Option<Workspace>,
-    pub credits: WorkspaceCredits,
-    pub subscription: Option<Subscription>,
-    /// The plan in force, when it changed.
-    pub plan: Option<Arc<PlanVersion>>,
-    /// The plan of a pending change, when there is one now.
-    pub pending_plan: Option<Arc<PlanVersion>>,
-    /// New and changed features.
-    pub features: BTreeMap<FeatureCode, WorkspaceFeature>,
-    /// Changed grants, by their place in the state's list.
-    pub changed_grants: BTreeMap<usize, Grant>,
-    pub added_grants: Vec<Grant>,
-    pub entries: Vec<Entry>,
-    pub usage_log: Option<UsageLog>,
-    pub events: Vec<(EventId, EventData)>,
-    pub resets: Vec<ResetRecord>,
-}
-
-impl Effects {
-    /// Nothing but the instant.
-    pub(in crate::domain) fn none(state: &WorkspaceState, envelope: &Envelope) -> Self {
-        let now = state.now(envelope.received_at);
-        let mut credits = state.credits.clone();
-        credits.updated_at = now;
-        Self {
-            now,
-            workspace: None,
-            credits,
-            subscription: None,
-            plan: None,
-            pending_plan: None,
-            features: BTreeMap::new(),
-            changed_grants: BTreeMap::new(),
-            added_grants: Vec::new(),
-            entries: Vec::new(),
-            usage_log: None,
-            events: Vec::new(),
-            resets: Vec::new(),
-        }
-    }
-}
 
 /// One workspace while a command is being decided.
 pub(super) struct Work<'a> {
@@ -104,12 +55,12 @@ pub(super) struct Issued {
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn new(state: &'a WorkspaceState, envelope: &Envelope) -> Self {
+    pub(super) fn new(state: &'a WorkspaceState, request: &Request<'_>) -> Self {
         Self {
             state,
-            command_id: envelope.message_id,
-            ids: IdSequence::new(envelope.message_id),
-            effects: Effects::none(state, envelope),
+            command_id: request.command_id,
+            ids: IdSequence::new(request.command_id),
+            effects: Effects::unchanged(state, request.received_at),
         }
     }
 
@@ -368,6 +319,13 @@ impl<'a> Work<'a> {
     pub(super) fn into_effects(self) -> Effects {
         self.effects
     }
+}
+
+/// Ends a command that changed what is available: arms or fires the low-credit thresholds.
+pub(super) fn settle(mut work: Work<'_>, movement: Movement) -> Effects {
+    let available = work.available();
+    work.settle_thresholds(available, movement);
+    work.into_effects()
 }
 
 /// Purchased credits of an ended subscription whose plan freezes them.

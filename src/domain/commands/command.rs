@@ -1,0 +1,66 @@
+//! The list of all commands, and what is told of each without deciding it.
+
+use super::advance_period::AdvancePeriod;
+use super::cancel_subscription::CancelSubscription;
+use super::deduct_credits::DeductCredits;
+use super::expire_grants::ExpireGrants;
+use super::process_subscription_change::ProcessSubscriptionChange;
+use super::provision_workspace::ProvisionWorkspace;
+use super::purchase_credits::PurchaseCredits;
+use super::reset_monthly_credits::ResetMonthlyCredits;
+use super::resume_subscription::ResumeSubscription;
+
+/// Something a caller, or the scheduler, wants done to one workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    DeductCredits(DeductCredits),
+    PurchaseCredits(PurchaseCredits),
+    ResetMonthlyCredits(ResetMonthlyCredits),
+    ProcessSubscriptionChange(ProcessSubscriptionChange),
+    CancelSubscription(CancelSubscription),
+    ResumeSubscription(ResumeSubscription),
+    ProvisionWorkspace(ProvisionWorkspace),
+    /// The scheduler's: pass every period boundary that is due.
+    AdvancePeriod(AdvancePeriod),
+    /// The scheduler's: book what has expired.
+    ExpireGrants(ExpireGrants),
+}
+
+impl Command {
+    /// The name in the contract.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::DeductCredits(_) => "DeductCredits",
+            Self::PurchaseCredits(_) => "PurchaseCredits",
+            Self::ResetMonthlyCredits(_) => "ResetMonthlyCredits",
+            Self::ProcessSubscriptionChange(_) => "ProcessSubscriptionChange",
+            Self::CancelSubscription(_) => "CancelSubscription",
+            Self::ResumeSubscription(_) => "ResumeSubscription",
+            Self::ProvisionWorkspace(_) => "ProvisionWorkspace",
+            Self::AdvancePeriod(_) => "AdvancePeriod",
+            Self::ExpireGrants(_) => "ExpireGrants",
+        }
+    }
+
+    /// Whether the system sends it by itself; nobody waits for the answer.
+    #[must_use]
+    pub const fn is_internal(&self) -> bool {
+        matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_))
+    }
+
+    /// Whether a period that is over must be closed before this command is decided.
+    pub(super) const fn wants_current_period(&self) -> bool {
+        match self {
+            Self::DeductCredits(_)
+            | Self::PurchaseCredits(_)
+            | Self::ProcessSubscriptionChange(_)
+            | Self::CancelSubscription(_)
+            | Self::ResumeSubscription(_) => true,
+            Self::ResetMonthlyCredits(_)
+            | Self::ProvisionWorkspace(_)
+            | Self::AdvancePeriod(_)
+            | Self::ExpireGrants(_) => false,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Decides one command: calls the one that is in the envelope.
+
+use super::advance_period::AdvancePeriod;
+use super::command::Command;
+use super::effects::Effects;
+use super::envelope::Envelope;
+use super::expire_grants::ExpireGrants;
+use super::refusal::Refusal;
+use super::work::Work;
+use crate::domain::event::EventData;
+use crate::domain::receipt::Receipt;
+use crate::domain::rejection::Rejection;
+use crate::domain::snapshot::Snapshot;
+
+/// What was decided about one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Write the effects, and answer with the receipt.
+    Accepted { effects: Box<Effects>, receipt: Receipt },
+    /// Change no credits; record the refusal (where it is one to record) and raise its event.
+    Refused { rejection: Rejection, event: Option<EventData> },
+    /// A command of the scheduler that found nothing to do. It leaves no trace.
+    Nothing,
+}
+
+/// Decides one command against what is known. It changes nothing: what follows from an acceptance
+/// stands in the decision.
+#[must_use]
+pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
+    let request = envelope.request();
+    let outcome = match (&envelope.command, snapshot.workspaces.get(&envelope.workspace_id)) {
+        (Command::ProvisionWorkspace(_), Some(_)) => Err(Rejection::WorkspaceExists.into()),
+        (Command::ProvisionWorkspace(command), None) => command.decide(snapshot, &request).map(Some),
+        (_, None) => Err(Rejection::WorkspaceNotFound.into()),
+        (command, Some(state)) => {
+            let work = Work::new(state, &request);
+            match command {
+                Command::DeductCredits(command) => command.decide(work, &request).map(Some),
+                Command::PurchaseCredits(command) => command.decide(work, &snapshot.payments).map(Some),
+                Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
+                Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),
+                Command::CancelSubscription(command) => command.decide(work).map(Some),
+                Command::ResumeSubscription(command) => command.decide(work).map(Some),
+                Command::AdvancePeriod(AdvancePeriod) => AdvancePeriod::decide(work),
+                Command::ExpireGrants(ExpireGrants) => ExpireGrants::decide(work),
+                Command::ProvisionWorkspace(_) => Err(Rejection::WorkspaceExists.into()),
+            }
+        }
+    };
+    match outcome {
+        Ok(Some((effects, receipt))) => Decision::Accepted { effects: Box::new(effects), receipt },
+        Ok(None) => Decision::Nothing,
+        Err(Refusal { rejection, event }) => Decision::Refused { rejection, event: event.map(|event| *event) },
+    }
+}

@@ -1,0 +1,148 @@
+//! The envelope a command comes in: who sent it, when, under which key, and what it needs to be decided.
+//!
+//! The envelopes of the system's own commands are made here too.
+
+use uuid::Uuid;
+
+use super::advance_period::AdvancePeriod;
+use super::command::Command;
+use super::effects::Effects;
+use super::expire_grants::ExpireGrants;
+use super::request::Request;
+use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
+use crate::domain::metadata::Metadata;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::text::IdempotencyKey;
+use crate::domain::time::Timestamp;
+
+/// Who acts in the system's own commands.
+const SCHEDULER: &str = "scheduler";
+
+/// A command with who sent it, when, and under which key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// A fresh version 7 UUID; all further ids of the command derive from it.
+    pub message_id: CommandId,
+    pub idempotency_key: IdempotencyKey,
+    pub workspace_id: WorkspaceId,
+    /// Whose token it was, or `scheduler`.
+    pub actor: String,
+    pub correlation_id: String,
+    /// The event or command that led to this one, where there is one.
+    pub causation_id: Option<Uuid>,
+    pub traceparent: Option<String>,
+    pub received_at: Timestamp,
+    pub metadata: Option<Metadata>,
+    /// SHA-256 over the command's name and its canonical body: the same key with another
+    /// fingerprint is a mistake of the caller.
+    pub fingerprint: [u8; 32],
+    pub command: Command,
+}
+
+impl Envelope {
+    /// A command that the system sends by itself.
+    #[must_use]
+    pub fn of_system(
+        command_id: CommandId,
+        workspace_id: WorkspaceId,
+        idempotency_key: IdempotencyKey,
+        now: Timestamp,
+        command: Command,
+    ) -> Self {
+        Self {
+            message_id: command_id,
+            idempotency_key,
+            workspace_id,
+            actor: SCHEDULER.to_owned(),
+            correlation_id: command_id.to_string(),
+            causation_id: None,
+            traceparent: None,
+            received_at: now,
+            metadata: None,
+            fingerprint: [0; 32],
+            command,
+        }
+    }
+
+    /// What the command may know of it.
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            command_id: self.message_id,
+            workspace_id: self.workspace_id,
+            received_at: self.received_at,
+            metadata: self.metadata.as_ref(),
+        }
+    }
+
+    /// Adds the rows that deciding this command looks at.
+    pub fn add_keys(&self, keys: &mut KeySet) {
+        keys.workspaces.insert(self.workspace_id);
+        keys.commands.insert((self.workspace_id, self.idempotency_key.clone()));
+        match &self.command {
+            Command::PurchaseCredits(command) => {
+                keys.payments.insert((self.workspace_id, command.payment_reference.clone()));
+            }
+            Command::ProcessSubscriptionChange(command) => {
+                keys.plans.insert(command.plan_code.clone());
+            }
+            Command::ProvisionWorkspace(command) => {
+                keys.plans.insert(command.plan_code.clone());
+            }
+            Command::DeductCredits(_)
+            | Command::ResetMonthlyCredits(_)
+            | Command::CancelSubscription(_)
+            | Command::ResumeSubscription(_)
+            | Command::AdvancePeriod(_)
+            | Command::ExpireGrants(_) => {}
+        }
+    }
+
+    /// The internal command that must be decided before this one: the workspace's period is over
+    /// and the scheduler has not passed the boundary yet.
+    #[must_use]
+    pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
+        let state = snapshot.workspaces.get(&self.workspace_id)?;
+        let now = state.now(self.received_at);
+        if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
+            return None;
+        }
+        let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
+        let mut envelope = AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now);
+        envelope.causation_id = Some(self.message_id.0);
+        envelope.correlation_id.clone_from(&self.correlation_id);
+        envelope.traceparent.clone_from(&self.traceparent);
+        Some(envelope)
+    }
+}
+
+impl AdvancePeriod {
+    /// The command for a workspace whose period is over. Its key names the boundary, so that two
+    /// replicas (or the scheduler and a deduction) can both send it.
+    #[must_use]
+    pub fn envelope(
+        command_id: CommandId,
+        workspace_id: WorkspaceId,
+        subscription_id: SubscriptionId,
+        period_end: Timestamp,
+        now: Timestamp,
+    ) -> Envelope {
+        let end = period_end.micros();
+        let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
+        Envelope::of_system(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
+    }
+}
+
+impl ExpireGrants {
+    #[must_use]
+    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
+        let key = IdempotencyKey::system(format_args!("expire {command_id}"));
+        Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
+    }
+}
+
+impl Effects {
+    /// Nothing but the instant at which the command is decided.
+    pub(in crate::domain) fn none(state: &WorkspaceState, envelope: &Envelope) -> Self {
+        Self::unchanged(state, envelope.received_at)
+    }
+}
