@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Folders that are not part of the repository.
+/// What is not part of the repository.
 const SKIPPED: [&str; 5] = ["target", "data", ".git", "node_modules", "proptest-regressions"];
 
 /// One file.
@@ -30,10 +30,13 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<Source>) {
     for entry in fs::read_dir(dir).expect("the repository can be read").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = format!("{prefix}{name}");
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_dir && !SKIPPED.contains(&name.as_str()) {
+        // In a second work tree `.git` is a file, which names a place on the machine.
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             collect(&entry.path(), &format!("{path}/"), files);
-        } else if !is_dir && let Ok(text) = fs::read_to_string(entry.path()) {
+        } else if let Ok(text) = fs::read_to_string(entry.path()) {
             files.push(Source { path, text });
         }
     }
