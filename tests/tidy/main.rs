@@ -4,6 +4,7 @@
 //! Every rule says in its failure what it wants and why. A rule that is in the way is changed here,
 //! in the open, and not worked around.
 
+mod circles;
 mod layers;
 mod mirrors;
 mod source;
