@@ -135,7 +135,7 @@ impl App {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(config, Purpose::Serve).await?;
         store.migrate().await?;
-        store.put_plans(&plans).await?;
+        store.put_plans(&plans, clock.now()).await?;
 
         let (demo_key, auth) = settings::auth(config, mode)?;
         let listener = listen(config.server.bind)?;

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::text::{Label, PlanCode};
+use crate::domain::workspace::FeatureOverrides;
 use crate::engine::{Engine, EngineError, Reply};
 use crate::http::auth::keys::{KeyAlg, KeyConfig, KeyError};
 use crate::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, mint};
@@ -149,11 +150,11 @@ fn provision(workspace_id: WorkspaceId, clock: &dyn Clock) -> Envelope {
     let command = Command::ProvisionWorkspace(ProvisionWorkspace {
         name: Label::from_stored("Demo Studio"),
         plan_code: PlanCode::from_stored(PLAN),
-        zone: chrono_tz::UTC,
+        time_zone: chrono_tz::UTC,
         anchor: None,
         monthly_limit: None,
         overdraft_limit: None,
-        features: Vec::new(),
+        feature_overrides: FeatureOverrides::new(),
     });
     let key = ProvisionWorkspace::idempotency_key();
     let envelope = Envelope::of_system(clock.new_command_id(), workspace_id, key, clock.now(), command);

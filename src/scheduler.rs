@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants};
 use crate::engine::{Engine, Reply};
-use crate::store::views::{DueWork, DueWorkspace};
+use crate::store::queries::{DueWork, DueWorkspace};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metric;
 

@@ -30,7 +30,7 @@ fn at() -> Timestamp {
 }
 
 fn period() -> Period {
-    Period { offset_months: 0, start: at(), end: Timestamp::from_micros(1_769_904_000_000_000) }
+    Period { start: at(), end: Timestamp::from_micros(1_769_904_000_000_000) }
 }
 
 fn grants() -> Vec<GrantShare> {
@@ -271,13 +271,12 @@ fn an_envelope_passes_its_schema_with_and_without_its_optional_fields() {
         seq: 1,
         workspace_id: WorkspaceId(Uuid::from_u128(2)),
         workspace_seq: 1,
-        occurred_at: at(),
+        recorded_at: at(),
         correlation_id: "request-1".into(),
         causation_id: Uuid::from_u128(3),
         traceparent: None,
         metadata: None,
         data: r#"{"threshold_credits":"1","available_credits":"0"}"#.into(),
-        previous: None,
     };
     assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
     record.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());

@@ -9,8 +9,9 @@ use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::commands::{Charge, Command, DeductCredits, Envelope, ProvisionWorkspace};
 use visionscope_billing::domain::ids::{CommandId, WorkspaceId};
 use visionscope_billing::domain::plan::PlanVersion;
-use visionscope_billing::domain::snapshot::Snapshot;
+use visionscope_billing::domain::snapshot::{CataloguePlan, Snapshot};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, UserId};
+use visionscope_billing::domain::workspace::FeatureOverrides;
 use visionscope_billing::http::render::JsonRender;
 
 /// A plan without limits, so that no deduction is ever refused.
@@ -43,15 +44,15 @@ impl World {
     pub fn of(workspaces: u128) -> (Self, ChangeSet) {
         let plan = visionscope_billing::config::plans::parse(PLANS, "bench").unwrap().remove(0);
         let mut snapshot = Snapshot::default();
-        snapshot.plans.insert(plan.plan_code.clone(), Arc::new(plan.clone()));
+        let offered = CataloguePlan { newest: Arc::new(plan.clone()), is_offered: true };
+        snapshot.plans.insert(plan.plan_code.clone(), offered);
         // Spread over all partitions, and like no other run's.
         let workspaces: Vec<_> = (0..workspaces).map(|_| WorkspaceId(SystemClock.new_id())).collect();
         let mut world = Self { contract: Contract::new(), plan, snapshot, workspaces, next: 0 };
         let provisions: Vec<_> = world.workspaces.iter().map(|id| provision(*id, &world.plan)).collect();
-        world.snapshot.heads.extend(
-            visionscope_billing::domain::ids::Partition::all()
-                .map(|partition| (partition, visionscope_billing::domain::snapshot::PartitionHead::empty(partition))),
-        );
+        world.snapshot.heads.extend(visionscope_billing::domain::ids::Partition::all().map(|partition| {
+            (partition, visionscope_billing::domain::partition_head::PartitionHead::empty(partition))
+        }));
         let changes = world.run(&provisions);
         (world, changes)
     }
@@ -88,11 +89,11 @@ fn provision(workspace_id: WorkspaceId, plan: &PlanVersion) -> Envelope {
     let command = Command::ProvisionWorkspace(ProvisionWorkspace {
         name: Label::new("Bench").unwrap(),
         plan_code: plan.plan_code.clone(),
-        zone: chrono_tz::UTC,
+        time_zone: chrono_tz::UTC,
         anchor: None,
         monthly_limit: None,
         overdraft_limit: None,
-        features: Vec::new(),
+        feature_overrides: FeatureOverrides::new(),
     });
     envelope(workspace_id, Some(ProvisionWorkspace::idempotency_key()), command)
 }

@@ -8,6 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use sqlx::{Connection, Executor};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::store::Store;
 use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
@@ -40,7 +41,7 @@ fn write_to(c: &mut Criterion, runtime: &Runtime, name: &str, store: &Arc<dyn St
     let (mut world, provisioned) = World::of(WORKSPACES);
     runtime.block_on(async {
         store.migrate().await.unwrap();
-        store.put_plans(std::slice::from_ref(&world.plan)).await.unwrap();
+        store.put_plans(std::slice::from_ref(&world.plan), SystemClock.now()).await.unwrap();
         store.write(&provisioned).await.unwrap();
     });
     let mut group = c.benchmark_group(format!("write/{name}"));

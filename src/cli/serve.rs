@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::outcome::Outcome;
 use crate::app::{App, Purpose, open_store};
+use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 
 /// A server that does not answer within this time is not alive.
@@ -34,7 +35,7 @@ pub(super) async fn migrate(config: &Config) -> Outcome {
     let plans = config.read_plans()?;
     let store = open_store(config, Purpose::Command).await?;
     store.migrate().await?;
-    store.put_plans(&plans).await?;
+    store.put_plans(&plans, SystemClock.now()).await?;
     store.close().await;
     println!("The database is up to date; {} plans are stored.", plans.len());
     Ok(true)

@@ -19,8 +19,8 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Outcome {
     store.close().await;
     for finding in &findings {
         let workspace = finding.workspace_id.map(|id| format!(" workspace {id}")).unwrap_or_default();
-        let event = finding.event_id.map(|id| format!(" event {id}")).unwrap_or_default();
-        println!("{}{workspace}{event}: {}", finding.invariant, finding.detail);
+        let row = finding.row_id.map(|id| format!(" row {id}")).unwrap_or_default();
+        println!("{}{workspace}{row}: {}", finding.invariant, finding.detail);
     }
     match findings.len() {
         0 => println!("Every invariant holds."),

@@ -6,19 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::change_set::{ChangeSet, CommandRecord, Rows};
+use super::change_set::{ChangeSet, Rows};
+use super::command_record::CommandRecord;
 use super::commands::{Decision, Effects, Envelope, decide};
-use super::current::{Change, Changed};
+use super::counter::CounterSubject;
 use super::event::{EventData, EventRecord};
 use super::grant::Grant;
-use super::ids::{EventId, IdSequence, Partition, WorkspaceId};
+use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
+use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
-use super::snapshot::{PartitionHead, Snapshot, WorkspaceState};
+use super::snapshot::{Snapshot, WorkspaceState};
 use super::subscription::Pending;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
-use super::workspace::WorkspaceFeatures;
+use super::workspace::FeatureOverride;
 
 /// How many times a command passes boundaries before it is decided: enough for a century of months.
 const MAX_ADVANCES: usize = 36;
@@ -67,6 +69,14 @@ pub trait EventWriter: Send + Sync {
 /// Whether a row was made in this batch, and is inserted and not updated.
 type IsNew = bool;
 
+/// The changed rows of one workspace.
+#[derive(Default)]
+struct Changed {
+    grants: BTreeMap<GrantId, IsNew>,
+    counters: BTreeMap<CounterSubject, IsNew>,
+    has_subscription: bool,
+}
+
 /// The running state of a batch, and what it will write.
 pub struct Batch<'a> {
     snapshot: Snapshot,
@@ -75,7 +85,6 @@ pub struct Batch<'a> {
     /// What was written to so far, each with whether it is new.
     workspaces: BTreeMap<WorkspaceId, IsNew>,
     changed: BTreeMap<WorkspaceId, Changed>,
-    subscriptions: BTreeSet<WorkspaceId>,
     /// Grants with nothing left, which the running state no longer holds.
     closed_grants: Vec<Grant>,
     /// Where each key's command is among the changes.
@@ -92,7 +101,6 @@ impl<'a> Batch<'a> {
             events,
             workspaces: BTreeMap::new(),
             changed: BTreeMap::new(),
-            subscriptions: BTreeSet::new(),
             closed_grants: Vec::new(),
             decided: HashMap::new(),
             changes: ChangeSet::default(),
@@ -165,31 +173,32 @@ impl<'a> Batch<'a> {
             }
         }
         for grant in std::mem::take(&mut self.closed_grants) {
-            let change = self.changed.get(&grant.workspace_id).and_then(|changed| changed.grants.get(&grant.grant_id));
-            put(&mut self.changes.grants, change == Some(&Change::Inserted), grant);
+            let is_new = self.changed.get(&grant.workspace_id).and_then(|changed| changed.grants.get(&grant.grant_id));
+            put(&mut self.changes.grants, is_new == Some(&true), grant);
         }
         for (workspace_id, is_new) in &self.workspaces {
-            let Some(state) = self.snapshot.workspaces.get_mut(workspace_id) else { continue };
-            let mut changed = self.changed.remove(workspace_id).unwrap_or_default();
-            changed.settle(state);
-            let has_subscription = self.subscriptions.contains(workspace_id);
-            if has_subscription || !changed.is_empty() {
-                state.credits.rest_seq = state.credits.command_seq;
-            }
+            let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
+            let changed = self.changed.remove(workspace_id).unwrap_or_default();
             if *is_new {
                 self.changes.workspaces.push(state.workspace.clone());
+                let overrides = state.feature_overrides.iter().map(|(code, terms)| FeatureOverride {
+                    workspace_id: *workspace_id,
+                    feature_code: code.clone(),
+                    terms: *terms,
+                });
+                self.changes.feature_overrides.extend(overrides);
             }
             put(&mut self.changes.credits, *is_new, state.credits.clone());
-            if has_subscription {
+            if changed.has_subscription {
                 put(&mut self.changes.subscriptions, *is_new, state.subscription.clone());
             }
-            for (code, change) in &changed.features {
-                let Some(feature) = state.features.get(code) else { continue };
-                put(&mut self.changes.features, *change == Change::Inserted, (*workspace_id, feature.clone()));
+            for counter in &state.counters {
+                let Some(is_new) = changed.counters.get(&counter.subject) else { continue };
+                put(&mut self.changes.counters, *is_new, counter.clone());
             }
             for grant in &state.grants {
-                let Some(change) = changed.grants.get(&grant.grant_id) else { continue };
-                put(&mut self.changes.grants, *change == Change::Inserted, grant.clone());
+                let Some(is_new) = changed.grants.get(&grant.grant_id) else { continue };
+                put(&mut self.changes.grants, *is_new, grant.clone());
             }
         }
         (self.changes, self.snapshot)
@@ -211,7 +220,7 @@ impl<'a> Batch<'a> {
         let now = effects.now;
         self.apply(workspace_id, effects);
         for (event_id, event_type, data) in written {
-            let (seq, workspace_seq, previous) = self.next_place(workspace_id, event_id);
+            let (seq, workspace_seq) = self.next_place(workspace_id, event_id);
             self.changes.events.push(EventRecord {
                 event_id,
                 event_type,
@@ -220,13 +229,12 @@ impl<'a> Batch<'a> {
                 seq,
                 workspace_id,
                 workspace_seq,
-                occurred_at: now,
+                recorded_at: now,
                 correlation_id: envelope.correlation_id.clone(),
                 causation_id: envelope.message_id.0,
                 traceparent: envelope.traceparent.clone(),
                 metadata: envelope.metadata.as_ref().map(super::metadata::Metadata::to_json),
                 data,
-                previous,
             });
         }
         self.record_command(envelope, now, outcome, answer);
@@ -235,8 +243,8 @@ impl<'a> Batch<'a> {
 
     fn record_command(&mut self, envelope: &Envelope, now: Timestamp, outcome: &str, answer: Rendered) {
         let seq = self.snapshot.workspaces.get_mut(&envelope.workspace_id).map_or(0, |state| {
-            state.credits.command_seq += 1;
-            state.credits.command_seq
+            state.credits.version += 1;
+            state.credits.version
         });
         let record = CommandRecord {
             workspace_id: envelope.workspace_id,
@@ -260,24 +268,24 @@ impl<'a> Batch<'a> {
         self.changes.commands.push(record);
     }
 
-    /// Gives an event its numbers, in the partition and in the workspace, and the workspace's event before it.
-    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64, Option<EventId>) {
+    /// Gives an event its numbers, in the partition and in the workspace.
+    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64) {
         let partition = Partition::of(workspace_id);
         let head = self.snapshot.heads.entry(partition).or_insert(PartitionHead::empty(partition));
         head.seq += 1;
         head.last_event_id = Some(event_id);
-        let (workspace_seq, previous) = self.snapshot.workspaces.get_mut(&workspace_id).map_or((0, None), |state| {
+        let workspace_seq = self.snapshot.workspaces.get_mut(&workspace_id).map_or(0, |state| {
             state.credits.event_seq += 1;
-            (state.credits.event_seq, state.credits.last.event.replace(event_id))
+            state.credits.event_seq
         });
-        (head.seq, workspace_seq, previous)
+        (head.seq, workspace_seq)
     }
 
     fn apply(&mut self, workspace_id: WorkspaceId, effects: Effects) {
         self.workspaces.entry(workspace_id).or_insert(effects.workspace.is_some());
-        self.changes.entries.extend(effects.entries);
+        self.changes.ledger_entries.extend(effects.entries);
         self.changes.usage_logs.extend(effects.usage_log);
-        self.changes.resets.extend(effects.resets);
+        self.changes.periods.extend(effects.periods);
         if let (Some(workspace), Some(subscription), Some(plan)) =
             (&effects.workspace, &effects.subscription, &effects.plan)
         {
@@ -287,16 +295,18 @@ impl<'a> Batch<'a> {
                 subscription: subscription.clone(),
                 plan: plan.clone(),
                 pending_plan: None,
-                features: WorkspaceFeatures::default(),
+                feature_overrides: effects.feature_overrides.clone(),
+                counters: Vec::new(),
                 grants: Vec::new(),
             };
             self.snapshot.workspaces.insert(workspace_id, Box::new(state));
         }
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
+        let changed = self.changed.entry(workspace_id).or_default();
         state.credits = effects.credits;
         if let Some(subscription) = effects.subscription {
-            self.subscriptions.insert(workspace_id);
-            if !matches!(subscription.pending, Some(Pending::Change { .. })) {
+            changed.has_subscription = true;
+            if !matches!(subscription.pending_change, Some(Pending::Change { .. })) {
                 state.pending_plan = None;
             }
             state.subscription = subscription;
@@ -307,35 +317,27 @@ impl<'a> Batch<'a> {
         if effects.pending_plan.is_some() {
             state.pending_plan = effects.pending_plan;
         }
-        let changed = self.changed.entry(workspace_id).or_default();
-        for (code, feature) in effects.features {
-            let change = match state.features.get(&code) {
-                None => Change::Inserted,
-                Some(before) if before.plan_terms == feature.plan_terms && before.overrides == feature.overrides => {
-                    Change::Moved
-                }
-                Some(_) => Change::Altered,
-            };
-            changed.feature(code, change);
-            state.features.put(feature);
+        for counter in effects.counters.into_values() {
+            let subject = counter.subject.clone();
+            let is_new = state.put_counter(counter);
+            changed.counters.entry(subject).or_insert(is_new);
         }
-        let mut reordered = !effects.added_grants.is_empty();
+        let mut is_reordered = !effects.added_grants.is_empty();
         for (place, grant) in effects.changed_grants {
             let Some(slot) = state.grants.get_mut(place) else { continue };
-            let expires_otherwise = slot.expires_at != grant.expires_at;
-            changed.grant(grant.grant_id, if expires_otherwise { Change::Altered } else { Change::Moved });
-            reordered |= expires_otherwise;
+            changed.grants.entry(grant.grant_id).or_insert(false);
+            is_reordered |= slot.expires_at != grant.expires_at;
             *slot = grant;
         }
         for grant in effects.added_grants {
-            changed.grant(grant.grant_id, Change::Inserted);
+            changed.grants.insert(grant.grant_id, true);
             // From now on the payment is taken, for the commands that follow in this batch too.
             let payment = grant.payment_reference.clone().map(|reference| (workspace_id, reference));
             self.snapshot.payments.extend(payment);
             state.grants.push(grant);
         }
         self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));
-        if reordered {
+        if is_reordered {
             state.grants.sort_by(Grant::burns_before);
         }
     }
@@ -348,7 +350,7 @@ fn put<T>(rows: &mut Rows<T>, is_new: bool, row: T) {
 impl Effects {
     /// What a recorded refusal leaves: its event, and the instant.
     fn of_refusal(state: &WorkspaceState, envelope: &Envelope, event: Option<EventData>) -> Self {
-        let mut effects = Self::none(state, envelope);
+        let mut effects = Self::unchanged(state, envelope.received_at);
         let event_id = || EventId(IdSequence::new(envelope.message_id).draw());
         effects.events.extend(event.map(|event| (event_id(), event)));
         effects

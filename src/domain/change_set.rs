@@ -1,22 +1,21 @@
 //! The closed vocabulary of rows that a batch writes.
 //!
 //! A store knows these and no command. Rows that can change come as their whole new value; history
-//! (entries, usage logs, commands, events, resets) is only ever inserted.
+//! (ledger entries, usage logs, commands, events, periods) is only ever inserted.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::entry::Entry;
+use super::command_record::CommandRecord;
+use super::counter::UsageCounter;
 use super::event::EventRecord;
 use super::grant::Grant;
 use super::ids::{CommandId, SubscriptionId, WorkspaceId};
-use super::metadata::Metadata;
+use super::ledger::LedgerEntry;
+use super::partition_head::PartitionHead;
 use super::period::Period;
-use super::snapshot::PartitionHead;
 use super::subscription::Subscription;
-use super::text::IdempotencyKey;
-use super::time::Timestamp;
 use super::usage::UsageLog;
-use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+use super::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 
 /// New and changed rows of one table; each row's key occurs once in both together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,16 +44,17 @@ pub struct ChangeSet {
     /// them first. If somebody does, the batch's events follow theirs (see [`ChangeSet::follow`]).
     pub heads: Vec<PartitionHead>,
     pub workspaces: Vec<Workspace>,
+    /// Of new workspaces.
+    pub feature_overrides: Vec<FeatureOverride>,
     pub credits: Rows<WorkspaceCredits>,
     pub subscriptions: Rows<Subscription>,
-    pub features: Rows<(WorkspaceId, WorkspaceFeature)>,
-    /// Of an updated grant only `remaining`, `held`, `expires_at` and whether it is open change.
+    pub counters: Rows<UsageCounter>,
     pub grants: Rows<Grant>,
-    pub entries: Vec<Entry>,
+    pub ledger_entries: Vec<LedgerEntry>,
     pub usage_logs: Vec<UsageLog>,
     pub commands: Vec<CommandRecord>,
     pub events: Vec<EventRecord>,
-    pub resets: Vec<ResetRecord>,
+    pub periods: Vec<SubscriptionPeriod>,
 }
 
 impl ChangeSet {
@@ -64,31 +64,34 @@ impl ChangeSet {
         self.commands.is_empty()
     }
 
-    /// Whether it has nothing but what deductions write: figures of rows that are there, and history.
+    /// Whether it has nothing but what deductions usually write: new figures of rows that are there, and history.
     #[must_use]
     pub fn is_usual(&self) -> bool {
-        let Self { workspaces, credits, subscriptions, features, grants, resets, .. } = self;
-        let has_new = !(credits.inserted.is_empty() && features.inserted.is_empty() && grants.inserted.is_empty());
-        !has_new && workspaces.is_empty() && subscriptions.is_empty() && resets.is_empty()
+        let Self { workspaces, credits, subscriptions, counters, grants, periods, .. } = self;
+        let has_new = !(credits.inserted.is_empty() && counters.inserted.is_empty() && grants.inserted.is_empty());
+        !has_new && workspaces.is_empty() && subscriptions.is_empty() && periods.is_empty()
     }
 
-    /// The changed rows of workspaces, each with its last command before this batch: it must still be the
-    /// last one when the batch is written.
-    pub fn moved_credits(&self) -> impl Iterator<Item = (&WorkspaceCredits, Option<i64>)> {
+    /// For each updated row of `credits`, in order, the version it was decided on: the workspace must still have
+    /// it when the batch is written.
+    #[must_use]
+    pub fn versions_before(&self) -> Vec<i64> {
         let mut before = HashMap::with_capacity(self.credits.updated.len());
         for command in &self.commands {
             before.entry(command.workspace_id).or_insert(command.seq - 1);
         }
-        self.credits.updated.iter().map(move |credits| (credits, before.get(&credits.workspace_id).copied()))
+        // A row without a command is decided on no version: no workspace has that one.
+        self.credits.updated.iter().map(|row| before.get(&row.workspace_id).copied().unwrap_or(-1)).collect()
     }
 
-    /// The heads, each with how many events the batch adds to its partition.
-    pub fn moved_heads(&self) -> impl Iterator<Item = (&PartitionHead, i64)> {
+    /// For each of `heads`, in order, how many events the batch adds to its partition.
+    #[must_use]
+    pub fn events_by_head(&self) -> Vec<i64> {
         let mut added = BTreeMap::new();
         for event in &self.events {
             *added.entry(event.partition).or_default() += 1;
         }
-        self.heads.iter().map(move |head| (head, added.get(&head.partition).copied().unwrap_or_default()))
+        self.heads.iter().map(|head| added.get(&head.partition).copied().unwrap_or_default()).collect()
     }
 
     /// Moves the events behind those that others have written to their partitions meanwhile.
@@ -105,39 +108,13 @@ impl ChangeSet {
     }
 }
 
-/// A command that was decided: for the audit, and for its idempotency.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandRecord {
-    pub workspace_id: WorkspaceId,
-    pub idempotency_key: IdempotencyKey,
-    pub command_id: CommandId,
-    /// Gap-free within the workspace, from 1.
-    pub seq: i64,
-    /// The command's name, such as `DeductCredits`.
-    pub command_type: String,
-    /// SHA-256 over the command's name and its canonical body.
-    pub fingerprint: [u8; 32],
-    /// `accepted`, or the code of the rejection.
-    pub outcome: String,
-    /// The HTTP status that was answered, and the body, byte for byte.
-    pub status: i16,
-    pub body: String,
-    pub actor: String,
-    pub correlation_id: String,
-    pub traceparent: Option<String>,
-    pub metadata: Option<Metadata>,
-    pub received_at: Timestamp,
-    pub recorded_at: Timestamp,
-}
-
 /// A period that began: there is one per subscription and start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResetRecord {
+pub struct SubscriptionPeriod {
     pub workspace_id: WorkspaceId,
     pub subscription_id: SubscriptionId,
     pub period: Period,
     /// The last usage log before the period: what came after it is used in this period.
     pub usage_seq: i64,
     pub command_id: CommandId,
-    pub recorded_at: Timestamp,
 }

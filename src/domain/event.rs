@@ -308,7 +308,7 @@ pub struct EventRecord {
     pub seq: i64,
     pub workspace_id: WorkspaceId,
     pub workspace_seq: i64,
-    pub occurred_at: Timestamp,
+    pub recorded_at: Timestamp,
     pub correlation_id: String,
     pub causation_id: Uuid,
     pub traceparent: Option<String>,
@@ -316,8 +316,6 @@ pub struct EventRecord {
     pub metadata: Option<String>,
     /// JSON, as one of the types above wrote it.
     pub data: String,
-    /// The workspace's event before this one.
-    pub previous: Option<EventId>,
 }
 
 /// An event as it goes out: in a stream's entry, and from the API.
@@ -362,7 +360,7 @@ impl EventRecord {
             seq: self.seq,
             workspace_id: self.workspace_id,
             workspace_seq: self.workspace_seq,
-            occurred_at: self.occurred_at,
+            occurred_at: self.recorded_at,
             correlation_id: self.correlation_id.clone(),
             causation_id: self.causation_id,
             traceparent: self.traceparent.clone(),

@@ -9,14 +9,16 @@
 
 pub mod batch;
 pub mod change_set;
+pub mod command_record;
 pub mod commands;
+pub mod counter;
 pub mod credits;
-mod current;
-pub mod entry;
 pub mod event;
 pub mod grant;
 pub mod ids;
+pub mod ledger;
 pub mod metadata;
+pub mod partition_head;
 pub mod period;
 pub mod plan;
 pub mod receipt;

@@ -4,7 +4,7 @@
 //! day: Jan 31 → Feb 28 → Mar 31. It is never computed from the previous period's end, which would
 //! drift (Jan 31 → Feb 28 → Mar 28).
 
-use chrono::{DateTime, LocalResult, Months, NaiveDateTime, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, Datelike, LocalResult, Months, NaiveDateTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,9 +14,6 @@ use super::time::Timestamp;
 /// One billing period of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Period {
-    /// How many months after the anchor it starts. Not in the API: the bounds say it all.
-    #[serde(skip)]
-    pub offset_months: u32,
     /// The first instant of the period.
     pub start: Timestamp,
     /// The first instant after the period.
@@ -34,17 +31,25 @@ impl Schedule {
     /// The period of `length_months` that starts `offset_months` after the anchor.
     #[must_use]
     pub fn period(&self, offset_months: u32, length_months: u32) -> Period {
-        Period {
-            offset_months,
-            start: self.boundary(offset_months),
-            end: self.boundary(offset_months.saturating_add(length_months)),
-        }
+        Period { start: self.boundary(offset_months), end: self.boundary(offset_months.saturating_add(length_months)) }
     }
 
-    /// The period right after another one.
+    /// The period of `next_length_months` right after one of `length_months`.
     #[must_use]
     pub fn after(&self, period: Period, length_months: u32, next_length_months: u32) -> Period {
-        self.period(period.offset_months.saturating_add(length_months), next_length_months)
+        self.period(self.offset_months(period.start).saturating_add(length_months), next_length_months)
+    }
+
+    /// How many months after the anchor a boundary lies.
+    fn offset_months(&self, boundary: Timestamp) -> u32 {
+        let month = |at: Timestamp| {
+            let local = at.to_datetime().with_timezone(&self.zone);
+            i64::from(local.year()) * 12 + i64::from(local.month0())
+        };
+        let months = u32::try_from(month(boundary) - month(self.anchor)).unwrap_or(0);
+        // A change of the clocks can move a boundary over midnight, and so into the month beside.
+        let near = months.saturating_sub(1)..=months.saturating_add(1);
+        near.into_iter().find(|offset| self.boundary(*offset) == boundary).unwrap_or(months)
     }
 
     /// The period of `length_months` that contains `at`; the first one for an instant before the
@@ -55,11 +60,14 @@ impl Schedule {
         let days = (at.to_datetime() - self.anchor.to_datetime()).num_days().max(0);
         // No month has more than 31 days, so this many whole periods have certainly begun.
         let begun = u32::try_from(days / 31).unwrap_or(0) / length_months;
-        let mut period = self.period(begun * length_months, length_months);
-        while period.end <= at && period.end > period.start {
-            period = self.after(period, length_months, length_months);
+        let mut offset_months = begun * length_months;
+        loop {
+            let period = self.period(offset_months, length_months);
+            if period.end > at || period.end <= period.start {
+                return period;
+            }
+            offset_months = offset_months.saturating_add(length_months);
         }
-        period
     }
 
     fn boundary(&self, offset_months: u32) -> Timestamp {
@@ -151,6 +159,24 @@ mod tests {
             assert_eq!(schedule.containing(last, 1), period);
         }
         let before = schedule.containing("2019-01-01T00:00:00Z".parse().unwrap(), 1);
-        assert_eq!(before.offset_months, 0);
+        assert_eq!(before, schedule.period(0, 1));
+    }
+
+    #[test]
+    fn the_next_period_follows_without_knowing_how_many_came_before() {
+        for (anchor, zone) in [
+            ("2024-01-31T00:30:00Z", "Europe/Berlin"),
+            ("2011-10-30T10:30:00Z", "Pacific/Apia"),
+            ("2024-02-29T23:59:59.999999Z", "America/New_York"),
+            ("2020-03-31T22:30:00Z", "Europe/Berlin"),
+        ] {
+            let schedule = schedule(anchor, zone);
+            for (length, next) in [(1, 1), (1, 12), (12, 1), (3, 36)] {
+                for n in 0..120 {
+                    let after = schedule.after(schedule.period(n, length), length, next);
+                    assert_eq!(after, schedule.period(n + length, next), "{anchor} {zone} {n} {length} {next}");
+                }
+            }
+        }
     }
 }

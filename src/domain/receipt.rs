@@ -11,6 +11,7 @@ use super::snapshot::WorkspaceState;
 use super::subscription::{Pending, Subscription, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
 use super::time::Timestamp;
+use super::usage::UsageId;
 
 /// The answer to an accepted command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,8 +31,8 @@ pub enum Receipt {
 pub struct DeductReceipt {
     pub command_id: CommandId,
     pub workspace_id: WorkspaceId,
-    /// The number of the usage log it wrote.
-    pub usage_seq: i64,
+    /// The usage log that it wrote.
+    pub usage_id: UsageId,
     pub feature_code: FeatureCode,
     pub credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,7 +147,7 @@ pub struct SubscriptionView {
 impl From<&Subscription> for SubscriptionView {
     fn from(subscription: &Subscription) -> Self {
         let effective_at = subscription.period.end;
-        let pending = subscription.pending.clone().map(|pending| match pending {
+        let pending = subscription.pending_change.clone().map(|pending| match pending {
             Pending::Change { plan_code, plan_version } => {
                 PendingView::Change { plan_code, plan_version, effective_at }
             }

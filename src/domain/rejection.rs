@@ -24,6 +24,8 @@ pub enum Rejection {
     },
     #[error("there is no plan {0}")]
     PlanNotFound(PlanCode),
+    #[error("plan {0} is not offered any more")]
+    PlanNotOffered(PlanCode),
     #[error("the subscription is at version {actual}, not {expected}")]
     VersionMismatch { expected: i64, actual: i64 },
     #[error("the subscription has ended")]
@@ -42,7 +44,7 @@ pub enum Rejection {
     PeriodMismatch { next: Timestamp },
     #[error("payment reference {0} was already used")]
     PaymentReferenceUsed(PaymentReference),
-    #[error("the workspace has {0} open grants, the most there may be: spend or let expire some first")]
+    #[error("the maximum of {0} open grants is reached")]
     TooManyGrants(usize),
     #[error("feature {0} is not available to this workspace")]
     FeatureDisabled(FeatureCode),
@@ -72,6 +74,7 @@ impl Rejection {
             Self::WorkspaceExists => "workspace-exists",
             Self::FieldOutOfTime { .. } => "invalid-field",
             Self::PlanNotFound(_) => "plan-not-found",
+            Self::PlanNotOffered(_) => "plan-not-offered",
             Self::VersionMismatch { .. } => "version-mismatch",
             Self::SubscriptionCanceled => "subscription-canceled",
             Self::PlanUnchanged(_) => "plan-unchanged",

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::change_set::CommandRecord;
+use super::command_record::CommandRecord;
+use super::counter::{CounterSubject, UsageCounter};
+use super::credits::Credits;
 use super::grant::Grant;
-use super::ids::{EventId, Partition, WorkspaceId};
-use super::plan::PlanVersion;
+use super::ids::{Partition, WorkspaceId};
+use super::partition_head::PartitionHead;
+use super::plan::{FeatureTerms, PlanVersion};
 use super::subscription::{Pending, Subscription};
-use super::text::{IdempotencyKey, PaymentReference, PlanCode};
+use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use super::time::Timestamp;
-use super::workspace::{Workspace, WorkspaceCredits, WorkspaceFeatures};
+use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// The rows that a batch will look at. The store locks the partitions of the workspaces first, in
 /// ascending order.
@@ -42,20 +45,10 @@ impl KeySet {
     }
 }
 
-/// The head of a partition's sequence of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartitionHead {
-    pub partition: Partition,
-    /// The last event's number; 0 before the first.
-    pub seq: i64,
-    pub last_event_id: Option<EventId>,
-    /// Grows by one with every batch that wrote to the partition: whoever wrote the last one knows from
-    /// it that nobody else has written since.
-    pub version: i64,
-}
-
 /// Room for so many more grants than twice those that are open is left to a state.
 const GRANTS_TO_SPARE: usize = 4;
+/// What one override takes in a state, about.
+const OVERRIDE_BYTES: usize = 96;
 
 /// Everything about one workspace that a decision may depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +60,9 @@ pub struct WorkspaceState {
     pub plan: Arc<PlanVersion>,
     /// The version that a pending change names.
     pub pending_plan: Option<Arc<PlanVersion>>,
-    pub features: WorkspaceFeatures,
+    pub feature_overrides: FeatureOverrides,
+    /// What was used of each feature, in order of subjects. A feature that was never used has none.
+    pub counters: Vec<UsageCounter>,
     /// The open grants, in burn order.
     pub grants: Vec<Grant>,
 }
@@ -82,29 +77,19 @@ pub struct Snapshot {
     pub workspaces: HashMap<WorkspaceId, Box<WorkspaceState>>,
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
     pub payments: HashSet<(WorkspaceId, PaymentReference)>,
-    pub plans: HashMap<PlanCode, Arc<PlanVersion>>,
+    pub plans: HashMap<PlanCode, CataloguePlan>,
 }
 
-impl PartitionHead {
-    #[must_use]
-    pub const fn empty(partition: Partition) -> Self {
-        Self { partition, seq: 0, last_event_id: None, version: 0 }
-    }
+/// A plan of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CataloguePlan {
+    /// Its newest version.
+    pub newest: Arc<PlanVersion>,
+    /// Whether a workspace that does not have it can subscribe to it.
+    pub is_offered: bool,
 }
 
 impl WorkspaceState {
-    /// Shares what it has in common with all workspaces of its plan, given the features that these begin with:
-    /// states are remembered by the ten thousand.
-    pub fn share(&mut self, of_plan: &WorkspaceFeatures) {
-        self.subscription.plan_code = self.plan.plan_code.clone();
-        self.features.share(of_plan);
-        if let Some(current) = &mut self.credits.current.feature
-            && let Some(feature) = self.features.get(&current.feature_code)
-        {
-            current.feature_code = feature.feature_code.clone();
-        }
-    }
-
     /// How much memory it takes, about, without what is shared and short texts.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -114,7 +99,9 @@ impl WorkspaceState {
             .filter_map(|grant| grant.payment_reference.as_ref())
             .map(|text| text.as_str().len())
             .sum();
-        size_of::<Self>() + self.features.bytes() + self.grants.capacity() * size_of::<Grant>() + references
+        let overrides = self.feature_overrides.len() * (size_of::<FeatureCode>() + OVERRIDE_BYTES);
+        let counters = self.counters.capacity() * size_of::<UsageCounter>();
+        size_of::<Self>() + overrides + counters + self.grants.capacity() * size_of::<Grant>() + references
     }
 
     /// Gives back the room of grants that were closed.
@@ -132,10 +119,54 @@ impl WorkspaceState {
         received_at.max(self.credits.updated_at.next())
     }
 
+    /// The terms of a feature in force; none if neither the plan nor the workspace names it.
+    #[must_use]
+    pub fn feature_terms(&self, code: &FeatureCode) -> Option<FeatureTerms> {
+        feature_terms(&self.plan, &self.feature_overrides, code)
+    }
+
+    /// What was used of a feature in this billing period.
+    #[must_use]
+    pub fn used_of(&self, code: &FeatureCode) -> Credits {
+        let counter = self.counter(&CounterSubject::Feature(code.clone()));
+        counter.map_or(Credits::ZERO, |counter| counter.used_in(self.subscription.period.start))
+    }
+
+    /// The features that are worth listing, in order: those of the plan and of the workspace's own terms, and what
+    /// was used in this period.
+    #[must_use]
+    pub fn feature_codes(&self) -> BTreeSet<&FeatureCode> {
+        let used = self.counters.iter().filter(|counter| counter.window_start == self.subscription.period.start);
+        let used = used.map(|counter| match &counter.subject {
+            CounterSubject::Feature(code) => code,
+        });
+        self.plan.features.keys().chain(self.feature_overrides.keys()).chain(used).collect()
+    }
+
+    #[must_use]
+    pub fn counter(&self, subject: &CounterSubject) -> Option<&UsageCounter> {
+        let place = self.counters.binary_search_by(|counter| counter.subject.cmp(subject)).ok()?;
+        self.counters.get(place)
+    }
+
+    /// Puts a counter in the place of the one with its subject; true if there was none.
+    pub fn put_counter(&mut self, counter: UsageCounter) -> bool {
+        match self.counters.binary_search_by(|known| known.subject.cmp(&counter.subject)) {
+            Ok(place) => {
+                self.counters[place] = counter;
+                false
+            }
+            Err(place) => {
+                self.counters.insert(place, counter);
+                true
+            }
+        }
+    }
+
     /// The plan that is waiting for the period's end, if the pending change is one of plan.
     #[must_use]
     pub fn pending_plan(&self) -> Option<&Arc<PlanVersion>> {
-        match self.subscription.pending {
+        match self.subscription.pending_change {
             Some(Pending::Change { .. }) => self.pending_plan.as_ref(),
             Some(Pending::Cancel { .. }) | None => None,
         }

@@ -53,8 +53,9 @@ pub enum Effective {
     PeriodEnd,
 }
 
-/// What waits for the end of the period.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What waits for the end of the period. Stored as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Pending {
     /// Another plan, at the version that was current when it was asked for.
     Change {
@@ -74,13 +75,12 @@ pub struct Subscription {
     pub plan_version: i32,
     pub status: SubscriptionStatus,
     /// Where all periods are counted from.
-    pub anchor: Timestamp,
+    pub billing_anchor: Timestamp,
+    /// The current period; as long as the plan in force says.
     pub period: Period,
-    /// How long `period` is: the plan's length when the period began.
-    pub period_months: u32,
     /// Grows by one with every change; what `expected_version` is compared with.
     pub version: i64,
-    pub pending: Option<Pending>,
+    pub pending_change: Option<Pending>,
     pub canceled_at: Option<Timestamp>,
     pub updated_at: Timestamp,
 }
@@ -88,7 +88,7 @@ pub struct Subscription {
 impl Subscription {
     #[must_use]
     pub fn schedule(&self, zone: Tz) -> Schedule {
-        Schedule { anchor: self.anchor, zone }
+        Schedule { anchor: self.billing_anchor, zone }
     }
 
     #[must_use]

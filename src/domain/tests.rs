@@ -7,22 +7,24 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::batch::{Batch, EventWriter, InvalidEvent, Outcome, Render, Rendered};
-use super::change_set::{ChangeSet, CommandRecord};
+use super::change_set::ChangeSet;
+use super::command_record::CommandRecord;
 use super::commands::{
     CancelSubscription, Charge, Command, DeductCredits, Envelope, ProcessSubscriptionChange, ProvisionWorkspace,
     PurchaseCredits,
 };
-use super::entry::{Account, Entry};
 use super::event::{EventData, EventRecord, EventType};
 use super::grant::Currency;
 use super::ids::{CommandId, WorkspaceId};
+use super::ledger::{Account, LedgerEntry};
 use super::plan::PlanVersion;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
-use super::snapshot::{Snapshot, WorkspaceState};
+use super::snapshot::{CataloguePlan, Snapshot, WorkspaceState};
 use super::subscription::{CreditPolicy, Effective};
 use super::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
 use super::time::Timestamp;
+use super::workspace::FeatureOverrides;
 
 /// Renders with the texts of the types themselves.
 pub(crate) struct PlainRender;
@@ -47,7 +49,7 @@ pub(crate) struct World {
     pub snapshot: Snapshot,
     pub now: Timestamp,
     pub workspace_id: WorkspaceId,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LedgerEntry>,
     pub events: Vec<EventRecord>,
     next: u128,
 }
@@ -68,18 +70,19 @@ impl World {
         let command = ProvisionWorkspace {
             name: Label::new("Acme").unwrap(),
             plan_code,
-            zone: chrono_tz::UTC,
+            time_zone: chrono_tz::UTC,
             anchor: None,
             monthly_limit: None,
             overdraft_limit: None,
-            features: Vec::new(),
+            feature_overrides: FeatureOverrides::new(),
         };
         world.run(Command::ProvisionWorkspace(command)).accepted();
         world
     }
 
     pub(crate) fn add_plan(&mut self, plan: PlanVersion) {
-        self.snapshot.plans.insert(plan.plan_code.clone(), Arc::new(plan));
+        let code = plan.plan_code.clone();
+        self.snapshot.plans.insert(code, CataloguePlan { newest: Arc::new(plan), is_offered: true });
     }
 
     pub(crate) fn at(&mut self, time: &str) -> &mut Self {
@@ -127,7 +130,7 @@ impl World {
         let keyed =
             |command: &CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command.clone());
         self.snapshot.commands.extend(changes.commands.iter().map(keyed));
-        self.entries.extend(changes.entries.clone());
+        self.entries.extend(changes.ledger_entries.clone());
         self.events.extend(changes.events.clone());
         self.audit();
         Ran { outcome, changes }
@@ -164,10 +167,10 @@ impl World {
             let key = |account: &Account| {
                 account.grant_id().map_or_else(|| account.label().into_owned(), |id| id.to_string())
             };
-            *balances.entry(key(&entry.from)).or_default() -= entry.amount.micro();
-            *balances.entry(key(&entry.to)).or_default() += entry.amount.micro();
-            running += i64::from(entry.to.counts()) * entry.amount.micro();
-            running -= i64::from(entry.from.counts()) * entry.amount.micro();
+            *balances.entry(key(&entry.accounts.debit)).or_default() -= entry.amount.micro();
+            *balances.entry(key(&entry.accounts.credit)).or_default() += entry.amount.micro();
+            running += i64::from(entry.accounts.credit.counts()) * entry.amount.micro();
+            running -= i64::from(entry.accounts.debit.counts()) * entry.amount.micro();
             assert_eq!(entry.balance_after.micro(), running, "balance_after chains");
         }
         assert_eq!(balances.values().sum::<i64>(), 0, "every transaction sums to zero");

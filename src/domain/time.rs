@@ -22,6 +22,9 @@ const MIN_MICROS: i64 = -2_208_988_800_000_000;
 const MAX_MICROS: i64 = 253_402_300_799_999_999;
 
 impl Timestamp {
+    pub const MIN: Self = Self(MIN_MICROS);
+    pub const MAX: Self = Self(MAX_MICROS);
+
     /// Truncates to microseconds and clamps to the years 1900 to 9999.
     #[must_use]
     pub fn from_datetime(at: DateTime<Utc>) -> Self {

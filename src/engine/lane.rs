@@ -338,8 +338,9 @@ impl Lane {
             return Ok(None);
         };
         if !unsure.is_empty() {
-            let changed = self.parts.store.credits_since(&unsure).await?;
-            missing.extend(self.memory.catch_up(changed));
+            let stale = self.parts.store.stale_workspaces(&unsure).await?;
+            self.memory.evict(&stale);
+            missing.extend(stale);
         }
         let read = if missing.is_empty() { HashMap::new() } else { self.parts.store.states(&missing).await? };
         if read.len() < missing.len() {

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use hashlink::LinkedHashMap;
 
 use crate::domain::ids::{Partition, WorkspaceId};
-use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::WorkspaceCredits;
 
 /// What a state takes besides its rows, about: its place in a table that grows by doubling, and texts of its own.
 const BYTES_BESIDES: usize = 128;
@@ -122,7 +122,7 @@ impl Memory {
             match remembered.states.get(id) {
                 None => to_read.missing.push(*id),
                 Some(seen) if remembered.is_shared(now) || !remembered.is_sure_of(seen) => {
-                    to_read.unsure.push((*id, seen.state.credits.command_seq));
+                    to_read.unsure.push((*id, seen.state.credits.version));
                 }
                 Some(_) => {}
             }
@@ -130,19 +130,13 @@ impl Memory {
         Some(to_read)
     }
 
-    /// Takes in what somebody else has made of these workspaces. Gives those of which more was written
-    /// than their row, which are forgotten.
-    pub(super) fn catch_up(&mut self, changed: Vec<WorkspaceCredits>) -> Vec<WorkspaceId> {
-        let mut missing = Vec::new();
-        for credits in changed {
-            let id = credits.workspace_id;
-            let Some(remembered) = self.partitions.get_mut(&Partition::of(id)) else { continue };
-            if !remembered.states.get_mut(&id).is_some_and(|seen| seen.state.catch_up(credits)) {
-                remembered.take(id);
-                missing.push(id);
+    /// Forgets these workspaces, to which somebody else has written.
+    pub(super) fn evict(&mut self, stale: &[WorkspaceId]) {
+        for id in stale {
+            if let Some(remembered) = self.partitions.get_mut(&Partition::of(*id)) {
+                remembered.take(*id);
             }
         }
-        missing
     }
 
     /// All that the keys ask for. What is handed out is forgotten here, until it is kept again.

@@ -1,6 +1,6 @@
 //! Pages: cursors and limits.
 //!
-//! A cursor is opaque to callers: base64url over a kind and one or sixteen sequence numbers. It
+//! A cursor is opaque to callers: base64url over a kind and the numbers of its place. It
 //! holds no workspace and no filter, so it gives nobody access to anything; whoever sends it must
 //! be allowed to read what it points into.
 
@@ -13,7 +13,8 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::ids::{PARTITIONS, Partition};
 use crate::domain::text::{FieldCode, FieldError};
-use crate::store::views::EventPosition;
+use crate::domain::time::Timestamp;
+use crate::store::queries::{EventPosition, HistoryPosition, Order};
 
 /// The most rows of a page.
 pub const MAX_LIMIT: u32 = 200;
@@ -79,14 +80,37 @@ impl PartialSchema for Limit {
 
 impl ToSchema for Limit {}
 
+/// Which way a list goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+pub enum ListOrder {
+    /// The oldest first.
+    #[serde(rename = "asc")]
+    Ascending,
+    /// The newest first.
+    #[default]
+    #[serde(rename = "desc")]
+    Descending,
+}
+
+impl From<ListOrder> for Order {
+    fn from(order: ListOrder) -> Self {
+        match order {
+            ListOrder::Ascending => Self::Ascending,
+            ListOrder::Descending => Self::Descending,
+        }
+    }
+}
+
 /// A place to go on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cursor {
+    /// Behind that usage log, in the order of the list.
     Usage {
-        before_seq: i64,
+        after: HistoryPosition,
     },
+    /// Behind that ledger entry, in the order of the list.
     Ledger {
-        before_seq: i64,
+        after: HistoryPosition,
     },
     EventsOfWorkspace {
         after: i64,
@@ -110,9 +134,11 @@ impl Cursor {
     fn encode(&self) -> String {
         let mut bytes = vec![self.kind()];
         match self {
-            Self::Usage { before_seq: seq }
-            | Self::Ledger { before_seq: seq }
-            | Self::EventsOfWorkspace { after: seq } => bytes.extend(seq.to_be_bytes()),
+            Self::Usage { after } | Self::Ledger { after } => {
+                bytes.extend(after.recorded_at.micros().to_be_bytes());
+                bytes.extend(after.seq.to_be_bytes());
+            }
+            Self::EventsOfWorkspace { after: seq } => bytes.extend(seq.to_be_bytes()),
             Self::EventsOfAll { after } => bytes.extend(after.iter().flat_map(|seq| seq.to_be_bytes())),
         }
         URL_SAFE_NO_PAD.encode(bytes)
@@ -126,16 +152,15 @@ impl Cursor {
         let (kind, rest) = bytes.split_first()?;
         let (numbers, []) = rest.as_chunks::<8>() else { return None };
         let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
-        if numbers.iter().any(|seq| *seq < 0) {
-            return None;
-        }
-        match (kind, numbers.as_slice()) {
-            (b'u', [seq]) => Some(Self::Usage { before_seq: *seq }),
-            (b'l', [seq]) => Some(Self::Ledger { before_seq: *seq }),
-            (b'w', [seq]) => Some(Self::EventsOfWorkspace { after: *seq }),
-            (b'a', all) => Some(Self::EventsOfAll { after: all.try_into().ok()? }),
-            _ => None,
-        }
+        let cursor = match (kind, numbers.as_slice()) {
+            (b'u', [at, seq]) => Self::Usage { after: position(*at, *seq) },
+            (b'l', [at, seq]) => Self::Ledger { after: position(*at, *seq) },
+            (b'w', [seq]) if *seq >= 0 => Self::EventsOfWorkspace { after: *seq },
+            (b'a', all) if all.iter().all(|seq| *seq >= 0) => Self::EventsOfAll { after: all.try_into().ok()? },
+            _ => return None,
+        };
+        // One place has one text.
+        (cursor.encode() == text).then_some(cursor)
     }
 }
 
@@ -166,6 +191,10 @@ impl PartialSchema for Cursor {
 
 impl ToSchema for Cursor {}
 
+const fn position(micros: i64, seq: i64) -> HistoryPosition {
+    HistoryPosition { recorded_at: Timestamp::from_micros(micros), seq }
+}
+
 /// The positions that a cursor over all partitions names.
 #[must_use]
 pub fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
@@ -181,8 +210,8 @@ mod tests {
         let mut all = [0; PARTITIONS as usize];
         all[15] = i64::MAX;
         for cursor in [
-            Cursor::Usage { before_seq: 1 },
-            Cursor::Ledger { before_seq: i64::MAX },
+            Cursor::Usage { after: position(i64::MIN, 1) },
+            Cursor::Ledger { after: position(1_800_000_000_000_001, i64::MAX) },
             Cursor::EventsOfWorkspace { after: 0 },
             Cursor::EventsOfAll { after: all },
         ] {
@@ -194,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_cursor_is_refused() {
-        let negative = URL_SAFE_NO_PAD.encode([&b"u"[..], &(-1_i64).to_be_bytes()].concat());
+        let negative = URL_SAFE_NO_PAD.encode([&b"w"[..], &(-1_i64).to_be_bytes()].concat());
         let short = URL_SAFE_NO_PAD.encode([&b"a"[..], &[0; 8 * 15]].concat());
         let long = "A".repeat(MAX_CURSOR_LEN + 1);
         for text in ["", "u", "!!!", "dQ", "1", negative.as_str(), short.as_str(), long.as_str()] {

@@ -80,6 +80,7 @@ codes! {
     NotFound 404 "not-found" "There is nothing at this path.",
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
+    UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not take this method.",
     NotAcceptable 406 "not-acceptable" "The answer is JSON, which the Accept header excludes.",
     RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
@@ -103,6 +104,7 @@ codes! {
     ObjectRequired 422 "object-required" "The body must be a JSON object.",
     IdempotencyKeyReused 422 "idempotency-key-reused" "The Idempotency-Key was used with another request.",
     PlanNotFound 422 "plan-not-found" "There is no such plan.",
+    PlanNotOffered 422 "plan-not-offered" "The plan is not offered any more.",
     FeatureNotPriced 422 "feature-not-priced" "The feature has no unit price.",
     RateExceeded 429 "rate-exceeded" "The rate of the plan would be exceeded.",
     TooManyRequests 429 "too-many-requests" "There are too many requests for this workspace.",
@@ -122,6 +124,7 @@ impl Code {
             Rejection::WorkspaceExists => Self::WorkspaceExists,
             Rejection::FieldOutOfTime { .. } => Self::InvalidField,
             Rejection::PlanNotFound(_) => Self::PlanNotFound,
+            Rejection::PlanNotOffered(_) => Self::PlanNotOffered,
             Rejection::VersionMismatch { .. } => Self::VersionMismatch,
             Rejection::SubscriptionCanceled => Self::SubscriptionCanceled,
             Rejection::PlanUnchanged(_) => Self::PlanUnchanged,
@@ -422,6 +425,7 @@ impl From<&Rejection> for Problem {
             | Rejection::WorkspaceExists
             | Rejection::FieldOutOfTime { .. }
             | Rejection::PlanNotFound(_)
+            | Rejection::PlanNotOffered(_)
             | Rejection::SubscriptionCanceled
             | Rejection::PlanUnchanged(_)
             | Rejection::RestartRequired

@@ -15,7 +15,7 @@ use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
 use crate::publisher::{Handover, Publisher, PublisherConfig};
 use crate::store::Outbox;
-use crate::store::views::PartitionStatus;
+use crate::store::queries::PartitionStatus;
 use crate::stream::{EventStream, generation_key, stream_key};
 
 mod error;

@@ -11,7 +11,7 @@ use super::error::OutboxError;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
-use crate::store::views::PartitionStatus;
+use crate::store::queries::PartitionStatus;
 use crate::stream::{EntryId, EventStream, StreamEntry, envelope_json};
 
 /// How many entries and events are held at a time.

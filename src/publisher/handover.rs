@@ -165,13 +165,12 @@ mod tests {
             seq,
             workspace_id: WorkspaceId(Uuid::from_u128(2)),
             workspace_seq: seq,
-            occurred_at: Timestamp::from_micros(0),
+            recorded_at: Timestamp::from_micros(0),
             correlation_id: "c".into(),
             causation_id: Uuid::from_u128(3),
             traceparent: None,
             metadata: None,
             data: "x".repeat(bytes),
-            previous: None,
         }
     }
 

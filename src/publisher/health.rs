@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::breaker::BreakerState;
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
-use crate::store::views::PartitionStatus;
+use crate::store::queries::PartitionStatus;
 
 /// An age of the oldest waiting event from which publishing counts as degraded. Idle, an event takes
 /// milliseconds; under load, a batch or two.

@@ -18,7 +18,7 @@ use super::handover::Handover;
 use super::measure;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::{EventId, Partition};
-use crate::store::views::{EventPosition, Lease, Recorded};
+use crate::store::queries::{EventPosition, Lease, Recorded};
 use crate::store::{Outbox, StoreError};
 use crate::stream::{Appended, EntryId, EventStream, MAX_BATCH_EVENTS, StreamError, batch_len};
 

@@ -23,7 +23,7 @@ use super::slot::{Chore, Slot};
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
-use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::stream::{LATER_GENERATION, StreamError};
 
 /// Leases are renewed this many times per lifetime, so that one failure loses none.

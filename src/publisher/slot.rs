@@ -8,7 +8,7 @@ use super::breaker::Backoff;
 use super::partition::Progress;
 use crate::domain::ids::PARTITIONS;
 use crate::store::StoreError;
-use crate::store::views::{Lease, Publication};
+use crate::store::queries::{Lease, Publication};
 
 /// A leased partition.
 pub(super) struct Slot {

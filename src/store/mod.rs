@@ -13,43 +13,43 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::views::{
+pub use self::error::StoreError;
+use self::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
     Recorded,
 };
 use crate::domain::change_set::ChangeSet;
-use crate::domain::entry::Entry;
 use crate::domain::event::EventRecord;
-use crate::domain::ids::{EventId, Partition, WorkspaceId};
+use crate::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use crate::domain::ledger::LedgerEntry;
+use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::UsageLog;
-use crate::domain::workspace::WorkspaceCredits;
+use crate::domain::usage::{UsageId, UsageLog};
 
+mod columns;
+mod error;
+mod invariants;
 mod plan_cache;
+mod plan_rows;
 pub mod postgres;
+pub mod queries;
 pub mod sqlite;
-pub mod views;
+mod states;
+mod tables;
 
 /// How many expired grants a look for due work reads for each workspace that it may return: most
 /// workspaces have one or two at a time, and all of a workspace's are booked at once.
 const EXPIRIES_PER_WORKSPACE: u32 = 4;
 
-/// What went wrong, by what may be done about it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Somebody else's write came between, or a unique key was taken: nothing was written. Loading
-    /// and deciding again may give another result.
-    #[error("conflicting write: {0}")]
-    Conflict(String),
-    /// The database cannot be reached, is too slow, or is full. Whether a commit that was under way
-    /// took effect is unknown; the command's idempotency key settles it.
-    #[error("database unavailable: {0}")]
-    Unavailable(String),
-    /// What was read or written breaks an invariant. Trying again cannot help.
-    #[error("corrupt: {0}")]
-    Corrupt(String),
+/// The tables that are written in batches, with their columns in order, for the test that compares them with the
+/// migrations.
+#[doc(hidden)]
+#[must_use]
+pub fn tables() -> Vec<(&'static str, Vec<&'static str>)> {
+    tables::all()
 }
 
 /// The write side, for the engine.
@@ -59,21 +59,22 @@ pub trait Store: Reads + Outbox {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
 
     /// The states of those of the workspaces that exist, read without locks and not in one view: true for
-    /// certain only if a write shows that their last commands still are the last ones.
+    /// certain only if a write shows that their versions still are the same.
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError>;
 
-    /// The rows of those workspaces whose last command is another than the given one, read without locks.
-    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError>;
+    /// Those of the workspaces that have another version than the given one, read without locks.
+    async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError>;
 
     /// Writes what was decided without locks: all of it in a transaction of its own, or nothing. When a
-    /// workspace has another last command than the one that was decided on, or a command's key is taken,
-    /// it is a conflict. Gives the heads as they are then, in the order of the changes': the events follow
+    /// workspace has another version than the one that was decided on, or a command's key is taken,
+    /// it is a conflict. Returns the partition heads after the write, in input order: the events follow
     /// those that others have written to their partitions meanwhile.
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError>;
 
-    /// Stores new plan versions. A version that is already there must be equal; one that is older
-    /// than what is there is kept as history.
-    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError>;
+    /// Makes these the plans that are offered. Stores new versions; a version that is already stored must be
+    /// equal, and an older one than what is stored is kept as history. A plan that is not among them is retired:
+    /// the workspaces that have it keep it.
+    async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError>;
 
     /// Applies the migrations that are missing.
     async fn migrate(&self) -> Result<(), StoreError>;
@@ -100,11 +101,18 @@ pub trait Reads: Send + Sync {
     /// The current state of one workspace, read without locks in one consistent view.
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
-    /// Usage logs, newest first. A page looks through at most [`views::PAGE_WALK`] rows.
-    async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError>;
+    /// A page of usage logs, perhaps of one feature.
+    async fn usage(
+        &self,
+        query: &HistoryQuery,
+        feature_code: Option<&FeatureCode>,
+    ) -> Result<Page<UsageLog>, StoreError>;
 
-    /// Ledger entries, newest first. A page looks through at most [`views::PAGE_WALK`] rows.
-    async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError>;
+    /// One usage log.
+    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError>;
+
+    /// A page of ledger entries, perhaps of one grant.
+    async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError>;
 
     /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError>;
@@ -116,7 +124,7 @@ pub trait Reads: Send + Sync {
         workspace_id: Option<WorkspaceId>,
     ) -> Result<Option<EventRecord>, StoreError>;
 
-    /// The newest version of every plan, by code.
+    /// The newest version of every plan that is offered, by code.
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError>;
 
     /// Workspaces with a period that is over, the longest due first.
@@ -171,11 +179,4 @@ pub trait Outbox: Send + Sync {
 
     /// Where every partition stands.
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError>;
-}
-
-/// Waits for an operation of a store, but not for ever.
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {limit:?}"))))
 }

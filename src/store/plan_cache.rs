@@ -5,11 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::PlanCode;
-use crate::domain::workspace::WorkspaceFeatures;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// How many versions are kept in memory: far more than an operator defines; reaching it only costs
 /// reading them again.
@@ -20,14 +18,7 @@ pub(super) type PlanKey = (PlanCode, i32);
 
 /// The versions that were read so far.
 #[derive(Debug, Default)]
-pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Known>>);
-
-/// A version, and the features that a workspace of it begins with.
-#[derive(Debug)]
-struct Known {
-    plan: Arc<PlanVersion>,
-    features: WorkspaceFeatures,
-}
+pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Arc<PlanVersion>>>);
 
 impl PlanCache {
     /// What is known of these, and the keys that are not.
@@ -40,8 +31,8 @@ impl PlanCache {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
             match known.get(key) {
-                Some(known) => {
-                    found.insert(key.clone(), Arc::clone(&known.plan));
+                Some(plan) => {
+                    found.insert(key.clone(), Arc::clone(plan));
                 }
                 None => missing.push(key),
             }
@@ -61,20 +52,10 @@ impl PlanCache {
         }
         for plan in read {
             let key = (plan.plan_code.clone(), plan.version);
-            let features = WorkspaceFeatures::of_plan(&plan);
-            known.insert(key.clone(), Known { plan: Arc::clone(&plan), features });
+            known.insert(key.clone(), Arc::clone(&plan));
             found.insert(key, plan);
         }
         found
-    }
-
-    /// Lets a state that was read share what all workspaces of its plan have in common.
-    pub(super) fn share(&self, state: &mut WorkspaceState) {
-        let key = (state.plan.plan_code.clone(), state.plan.version);
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&key) {
-            state.share(&known.features);
-        }
     }
 }
 
@@ -85,7 +66,7 @@ pub(super) fn plan_keys(subscription: &Subscription) -> impl Iterator<Item = Pla
 }
 
 pub(super) fn pending_key(subscription: &Subscription) -> Option<PlanKey> {
-    match &subscription.pending {
+    match &subscription.pending_change {
         Some(Pending::Change { plan_code, plan_version }) => Some((plan_code.clone(), *plan_version)),
         Some(Pending::Cancel { .. }) | None => None,
     }

@@ -180,13 +180,12 @@ mod tests {
             seq: 1,
             workspace_id: WorkspaceId(Uuid::from_u128(2)),
             workspace_seq: 1,
-            occurred_at: Timestamp::from_micros(0),
+            recorded_at: Timestamp::from_micros(0),
             correlation_id: "c".into(),
             causation_id: Uuid::from_u128(3),
             traceparent: None,
             metadata: None,
             data: format!("\"{}\"", "x".repeat(bytes)),
-            previous: None,
         }
     }
 

@@ -29,13 +29,14 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 20);
+    assert_eq!(all.len(), 21);
     all
 }
 
 impl Operation {
     async fn ask(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
         let path = self.path.replace("{workspace_id}", workspace).replace("{event_id}", &FOREIGN.to_string());
+        let path = path.replace("{usage_id}", "AAZJq1CORAAAAAAAAAAAAQ");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
         match &self.body {
             Some(body) => send(request.json(body)).await,
@@ -73,7 +74,7 @@ async fn every_operation_refuses_no_token_a_wrong_scope_and_another_workspace() 
             operation.ask(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (16, 4));
+    assert_eq!((guarded, open), (17, 4));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no command of a stranger got through");
 }
 

@@ -7,20 +7,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::commands::Envelope;
-use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventRecord;
-use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::ledger::LedgerEntry;
+use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
-use visionscope_billing::domain::snapshot::{PartitionHead, WorkspaceState};
+use visionscope_billing::domain::snapshot::WorkspaceState;
 
+use visionscope_billing::domain::text::FeatureCode;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::WorkspaceCredits;
+use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::store::views::{
+use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
     Recorded,
 };
@@ -96,11 +97,14 @@ impl Reads for FakeStore {
     async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
         self.answer(None)
     }
-    async fn usage(&self, _: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        self.answer(Page { rows: vec![], next_before_seq: None })
+    async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<UsageLog>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
     }
-    async fn ledger(&self, _: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        self.answer(Page { rows: vec![], next_before_seq: None })
+    async fn usage_log(&self, _: WorkspaceId, _: UsageId) -> Result<Option<UsageLog>, StoreError> {
+        self.answer(None)
+    }
+    async fn ledger(&self, _: &HistoryQuery, _: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
     }
     async fn events(&self, _: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
         self.answer(vec![])
@@ -161,13 +165,13 @@ impl Store for FakeStore {
     async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         self.answer(HashMap::new())
     }
-    async fn credits_since(&self, _: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+    async fn stale_workspaces(&self, _: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
         self.answer(vec![])
     }
     async fn write(&self, _: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         Err(StoreError::Unavailable("a fake takes no writes".into()))
     }
-    async fn put_plans(&self, _: &[PlanVersion]) -> Result<(), StoreError> {
+    async fn put_plans(&self, _: &[PlanVersion], _: Timestamp) -> Result<(), StoreError> {
         self.answer(())
     }
     async fn migrate(&self) -> Result<(), StoreError> {

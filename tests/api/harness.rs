@@ -8,7 +8,8 @@ use actix_web::web;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
-use visionscope_billing::clock::{Clock, ManualClock};
+use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
+
 use visionscope_billing::contract::Contract;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::WorkspaceId;
@@ -252,7 +253,7 @@ pub fn instant(text: &str) -> Timestamp {
 /// `render` at 0.5), and the engine as in production.
 pub async fn start(kind: Database) -> TestServer {
     let database = kind.create().await;
-    database.store.put_plans(&[pro()]).await.unwrap();
+    database.store.put_plans(&[pro()], SystemClock.now()).await.unwrap();
     let config =
         EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, memory_bytes: 1 << 24, max_clock_ahead: None };
     let engine = Engine::start(

@@ -8,10 +8,6 @@ pub trait TestDatabase: Send + Sync + Sized {
     /// A fresh, migrated database of its own.
     async fn create() -> Self;
 
-    /// Another one that holds the same rows under the first of all migrations, as a server of then would have left
-    /// them. The store on this one may be closed for it.
-    async fn in_first_schema(&self) -> Self;
-
     async fn destroy(self);
 
     fn store(&self) -> &dyn Store;
@@ -21,6 +17,9 @@ pub trait TestDatabase: Send + Sync + Sized {
 
     /// Runs a statement with triggers and foreign keys off, as a fault would.
     async fn tamper(&self, sql: &str);
+
+    /// The columns of a table in order, without generated ones.
+    async fn columns(&self, table: &str) -> Vec<String>;
 
     /// Rows of integers; every column is cast to `bigint` by the statement.
     async fn integers(&self, sql: &str) -> Vec<Vec<i64>>;

@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
-use visionscope_billing::domain::change_set::{ChangeSet, CommandRecord, Rows};
+use visionscope_billing::domain::change_set::{ChangeSet, Rows, SubscriptionPeriod};
+use visionscope_billing::domain::command_record::CommandRecord;
+use visionscope_billing::domain::counter::{CounterSubject, UsageCounter};
 use visionscope_billing::domain::credits::{Credits, Quantity};
-use visionscope_billing::domain::entry::{Account, Entry};
 use visionscope_billing::domain::event::{EventRecord, EventType};
 use visionscope_billing::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
 use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use visionscope_billing::domain::ledger::{Account, Accounts, LedgerEntry};
+use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
-use visionscope_billing::domain::snapshot::{KeySet, PartitionHead, Snapshot};
+use visionscope_billing::domain::snapshot::{KeySet, Snapshot};
 use visionscope_billing::domain::subscription::{Subscription, SubscriptionStatus};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+use visionscope_billing::domain::workspace::{Workspace, WorkspaceCredits};
 use visionscope_billing::store::{Store, StoreError};
 
 /// What a provisioned workspace is granted.
@@ -101,7 +104,7 @@ impl<T: Clone> Tracked<T> {
 pub struct World {
     heads: BTreeMap<Partition, PartitionHead>,
     credits: BTreeMap<WorkspaceId, Tracked<WorkspaceCredits>>,
-    features: BTreeMap<WorkspaceId, Tracked<(WorkspaceId, WorkspaceFeature)>>,
+    counters: BTreeMap<WorkspaceId, Tracked<UsageCounter>>,
     grants: BTreeMap<WorkspaceId, Tracked<Grant>>,
     pending: ChangeSet,
     ids: u128,
@@ -132,11 +135,15 @@ impl World {
         let grant_id = GrantId(self.fresh_id());
         let subscription_id = SubscriptionId(self.fresh_id());
         self.pending.workspaces.push(new_workspace(id));
-        self.pending.subscriptions.inserted.push(new_subscription(id, subscription_id));
+        let subscription = new_subscription(id, subscription_id);
+        let period = subscription.period;
+        self.pending.subscriptions.inserted.push(subscription);
         self.credits.insert(id, Tracked::new(WorkspaceCredits::new(id, at(0))));
-        self.features.insert(id, Tracked::new(new_feature(id)));
+        self.counters.insert(id, Tracked::new(new_counter(id)));
         self.grants.insert(id, Tracked::new(new_grant(id, grant_id, ALLOWANCE)));
         let command_id = self.command(id, "ProvisionWorkspace", "accepted", at(0));
+        let period = SubscriptionPeriod { workspace_id: id, subscription_id, period, usage_seq: 0, command_id };
+        self.pending.periods.push(period);
         self.entry(id, command_id, Account::Issued(GrantSource::Allowance), Account::Grant(grant_id), ALLOWANCE, at(0));
         self.event(id, command_id, EventType::WorkspaceProvisioned, at(0));
         self
@@ -148,8 +155,8 @@ impl World {
         let grant = self.grants.get_mut(&id).unwrap().change();
         grant.remaining = grant.remaining.minus(credits).unwrap();
         let grant_id = grant.grant_id;
-        let (_, used) = self.features.get_mut(&id).unwrap().change();
-        used.used_this_month = used.used_this_month.plus(credits).unwrap();
+        let counter = self.counters.get_mut(&id).unwrap().change();
+        counter.used_credits = counter.used_credits.plus(credits).unwrap();
         let own = self.credits.get_mut(&id).unwrap().change();
         own.used_this_month = own.used_this_month.plus(credits).unwrap();
         own.usage_seq += 1;
@@ -165,7 +172,6 @@ impl World {
             occurred_at: now,
             recorded_at: now,
             metadata: None,
-            previous: own.last.usage_log.replace(command_id),
         };
         self.pending.usage_logs.push(log);
         self.entry(id, command_id, Account::Grant(grant_id), Account::Consumed(feature("render")), credits, now);
@@ -183,12 +189,12 @@ impl World {
     pub fn command(&mut self, id: WorkspaceId, name: &str, outcome: &str, now: Timestamp) -> CommandId {
         let command_id = CommandId(self.fresh_id());
         let own = self.credits.get_mut(&id).unwrap().change();
-        own.command_seq += 1;
+        own.version += 1;
         self.pending.commands.push(CommandRecord {
             workspace_id: id,
             idempotency_key: IdempotencyKey::new(&command_id.to_string()).unwrap(),
             command_id,
-            seq: own.command_seq,
+            seq: own.version,
             command_type: name.to_owned(),
             fingerprint: [7; 32],
             outcome: outcome.to_owned(),
@@ -209,30 +215,28 @@ impl World {
         &mut self,
         id: WorkspaceId,
         command_id: CommandId,
-        from: Account,
-        to: Account,
+        debit: Account,
+        credit: Account,
         amount: Credits,
         now: Timestamp,
     ) {
         let own = self.credits.get_mut(&id).unwrap().change();
-        if to.counts() {
+        if credit.counts() {
             own.current_credits = own.current_credits.plus(amount).unwrap();
         }
-        if from.counts() {
+        if debit.counts() {
             own.current_credits = own.current_credits.minus(amount).unwrap();
         }
-        own.entry_seq += 1;
-        self.pending.entries.push(Entry {
+        own.ledger_seq += 1;
+        self.pending.ledger_entries.push(LedgerEntry {
             workspace_id: id,
-            seq: own.entry_seq,
+            seq: own.ledger_seq,
             command_id,
-            from,
-            to,
+            accounts: Accounts { debit, credit },
             amount,
             balance_after: own.current_credits,
             recorded_at: now,
             effective_at: now,
-            previous: own.last.entry.replace(command_id),
         });
     }
 
@@ -252,13 +256,12 @@ impl World {
             seq: head.seq,
             workspace_id: id,
             workspace_seq: own.event_seq,
-            occurred_at: now,
+            recorded_at: now,
             correlation_id: "correlation".to_owned(),
             causation_id: command_id.0,
             traceparent: None,
             metadata: None,
             data: "{}".to_owned(),
-            previous: own.last.event.replace(event_id),
         });
     }
 
@@ -278,7 +281,7 @@ impl World {
             changes.heads.push(*head);
         }
         self.credits.values_mut().for_each(|row| row.take(&mut changes.credits));
-        self.features.values_mut().for_each(|row| row.take(&mut changes.features));
+        self.counters.values_mut().for_each(|row| row.take(&mut changes.counters));
         self.grants.values_mut().for_each(|row| row.take(&mut changes.grants));
         changes
     }
@@ -305,7 +308,7 @@ pub async fn load(store: &dyn Store, keys: &KeySet) -> Snapshot {
 
 /// A database with the plan and that many workspaces of partition 3.
 pub async fn world_of(store: &dyn Store, workspaces: usize) -> World {
-    store.put_plans(&[plan("pro", 1)]).await.unwrap();
+    store.put_plans(&[plan("pro", 1)], at(0)).await.unwrap();
     let mut world = World::new();
     for nth in 0..workspaces {
         world.provision(workspace(nth));
@@ -318,7 +321,7 @@ pub fn new_workspace(id: WorkspaceId) -> Workspace {
     Workspace {
         workspace_id: id,
         name: Label::new("Acme").unwrap(),
-        zone: chrono_tz::UTC,
+        time_zone: chrono_tz::UTC,
         monthly_limit_override: None,
         overdraft_limit_override: None,
         created_at: at(0),
@@ -332,18 +335,17 @@ pub fn new_subscription(id: WorkspaceId, subscription_id: SubscriptionId) -> Sub
         plan_code: PlanCode::new("pro").unwrap(),
         plan_version: 1,
         status: SubscriptionStatus::Active,
-        anchor: at(0),
-        period: Period { offset_months: 0, start: at(0), end: at(PERIOD_S) },
-        period_months: 1,
+        billing_anchor: at(0),
+        period: Period { start: at(0), end: at(PERIOD_S) },
         version: 1,
-        pending: None,
+        pending_change: None,
         canceled_at: None,
         updated_at: at(0),
     }
 }
 
-pub fn new_feature(id: WorkspaceId) -> (WorkspaceId, WorkspaceFeature) {
-    (id, WorkspaceFeature::new(feature("render"), FeatureTerms { enabled: true, unit_price: None, limit: None }))
+pub fn new_counter(id: WorkspaceId) -> UsageCounter {
+    UsageCounter::new(id, CounterSubject::Feature(feature("render")), at(0))
 }
 
 pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {

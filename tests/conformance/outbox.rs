@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
-use visionscope_billing::store::views::{Lease, PartitionStatus, Publication, Recorded};
+use visionscope_billing::store::queries::{Lease, PartitionStatus, Publication, Recorded};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, workspace, world_of};
@@ -100,7 +100,7 @@ pub async fn a_recorded_batch_continues_where_the_last_one_ended(db: &impl TestD
         assert_eq!(record(db, &own, seq_to).await, Recorded::Done);
         assert_eq!(status(db).await.published_seq, published);
     }
-    let batches = "select cast(seq_from as bigint), cast(seq_to as bigint) from stream_batch order by seq_to";
+    let batches = "select cast(seq_from as bigint), cast(seq_to as bigint) from stream_batches order by seq_to";
     assert_eq!(db.integers(batches).await, [[1, 2], [3, 5]]);
     assert_eq!(lease(db, "one", LONG).await.unwrap().published_seq, 5);
 }
@@ -159,7 +159,7 @@ pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl Test
     assert_eq!(status(db).await.diverged_seq, None);
     assert_eq!(record(db, &new, 5).await, Recorded::Done);
     let batches = "select cast(generation as bigint), cast(seq_from as bigint), cast(seq_to as bigint)
-        from stream_batch order by generation";
+        from stream_batches order by generation";
     assert_eq!(db.integers(batches).await, [[1, 1, 4], [2, 1, 5]]);
 }
 

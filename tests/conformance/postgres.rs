@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
-use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqlSafeStr};
 use tokio::sync::OnceCell;
 use visionscope_billing::config::Config;
+use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::KeySet;
-use visionscope_billing::store::postgres::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore, statements};
+use visionscope_billing::store::postgres::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore, indexes, statements};
 use visionscope_billing::store::{Store, StoreError};
 
 use crate::database::TestDatabase;
-use crate::fixtures::{keys_of, workspace_in};
-use crate::migrations::copy_from_later;
+use crate::fixtures::{at, keys_of, load, workspace, workspace_in, world_of};
 
 suite!(PostgresDatabase);
 
@@ -60,29 +59,6 @@ impl TestDatabase for PostgresDatabase {
         Self { name, store }
     }
 
-    async fn in_first_schema(&self) -> Self {
-        // A clone, whose tables make room for those of the first schema in the same database.
-        let name = fresh_name("first");
-        self.store.close().await;
-        admin(&format!("create database {name} template {}", self.name)).await;
-        let other = Self { store: Self::open(&name).await, name };
-        let mut connection = other.connection().await;
-        connection.execute("alter schema public rename to later; create schema public").await.unwrap();
-        let first = sqlx::migrate!("migrations/postgres").migrations[0].clone();
-        Migrator::with_migrations(vec![first]).run_direct(None, &mut connection, false).await.unwrap();
-        connection.execute("set session_replication_role = replica").await.unwrap();
-        let tables = "select table_name::text, string_agg(column_name, ', ' order by ordinal_position)
-            from information_schema.columns join information_schema.tables using (table_schema, table_name)
-            where table_schema = 'public' and table_type = 'BASE TABLE' and table_name <> '_sqlx_migrations'
-            group by table_name";
-        for row in connection.fetch_all(tables).await.unwrap() {
-            let (table, columns): (String, String) = (row.get(0), row.get(1));
-            connection.execute(AssertSqlSafe(copy_from_later(&table, &columns))).await.unwrap();
-        }
-        connection.execute("drop schema later cascade").await.unwrap();
-        other
-    }
-
     async fn destroy(self) {
         self.store.close().await;
         admin(&format!("drop database {} with (force)", self.name)).await;
@@ -102,6 +78,12 @@ impl TestDatabase for PostgresDatabase {
         let mut connection = self.connection().await;
         connection.execute("set session_replication_role = replica").await.unwrap();
         connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+    }
+
+    async fn columns(&self, table: &str) -> Vec<String> {
+        let sql = "select attname::text from pg_attribute
+            where attrelid = $1::regclass and attnum > 0 and attgenerated = '' order by attnum";
+        sqlx::query_scalar(sql).bind(table).fetch_all(&mut self.connection().await).await.unwrap()
     }
 
     async fn integers(&self, sql: &str) -> Vec<Vec<i64>> {
@@ -151,20 +133,50 @@ async fn every_statement_prepares() {
     db.destroy().await;
 }
 
-#[test]
-fn every_statement_is_listed() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/postgres");
-    let sources = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
-    let consts = |source: &String| source.matches(": &str = \"").count();
-    // Those that are put together from parts.
-    let from_parts = |source: &String| {
-        let words: Vec<_> = source.split_whitespace().collect();
-        let is_macro =
-            |word: &str| ["history_page!(", "write_rows!(", "has_no_gap!("].iter().any(|m| word.starts_with(m));
-        words.windows(3).filter(|words| words[..2] == ["&str", "="] && is_macro(words[2])).count()
-    };
-    let declared: usize = sources.map(|source| consts(&source) + from_parts(&source)).sum();
-    assert_eq!(statements().count(), declared);
+#[tokio::test]
+async fn every_list_and_look_up_uses_its_index() {
+    let db = PostgresDatabase::create().await;
+    let mut connection = db.connection().await;
+    // As the server's own connections have it.
+    connection.execute("set plan_cache_mode = force_generic_plan; set enable_seqscan = off").await.unwrap();
+    connection.execute("set enable_hashjoin = off; set enable_mergejoin = off").await.unwrap();
+    for (n, (statement, index)) in indexes().into_iter().enumerate() {
+        connection.execute(AssertSqlSafe(format!("prepare s{n} as {statement}"))).await.unwrap();
+        let parameters = (1..10).take_while(|n| statement.contains(&format!("${n}"))).map(|_| "null");
+        let parameters = parameters.collect::<Vec<_>>().join(", ");
+        let explain = AssertSqlSafe(format!("explain execute s{n}({parameters})"));
+        let steps: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut connection).await.unwrap();
+        let plan = steps.join("\n");
+        let is_used = plan.contains(&format!("using {index} ")) || plan.contains(&format!("on {index} "));
+        assert!(is_used && !plan.contains("Seq Scan") && !plan.contains("Sort"), "{index}: {plan}\n{statement}");
+    }
+    drop(connection);
+    db.destroy().await;
+}
+
+/// As two replicas would write that decided on the same head.
+#[tokio::test]
+async fn events_follow_those_that_others_wrote_meanwhile() {
+    let db = PostgresDatabase::create().await;
+    let mut world = world_of(db.store(), 2).await;
+    let mut other = world.beside();
+    let mut one =
+        world.deduct(workspace(0), Credits::whole(1), at(1)).deduct(workspace(0), Credits::whole(1), at(2)).take();
+    let mut two = other.deduct(workspace(1), Credits::whole(2), at(1)).take();
+    assert_eq!(one.heads[0].version, two.heads[0].version);
+    let heads = db.store().write(&one).await.unwrap();
+    assert_eq!(heads, one.heads, "nobody came before it");
+    let heads = db.store().write(&two).await.unwrap();
+    assert_eq!((heads[0].seq, heads[0].version), (one.heads[0].seq + 1, one.heads[0].version + 1));
+    one.follow(&one.heads.clone());
+    two.follow(&heads);
+    let written: Vec<_> = one.events.iter().chain(&two.events).cloned().collect();
+    let events = db.store().read(heads[0].partition, 0, 100).await.unwrap();
+    assert_eq!(events[events.len() - written.len()..], written);
+    let loaded = load(db.store(), &keys_of([workspace(0), workspace(1)])).await;
+    assert_eq!(loaded.heads.values().copied().collect::<Vec<_>>(), heads);
+    assert_eq!(db.store().audit(10).await.unwrap(), []);
+    db.destroy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

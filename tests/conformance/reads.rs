@@ -2,13 +2,15 @@
 
 use uuid::Uuid;
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::entry::Account;
 use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::ledger::Account;
 use visionscope_billing::domain::subscription::SubscriptionStatus;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::store::StoreError;
-use visionscope_billing::store::views::{DueWork, DueWorkspace, EventPosition, EventQuery, HistoryQuery, PAGE_WALK};
+use visionscope_billing::domain::usage::UsageId;
+use visionscope_billing::store::queries::{
+    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryPosition, HistoryQuery, Order,
+};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
@@ -22,21 +24,31 @@ async fn seven_deductions(db: &impl TestDatabase) -> World {
     for log in world.pending().usage_logs.iter_mut().filter(|log| log.seq % 2 == 1) {
         log.feature_code = feature("upscale");
     }
-    for entry in world.pending().entries.iter_mut().filter(|entry| entry.seq % 2 == 0) {
-        entry.to = Account::Consumed(feature("upscale"));
+    for entry in world.pending().ledger_entries.iter_mut().filter(|entry| entry.seq % 2 == 0) {
+        entry.accounts.credit = Account::Consumed(feature("upscale"));
     }
     world.store(db.store()).await;
     world
 }
 
-fn usage_query(limit: u32) -> HistoryQuery {
-    HistoryQuery { workspace_id: workspace(0), before_seq: None, feature_code: None, from: None, to: None, limit }
+fn newest(limit: u32) -> HistoryQuery {
+    HistoryQuery::newest(workspace(0), limit)
 }
 
-async fn usage(db: &impl TestDatabase, query: HistoryQuery) -> Vec<i64> {
-    let logs = db.store().usage(&query).await.unwrap().rows;
+async fn usage(db: &impl TestDatabase, query: &HistoryQuery) -> Vec<i64> {
+    usage_of(db, query, None).await
+}
+
+async fn usage_of(db: &impl TestDatabase, query: &HistoryQuery, code: Option<&str>) -> Vec<i64> {
+    let logs = db.store().usage(query, code.map(feature).as_ref()).await.unwrap().rows;
     assert!(logs.iter().all(|log| log.workspace_id == query.workspace_id));
     logs.iter().map(|log| log.seq).collect()
+}
+
+async fn ledger(db: &impl TestDatabase, query: &HistoryQuery, grant_id: Option<GrantId>) -> Vec<i64> {
+    let entries = db.store().ledger(query, grant_id).await.unwrap().rows;
+    assert!(entries.iter().all(|entry| entry.workspace_id == query.workspace_id));
+    entries.iter().map(|entry| entry.seq).collect()
 }
 
 pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
@@ -46,59 +58,66 @@ pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
     assert_eq!(db.store().workspace(workspace(1)).await.unwrap(), None);
 }
 
-pub async fn usage_pages_go_backwards_without_a_gap_or_a_repetition(db: &impl TestDatabase) {
+pub async fn usage_pages_go_both_ways_without_a_gap_or_a_repetition(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let page = |before_seq| usage(db, HistoryQuery { before_seq, ..usage_query(3) });
-    assert_eq!(page(None).await, [7, 6, 5]);
-    assert_eq!(page(Some(5)).await, [4, 3, 2]);
-    assert_eq!(page(Some(2)).await, [1]);
-    assert!(page(Some(1)).await.is_empty());
-    let unknown = HistoryQuery { workspace_id: workspace(9), ..usage_query(3) };
-    assert!(usage(db, unknown).await.is_empty());
+    for (order, expected) in [
+        (Order::Descending, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]),
+        (Order::Ascending, [vec![1, 2, 3], vec![4, 5, 6], vec![7]]),
+    ] {
+        let mut query = HistoryQuery { order, ..newest(3) };
+        for seqs in expected {
+            assert_eq!(usage(db, &query).await, seqs);
+            let last = *seqs.last().unwrap();
+            query.after = Some(HistoryPosition { recorded_at: at(last), seq: last });
+        }
+        assert!(usage(db, &query).await.is_empty());
+    }
+    assert!(usage(db, &HistoryQuery::newest(workspace(9), 3)).await.is_empty());
 }
 
 pub async fn usage_is_filtered_by_feature_and_time(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let of_feature = HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(100) };
-    assert_eq!(usage(db, of_feature.clone()).await, [7, 5, 3, 1]);
-    let between = HistoryQuery { from: Some(at(3)), to: Some(at(6)), ..usage_query(100) };
-    assert_eq!(usage(db, between).await, [5, 4, 3]);
-    let all = HistoryQuery { before_seq: Some(7), from: Some(at(2)), to: Some(at(100)), limit: 1, ..of_feature };
-    assert_eq!(usage(db, all).await, [5]);
+    assert_eq!(usage_of(db, &newest(100), Some("upscale")).await, [7, 5, 3, 1]);
+    let ascending = HistoryQuery { order: Order::Ascending, ..newest(3) };
+    assert_eq!(usage_of(db, &ascending, Some("upscale")).await, [1, 3, 5]);
+    let between = HistoryQuery { from: Some(at(3)), to: Some(at(6)), ..newest(100) };
+    assert_eq!(usage(db, &between).await, [5, 4, 3]);
+    let after = Some(HistoryPosition { recorded_at: at(7), seq: 7 });
+    let all = HistoryQuery { after, from: Some(at(2)), to: Some(at(100)), ..newest(1) };
+    assert_eq!(usage_of(db, &all, Some("upscale")).await, [5]);
+    assert!(usage_of(db, &newest(3), Some("unused")).await.is_empty());
 }
 
-pub async fn the_ledger_is_paged_and_filtered_like_usage(db: &impl TestDatabase) {
-    seven_deductions(db).await;
-    let ledger = async |query: HistoryQuery| {
-        let entries = db.store().ledger(&query).await.unwrap().rows;
-        assert!(entries.iter().all(|entry| entry.workspace_id == workspace(0)));
-        entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
-    };
-    let all = HistoryQuery {
-        workspace_id: workspace(0),
-        before_seq: None,
-        feature_code: None,
-        from: None,
-        to: None,
-        limit: 100,
-    };
-    assert_eq!(ledger(all.clone()).await, [8, 7, 6, 5, 4, 3, 2, 1]);
-    assert_eq!(ledger(HistoryQuery { before_seq: Some(4), limit: 2, ..all.clone() }).await, [3, 2]);
-    let of_feature = HistoryQuery { feature_code: Some(feature("upscale")), ..all.clone() };
-    assert_eq!(ledger(of_feature).await, [8, 6, 4, 2]);
-    assert_eq!(ledger(HistoryQuery { from: Some(at(1)), to: Some(at(3)), ..all }).await, [3, 2]);
+pub async fn the_ledger_is_paged_and_filtered_by_grant_and_time(db: &impl TestDatabase) {
+    let mut world = seven_deductions(db).await;
+    assert_eq!(ledger(db, &newest(100), None).await, [8, 7, 6, 5, 4, 3, 2, 1]);
+    let after = Some(HistoryPosition { recorded_at: at(3), seq: 4 });
+    assert_eq!(ledger(db, &HistoryQuery { after, ..newest(2) }, None).await, [3, 2]);
+    assert_eq!(ledger(db, &HistoryQuery { from: Some(at(1)), to: Some(at(3)), ..newest(100) }, None).await, [3, 2]);
+    let grant = GrantId(world.fresh_id());
+    let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(20));
+    let (issued, one) = (Account::Issued(GrantSource::Purchase), Credits::whole(1));
+    world.entry(workspace(0), command_id, issued, Account::Grant(grant), one, at(20));
+    world.store(db.store()).await;
+    assert_eq!(ledger(db, &newest(100), Some(grant)).await, [9]);
+    let allowance = db.store().workspace(workspace(0)).await.unwrap().unwrap().grants[0].grant_id;
+    let ascending = HistoryQuery { order: Order::Ascending, ..newest(3) };
+    assert_eq!(ledger(db, &ascending, Some(allowance)).await, [1, 2, 3]);
+    assert!(ledger(db, &newest(3), Some(GrantId(Uuid::from_u128(9)))).await.is_empty());
 }
 
-pub async fn a_page_names_the_next_one_only_when_there_is_more(db: &impl TestDatabase) {
+pub async fn a_page_says_whether_there_is_more(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let next = async |query| db.store().usage(&query).await.unwrap().next_before_seq;
-    assert_eq!(next(usage_query(3)).await, Some(5));
-    assert_eq!(next(usage_query(7)).await, None);
-    assert_eq!(next(HistoryQuery { before_seq: Some(4), ..usage_query(3) }).await, None);
-    assert_eq!(next(HistoryQuery { from: Some(at(5)), ..usage_query(3) }).await, None);
-    assert_eq!(next(HistoryQuery { from: Some(at(4)), ..usage_query(3) }).await, Some(5));
-    assert_eq!(next(HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(4) }).await, None);
-    assert_eq!(next(HistoryQuery { workspace_id: workspace(9), ..usage_query(3) }).await, None);
+    let has_more = async |query| db.store().usage(&query, None).await.unwrap().has_more;
+    assert!(has_more(newest(3)).await);
+    assert!(!has_more(newest(7)).await);
+    let after = Some(HistoryPosition { recorded_at: at(4), seq: 4 });
+    assert!(!has_more(HistoryQuery { after, ..newest(3) }).await);
+    assert!(!has_more(HistoryQuery { from: Some(at(5)), ..newest(3) }).await);
+    assert!(has_more(HistoryQuery { from: Some(at(4)), ..newest(3) }).await);
+    let upscale = feature("upscale");
+    assert!(!db.store().usage(&newest(4), Some(&upscale)).await.unwrap().has_more);
+    assert!(db.store().usage(&newest(3), Some(&upscale)).await.unwrap().has_more);
 }
 
 pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
@@ -108,8 +127,8 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
         // A command with more than one entry: they share its instant.
         let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(n + 1));
         for _ in 0..3 {
-            let (from, to) = (Account::Issued(GrantSource::Purchase), Account::Expired);
-            world.entry(workspace(0), command_id, from, to, Credits::whole(1), at(n + 1));
+            let (debit, credit) = (Account::Issued(GrantSource::Purchase), Account::Expired);
+            world.entry(workspace(0), command_id, debit, credit, Credits::whole(1), at(n + 1));
         }
     }
     world.store(db.store()).await;
@@ -120,175 +139,56 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
         (-1..=8).flat_map(|n| [-1, 0, 1].map(|offset| Some(just(at(n), offset)))).chain([None]).collect();
     for from in &bounds {
         for to in &bounds {
-            for before_seq in [None, Some(8)] {
-                let query = HistoryQuery {
-                    workspace_id: workspace(0),
-                    before_seq,
-                    feature_code: None,
-                    from: *from,
-                    to: *to,
-                    limit: 100,
-                };
-                let found = db.store().ledger(&query).await.unwrap();
+            for after in [None, Some(HistoryPosition { recorded_at: at(5), seq: 8 })] {
+                let query = HistoryQuery { from: *from, to: *to, after, ..newest(100) };
+                let found = db.store().ledger(&query, None).await.unwrap();
                 let is_in =
                     |instant: &Timestamp| from.is_none_or(|from| *instant >= from) && to.is_none_or(|to| *instant < to);
                 let expected: Vec<i64> = (1..)
                     .zip(&instants)
-                    .filter(|(seq, instant)| is_in(instant) && before_seq.is_none_or(|before| *seq < before))
+                    .filter(|(seq, instant)| is_in(instant) && after.is_none_or(|after| *seq < after.seq))
                     .map(|(seq, _)| seq)
                     .collect();
                 let seqs: Vec<i64> = found.rows.iter().rev().map(|entry| entry.seq).collect();
-                assert_eq!((seqs, found.next_before_seq), (expected, None), "{query:?}");
+                assert_eq!((seqs, found.has_more), (expected, false), "{query:?}");
             }
         }
     }
 }
 
-pub async fn a_rare_feature_in_a_long_history_is_found_over_several_pages(db: &impl TestDatabase) {
-    const MORE: i64 = 2 * PAGE_WALK + 5;
-    let mut world = seven_deductions(db).await;
-    for chunk in (1..=MORE).collect::<Vec<_>>().chunks(200) {
-        for n in chunk {
-            world.deduct(workspace(0), Credits::from_micro(1).unwrap(), at(7 + n));
-        }
-        world.store(db.store()).await;
-    }
-    let workspace_id = workspace(0);
-    let upscale = Some(feature("upscale"));
-    let (mut before_seq, mut pages, mut found) = (None, 0, Vec::new());
-    loop {
-        let query = HistoryQuery { workspace_id, before_seq, feature_code: upscale.clone(), ..usage_query(3) };
-        let page = db.store().usage(&query).await.unwrap();
-        found.extend(page.rows.iter().map(|log| log.seq));
-        pages += 1;
-        before_seq = page.next_before_seq;
-        if before_seq.is_none() {
-            break;
-        }
-    }
-    assert_eq!((found, pages), (vec![7, 5, 3, 1], 4));
-
-    let (mut before_seq, mut found) = (None, Vec::new());
-    loop {
-        let (from, to) = (None, None);
-        let query = HistoryQuery { workspace_id, before_seq, feature_code: upscale.clone(), from, to, limit: 100 };
-        let page = db.store().ledger(&query).await.unwrap();
-        found.extend(page.rows.iter().map(|entry| entry.seq));
-        before_seq = page.next_before_seq;
-        if before_seq.is_none() {
-            break;
-        }
-    }
-    assert_eq!(found, [8, 6, 4, 2]);
-    // A range in time does not look at what lies outside of it.
-    let early = HistoryQuery { workspace_id, feature_code: upscale, to: Some(at(7)), ..usage_query(100) };
-    let page = db.store().usage(&early).await.unwrap();
-    assert_eq!(page.rows.iter().map(|log| log.seq).collect::<Vec<_>>(), [5, 3, 1]);
-    assert_eq!(page.next_before_seq, None);
-}
-
-/// Marks are 32 apart.
-pub async fn a_page_begins_anywhere_in_a_long_history(db: &impl TestDatabase) {
-    const ROWS: i64 = 100;
-    let mut world = world_of(db.store(), 2).await;
-    for n in 1..=ROWS {
-        world.deduct(workspace(0), Credits::from_micro(n).unwrap(), at(10 * n));
-        world.deduct(workspace(1), Credits::from_micro(n).unwrap(), at(10 * n));
-    }
-    world.store(db.store()).await;
-    for place in 1..=ROWS + 1 {
-        let wanted: Vec<i64> = (1..place).rev().take(3).collect();
-        let more = wanted.last().copied().filter(|seq| *seq > 1);
-        let before = HistoryQuery { before_seq: Some(place), ..usage_query(3) };
-        let to = HistoryQuery { to: Some(at(10 * place)), ..usage_query(3) };
-        for query in [before, to] {
-            let page = db.store().usage(&query).await.unwrap();
-            let seqs: Vec<_> = page.rows.iter().map(|log| log.seq).collect();
-            assert_eq!((seqs, page.next_before_seq), (wanted.clone(), more), "{query:?}");
-            // The allowance is the first entry.
-            let query = HistoryQuery { before_seq: query.before_seq.map(|seq| seq + 1), ..query };
-            let page = db.store().ledger(&query).await.unwrap();
-            let seqs: Vec<_> = page.rows.iter().map(|entry| entry.seq - 1).collect();
-            assert_eq!(seqs, (0..place).rev().take(3).collect::<Vec<_>>(), "{query:?}");
-        }
-        let from = HistoryQuery { from: Some(at(10 * place)), ..usage_query(200) };
-        let page = db.store().usage(&from).await.unwrap();
-        let seqs: Vec<_> = page.rows.iter().map(|log| log.seq).collect();
-        assert_eq!((seqs, page.next_before_seq), ((place..=ROWS).rev().collect(), None), "{from:?}");
-        let of_workspace = EventQuery::OfWorkspace { workspace_id: workspace(0), after: place, limit: 3 };
-        let events = db.store().events(&of_workspace).await.unwrap();
-        let seqs: Vec<_> = events.iter().map(|event| event.workspace_seq).collect();
-        assert_eq!(seqs, (place + 1..=ROWS + 1).take(3).collect::<Vec<_>>());
-    }
-    let beyond = HistoryQuery { before_seq: Some(i64::MAX), ..usage_query(1) };
-    assert_eq!(db.store().usage(&beyond).await.unwrap().rows[0].seq, ROWS);
-    let before_all = HistoryQuery { to: Some(at(0)), ..usage_query(1) };
-    assert_eq!(db.store().usage(&before_all).await.unwrap().next_before_seq, None);
-    let behind_all = EventQuery::OfWorkspace { workspace_id: workspace(0), after: i64::MAX, limit: 3 };
-    assert!(db.store().events(&behind_all).await.unwrap().is_empty());
-}
-
-/// Of one command, all of one instant.
-pub async fn many_entries_of_one_command_lie_across_marks(db: &impl TestDatabase) {
+pub async fn entries_of_one_instant_are_paged_by_their_numbers(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     world.deduct(workspace(0), Credits::whole(1), at(1));
     let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(5));
     let grant = Account::Grant(GrantId(world.fresh_id()));
     for _ in 0..70 {
-        world.entry(
-            workspace(0),
-            command_id,
-            Account::Issued(GrantSource::Purchase),
-            grant.clone(),
-            Credits::whole(1),
-            at(5),
-        );
+        let issued = Account::Issued(GrantSource::Purchase);
+        world.entry(workspace(0), command_id, issued, grant.clone(), Credits::whole(1), at(5));
     }
     world.deduct(workspace(0), Credits::whole(1), at(9));
     world.store(db.store()).await;
-    let seqs = async |query: HistoryQuery| {
-        let page = db.store().ledger(&query).await.unwrap();
-        page.rows.iter().map(|entry| entry.seq).collect::<Vec<_>>()
-    };
-    for (to, newest) in [(5, 2), (6, 72), (9, 72), (10, 73)] {
-        let query = HistoryQuery { to: Some(at(to)), ..usage_query(200) };
-        assert_eq!(seqs(query).await, (1..=newest).rev().collect::<Vec<_>>(), "{to}");
+    for (to, last) in [(5, 2), (6, 72), (9, 72), (10, 73)] {
+        let query = HistoryQuery { to: Some(at(to)), ..newest(200) };
+        assert_eq!(ledger(db, &query, None).await, (1..=last).rev().collect::<Vec<_>>(), "{to}");
     }
-    for before in 2..=73 {
-        let query = HistoryQuery { before_seq: Some(before), ..usage_query(2) };
-        assert_eq!(seqs(query).await, (1..before).rev().take(2).collect::<Vec<_>>());
+    for seq in 3..=72 {
+        let after = Some(HistoryPosition { recorded_at: at(5), seq });
+        let descending = HistoryQuery { after, ..newest(2) };
+        assert_eq!(ledger(db, &descending, None).await, (1..seq).rev().take(2).collect::<Vec<_>>());
+        let ascending = HistoryQuery { order: Order::Ascending, ..descending };
+        assert_eq!(ledger(db, &ascending, None).await, (seq + 1..=73).take(2).collect::<Vec<_>>());
     }
 }
 
-/// What is reached from a mark does not miss what is broken before it, and what is broken is no end.
-pub async fn a_broken_history_is_told(db: &impl TestDatabase) {
-    let mut world = world_of(db.store(), 1).await;
-    for n in 1..=100 {
-        world.deduct(workspace(0), Credits::from_micro(n).unwrap(), at(10 * n));
-    }
-    world.store(db.store()).await;
-    db.tamper("update usage_logs set previous_command_id = null where seq = 80").await;
-    db.tamper("update credit_entries set previous_command_id = null where seq = 80").await;
-    db.tamper("update event_outbox set previous_event_id = null where workspace_seq = 80").await;
-    let whole = usage_query(3);
-    let before = HistoryQuery { before_seq: Some(60), ..usage_query(3) };
-    let to = HistoryQuery { to: Some(at(10 * 60)), ..usage_query(3) };
-    for query in [whole, before, to] {
-        assert_eq!(db.store().usage(&query).await.unwrap().rows.len(), 3, "{query:?}");
-        assert_eq!(db.store().ledger(&query).await.unwrap().rows.len(), 3, "{query:?}");
-    }
-    let is_told = |error: &StoreError| matches!(error, StoreError::Corrupt(reason) if reason.contains("before 80"));
-    let rare = HistoryQuery { feature_code: Some(feature("upscale")), ..usage_query(3) };
-    for query in [usage_query(50), rare] {
-        assert!(db.store().usage(&query).await.is_err_and(|error| is_told(&error)), "{query:?}");
-        assert!(db.store().ledger(&query).await.is_err_and(|error| is_told(&error)), "{query:?}");
-    }
-    let events = async |after| {
-        let query = EventQuery::OfWorkspace { workspace_id: workspace(0), after, limit: 20 };
-        db.store().events(&query).await
-    };
-    assert_eq!(events(40).await.unwrap().len(), 20);
-    assert!(events(70).await.is_err_and(|error| is_told(&error)));
+pub async fn a_usage_log_is_found_by_its_id_in_its_own_workspace(db: &impl TestDatabase) {
+    seven_deductions(db).await;
+    let log = db.store().usage(&newest(1), None).await.unwrap().rows.remove(0);
+    let found = async |id, usage_id| db.store().usage_log(id, usage_id).await.unwrap();
+    assert_eq!(found(workspace(0), log.id()).await, Some(log.clone()));
+    assert_ne!(found(workspace(1), log.id()).await, Some(log.clone()), "the other one has its own");
+    assert_eq!(found(workspace(9), log.id()).await, None);
+    assert_eq!(found(workspace(0), UsageId { seq: 6, ..log.id() }).await, None);
+    assert_eq!(found(workspace(0), UsageId { recorded_at: at(6), ..log.id() }).await, None);
 }
 
 pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
@@ -305,7 +205,7 @@ pub async fn events_of_one_workspace_go_forwards(db: &impl TestDatabase) {
 }
 
 pub async fn events_of_all_are_limited_per_partition(db: &impl TestDatabase) {
-    db.store().put_plans(&[plan("pro", 1)]).await.unwrap();
+    db.store().put_plans(&[plan("pro", 1)], at(0)).await.unwrap();
     let mut world = World::new();
     let [low, high] = [2, 11].map(|number| Partition::new(number).unwrap());
     for partition in [high, low] {
@@ -340,7 +240,7 @@ pub async fn an_event_is_found_only_by_its_own_workspace(db: &impl TestDatabase)
 
 pub async fn a_period_that_is_over_is_due(db: &impl TestDatabase) {
     let mut world = World::new();
-    db.store().put_plans(&[plan("pro", 1)]).await.unwrap();
+    db.store().put_plans(&[plan("pro", 1)], at(0)).await.unwrap();
     for nth in 0..3 {
         world.provision(workspace(nth));
     }

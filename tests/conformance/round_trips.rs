@@ -3,22 +3,22 @@
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
-use visionscope_billing::domain::change_set::{ChangeSet, ResetRecord};
+use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::credits::{Credits, Quantity};
-use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{CostBasis, Currency, Grant, GrantSource};
 use visionscope_billing::domain::ids::{GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::metadata::Metadata;
+use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::period::Period;
-use visionscope_billing::domain::plan::{LimitMode, UsageLimit};
-use visionscope_billing::domain::snapshot::{KeySet, PartitionHead};
+use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::domain::subscription::{Pending, SubscriptionStatus};
 use visionscope_billing::domain::text::{IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::FeatureOverrides;
-use visionscope_billing::store::views::{EventQuery, HistoryQuery};
+use visionscope_billing::domain::workspace::{FeatureOverride, OwnTerms};
+use visionscope_billing::store::queries::{EventQuery, HistoryQuery};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, commit, feature, keys_of, load, new_grant, plan, workspace, workspace_in, world_of};
@@ -27,22 +27,12 @@ use crate::fixtures::{World, at, commit, feature, keys_of, load, new_grant, plan
 fn every_row(id: WorkspaceId) -> ChangeSet {
     let mut world = World::new();
     world.provision(id).deduct(id, Credits::whole(3), at(1)).refuse(id, at(2));
-    let mut changes = world.take();
-    let subscription = &changes.subscriptions.inserted[0];
-    changes.resets.push(ResetRecord {
-        workspace_id: id,
-        subscription_id: subscription.subscription_id,
-        period: subscription.period,
-        usage_seq: 0,
-        command_id: changes.commands[0].command_id,
-        recorded_at: at(0),
-    });
-    changes
+    world.take()
 }
 
 /// Commits the rows and compares each with what is read.
 async fn assert_survives(db: &impl TestDatabase, changes: ChangeSet) {
-    db.store().put_plans(&[plan("pro", 1), plan("basic", 7)]).await.unwrap();
+    db.store().put_plans(&[plan("pro", 1), plan("basic", 7)], at(0)).await.unwrap();
     commit(db.store(), changes.clone()).await.unwrap();
     let id = changes.workspaces[0].workspace_id;
     let commands: BTreeSet<_> = changes.commands.iter().map(|row| (id, row.idempotency_key.clone())).collect();
@@ -54,33 +44,35 @@ async fn assert_survives(db: &impl TestDatabase, changes: ChangeSet) {
     assert_eq!(state.credits, changes.credits.inserted[0]);
     assert_eq!(state.subscription, changes.subscriptions.inserted[0]);
     assert_eq!((state.plan.plan_code.as_str(), state.plan.version), ("pro", 1));
-    assert_eq!(
-        state.features.iter().cloned().map(|feature| (id, feature)).collect::<Vec<_>>(),
-        changes.features.inserted
-    );
+    let overrides = state.feature_overrides.iter().map(|(code, terms)| FeatureOverride {
+        workspace_id: id,
+        feature_code: code.clone(),
+        terms: *terms,
+    });
+    assert_eq!(overrides.collect::<Vec<_>>(), changes.feature_overrides);
+    assert_eq!(state.counters, changes.counters.inserted);
     assert_eq!(state.grants, changes.grants.inserted);
     assert_eq!(snapshot.commands.len(), changes.commands.len());
     for command in changes.commands {
         assert_eq!(snapshot.commands[&(id, command.idempotency_key.clone())], command);
     }
-    assert_history_survives(db, id, changes.entries, changes.usage_logs).await;
+    assert_history_survives(db, id, changes.ledger_entries, changes.usage_logs).await;
     let query = EventQuery::OfWorkspace { workspace_id: id, after: 0, limit: 100 };
     assert_eq!(db.store().events(&query).await.unwrap(), changes.events);
-    assert_eq!(db.integers("select cast(count(*) as bigint) from credit_resets").await, [[1]]);
+    assert_eq!(db.integers("select cast(count(*) as bigint) from subscription_periods").await, [[1]]);
 }
 
 async fn assert_history_survives(
     db: &impl TestDatabase,
     workspace_id: WorkspaceId,
-    mut entries: Vec<Entry>,
+    mut entries: Vec<LedgerEntry>,
     mut usage_logs: Vec<UsageLog>,
 ) {
     entries.reverse();
     usage_logs.reverse();
-    let ledger = HistoryQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
-    assert_eq!(db.store().ledger(&ledger).await.unwrap().rows, entries);
-    let usage = HistoryQuery { workspace_id, before_seq: None, feature_code: None, from: None, to: None, limit: 100 };
-    assert_eq!(db.store().usage(&usage).await.unwrap().rows, usage_logs);
+    let query = HistoryQuery::newest(workspace_id, 100);
+    assert_eq!(db.store().ledger(&query, None).await.unwrap().rows, entries);
+    assert_eq!(db.store().usage(&query, None).await.unwrap().rows, usage_logs);
 }
 
 fn metadata() -> Metadata {
@@ -91,22 +83,22 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     let mut changes = every_row(workspace(0));
     let own = &mut changes.workspaces[0];
     own.name = Label::new("Zoë's 名前, \"{NULL}\" \\").unwrap();
-    own.zone = chrono_tz::Europe::Berlin;
+    own.time_zone = chrono_tz::Europe::Berlin;
     own.monthly_limit_override = Some(Credits::whole(5));
     own.overdraft_limit_override = Some(Credits::ZERO);
     let credits = &mut changes.credits.inserted[0];
-    (credits.low_credit_fired, credits.monthly_limit_fired) = (0b1010_1010, true);
-    (credits.held_credits, credits.window_used) = (Credits::whole(1), Credits::whole(2));
+    (credits.low_credit_alerts, credits.reported_limit) = (0b1010_1010, Some(Credits::whole(7)));
+    (credits.held_credits, credits.rate_window_used) = (Credits::whole(1), Credits::whole(2));
     let subscription = &mut changes.subscriptions.inserted[0];
     subscription.status = SubscriptionStatus::Canceled;
     subscription.canceled_at = Some(at(9));
-    subscription.pending = Some(Pending::Change { plan_code: PlanCode::new("basic").unwrap(), plan_version: 7 });
-    let (_, of_feature) = &mut changes.features.inserted[0];
-    of_feature.plan_terms.unit_price = Some(Credits::whole(1));
-    of_feature.plan_terms.limit = Some(UsageLimit { credits: Credits::whole(2), mode: LimitMode::Soft });
-    of_feature.overrides =
-        FeatureOverrides { enabled: Some(false), unit_price: Some(Credits::ZERO), limit: Some(Credits::whole(3)) };
-    of_feature.limit_fired = true;
+    subscription.pending_change = Some(Pending::Change { plan_code: PlanCode::new("basic").unwrap(), plan_version: 7 });
+    let terms = OwnTerms { enabled: Some(false), unit_price: Some(Credits::ZERO), limit: Some(Credits::whole(3)) };
+    changes.feature_overrides = vec![
+        FeatureOverride { workspace_id: workspace(0), feature_code: feature("render"), terms },
+        FeatureOverride { workspace_id: workspace(0), feature_code: feature("upscale"), terms: OwnTerms::default() },
+    ];
+    changes.counters.inserted[0].reported_limit = Some(Credits::whole(4));
     fill_grant(&mut changes.grants.inserted[0]);
     for command in &mut changes.commands {
         command.fingerprint = std::array::from_fn(|n| u8::try_from(255 - n).unwrap());
@@ -138,7 +130,7 @@ fn fill_grant(grant: &mut Grant) {
 pub async fn a_row_of_every_kind_with_every_optional_field_unset_is_read_as_it_was_written(db: &impl TestDatabase) {
     let mut changes = every_row(workspace(0));
     changes.usage_logs[0].quantity = None;
-    changes.subscriptions.inserted[0].pending = Some(Pending::Cancel { reason: None });
+    changes.subscriptions.inserted[0].pending_change = Some(Pending::Cancel { reason: None });
     assert_survives(db, changes).await;
 }
 
@@ -148,14 +140,16 @@ pub async fn amounts_at_both_bounds_survive(db: &impl TestDatabase) {
     let mut changes = every_row(id);
     let credits = &mut changes.credits.inserted[0];
     (credits.current_credits, credits.debt_credits, credits.overdraft_limit) = (lowest, Credits::MAX, Credits::MAX);
-    (credits.used_this_month, credits.held_credits, credits.window_used) = (Credits::MAX, Credits::MAX, Credits::MAX);
-    credits.command_seq = i64::MAX;
+    (credits.used_this_month, credits.held_credits, credits.rate_window_used) =
+        (Credits::MAX, Credits::MAX, Credits::MAX);
+    credits.version = i64::MAX;
+    changes.counters.inserted[0].used_credits = Credits::MAX;
     let grant = &mut changes.grants.inserted[0];
     (grant.amount, grant.remaining) = (Credits::MAX, Credits::from_micro(1).unwrap());
     grant.cost_basis = Some(CostBasis { amount_minor: i64::MAX, currency: Currency::new("JPY").unwrap() });
-    changes.entries[0].amount = Credits::MAX;
-    (changes.entries[0].balance_after, changes.entries[1].balance_after) = (Credits::MAX, lowest);
-    changes.entries[1].amount = Credits::from_micro(1).unwrap();
+    changes.ledger_entries[0].amount = Credits::MAX;
+    (changes.ledger_entries[0].balance_after, changes.ledger_entries[1].balance_after) = (Credits::MAX, lowest);
+    changes.ledger_entries[1].amount = Credits::from_micro(1).unwrap();
     let log = &mut changes.usage_logs[0];
     (log.credits, log.quantity) = (Credits::ZERO, Some(Quantity::from_micro(Credits::MAX.micro()).unwrap()));
     assert_survives(db, changes).await;
@@ -167,17 +161,17 @@ pub async fn microseconds_survive_in_the_first_and_the_last_year(db: &impl TestD
     let mut changes = every_row(workspace(0));
     changes.workspaces[0].created_at = first;
     let credits = &mut changes.credits.inserted[0];
-    (credits.window_start, credits.updated_at) = (first, last);
+    (credits.rate_window_start, credits.updated_at) = (first, last);
     let subscription = &mut changes.subscriptions.inserted[0];
-    (subscription.anchor, subscription.updated_at) = (odd, odd);
-    subscription.period = Period { offset_months: 97_000, start: first, end: last };
-    changes.resets[0].period = subscription.period;
+    (subscription.billing_anchor, subscription.updated_at) = (odd, odd);
+    subscription.period = Period { start: first, end: last };
+    changes.periods[0].period = subscription.period;
     let grant = &mut changes.grants.inserted[0];
     (grant.effective_at, grant.expires_at) = (first, Some(last));
     (changes.commands[0].received_at, changes.commands[0].recorded_at) = (odd, last);
-    (changes.entries[0].recorded_at, changes.entries[0].effective_at) = (first, odd);
+    (changes.ledger_entries[0].recorded_at, changes.ledger_entries[0].effective_at) = (first, odd);
     (changes.usage_logs[0].occurred_at, changes.usage_logs[0].recorded_at) = (odd, last);
-    changes.events[0].occurred_at = first;
+    changes.events[0].recorded_at = first;
     assert_survives(db, changes).await;
 }
 
@@ -189,20 +183,19 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     world.command(id, "ProcessSubscriptionChange", "accepted", at(5));
     let mut changes = world.take();
     let mut after = before.clone();
-    after.credits.low_credit_fired = 3;
+    after.credits.low_credit_alerts = 3;
     after.credits.event_seq += 1;
     after.subscription.version = 2;
-    after.subscription.pending = Some(Pending::Cancel { reason: Some(Label::new("too dear").unwrap()) });
+    after.subscription.pending_change = Some(Pending::Cancel { reason: Some(Label::new("too dear").unwrap()) });
     after.subscription.period.end = at(77);
-    let render = after.features.get_mut(&feature("render")).unwrap();
-    render.plan_terms.limit = Some(UsageLimit::hard(Credits::ZERO));
-    render.overrides.enabled = Some(true);
-    render.used_this_month = Credits::whole(9);
+    let counter = &mut after.counters[0];
+    (counter.window_start, counter.used_credits) = (at(3), Credits::whole(9));
+    counter.reported_limit = Some(Credits::ZERO);
     (after.grants[0].remaining, after.grants[0].held) = (Credits::whole(2), Credits::whole(1));
     after.grants[0].expires_at = Some(at(88));
     changes.credits.updated = vec![after.credits.clone()];
     changes.subscriptions.updated = vec![after.subscription.clone()];
-    changes.features.updated = after.features.iter().cloned().map(|feature| (id, feature)).collect();
+    changes.counters.updated.clone_from(&after.counters);
     changes.grants.updated.clone_from(&after.grants);
     commit(db.store(), changes).await.unwrap();
     assert_eq!(db.store().workspace(id).await.unwrap().unwrap(), after);
@@ -259,7 +252,7 @@ pub async fn used_payment_references_and_newest_plans_are_loaded_when_asked_for(
     let mut changes = world.take();
     changes.grants.inserted = vec![paid(1, &used), Grant { source: GrantSource::Promotion, ..paid(2, &bonus) }];
     commit(db.store(), changes).await.unwrap();
-    db.store().put_plans(&[plan("pro", 3), plan("pro", 2)]).await.unwrap();
+    db.store().put_plans(&[plan("pro", 3), plan("pro", 2)], at(0)).await.unwrap();
 
     let mut keys = keys_of([id]);
     keys.payments = [used.clone(), free, bonus].into_iter().map(|reference| (id, reference)).collect();
@@ -268,6 +261,6 @@ pub async fn used_payment_references_and_newest_plans_are_loaded_when_asked_for(
     let snapshot = load(db.store(), &keys).await;
     assert_eq!(snapshot.payments, [(id, used)].into());
     assert_eq!(snapshot.plans.len(), 1);
-    assert_eq!(*snapshot.plans["pro"], plan("pro", 3));
+    assert_eq!(*snapshot.plans["pro"].newest, plan("pro", 3));
     assert_eq!(snapshot.workspaces[&id].plan.version, 1);
 }

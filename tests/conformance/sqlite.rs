@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use tempfile::TempDir;
-use visionscope_billing::store::Store;
-use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore, indexes};
+use visionscope_billing::store::{Store, StoreError};
 
 use crate::database::TestDatabase;
-use crate::migrations::copy_from_later;
+use crate::fixtures::{at, workspace, world_of};
 
 suite!(SqliteDatabase);
 
@@ -46,23 +46,6 @@ impl TestDatabase for SqliteDatabase {
         db
     }
 
-    async fn in_first_schema(&self) -> Self {
-        let other = Self::open().await;
-        let mut connection = other.connection(false).await;
-        let first = sqlx::migrate!("migrations/sqlite").migrations[0].clone();
-        Migrator::with_migrations(vec![first]).run_direct(None, &mut connection, false).await.unwrap();
-        let attach = format!("attach '{}' as later", self.path().display());
-        connection.execute(AssertSqlSafe(attach)).await.unwrap();
-        let tables = "select m.name, group_concat(c.name) from sqlite_schema m, pragma_table_xinfo(m.name) c
-            where m.type = 'table' and m.name <> '_sqlx_migrations' group by m.name";
-        for row in connection.fetch_all(tables).await.unwrap() {
-            let (table, columns): (String, String) = (row.get(0), row.get(1));
-            connection.execute(AssertSqlSafe(copy_from_later(&table, &columns))).await.unwrap();
-        }
-        connection.close().await.unwrap();
-        other
-    }
-
     async fn destroy(self) {
         self.store.close().await;
     }
@@ -88,9 +71,44 @@ impl TestDatabase for SqliteDatabase {
         connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
     }
 
+    async fn columns(&self, table: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(format!("select name from pragma_table_info('{table}') order by cid"));
+        sqlx::query_scalar(sql).fetch_all(&mut self.connection(true).await).await.unwrap()
+    }
+
     async fn integers(&self, sql: &str) -> Vec<Vec<i64>> {
         let mut connection = self.connection(true).await;
         let rows = connection.fetch_all(AssertSqlSafe(sql.to_owned())).await.unwrap();
         rows.iter().map(|row| (0..row.len()).map(|column| row.get(column)).collect()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_was_decided_on_another_head_is_a_conflict() {
+    let db = SqliteDatabase::create().await;
+    let mut world = world_of(db.store(), 2).await;
+    let mut other = world.beside();
+    let one = world.deduct(workspace(0), Credits::whole(1), at(1)).take();
+    let two = other.deduct(workspace(1), Credits::whole(2), at(1)).take();
+    assert_eq!(db.store().write(&one).await.unwrap(), one.heads);
+    let refused = db.store().write(&two).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert_eq!(db.store().audit(10).await.unwrap(), []);
+    db.destroy().await;
+}
+
+#[tokio::test]
+async fn every_list_and_look_up_uses_its_index() {
+    let db = SqliteDatabase::create().await;
+    let mut connection = db.connection(true).await;
+    for (statement, index) in indexes() {
+        let explain = AssertSqlSafe(format!("explain query plan {statement}"));
+        let steps = connection.fetch_all(explain).await.unwrap();
+        let plan: Vec<String> = steps.iter().map(|row| row.get("detail")).collect();
+        let is_rows_of_parameter = |step: &str| step.contains("VIRTUAL TABLE") || step.contains("CONSTANT");
+        let scans = plan.iter().any(|step| step.starts_with("SCAN") && !is_rows_of_parameter(step));
+        let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+        let is_used = plan.iter().any(|step| step.contains(index));
+        assert!(is_used && !scans && !sorts, "{index}: {plan:?}\n{statement}");
     }
 }

@@ -29,17 +29,15 @@ macro_rules! suite {
             }
             writes {
                 a_dropped_transaction_leaves_nothing,
-                a_workspace_with_another_last_command_is_a_conflict,
-                events_follow_those_that_others_wrote_meanwhile,
-                what_moved_on_is_told_by_its_last_command,
-                what_is_written_without_a_look_is_what_a_transaction_would_have_written,
+                a_workspace_with_another_version_is_a_conflict,
+                a_stale_workspace_is_told_by_its_version,
+                an_optimistic_write_matches_a_locked_one,
                 a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
                 a_used_payment_reference_is_a_conflict_and_nothing_is_written,
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
                 an_update_of_a_row_that_does_not_exist_is_refused,
-                what_is_current_stands_before_the_rows_of_its_own,
-                what_history_names_is_neither_deleted_nor_given_another_key,
+                what_history_names_is_not_deleted,
                 a_second_reset_of_a_period_is_a_conflict,
                 history_can_be_neither_updated_nor_deleted,
                 write_transactions_on_one_partition_are_serial,
@@ -47,15 +45,13 @@ macro_rules! suite {
             }
             reads {
                 an_unknown_workspace_is_none,
-                usage_pages_go_backwards_without_a_gap_or_a_repetition,
+                usage_pages_go_both_ways_without_a_gap_or_a_repetition,
                 usage_is_filtered_by_feature_and_time,
-                the_ledger_is_paged_and_filtered_like_usage,
-                a_page_names_the_next_one_only_when_there_is_more,
+                the_ledger_is_paged_and_filtered_by_grant_and_time,
+                a_page_says_whether_there_is_more,
                 time_ranges_are_exact_at_their_bounds,
-                a_rare_feature_in_a_long_history_is_found_over_several_pages,
-                a_page_begins_anywhere_in_a_long_history,
-                many_entries_of_one_command_lie_across_marks,
-                a_broken_history_is_told,
+                entries_of_one_instant_are_paged_by_their_numbers,
+                a_usage_log_is_found_by_its_id_in_its_own_workspace,
                 events_of_one_workspace_go_forwards,
                 events_of_all_are_limited_per_partition,
                 an_event_is_found_only_by_its_own_workspace,
@@ -68,6 +64,7 @@ macro_rules! suite {
                 a_plan_is_stored_once_and_again_without_effect,
                 a_version_with_another_definition_is_a_conflict,
                 the_newest_version_of_every_plan_is_listed,
+                a_plan_that_is_left_out_is_retired_until_it_comes_back,
                 an_older_version_is_kept_as_history,
                 an_invalid_plan_is_refused,
             }
@@ -85,7 +82,8 @@ macro_rules! suite {
                 the_view_tells_which_events_are_published,
             }
             migrations {
-                what_was_stored_under_the_first_schema_is_there_after_migrating,
+                every_table_has_the_columns_that_its_descriptor_says,
+                a_database_of_another_schema_is_refused_with_a_word_on_what_to_do,
             }
             audits {
                 a_sound_database_has_no_finding,
@@ -94,20 +92,18 @@ macro_rules! suite {
                 a_gap_in_the_ledger_is_found,
                 a_missing_event_is_found,
                 a_changed_grant_is_found,
+                a_changed_counter_is_found,
+                usage_that_no_counter_counts_is_found,
                 a_refused_command_with_an_entry_is_found,
                 a_refusal_without_its_event_is_found,
                 a_second_event_of_one_deduction_is_found,
                 an_entry_that_names_a_foreign_grant_is_found,
                 a_command_of_no_workspace_is_found,
-                a_row_that_names_another_one_before_it_is_found,
                 a_doubled_number_is_found,
                 a_number_given_twice_is_found_even_without_a_gap,
                 an_event_of_no_command_is_found,
                 history_that_is_not_in_order_is_found,
                 events_out_of_order_are_found,
-                a_changed_current_grant_is_found,
-                a_current_grant_or_feature_that_cannot_be_is_found,
-                a_figure_that_cannot_be_is_found,
                 findings_are_limited_per_invariant,
             }
         }

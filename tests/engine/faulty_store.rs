@@ -8,15 +8,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
-use visionscope_billing::domain::entry::Entry;
 use visionscope_billing::domain::event::EventRecord;
-use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::ledger::LedgerEntry;
+use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
-use visionscope_billing::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
+use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use visionscope_billing::domain::text::FeatureCode;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::WorkspaceCredits;
-use visionscope_billing::store::views::{
+use visionscope_billing::domain::usage::{UsageId, UsageLog};
+use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
     Recorded,
 };
@@ -110,8 +111,8 @@ impl Store for FaultyStore {
         self.inner.states(ids).await
     }
 
-    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
-        self.inner.credits_since(known).await
+    async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
+        self.inner.stale_workspaces(known).await
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
@@ -128,8 +129,8 @@ impl Store for FaultyStore {
         }
     }
 
-    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
-        self.inner.put_plans(plans).await
+    async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
+        self.inner.put_plans(plans, now).await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -170,12 +171,20 @@ impl Reads for FaultyStore {
         self.inner.workspace(workspace_id).await
     }
 
-    async fn usage(&self, query: &HistoryQuery) -> Result<Page<UsageLog>, StoreError> {
-        self.inner.usage(query).await
+    async fn usage(
+        &self,
+        query: &HistoryQuery,
+        feature_code: Option<&FeatureCode>,
+    ) -> Result<Page<UsageLog>, StoreError> {
+        self.inner.usage(query, feature_code).await
     }
 
-    async fn ledger(&self, query: &HistoryQuery) -> Result<Page<Entry>, StoreError> {
-        self.inner.ledger(query).await
+    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError> {
+        self.inner.usage_log(workspace_id, usage_id).await
+    }
+
+    async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
+        self.inner.ledger(query, grant_id).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {

@@ -11,7 +11,7 @@ use visionscope_billing::domain::subscription::{CreditPolicy, Effective, Subscri
 use visionscope_billing::domain::text::PlanCode;
 use visionscope_billing::engine::EngineConfig;
 use visionscope_billing::scheduler::{Scheduler, SchedulerConfig};
-use visionscope_billing::store::views::EventQuery;
+use visionscope_billing::store::queries::EventQuery;
 use visionscope_billing::store::{Reads, Store};
 
 use crate::databases::Database;

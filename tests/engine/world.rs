@@ -16,6 +16,7 @@ use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::workspace::FeatureOverrides;
 use visionscope_billing::engine::{
     CommitSignal, Engine, EngineConfig, EngineError, EventWriter, InvalidEvent, Render, Rendered, Reply,
 };
@@ -78,10 +79,11 @@ impl World {
 
     pub async fn with(database: Database, config: EngineConfig) -> Self {
         let database = database.create().await;
-        database.store.put_plans(&[plan("small", 1000), plan("large", 5000)]).await.unwrap();
+        let plans = [plan("small", 1000), plan("large", 5000)];
+        let clock = ManualClock::at("2026-01-31T00:00:00Z".parse().unwrap());
+        database.store.put_plans(&plans, clock.now()).await.unwrap();
         let store = Arc::new(FaultyStore::over(Arc::clone(&database.store)));
         let engine = engine_over(Arc::clone(&store) as Arc<dyn Store>, &config);
-        let clock = ManualClock::at("2026-01-31T00:00:00Z".parse().unwrap());
         let workspace_id = WorkspaceId(clock.new_id());
         let world = Self { database: Arc::new(database), store, engine, clock, workspace_id };
         world.provision(workspace_id).await;
@@ -98,11 +100,11 @@ impl World {
         let command = Command::ProvisionWorkspace(ProvisionWorkspace {
             name: Label::new("Engine").unwrap(),
             plan_code: PlanCode::new("small").unwrap(),
-            zone: chrono_tz::UTC,
+            time_zone: chrono_tz::UTC,
             anchor: None,
             monthly_limit: None,
             overdraft_limit: None,
-            features: Vec::new(),
+            feature_overrides: FeatureOverrides::new(),
         });
         let reply = self.engine.submit(self.envelope(workspace_id, "provision", command)).await;
         assert!(matches!(reply, Ok(Reply::Decided { rejection: None, .. })), "{reply:?}");

@@ -37,13 +37,12 @@ pub fn event(partition: Partition, seq: i64) -> EventRecord {
         seq,
         workspace_id: workspace_of(partition),
         workspace_seq: seq,
-        occurred_at: Timestamp::from_micros(1_760_000_000_000_000 + seq),
+        recorded_at: Timestamp::from_micros(1_760_000_000_000_000 + seq),
         correlation_id: format!("request-{seq}"),
         causation_id: Uuid::from_u128(9),
         traceparent: None,
         metadata: (seq % 2 == 0).then(|| r#"{"job":"render-881"}"#.to_owned()),
         data: format!(r#"{{"threshold_credits":"100","available_credits":"{seq}"}}"#),
-        previous: None,
     }
 }
 

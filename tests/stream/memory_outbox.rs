@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use visionscope_billing::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
@@ -228,7 +228,7 @@ impl Outbox for MemoryOutbox {
                 oldest_waiting_at: shelf
                     .events
                     .get(usize::try_from(shelf.published_seq).unwrap())
-                    .map(|event| event.occurred_at),
+                    .map(|event| event.recorded_at),
             })
         };
         Partition::all().map(status).collect()

@@ -13,7 +13,8 @@ use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::domain::snapshot::{KeySet, PartitionHead};
+use visionscope_billing::domain::partition_head::PartitionHead;
+use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::domain::text::Label;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::workspace::Workspace;
@@ -49,7 +50,7 @@ async fn commit_each(
     let workspace = Workspace {
         workspace_id,
         name: Label::new("Acme Studio").unwrap(),
-        zone: chrono_tz::UTC,
+        time_zone: chrono_tz::UTC,
         monthly_limit_override: None,
         overdraft_limit_override: None,
         created_at: Timestamp::from_micros(1_760_000_000_000_000),
@@ -118,7 +119,7 @@ async fn what_is_handed_over_is_what_is_read_back(store: &dyn Store) {
         traceparent: (seq % 2 == 0).then(|| "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
         metadata: (seq % 3 != 0).then(|| "{ \"b\": 1.50,\n\t\"a\" :\"\\u00e9\u{1f600}\",\"b\":null}".into()),
         data: " {\"z\":[1e3, 0.10],\"y\":\"\\/ \u{e9}\"} ".into(),
-        occurred_at: Timestamp::from_micros(1_760_000_000_999_999 + seq),
+        recorded_at: Timestamp::from_micros(1_760_000_000_999_999 + seq),
         ..event(p, seq)
     };
     let handed_over = commit_each(store, p, 6, odd).await;

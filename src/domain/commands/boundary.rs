@@ -10,17 +10,16 @@ use super::plan_terms::switch_plan;
 use super::refusal::Refusal;
 use super::subscription_commands::CreditEffect;
 use super::work::{GrantTerms, Work};
-use crate::domain::change_set::ResetRecord;
+use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::credits::Credits;
-use crate::domain::entry::Account;
 use crate::domain::event::{CreditReset, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::grant::GrantSource;
+use crate::domain::ledger::Account;
 use crate::domain::period::Period;
 use crate::domain::plan::PurchasedOnCancel;
 use crate::domain::subscription::{Pending, SubscriptionStatus};
 use crate::domain::text::Label;
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::WorkspaceFeature;
 
 /// How many missed periods one command catches up: what it writes stays bounded. The scheduler
 /// sends the next command while more are due.
@@ -31,7 +30,8 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
     let mut resets = Vec::new();
     while work.subscription().is_boundary_due(work.now()) && resets.len() < MAX_PERIODS_PER_COMMAND {
         let boundary = work.subscription().period.end;
-        match work.subscription().pending.clone() {
+        let months = work.plan().period_months;
+        match work.subscription().pending_change.clone() {
             Some(Pending::Cancel { reason }) => {
                 end_subscription(work, boundary, reason)?;
                 break;
@@ -39,10 +39,9 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
             Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
             None => {}
         }
-        let zone = work.workspace().zone;
         let subscription = work.subscription();
-        let next_months = work.plan().period_months;
-        let next = subscription.schedule(zone).after(subscription.period, subscription.period_months, next_months);
+        let schedule = subscription.schedule(work.workspace().time_zone);
+        let next = schedule.after(subscription.period, months, work.plan().period_months);
         resets.push(begin_period(work, next)?);
     }
     Ok(resets)
@@ -51,7 +50,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
 fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
     let Some(plan) = work.pending_plan().cloned() else { return };
     let before = work.summary();
-    work.change_subscription().pending = None;
+    work.change_subscription().pending_change = None;
     let features = switch_plan(work, &plan);
     let event = SubscriptionChanged {
         features,
@@ -91,15 +90,14 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
         debt_repaid,
         current_credits: work.balance().current_credits,
     };
-    let record = ResetRecord {
+    let record = SubscriptionPeriod {
         workspace_id: work.workspace().workspace_id,
         subscription_id: work.subscription().subscription_id,
         period,
         usage_seq: work.balance().usage_seq,
         command_id: work.command_id(),
-        recorded_at: work.now(),
     };
-    work.effects().resets.push(record);
+    work.effects().periods.push(record);
     work.raise(reset.clone());
     Ok(reset)
 }
@@ -134,22 +132,13 @@ fn close_periodic_grants(
     Ok((rolled_over, expired))
 }
 
+/// Features' counters begin anew by themselves: they name the period that they count.
 fn start_counting(work: &mut Work<'_>, period: Period) {
-    let months = work.plan().period_months;
-    let subscription = work.change_subscription();
-    subscription.period = period;
-    subscription.period_months = months;
+    work.change_subscription().period = period;
     let credits = work.credits();
     credits.used_this_month = Credits::ZERO;
-    credits.monthly_limit_fired = false;
-    credits.low_credit_fired = 0;
-    for code in work.feature_codes() {
-        let Some(feature) = work.feature(&code) else { continue };
-        if feature.limit_fired || !feature.used_this_month.is_zero() {
-            let fresh = WorkspaceFeature { used_this_month: Credits::ZERO, limit_fired: false, ..feature.clone() };
-            work.set_feature(fresh);
-        }
-    }
+    credits.reported_limit = None;
+    credits.low_credit_alerts = 0;
 }
 
 /// Ends the subscription at that instant: its allowance expires, bought credits follow the plan.
@@ -163,7 +152,7 @@ pub(super) fn end_subscription(
     let subscription = work.change_subscription();
     subscription.status = SubscriptionStatus::Canceled;
     subscription.canceled_at = Some(at);
-    subscription.pending = None;
+    subscription.pending_change = None;
     subscription.version += 1;
     if let PurchasedOnCancel::ExpireAfterDays(days) = work.plan().purchased_on_cancel {
         limit_purchased_grants(work, at.plus(TimeDelta::days(i64::from(days))));

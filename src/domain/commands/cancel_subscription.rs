@@ -44,7 +44,7 @@ impl CancelSubscription {
     fn schedule(&self, work: &mut Work<'_>) {
         let before = work.summary();
         let subscription = work.change_subscription();
-        subscription.pending = Some(Pending::Cancel { reason: self.reason.clone() });
+        subscription.pending_change = Some(Pending::Cancel { reason: self.reason.clone() });
         subscription.version += 1;
         let effective_at = subscription.period.end;
         let event = SubscriptionChanged {

@@ -10,18 +10,18 @@ use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::{Movement, Work};
+use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
-use crate::domain::entry::Account;
 use crate::domain::event::{
     CreditConsumed, CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded,
 };
-use crate::domain::plan::{LimitMode, RateLimit, UsageLimit};
+use crate::domain::ledger::Account;
+use crate::domain::plan::{FeatureTerms, LimitMode, RateLimit, UsageLimit};
 use crate::domain::receipt::{DeductReceipt, Receipt};
 use crate::domain::rejection::Rejection;
 use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::UsageLog;
-use crate::domain::workspace::WorkspaceFeature;
+use crate::domain::usage::{UsageId, UsageLog};
 
 /// How long before it is charged something may have been used.
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
@@ -49,7 +49,7 @@ pub struct DeductCredits {
 
 /// What a deduction is measured against.
 struct Assessment {
-    feature: WorkspaceFeature,
+    terms: FeatureTerms,
     cost: Credits,
     /// What can be spent on this feature, the overdraft included.
     available_for_feature: Credits,
@@ -87,11 +87,7 @@ impl DeductCredits {
 
     fn assess(&self, work: &Work<'_>) -> Result<Assessment, Refusal> {
         let disabled = || Rejection::FeatureDisabled(self.feature_code.clone());
-        let feature = work.feature(&self.feature_code).ok_or_else(disabled)?.clone();
-        let terms = feature.terms();
-        if !terms.enabled {
-            return Err(disabled().into());
-        }
+        let terms = work.feature_terms(&self.feature_code).filter(|terms| terms.enabled).ok_or_else(disabled)?;
         let cost = match self.charge {
             Charge::Credits(credits) => credits.get(),
             Charge::Quantity(quantity) => {
@@ -105,7 +101,7 @@ impl DeductCredits {
             *sum = sum.up_to_max(grant.remaining);
         }
         let available = for_feature.up_to_max(for_others);
-        Ok(Assessment { feature, cost, available_for_feature: for_feature, available })
+        Ok(Assessment { terms, cost, available_for_feature: for_feature, available })
     }
 
     /// Limits belong to the periods of a running subscription; an ended one has neither.
@@ -113,12 +109,13 @@ impl DeductCredits {
         if !work.subscription().is_active() {
             return Ok(());
         }
-        let (feature, cost) = (&assessment.feature, assessment.cost);
-        if let Some(limit) = feature.terms().limit {
-            let passage = Passage { scope: LimitScope::Feature, limit, used: feature.used_this_month, cost };
+        let cost = assessment.cost;
+        if let Some(limit) = assessment.terms.limit {
+            let counter = work.counter(&self.subject());
+            let passage = Passage { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
             let event = self.check_limit(work, passage)?;
-            if let Some(event) = event.filter(|_| !feature.limit_fired) {
-                work.set_feature(WorkspaceFeature { limit_fired: true, ..feature.clone() });
+            if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
+                work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
                 work.raise(event);
             }
         }
@@ -126,8 +123,8 @@ impl DeductCredits {
         if let Some(limit) = own.or(work.plan().monthly_limit) {
             let used = work.balance().used_this_month;
             let event = self.check_limit(work, Passage { scope: LimitScope::Workspace, limit, used, cost })?;
-            if let Some(event) = event.filter(|_| !work.balance().monthly_limit_fired) {
-                work.credits().monthly_limit_fired = true;
+            if let Some(event) = event.filter(|_| work.balance().reported_limit != Some(limit.credits)) {
+                work.credits().reported_limit = Some(limit.credits);
                 work.raise(event);
             }
         }
@@ -213,11 +210,15 @@ impl DeductCredits {
         Ok((shares, Some(left)))
     }
 
+    fn subject(&self) -> CounterSubject {
+        CounterSubject::Feature(self.feature_code.clone())
+    }
+
     fn count(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
         let cost = assessment.cost;
-        let mut feature = work.feature(&self.feature_code).unwrap_or(&assessment.feature).clone();
-        feature.used_this_month = feature.used_this_month.plus(cost)?;
-        work.set_feature(feature);
+        let mut counter = work.counter(&self.subject());
+        counter.used_credits = counter.used_credits.plus(cost)?;
+        work.set_counter(counter);
         let credits = work.credits();
         credits.used_this_month = credits.used_this_month.plus(cost)?;
         credits.usage_seq += 1;
@@ -239,7 +240,6 @@ impl DeductCredits {
         };
         let (command_id, recorded_at) = (work.command_id(), work.now());
         let workspace_id = work.workspace().workspace_id;
-        let previous = work.credits().last.usage_log.replace(command_id);
         let balance = work.balance();
         let (usage_seq, current_credits, used_this_month) =
             (balance.usage_seq, balance.current_credits, balance.used_this_month);
@@ -254,7 +254,6 @@ impl DeductCredits {
             occurred_at,
             recorded_at,
             metadata: request.metadata.cloned(),
-            previous,
         });
         work.raise_first(CreditConsumed {
             feature_code: self.feature_code.clone(),
@@ -270,7 +269,7 @@ impl DeductCredits {
         let receipt = DeductReceipt {
             command_id,
             workspace_id,
-            usage_seq,
+            usage_id: UsageId { recorded_at, seq: usage_seq },
             feature_code: self.feature_code.clone(),
             credits: assessment.cost,
             quantity,
@@ -290,10 +289,10 @@ fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<()
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
     let start = Timestamp::from_micros(now.micros().div_euclid(window) * window);
     let credits = work.credits();
-    let used = if credits.window_start == start { credits.window_used } else { Credits::ZERO };
+    let used = if credits.rate_window_start == start { credits.rate_window_used } else { Credits::ZERO };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {
-            (credits.window_start, credits.window_used) = (start, sum);
+            (credits.rate_window_start, credits.rate_window_used) = (start, sum);
             Ok(())
         }
         _ => {

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::domain::change_set::ResetRecord;
-use crate::domain::entry::Entry;
+use crate::domain::change_set::SubscriptionPeriod;
+use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::event::EventData;
 use crate::domain::grant::Grant;
 use crate::domain::ids::EventId;
+use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::Subscription;
-use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
-use crate::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits};
 
 /// What follows from an accepted (or recorded) command: the new values of the rows that changed,
 /// the rows to insert, and the events to raise.
@@ -23,43 +23,46 @@ pub struct Effects {
     pub now: Timestamp,
     /// There when the workspace is new.
     pub workspace: Option<Workspace>,
+    /// Of a new workspace.
+    pub feature_overrides: FeatureOverrides,
     pub credits: WorkspaceCredits,
     pub subscription: Option<Subscription>,
     /// The plan in force, when it changed.
     pub plan: Option<Arc<PlanVersion>>,
     /// The plan of a pending change, when there is one now.
     pub pending_plan: Option<Arc<PlanVersion>>,
-    /// New and changed features.
-    pub features: BTreeMap<FeatureCode, WorkspaceFeature>,
+    /// New and changed counters.
+    pub counters: BTreeMap<CounterSubject, UsageCounter>,
     /// Changed grants, by their place in the state's list.
     pub changed_grants: BTreeMap<usize, Grant>,
     pub added_grants: Vec<Grant>,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LedgerEntry>,
     pub usage_log: Option<UsageLog>,
     pub events: Vec<(EventId, EventData)>,
-    pub resets: Vec<ResetRecord>,
+    pub periods: Vec<SubscriptionPeriod>,
 }
 
 impl Effects {
     /// Nothing but the instant at which a command that came in then is decided.
-    pub(super) fn unchanged(state: &WorkspaceState, received_at: Timestamp) -> Self {
+    pub(in crate::domain) fn unchanged(state: &WorkspaceState, received_at: Timestamp) -> Self {
         let now = state.now(received_at);
         let mut credits = state.credits.clone();
         credits.updated_at = now;
         Self {
             now,
             workspace: None,
+            feature_overrides: FeatureOverrides::new(),
             credits,
             subscription: None,
             plan: None,
             pending_plan: None,
-            features: BTreeMap::new(),
+            counters: BTreeMap::new(),
             changed_grants: BTreeMap::new(),
             added_grants: Vec::new(),
             entries: Vec::new(),
             usage_log: None,
             events: Vec::new(),
-            resets: Vec::new(),
+            periods: Vec::new(),
         }
     }
 }

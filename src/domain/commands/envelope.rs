@@ -6,12 +6,11 @@ use uuid::Uuid;
 
 use super::advance_period::AdvancePeriod;
 use super::command::Command;
-use super::effects::Effects;
 use super::expire_grants::ExpireGrants;
 use super::request::Request;
 use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
 use crate::domain::metadata::Metadata;
-use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::snapshot::{KeySet, Snapshot};
 use crate::domain::text::IdempotencyKey;
 use crate::domain::time::Timestamp;
 
@@ -137,12 +136,5 @@ impl ExpireGrants {
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
         let key = IdempotencyKey::system(format_args!("expire {command_id}"));
         Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
-    }
-}
-
-impl Effects {
-    /// Nothing but the instant at which the command is decided.
-    pub(in crate::domain) fn none(state: &WorkspaceState, envelope: &Envelope) -> Self {
-        Self::unchanged(state, envelope.received_at)
     }
 }

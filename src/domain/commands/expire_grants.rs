@@ -8,8 +8,8 @@ use super::effects::Effects;
 use super::refusal::Refusal;
 use super::work::{Movement, Work, settle};
 use crate::domain::credits::Credits;
-use crate::domain::entry::Account;
 use crate::domain::event::CreditsExpired;
+use crate::domain::ledger::Account;
 use crate::domain::receipt::{InternalReceipt, Receipt};
 
 /// How many grants one command books, so that its event stays bounded. The scheduler sends the next

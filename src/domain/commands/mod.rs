@@ -39,7 +39,7 @@ pub use self::effects::Effects;
 pub use self::envelope::Envelope;
 pub use self::expire_grants::ExpireGrants;
 pub use self::process_subscription_change::ProcessSubscriptionChange;
-pub use self::provision_workspace::{FeatureAgreement, ProvisionWorkspace};
+pub use self::provision_workspace::ProvisionWorkspace;
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;

@@ -15,12 +15,13 @@ use super::refusal::Refusal;
 use super::subscription_commands::{CreditEffect, check_version, receipt};
 use super::work::{GrantTerms, Work};
 use crate::domain::credits::Credits;
-use crate::domain::entry::Account;
 use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary};
 use crate::domain::grant::GrantSource;
+use crate::domain::ledger::Account;
 use crate::domain::plan::PlanVersion;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
+use crate::domain::snapshot::CataloguePlan;
 use crate::domain::subscription::{CreditPolicy, Effective, Pending, SubscriptionStatus};
 use crate::domain::text::PlanCode;
 
@@ -39,12 +40,17 @@ impl ProcessSubscriptionChange {
     pub(super) fn decide(
         &self,
         mut work: Work<'_>,
-        plans: &HashMap<PlanCode, Arc<PlanVersion>>,
+        plans: &HashMap<PlanCode, CataloguePlan>,
     ) -> Result<(Effects, Receipt), Refusal> {
         check_version(&work, self.expected_version)?;
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
-        let plan = Arc::clone(plans.get(&self.plan_code).ok_or_else(unknown)?);
+        let wanted = plans.get(&self.plan_code).ok_or_else(unknown)?;
         let before = work.summary();
+        // Who has a plan keeps it, whether or not it is still offered to others.
+        if !wanted.is_offered && before.plan_code != self.plan_code {
+            return Err(Rejection::PlanNotOffered(self.plan_code.clone()).into());
+        }
+        let plan = Arc::clone(&wanted.newest);
         let active = work.subscription().is_active();
         match (active, self.effective) {
             (false, Effective::PeriodEnd) => Err(Rejection::SubscriptionCanceled.into()),
@@ -70,7 +76,8 @@ impl ProcessSubscriptionChange {
 
     fn schedule(&self, work: &mut Work<'_>, plan: Arc<PlanVersion>, before: SubscriptionSummary) {
         let subscription = work.change_subscription();
-        subscription.pending = Some(Pending::Change { plan_code: plan.plan_code.clone(), plan_version: plan.version });
+        subscription.pending_change =
+            Some(Pending::Change { plan_code: plan.plan_code.clone(), plan_version: plan.version });
         subscription.version += 1;
         let effective_at = subscription.period.end;
         work.effects().pending_plan = Some(plan);
@@ -91,15 +98,15 @@ impl ProcessSubscriptionChange {
     ) -> Result<CreditEffect, Refusal> {
         let reactivates = change == SubscriptionChangeKind::Reactivated;
         let restarts = reactivates || self.credit_policy == CreditPolicy::Restart;
-        if !restarts && plan.period_months != work.subscription().period_months {
+        if !restarts && plan.period_months != work.plan().period_months {
             return Err(Rejection::RestartRequired.into());
         }
         let (now, old_allowance) = (work.now(), work.plan().allowance);
         // A scheduled change gives way to this one; a scheduled cancellation was about the subscription
         // and not about its plan, and stays until it is withdrawn.
         let subscription = work.change_subscription();
-        if matches!(subscription.pending, Some(Pending::Change { .. })) {
-            subscription.pending = None;
+        if matches!(subscription.pending_change, Some(Pending::Change { .. })) {
+            subscription.pending_change = None;
         }
         let features = switch_plan(work, plan);
         let (mut effect, mut reset) = (CreditEffect::default(), None);
@@ -107,8 +114,8 @@ impl ProcessSubscriptionChange {
             let subscription = work.change_subscription();
             subscription.status = SubscriptionStatus::Active;
             subscription.canceled_at = None;
-            subscription.anchor = now;
-            let first = work.subscription().schedule(work.workspace().zone).period(0, work.plan().period_months);
+            subscription.billing_anchor = now;
+            let first = work.subscription().schedule(work.workspace().time_zone).period(0, work.plan().period_months);
             reset = Some(begin_period(work, first)?);
         } else {
             effect = self.settle_allowance(work, old_allowance)?;

@@ -7,7 +7,6 @@ use chrono_tz::Tz;
 
 use super::boundary::begin_period;
 use super::effects::Effects;
-use super::plan_terms::take_plan_terms;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::Work;
@@ -15,33 +14,26 @@ use crate::domain::credits::Credits;
 use crate::domain::event::WorkspaceProvisioned;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::period::Schedule;
-use crate::domain::plan::{FeatureTerms, PlanVersion};
+use crate::domain::plan::PlanVersion;
 use crate::domain::receipt::{ProvisionReceipt, Receipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::{Snapshot, WorkspaceState};
 use crate::domain::subscription::{Subscription, SubscriptionStatus};
-use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
+use crate::domain::text::{IdempotencyKey, Label, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, WorkspaceFeature};
-
-/// What a workspace agreed on for one feature, whatever its plan says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeatureAgreement {
-    pub feature_code: FeatureCode,
-    pub overrides: FeatureOverrides,
-}
+use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits};
 
 /// Creates a workspace and subscribes it to its first plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProvisionWorkspace {
     pub name: Label,
     pub plan_code: PlanCode,
-    pub zone: Tz,
+    pub time_zone: Tz,
     /// Where billing periods are counted from; not in the future. Without it, now.
     pub anchor: Option<Timestamp>,
     pub monthly_limit: Option<Credits>,
     pub overdraft_limit: Option<Credits>,
-    pub features: Vec<FeatureAgreement>,
+    pub feature_overrides: FeatureOverrides,
 }
 
 impl ProvisionWorkspace {
@@ -54,21 +46,25 @@ impl ProvisionWorkspace {
     pub(super) fn decide(&self, snapshot: &Snapshot, request: &Request<'_>) -> Result<(Effects, Receipt), Refusal> {
         let now = request.received_at;
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
-        let plan = Arc::clone(snapshot.plans.get(&self.plan_code).ok_or_else(unknown)?);
+        let wanted = snapshot.plans.get(&self.plan_code).ok_or_else(unknown)?;
+        if !wanted.is_offered {
+            return Err(Rejection::PlanNotOffered(self.plan_code.clone()).into());
+        }
+        let plan = Arc::clone(&wanted.newest);
         if self.anchor.is_some_and(|anchor| anchor > now) {
             return Err(Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }.into());
         }
         let state = self.fresh_state(request, &plan);
         let mut work = Work::new(&state, request);
-        take_plan_terms(&mut work, &plan);
         work.settle_overdraft();
         let reset = begin_period(&mut work, state.subscription.period)?;
         work.effects().workspace = Some(state.workspace.clone());
+        work.effects().feature_overrides = self.feature_overrides.clone();
         // The first period is told by the provisioning itself.
         work.effects().events.clear();
         work.raise(WorkspaceProvisioned {
             name: self.name.clone(),
-            time_zone: self.zone.name().to_owned(),
+            time_zone: self.time_zone.name().to_owned(),
             plan_code: plan.plan_code.clone(),
             plan_version: plan.version,
             period: reset.period,
@@ -80,16 +76,13 @@ impl ProvisionWorkspace {
             command_id: work.command_id(),
             workspace_id: request.workspace_id,
             name: self.name.clone(),
-            time_zone: self.zone.name().to_owned(),
+            time_zone: self.time_zone.name().to_owned(),
             subscription: SubscriptionView::from(work.subscription()),
             current_credits: work.balance().current_credits,
             recorded_at: now,
         };
         let mut effects = work.into_effects();
         effects.plan = Some(plan);
-        for feature in state.features.iter() {
-            effects.features.entry(feature.feature_code.clone()).or_insert_with(|| feature.clone());
-        }
         Ok((effects, Receipt::Provisioned(receipt)))
     }
 
@@ -99,16 +92,12 @@ impl ProvisionWorkspace {
         let anchor = self.anchor.unwrap_or(now);
         // The command creates one subscription, so the command's own id serves it too.
         let subscription_id = SubscriptionId(request.command_id.0);
-        let schedule = Schedule { anchor, zone: self.zone };
-        let overridden = |agreement: &FeatureAgreement| WorkspaceFeature {
-            overrides: agreement.overrides,
-            ..WorkspaceFeature::new(agreement.feature_code.clone(), FeatureTerms::default())
-        };
+        let schedule = Schedule { anchor, zone: self.time_zone };
         WorkspaceState {
             workspace: Workspace {
                 workspace_id,
                 name: self.name.clone(),
-                zone: self.zone,
+                time_zone: self.time_zone,
                 monthly_limit_override: self.monthly_limit,
                 overdraft_limit_override: self.overdraft_limit,
                 created_at: now,
@@ -121,17 +110,17 @@ impl ProvisionWorkspace {
                 plan_code: plan.plan_code.clone(),
                 plan_version: plan.version,
                 status: SubscriptionStatus::Active,
-                anchor,
+                billing_anchor: anchor,
                 period: schedule.containing(now, plan.period_months),
-                period_months: plan.period_months,
                 version: 1,
-                pending: None,
+                pending_change: None,
                 canceled_at: None,
                 updated_at: now,
             },
             plan: Arc::clone(plan),
             pending_plan: None,
-            features: self.features.iter().map(overridden).collect(),
+            feature_overrides: self.feature_overrides.clone(),
+            counters: Vec::new(),
             grants: Vec::new(),
         }
     }

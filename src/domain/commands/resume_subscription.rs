@@ -22,7 +22,7 @@ impl ResumeSubscription {
         }
         let before = work.summary();
         let subscription = work.change_subscription();
-        if subscription.pending.take().is_none() {
+        if subscription.pending_change.take().is_none() {
             return Err(Rejection::NothingScheduled.into());
         }
         subscription.version += 1;

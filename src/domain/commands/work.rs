@@ -9,21 +9,22 @@ use std::sync::Arc;
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
+use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::Credits;
-use crate::domain::entry::{Account, Entry};
 use crate::domain::event::{
     EventData, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
     SubscriptionSummary,
 };
 use crate::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
-use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
+use crate::domain::ledger::{Account, Accounts, LedgerEntry};
+use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::{Workspace, WorkspaceCredits, WorkspaceFeature};
+use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// One workspace while a command is being decided.
 pub(super) struct Work<'a> {
@@ -144,8 +145,8 @@ impl<'a> Work<'a> {
 
     /// What was scheduled when the command began and is not scheduled any more.
     pub(super) fn withdrawn(&self) -> Option<ScheduledKind> {
-        let before = self.state.subscription.pending.as_ref()?;
-        let after = self.subscription().pending.as_ref();
+        let before = self.state.subscription.pending_change.as_ref()?;
+        let after = self.subscription().pending_change.as_ref();
         match (before, after) {
             (Pending::Cancel { .. }, Some(Pending::Cancel { .. })) => None,
             (Pending::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
@@ -154,16 +155,26 @@ impl<'a> Work<'a> {
         }
     }
 
-    pub(super) fn feature(&self, code: &FeatureCode) -> Option<&WorkspaceFeature> {
-        self.effects.features.get(code).or_else(|| self.state.features.get(code))
+    pub(super) fn feature_overrides(&self) -> &FeatureOverrides {
+        &self.state.feature_overrides
     }
 
-    pub(super) fn feature_codes(&self) -> Vec<FeatureCode> {
-        self.state.features.codes().chain(self.effects.features.keys()).cloned().collect()
+    /// The terms of a feature in force; none if neither the plan nor the workspace names it.
+    pub(super) fn feature_terms(&self, code: &FeatureCode) -> Option<FeatureTerms> {
+        feature_terms(self.plan(), self.feature_overrides(), code)
     }
 
-    pub(super) fn set_feature(&mut self, feature: WorkspaceFeature) {
-        self.effects.features.insert(feature.feature_code.clone(), feature);
+    /// What is counted in the current period.
+    pub(super) fn counter(&self, subject: &CounterSubject) -> UsageCounter {
+        let window_start = self.subscription().period.start;
+        match self.effects.counters.get(subject).or_else(|| self.state.counter(subject)) {
+            Some(known) => known.in_window(window_start),
+            None => UsageCounter::new(self.state.workspace.workspace_id, subject.clone(), window_start),
+        }
+    }
+
+    pub(super) fn set_counter(&mut self, counter: UsageCounter) {
+        self.effects.counters.insert(counter.subject.clone(), counter);
     }
 
     /// The grants as they are now, each with the place by which [`Work::take`] knows it.
@@ -199,34 +210,32 @@ impl<'a> Work<'a> {
         credits.overdraft_limit.less_down_to_zero(credits.debt_credits)
     }
 
-    /// Writes one entry and carries it into the balance.
+    /// Writes one ledger entry and carries it into the balance.
     pub(super) fn book(
         &mut self,
-        from: Account,
-        to: Account,
+        debit: Account,
+        credit: Account,
         amount: Credits,
         effective_at: Timestamp,
     ) -> Result<(), Refusal> {
         debug_assert!(amount.is_positive(), "an entry moves something");
         let credits = &mut self.effects.credits;
-        if from.counts() {
+        if debit.counts() {
             credits.current_credits = credits.current_credits.minus(amount)?;
         }
-        if to.counts() {
+        if credit.counts() {
             credits.current_credits = credits.current_credits.plus(amount)?;
         }
-        credits.entry_seq += 1;
-        self.effects.entries.push(Entry {
+        credits.ledger_seq += 1;
+        self.effects.entries.push(LedgerEntry {
             workspace_id: self.state.workspace.workspace_id,
-            seq: credits.entry_seq,
+            seq: credits.ledger_seq,
             command_id: self.command_id,
-            from,
-            to,
+            accounts: Accounts { debit, credit },
             amount,
             balance_after: credits.current_credits,
             recorded_at: self.effects.now,
             effective_at,
-            previous: credits.last.entry.replace(self.command_id),
         });
         Ok(())
     }
@@ -297,9 +306,9 @@ impl<'a> Work<'a> {
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
-                self.credits().low_credit_fired &= !mask;
-            } else if movement == Movement::Down && self.balance().low_credit_fired & mask == 0 {
-                self.credits().low_credit_fired |= mask;
+                self.credits().low_credit_alerts &= !mask;
+            } else if movement == Movement::Down && self.balance().low_credit_alerts & mask == 0 {
+                self.credits().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }
         }

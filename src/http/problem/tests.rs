@@ -14,6 +14,7 @@ fn rejections() -> Vec<(Rejection, u16)> {
         (Rejection::WorkspaceExists, 409),
         (Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }, 422),
         (Rejection::PlanNotFound(plan()), 422),
+        (Rejection::PlanNotOffered(plan()), 422),
         (Rejection::VersionMismatch { expected: 1, actual: 2 }, 412),
         (Rejection::SubscriptionCanceled, 409),
         (Rejection::PlanUnchanged(plan()), 409),

@@ -246,7 +246,7 @@ impl CreditsView {
             low_credit_thresholds: thresholds
                 .map(|(bit, threshold)| LowCreditThreshold {
                     threshold_credits: *threshold,
-                    fired: credits.low_credit_fired & (1 << bit) != 0,
+                    fired: credits.low_credit_alerts & (1 << bit) != 0,
                 })
                 .collect(),
             grants: state.grants.iter().map(|grant| GrantView::new(grant, state, now)).collect(),
@@ -270,7 +270,7 @@ impl CreditsView {
     )),
     responses((status = 200, description = "The credits were deducted.", body = DeductReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
-        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "usage_seq": 1,
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "usage_id": "AAZJq1CORAAAAAAAAAAAAQ",
         "feature_code": "video.render", "credits": "2.5",
         "grants": [{"grant_id": "019a0000-0000-7000-8000-000000000003", "source": "allowance", "credits": "2.5"}],
         "current_credits": "997.5", "used_this_month": "2.5", "recorded_at": "2026-01-31T09:00:00.000000Z"

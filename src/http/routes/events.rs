@@ -19,7 +19,7 @@ use crate::http::ids::hyphenated;
 use crate::http::pages::{Cursor, Limit, positions};
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
-use crate::store::views::EventQuery;
+use crate::store::queries::EventQuery;
 
 /// Which events, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -220,13 +220,12 @@ mod tests {
             seq,
             workspace_id: WorkspaceId(Uuid::nil()),
             workspace_seq: 1,
-            occurred_at: Timestamp::from_micros(0),
+            recorded_at: Timestamp::from_micros(0),
             correlation_id: String::new(),
             causation_id: Uuid::nil(),
             traceparent: None,
             metadata: None,
             data: "{}".into(),
-            previous: None,
         }
     }
 

@@ -31,6 +31,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(subscription::get_subscription)
         .service(usage::list_features)
         .service(usage::list_usage)
+        .service(usage::get_usage_log)
         .service(ledger::list_ledger)
         .service(events::list_events)
         .service(events::get_event)

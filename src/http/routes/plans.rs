@@ -13,7 +13,7 @@ use crate::http::extract::{Caller, no_query};
 use crate::http::problem::Problem;
 use crate::http::state::AppState;
 
-/// The newest version of every plan, by code.
+/// The newest version of every plan that is offered, by code.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PlanList {
     #[schema(value_type = Vec<PlanVersion>)]
@@ -22,8 +22,8 @@ pub struct PlanList {
 
 /// List the plans
 ///
-/// The newest version of every plan. A version never changes: a workspace keeps the one it has until
-/// its subscription is changed.
+/// The newest version of every plan that is offered. A version never changes: a workspace keeps the one it has until
+/// its subscription is changed, also when the plan is not offered any more.
 #[utoipa::path(
     tag = "plans",
     responses((status = 200, description = "The plans.", body = PlanList, example = json!({

@@ -135,7 +135,7 @@ impl CommandRequest for ResumeSubscriptionRequest {
     }))),
     extensions(
         ("x-problems" = json!([
-            "plan-not-found", "version-mismatch", "plan-unchanged", "restart-required", "subscription-canceled"
+            "plan-not-found", "plan-not-offered", "version-mismatch", "plan-unchanged", "restart-required", "subscription-canceled"
         ])),
         ("x-scope" = json!("subscription:write"))
     ),

@@ -13,14 +13,14 @@ use crate::domain::plan::UsageLimit;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::UsageLog;
-use crate::domain::workspace::WorkspaceFeature;
+use crate::domain::usage::{UsageId, UsageLog};
+use crate::domain::workspace::OwnTerms;
 use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query};
-use crate::http::pages::{Cursor, Limit};
+use crate::http::pages::{Cursor, Limit, ListOrder};
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
-use crate::store::views::{HistoryQuery, Page};
+use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -30,10 +30,14 @@ pub struct UsageParams {
     /// `next` of the page before.
     #[param(required = false)]
     cursor: Option<Cursor>,
-    /// The most rows of the page; it may have fewer and still not be the last.
+    /// The most rows of the page.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
+    /// The newest first (`desc`), or the oldest first (`asc`).
+    #[serde(default)]
+    #[param(required = false, inline)]
+    order: ListOrder,
     /// Only what was recorded at or after this instant.
     from: Option<Timestamp>,
     /// Only what was recorded before this instant.
@@ -46,6 +50,7 @@ pub struct UsageParams {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UsageLog)]
 pub struct UsageLogView {
+    usage_id: UsageId,
     /// Gap-free within the workspace, from 1.
     seq: i64,
     command_id: CommandId,
@@ -63,12 +68,11 @@ pub struct UsageLogView {
     metadata: Option<Metadata>,
 }
 
-/// A page of usage logs, newest first.
+/// A page of usage logs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UsagePage {
     items: Vec<UsageLogView>,
-    /// Where the next page begins; absent on the last one. A page may have fewer items than its limit,
-    /// or none, while this is there: go on until it is absent.
+    /// Where the next page begins; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
 }
@@ -76,6 +80,7 @@ pub struct UsagePage {
 impl From<UsageLog> for UsageLogView {
     fn from(log: UsageLog) -> Self {
         Self {
+            usage_id: log.id(),
             seq: log.seq,
             command_id: log.command_id,
             feature_code: log.feature_code,
@@ -112,30 +117,32 @@ pub struct FeatureList {
     items: Vec<FeatureView>,
 }
 
-impl From<&WorkspaceFeature> for FeatureView {
-    fn from(feature: &WorkspaceFeature) -> Self {
-        let terms = feature.terms();
+impl FeatureView {
+    fn new(state: &WorkspaceState, feature_code: &FeatureCode) -> Self {
+        let terms = state.feature_terms(feature_code).unwrap_or_default();
         Self {
-            feature_code: feature.feature_code.clone(),
+            feature_code: feature_code.clone(),
             enabled: terms.enabled,
             unit_price: terms.unit_price,
             limit: terms.limit,
-            used_this_month: feature.used_this_month,
-            overridden: feature.overrides != crate::domain::workspace::FeatureOverrides::default(),
+            used_this_month: state.used_of(feature_code),
+            overridden: state.feature_overrides.get(feature_code).is_some_and(|own| *own != OwnTerms::default()),
         }
     }
 }
 
 impl From<&WorkspaceState> for FeatureList {
     fn from(state: &WorkspaceState) -> Self {
-        Self { period: state.subscription.period, items: state.features.iter().map(FeatureView::from).collect() }
+        let items = state.feature_codes().into_iter().map(|code| FeatureView::new(state, code)).collect();
+        Self { period: state.subscription.period, items }
     }
 }
 
 /// List the features
 ///
-/// The terms in force for every feature (the plan's, with what the workspace agreed on for itself),
-/// and what was used of it in this billing period.
+/// The terms in force for every feature of the plan and of what the workspace agreed on for itself, and what was used
+/// of it in this billing period. A feature that was used before a change of plan took it away is listed until the
+/// period ends, not enabled.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
@@ -161,17 +168,17 @@ pub async fn list_features(
 
 /// List the usage
 ///
-/// What was consumed, by whom, for how much: accepted deductions, newest first.
+/// What was consumed, by whom, for how much: accepted deductions, in the order in which they were charged.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageParams),
     responses((status = 200, description = "A page of usage logs.", body = UsagePage, example = json!({
         "items": [{
-            "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001", "feature_code": "video.render",
+            "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001", "feature_code": "video.render",
             "user_id": "user-7", "credits": "2.5", "occurred_at": "2026-01-31T09:00:00.000000Z",
             "recorded_at": "2026-01-31T09:00:00.000000Z", "metadata": {"job": "render-881"}
         }],
-        "next": "dQAAAAAAAAAB"
+        "next": "dQAGSatQjkQAAAAAAAAAAAE"
     }))),
     extensions(("x-scope" = json!("usage:read"))),
     security(("bearer" = []))
@@ -181,17 +188,49 @@ pub async fn list_usage(
     caller: WorkspaceCaller<scope::UsageRead>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let UsageParams { cursor, limit, from, to, feature_code } = query(&request)?;
-    let before_seq = match cursor {
+    let UsageParams { cursor, limit, order, from, to, feature_code } = query(&request)?;
+    let after = match cursor {
         None => None,
-        Some(Cursor::Usage { before_seq }) => Some(before_seq),
+        Some(Cursor::Usage { after }) => Some(after),
         Some(_) => return Err(Problem::parameter(Code::InvalidField, "cursor", "is not a cursor of this list")),
     };
     let state = AppState::of(&request);
     let workspace_id = caller.workspace_id;
-    let wanted = HistoryQuery { workspace_id, before_seq, feature_code, from, to, limit: limit.get() };
-    let Page { rows, next_before_seq } = read(state.store.usage(&wanted)).await?;
+    let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), after, limit: limit.get() };
+    let Page { rows, has_more } = read(state.store.usage(&wanted, feature_code.as_ref())).await?;
     require_existing(state, workspace_id, &rows).await?;
-    let next = next_before_seq.map(|before_seq| Cursor::Usage { before_seq });
+    let last = rows.last().filter(|_| has_more);
+    let next = last.map(|log| Cursor::Usage { after: HistoryPosition { recorded_at: log.recorded_at, seq: log.seq } });
     Ok(HttpResponse::Ok().json(UsagePage { items: rows.into_iter().map(Into::into).collect(), next }))
+}
+
+/// Get a usage log
+///
+/// One accepted deduction, by the `usage_id` that the deduction and the list of usage show.
+#[utoipa::path(
+    tag = "usage",
+    params(
+        ("workspace_id" = WorkspaceId, Path, description = "The workspace's id."),
+        ("usage_id" = UsageId, Path, description = "The usage log's id.")
+    ),
+    responses((status = 200, description = "The usage log.", body = UsageLogView, example = json!({
+        "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001",
+        "feature_code": "video.render", "user_id": "user-7", "credits": "2.5",
+        "occurred_at": "2026-01-31T09:00:00.000000Z", "recorded_at": "2026-01-31T09:00:00.000000Z",
+        "metadata": {"job": "render-881"}
+    }))),
+    extensions(("x-problems" = json!(["usage-log-not-found"])), ("x-scope" = json!("usage:read"))),
+    security(("bearer" = []))
+)]
+#[get("/v1/workspaces/{workspace_id}/usage/{usage_id}")]
+pub async fn get_usage_log(
+    caller: WorkspaceCaller<scope::UsageRead>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let no_such_log = || Problem::plain(Code::UsageLogNotFound);
+    // An id that cannot be one is answered like one that does not exist.
+    let usage_id: UsageId = request.match_info().query("usage_id").parse().map_err(|_| no_such_log())?;
+    let found = read(AppState::of(&request).store.usage_log(caller.workspace_id, usage_id)).await?;
+    Ok(HttpResponse::Ok().json(UsageLogView::from(found.ok_or_else(no_such_log)?)))
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::reading::workspace_state;
-use crate::domain::commands::{Command, FeatureAgreement, ProvisionWorkspace};
+use crate::domain::commands::{Command, ProvisionWorkspace};
 use crate::domain::credits::{Credits, LimitCredits};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
@@ -15,7 +15,7 @@ use crate::domain::receipt::{ProvisionReceipt, SubscriptionView};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, Label, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::FeatureOverrides;
+use crate::domain::workspace::{FeatureOverrides, OwnTerms};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
@@ -85,27 +85,26 @@ impl CommandRequest for PutWorkspaceRequest {
         if self.features.len() > MAX_FEATURES {
             return Err(Problem::field(Code::InvalidField, "/features", "must have at most 200 items"));
         }
-        let mut features: Vec<FeatureAgreement> = Vec::with_capacity(self.features.len());
+        let mut feature_overrides = FeatureOverrides::new();
         for (index, agreed) in self.features.into_iter().enumerate() {
-            if features.iter().any(|other| other.feature_code == agreed.feature_code) {
-                let pointer = format!("/features/{index}/feature_code");
-                return Err(Problem::field(Code::InvalidField, pointer, "occurs twice"));
-            }
-            let overrides = FeatureOverrides {
+            let terms = OwnTerms {
                 enabled: agreed.enabled,
                 unit_price: agreed.unit_price.map(LimitCredits::get),
                 limit: agreed.limit.map(LimitCredits::get),
             };
-            features.push(FeatureAgreement { feature_code: agreed.feature_code, overrides });
+            if feature_overrides.insert(agreed.feature_code, terms).is_some() {
+                let pointer = format!("/features/{index}/feature_code");
+                return Err(Problem::field(Code::InvalidField, pointer, "occurs twice"));
+            }
         }
         let command = ProvisionWorkspace {
             name: self.name,
             plan_code: self.plan_code,
-            zone: self.time_zone.0,
+            time_zone: self.time_zone.0,
             anchor: self.anchor,
             monthly_limit: self.monthly_limit.map(LimitCredits::get),
             overdraft_limit: self.overdraft_limit.map(LimitCredits::get),
-            features,
+            feature_overrides,
         };
         Ok((Command::ProvisionWorkspace(command), self.metadata))
     }
@@ -135,7 +134,7 @@ impl From<&WorkspaceState> for WorkspaceView {
         Self {
             workspace_id: workspace.workspace_id,
             name: workspace.name.clone(),
-            time_zone: workspace.zone.name().to_owned(),
+            time_zone: workspace.time_zone.name().to_owned(),
             created_at: workspace.created_at,
             monthly_limit_override: workspace.monthly_limit_override,
             overdraft_limit_override: workspace.overdraft_limit_override,
@@ -168,7 +167,7 @@ impl From<&WorkspaceState> for WorkspaceView {
         },
         "current_credits": "1000", "recorded_at": "2026-01-31T09:00:00.000000Z"
     }))),
-    extensions(("x-problems" = json!(["workspace-exists", "plan-not-found"])), ("x-scope" = json!("workspaces:write"))),
+    extensions(("x-problems" = json!(["workspace-exists", "plan-not-found", "plan-not-offered"])), ("x-scope" = json!("workspaces:write"))),
     security(("bearer" = []))
 )]
 #[put("/v1/workspaces/{workspace_id}")]

@@ -12,10 +12,11 @@ use deadpool::managed::{self, Metrics, Object, PoolConfig, PoolError, RecycleErr
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
 
-use super::TRUSTED_WHEN_IDLE;
 use super::error::store_error;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
+/// A connection that was idle for less is taken as it is: a ping would cost each batch a round trip.
+pub(super) const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
 /// An older connection is replaced, so that a server's sessions are spread anew after a failover.
 const MAX_AGE: Duration = Duration::from_mins(30);
 /// How long a transaction may take to be rolled back before its connection is closed instead.

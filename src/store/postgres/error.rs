@@ -4,7 +4,7 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Somebody else's write came between: unique and exclusion violations, serialization failure,
 /// deadlock, lock timeout.
@@ -40,13 +40,8 @@ pub(super) fn of_migration(error: sqlx::migrate::MigrateError) -> StoreError {
         sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => {
             store_error(error)
         }
-        other => StoreError::Corrupt(other.to_string()),
+        other => StoreError::other_schema(&other),
     }
-}
-
-/// A stored value that the domain does not know.
-pub(super) fn unreadable(what: &str, value: &str) -> StoreError {
-    StoreError::Corrupt(format!("stored {what} {value:?} cannot be read"))
 }
 
 fn of_database(error: &dyn DatabaseError) -> StoreError {

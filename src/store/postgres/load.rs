@@ -4,35 +4,34 @@
 //! the statement that waits; the statements after it see what the holder before has committed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::LazyLock;
 
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use super::error::store_error;
-use super::plans::{latest_versions, versions};
-use super::rows;
-use super::write::Columns;
-use crate::domain::change_set::CommandRecord;
+use super::plans::{plans_by_codes, versions};
+use super::rows::{BindColumn, row, rows};
+use crate::domain::command_record::CommandRecord;
+use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
-use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
-use crate::domain::text::{IdempotencyKey, PaymentReference, PlanCode};
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::subscription::Subscription;
+use crate::domain::text::{IdempotencyKey, PaymentReference};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeatures};
-use crate::store::StoreError;
-use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::plan_cache::{PlanCache, plan_keys};
+use crate::store::states::StateRows;
+use crate::store::tables::Table;
 
-pub(super) const STATEMENTS: &[&str] = &[
-    LOCK_PARTITIONS,
-    COMMANDS_BY_KEYS,
-    WORKSPACES_BY_IDS,
-    CREDITS_SINCE,
-    FEATURES_BY_WORKSPACES,
-    OPEN_GRANTS_BY_WORKSPACES,
-    USED_PAYMENTS,
-];
+pub(super) fn statements() -> Vec<&'static str> {
+    let lists = [&LOCK_PARTITIONS, &COMMANDS_BY_KEYS, &WORKSPACES, &OVERRIDES, &COUNTERS, &OPEN_GRANTS];
+    lists.into_iter().map(|statement| statement.as_str()).chain([STALE_WORKSPACES, USED_PAYMENTS]).collect()
+}
 
 /// Locks and reads everything under the keys.
 pub(super) async fn load(
@@ -43,71 +42,89 @@ pub(super) async fn load(
     let (heads, database_now) = lock_partitions(connection, &keys.partitions()).await?;
     let commands = commands(connection, &keys.commands).await?;
     let payments = used_payments(connection, &keys.payments).await?;
-    let plans = newest_plans(connection, cache, &keys.plans).await?;
+    let plans = plans_by_codes(connection, cache, &keys.plans).await?;
     let ids: Vec<Uuid> = keys.unknown(&heads).map(|id| id.0).collect();
-    let workspaces = workspaces(connection, cache, &ids).await?;
+    let workspaces = states(connection, cache, &ids).await?;
     Ok(Snapshot { database_now, heads, workspaces, commands, payments, plans })
 }
 
-const LOCK_PARTITIONS: &str = "
-select partition, seq, last_event_id, version, clock_timestamp() as database_now
-from stream_partition
-where partition = any($1::smallint[])
-order by partition
-for no key update";
+static LOCK_PARTITIONS: LazyLock<String> = LazyLock::new(|| {
+    let columns = PartitionHead::select("p");
+    format!(
+        "select {columns}, clock_timestamp() as database_now from outbox_partitions p
+where p.partition_id = any($1::smallint[]) order by p.partition_id for no key update"
+    )
+});
 
 pub(super) async fn lock_partitions(
     connection: &mut PgConnection,
     partitions: &BTreeSet<Partition>,
 ) -> Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError> {
     let numbers: Vec<i16> = partitions.iter().map(|partition| partition.stored()).collect();
-    let rows = sqlx::query(LOCK_PARTITIONS).bind(numbers).fetch_all(connection).await.map_err(store_error)?;
-    if rows.len() != partitions.len() {
-        return Err(StoreError::Corrupt("a row of stream_partition is missing".into()));
+    let found = sqlx::query(LOCK_PARTITIONS.as_str()).bind(numbers).fetch_all(connection).await.map_err(store_error)?;
+    if found.len() != partitions.len() {
+        return Err(StoreError::Corrupt("a row of outbox_partitions is missing".into()));
     }
-    let database_now = rows.first().map(|row| rows::at(row, "database_now")).transpose()?;
-    let heads: Result<_, StoreError> =
-        rows.iter().map(|row| rows::head(row).map(|head| (head.partition, head))).collect();
-    Ok((heads?, database_now))
+    let (mut heads, mut database_now) = (BTreeMap::new(), None);
+    for row in &found {
+        let mut fields = Fields::of(row);
+        let head = PartitionHead::take(&mut fields)?;
+        heads.insert(head.partition, head);
+        database_now = database_now.or(Some(fields.next()?));
+    }
+    Ok((heads, database_now))
 }
 
-const COMMANDS_BY_KEYS: &str = "
-select c.*
-from unnest($1::uuid[], $2::text[]) as k (workspace_id, idempotency_key)
-join commands c on c.workspace_id = k.workspace_id and c.idempotency_key = k.idempotency_key";
+static COMMANDS_BY_KEYS: LazyLock<String> = LazyLock::new(|| {
+    let columns = CommandRecord::select("c");
+    format!(
+        "select {columns} from unnest($1::uuid[], $2::text[]) as k (workspace_id, idempotency_key)
+join commands c on c.workspace_id = k.workspace_id and c.idempotency_key = k.idempotency_key"
+    )
+});
 
 async fn commands(
     connection: &mut PgConnection,
     keys: &BTreeSet<(WorkspaceId, IdempotencyKey)>,
 ) -> Result<HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>, StoreError> {
-    let rows = sqlx::query(COMMANDS_BY_KEYS)
+    let found = sqlx::query(COMMANDS_BY_KEYS.as_str())
         .column(keys, |(workspace_id, _)| workspace_id.0)
         .column(keys, |(_, key)| key.as_str())
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
-    rows.iter()
-        .map(|row| {
-            let command = rows::command(row)?;
-            Ok(((command.workspace_id, command.idempotency_key.clone()), command))
-        })
-        .collect()
+    let keyed = |command: CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command);
+    found.iter().map(|found| row(found).map(keyed)).collect()
 }
 
-const WORKSPACES_BY_IDS: &str = "
-select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
-    c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
-    c.usage_seq, c.event_seq, c.rest_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
-    c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
-    c.current_feature_code, c.current_feature_used, c.current_feature_fired, c.last_usage_command_id,
-    c.last_entry_command_id, c.last_event_id
-from workspaces w
+static WORKSPACES: LazyLock<String> = LazyLock::new(|| {
+    let (workspaces, credits) = (Workspace::select("w"), WorkspaceCredits::select("c"));
+    let subscriptions = Subscription::select("s");
+    format!(
+        "select {workspaces}, {credits}, {subscriptions} from workspaces w
 join workspace_credits c on c.workspace_id = w.workspace_id
 join subscriptions s on s.workspace_id = w.workspace_id
-where w.workspace_id = any($1::uuid[])";
+where w.workspace_id = any($1::uuid[])"
+    )
+});
+
+static OVERRIDES: LazyLock<String> = LazyLock::new(|| {
+    let columns = FeatureOverride::select("o");
+    format!("select {columns} from workspace_feature_overrides o where o.workspace_id = any($1::uuid[])")
+});
+
+static COUNTERS: LazyLock<String> = LazyLock::new(|| {
+    let columns = UsageCounter::select("u");
+    format!("select {columns} from usage_counters u where u.workspace_id = any($1::uuid[])")
+});
+
+static OPEN_GRANTS: LazyLock<String> = LazyLock::new(|| {
+    let columns = Grant::select("g");
+    format!("select {columns} from credit_grants g where g.workspace_id = any($1::uuid[]) and g.is_open")
+});
 
 /// The states of the workspaces that exist.
-pub(super) async fn workspaces(
+pub(super) async fn states(
     connection: &mut PgConnection,
     cache: &PlanCache,
     ids: &[Uuid],
@@ -115,87 +132,46 @@ pub(super) async fn workspaces(
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let found = sqlx::query(WORKSPACES_BY_IDS).bind(ids).fetch_all(&mut *connection).await.map_err(store_error)?;
+    let found = sqlx::query(WORKSPACES.as_str()).bind(ids).fetch_all(&mut *connection).await.map_err(store_error)?;
     if found.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut features = features(connection, ids).await?;
-    let mut grants = open_grants(connection, ids).await?;
-    let subscriptions = found.iter().map(rows::subscription).collect::<Result<Vec<_>, _>>()?;
-    let plans = versions(connection, cache, &subscriptions.iter().flat_map(plan_keys).collect()).await?;
-    found
-        .iter()
-        .zip(subscriptions)
-        .map(|(row, subscription)| {
-            let id = subscription.workspace_id;
-            let pending_plan = match pending_key(&subscription) {
-                Some(key) => Some(plan_of(&plans, &key)?),
-                None => None,
-            };
-            let mut state = WorkspaceState {
-                workspace: rows::workspace(row)?,
-                credits: rows::workspace_credits(row)?,
-                plan: plan_of(&plans, &(subscription.plan_code.clone(), subscription.plan_version))?,
-                pending_plan,
-                features: features.remove(&id).unwrap_or_default(),
-                grants: grants.remove(&id).unwrap_or_default(),
-                subscription,
-            };
-            cache.share(&mut state);
-            Ok((id, Box::new(state)))
-        })
-        .collect()
+    let heads = found.iter().map(|row| {
+        let mut fields = Fields::of(row);
+        Ok((Workspace::take(&mut fields)?, WorkspaceCredits::take(&mut fields)?, Subscription::take(&mut fields)?))
+    });
+    let state_rows = StateRows {
+        heads: heads.collect::<Result<_, StoreError>>()?,
+        overrides: of_workspaces(connection, &OVERRIDES, ids).await?,
+        counters: of_workspaces(connection, &COUNTERS, ids).await?,
+        grants: of_workspaces(connection, &OPEN_GRANTS, ids).await?,
+    };
+    let keys = state_rows.heads.iter().flat_map(|(_, _, subscription)| plan_keys(subscription)).collect();
+    let plans = versions(connection, cache, &keys).await?;
+    state_rows.into_states(&plans)
 }
 
-const CREDITS_SINCE: &str = "
-select c.*, c.updated_at as credits_updated_at
-from unnest($1::uuid[], $2::bigint[]) as k (workspace_id, command_seq)
-join workspace_credits c on c.workspace_id = k.workspace_id and c.command_seq <> k.command_seq";
+async fn of_workspaces<T: Table>(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    ids: &[Uuid],
+) -> Result<Vec<T>, StoreError> {
+    rows(&sqlx::query(statement).bind(ids).fetch_all(connection).await.map_err(store_error)?)
+}
 
-/// The rows of those workspaces that have another last command than the given one.
-pub(super) async fn credits_since(
+const STALE_WORKSPACES: &str = "
+select c.workspace_id
+from unnest($1::uuid[], $2::bigint[]) as k (workspace_id, version)
+join workspace_credits c on c.workspace_id = k.workspace_id and c.version <> k.version";
+
+/// Those of the workspaces that have another version than the given one.
+pub(super) async fn stale_workspaces(
     connection: &mut PgConnection,
     known: &[(WorkspaceId, i64)],
-) -> Result<Vec<WorkspaceCredits>, StoreError> {
-    let statement = sqlx::query(CREDITS_SINCE).column(known, |(id, _)| id.0).column(known, |(_, seq)| *seq);
-    let rows = statement.fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(rows::workspace_credits).collect()
-}
-
-const FEATURES_BY_WORKSPACES: &str = "
-select * from workspace_features_now where workspace_id = any($1::uuid[])";
-
-async fn features(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<HashMap<WorkspaceId, WorkspaceFeatures>, StoreError> {
-    let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
-    let mut features: HashMap<_, Vec<_>> = HashMap::with_capacity(ids.len());
-    for row in &rows {
-        let (id, feature) = rows::feature(row)?;
-        features.entry(id).or_default().push(feature);
-    }
-    Ok(features.into_iter().map(|(id, features)| (id, features.into_iter().collect())).collect())
-}
-
-const OPEN_GRANTS_BY_WORKSPACES: &str = "
-select * from credit_grants_now where workspace_id = any($1::uuid[]) and is_open";
-
-async fn open_grants(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-) -> Result<HashMap<WorkspaceId, Vec<Grant>>, StoreError> {
-    let rows = sqlx::query(OPEN_GRANTS_BY_WORKSPACES).bind(ids).fetch_all(connection).await.map_err(store_error)?;
-    let mut grants: HashMap<_, Vec<Grant>> = HashMap::with_capacity(ids.len());
-    for row in &rows {
-        let grant = rows::grant(row)?;
-        grants.entry(grant.workspace_id).or_default().push(grant);
-    }
-    for of_one in grants.values_mut() {
-        of_one.sort_by(Grant::burns_before);
-        of_one.shrink_to_fit();
-    }
-    Ok(grants)
+) -> Result<Vec<WorkspaceId>, StoreError> {
+    let statement = sqlx::query(STALE_WORKSPACES).column(known, |(id, _)| id.0).column(known, |(_, version)| *version);
+    let found = statement.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| Fields::of(row).next()).collect()
 }
 
 const USED_PAYMENTS: &str = "
@@ -211,29 +187,12 @@ async fn used_payments(
     if keys.is_empty() {
         return Ok(HashSet::new());
     }
-    let rows = sqlx::query(USED_PAYMENTS)
+    let found = sqlx::query(USED_PAYMENTS)
         .column(keys, |(workspace_id, _)| workspace_id.0)
         .column(keys, |(_, reference)| reference.as_str())
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
-    rows.iter()
-        .map(|row| {
-            let reference = rows::get::<&str>(row, "payment_reference")?;
-            Ok((rows::workspace_id(row)?, PaymentReference::from_stored(reference)))
-        })
-        .collect()
-}
-
-async fn newest_plans(
-    connection: &mut PgConnection,
-    cache: &PlanCache,
-    codes: &BTreeSet<PlanCode>,
-) -> Result<HashMap<PlanCode, Arc<PlanVersion>>, StoreError> {
-    if codes.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let keys = latest_versions(connection, codes.iter()).await?;
-    let plans = versions(connection, cache, &keys).await?;
-    keys.iter().map(|key| Ok((key.0.clone(), plan_of(&plans, key)?))).collect()
+    let key = |mut fields: Fields<'_>| Ok((fields.next()?, fields.next()?));
+    found.iter().map(|row| key(Fields::of(row))).collect()
 }

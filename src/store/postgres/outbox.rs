@@ -1,6 +1,6 @@
 //! The outbox as the publisher sees it. Leases are told by the database's clock, never by ours.
 //!
-//! Taking a lease and recording batches meet at the rows of `stream_lease`: who records holds them
+//! Taking a lease and recording batches meet at the rows of `stream_leases`: who records holds them
 //! locked and has shown that its epochs are still in force, so two publishers can never both record.
 
 use std::collections::BTreeSet;
@@ -10,13 +10,15 @@ use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Transaction};
 
+use super::database::{PostgresStore, in_time};
 use super::error::store_error;
-use super::rows::{self, get};
-use super::{PostgresStore, in_time};
+use super::reads::events_after;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
-use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
-use crate::store::{Outbox, StoreError};
+use crate::store::Outbox;
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 
 pub(super) const STATEMENTS: &[&str] =
     &[TAKE_LEASES, RELEASE_LEASES, HEADS, LOCK_LEASES, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
@@ -25,74 +27,74 @@ pub(super) const STATEMENTS: &[&str] =
 /// robbed of its lease by the moment that takes.
 const TAKE_LEASES: &str = "
 with own as (
-    select partition from stream_lease where owner = $1 order by partition for update
+    select partition_id from stream_leases where owner = $1 order by partition_id for update
 ), free as (
-    select partition from stream_lease
+    select partition_id from stream_leases
     where owner is distinct from $1 and (owner is null or leased_until <= clock_timestamp())
-    order by partition
+    order by partition_id
     for update skip locked
 ), taken as (
-    update stream_lease l
+    update stream_leases l
     set epoch = case when l.owner = $1 and l.leased_until > clock_timestamp() then l.epoch else l.epoch + 1 end,
         owner = $1,
         leased_until = clock_timestamp() + $2::bigint * interval '1 microsecond'
-    from (select partition from own union all select partition from free) m
-    where l.partition = m.partition
-    returning l.partition, l.owner, l.epoch, l.generation, l.diverged_seq
+    from (select partition_id from own union all select partition_id from free) m
+    where l.partition_id = m.partition_id
+    returning l.partition_id, l.owner, l.epoch, l.generation, l.diverged_seq
 )
 select t.*, coalesce((
-    select b.seq_to from stream_batch b
-    where b.partition = t.partition and b.generation = t.generation
+    select b.seq_to from stream_batches b
+    where b.partition_id = t.partition_id and b.generation = t.generation
     order by b.seq_to desc limit 1
 ), 0) as published_seq
 from taken t
-order by t.partition";
+order by t.partition_id";
 
 const RELEASE_LEASES: &str = "
-update stream_lease set owner = null, leased_until = '-infinity' where owner = $1";
+update stream_leases set owner = null, leased_until = '-infinity' where owner = $1";
 
 const HEADS: &str = "
-select partition, seq from stream_partition order by partition";
+select partition_id, seq from outbox_partitions order by partition_id";
 
 /// A statement of its own: waiting for a lock does not refresh the snapshot of the statement that
 /// waits, and the next one must see what an earlier call recorded whose answer was lost.
 const LOCK_LEASES: &str = "
-select l.partition
-from stream_lease l
-join unnest($1::smallint[], $2::text[], $3::bigint[], $4::integer[]) as n (partition, owner, epoch, generation)
-    using (partition, owner, epoch, generation)
-order by l.partition
+select l.partition_id
+from stream_leases l
+join unnest($1::smallint[], $2::text[], $3::bigint[], $4::integer[]) as n (partition_id, owner, epoch, generation)
+    using (partition_id, owner, epoch, generation)
+order by l.partition_id
 for update of l";
 
 const INSERT_BATCHES: &str = "
-insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
-select n.partition, n.generation, last.seq + 1, n.seq_to, clock_timestamp()
-from unnest($1::smallint[], $2::integer[], $3::bigint[]) as n (partition, generation, seq_to)
+insert into stream_batches (partition_id, generation, seq_from, seq_to, published_at)
+select n.partition_id, n.generation, last.seq + 1, n.seq_to, clock_timestamp()
+from unnest($1::smallint[], $2::integer[], $3::bigint[]) as n (partition_id, generation, seq_to)
 cross join lateral (
-    select coalesce(max(b.seq_to), 0) as seq from stream_batch b
-    where b.partition = n.partition and b.generation = n.generation
+    select coalesce(max(b.seq_to), 0) as seq from stream_batches b
+    where b.partition_id = n.partition_id and b.generation = n.generation
 ) last
 where last.seq < n.seq_to";
 
 const MARK_DIVERGED: &str = "
-update stream_lease set diverged_seq = $5
-where partition = $1 and owner = $2 and epoch = $3 and generation = $4";
+update stream_leases set diverged_seq = $5
+where partition_id = $1 and owner = $2 and epoch = $3 and generation = $4";
 
 const START_GENERATION: &str = "
-update stream_lease set generation = generation + 1, diverged_seq = null where partition = $1 returning generation";
+update stream_leases set generation = generation + 1, diverged_seq = null where partition_id = $1 returning generation";
 
 const STATUS: &str = "
-select l.partition, l.generation, p.seq, b.seq_to as published_seq, l.diverged_seq, l.owner, l.epoch,
+select l.partition_id, l.generation, p.seq, b.seq_to as published_seq, l.diverged_seq, l.owner, l.epoch,
     l.owner is not null and l.leased_until > clock_timestamp() as is_leased,
-    (select o.occurred_at from event_outbox o where o.partition = l.partition and o.seq > b.seq_to order by o.seq limit 1)
+    (select o.recorded_at from event_outbox o where o.partition_id = l.partition_id and o.seq > b.seq_to order by o.seq limit 1)
         as oldest_waiting_at
-from stream_lease l
-join stream_partition p on p.partition = l.partition
+from stream_leases l
+join outbox_partitions p on p.partition_id = l.partition_id
 cross join lateral (
-    select coalesce(max(s.seq_to), 0) as seq_to from stream_batch s
-    where s.partition = l.partition and s.generation = l.generation
+    select coalesce(max(s.seq_to), 0) as seq_to from stream_batches s
+    where s.partition_id = l.partition_id and s.generation = l.generation
 ) b
-order by l.partition";
+order by l.partition_id";
 
 #[async_trait]
 impl Outbox for PostgresStore {
@@ -115,11 +117,12 @@ impl Outbox for PostgresStore {
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
+        let position = |mut fields: Fields<'_>| Ok(EventPosition { partition: fields.next()?, seq: fields.next()? });
+        rows.iter().map(|row| position(Fields::of(row))).collect()
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        self.events_after(after, limit).await
+        events_after(&self.reads, after, limit).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
@@ -147,7 +150,7 @@ impl Outbox for PostgresStore {
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         let statement = sqlx::query(START_GENERATION).bind(partition.stored());
         let row = in_time(async { statement.fetch_one(&self.reads).await.map_err(store_error) }).await?;
-        get(&row, "generation")
+        Fields::of(&row).next()
     }
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
@@ -170,7 +173,7 @@ async fn lock_leases(
         .fetch_all(&mut **tx)
         .await
         .map_err(store_error)?;
-    rows.iter().map(rows::partition).collect()
+    rows.iter().map(|row| Fields::of(row).next()).collect()
 }
 
 async fn insert_batches(
@@ -190,26 +193,28 @@ async fn insert_batches(
 }
 
 fn lease(row: &PgRow) -> Result<Lease, StoreError> {
+    let mut fields = Fields::of(row);
     Ok(Lease {
-        partition: rows::partition(row)?,
-        owner: get(row, "owner")?,
-        epoch: get(row, "epoch")?,
-        generation: get(row, "generation")?,
-        published_seq: get(row, "published_seq")?,
-        diverged_seq: get(row, "diverged_seq")?,
+        partition: fields.next()?,
+        owner: fields.next()?,
+        epoch: fields.next()?,
+        generation: fields.next()?,
+        diverged_seq: fields.next()?,
+        published_seq: fields.next()?,
     })
 }
 
 fn status(row: &PgRow) -> Result<PartitionStatus, StoreError> {
+    let mut fields = Fields::of(row);
     Ok(PartitionStatus {
-        partition: rows::partition(row)?,
-        generation: get(row, "generation")?,
-        seq: get(row, "seq")?,
-        published_seq: get(row, "published_seq")?,
-        diverged_seq: get(row, "diverged_seq")?,
-        owner: get(row, "owner")?,
-        epoch: get(row, "epoch")?,
-        is_leased: get(row, "is_leased")?,
-        oldest_waiting_at: rows::maybe_at(row, "oldest_waiting_at")?,
+        partition: fields.next()?,
+        generation: fields.next()?,
+        seq: fields.next()?,
+        published_seq: fields.next()?,
+        diverged_seq: fields.next()?,
+        owner: fields.next()?,
+        epoch: fields.next()?,
+        is_leased: fields.next()?,
+        oldest_waiting_at: fields.next()?,
     })
 }

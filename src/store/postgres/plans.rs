@@ -1,29 +1,29 @@
-//! Plans: stored once per version, and kept in memory, because a version never changes.
+//! Plans: stored once per version, and cached, because a version never changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::types::Json;
 
 use super::error::store_error;
-use super::rows::get;
-use super::write::Columns;
-use crate::domain::plan::{FeatureTerms, PlanVersion};
-use crate::domain::text::{FeatureCode, PlanCode};
-use crate::store::StoreError;
-use crate::store::plan_cache::{PlanCache, PlanKey};
+use super::rows::{BindColumn, BindRows, insert, rows, write_rows};
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::CataloguePlan;
+use crate::domain::text::PlanCode;
+use crate::domain::time::Timestamp;
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::plan_cache::{PlanCache, PlanKey, plan_of};
+use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow, check_unchanged, feature_rows, plans_of};
+use crate::store::tables::Table;
 
-pub(super) const STATEMENTS: &[&str] = &[
-    INSERT_PLAN_VERSIONS,
-    INSERT_PLAN_FEATURES,
-    RAISE_LATEST_VERSIONS,
-    LATEST_VERSIONS,
-    ALL_LATEST_VERSIONS,
-    PLAN_VERSIONS,
-];
+pub(super) fn statements() -> Vec<&'static str> {
+    let lists = [&INSERT_VERSIONS, &INSERT_FEATURES, &VERSIONS_BY_KEYS, &FEATURES_BY_KEYS];
+    let others = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS];
+    lists.into_iter().map(|statement| statement.as_str()).chain(others).collect()
+}
 
-/// The versions by key; those that are not known yet are read in one statement.
+/// The versions by key; those that are not cached are read.
 pub(super) async fn versions(
     connection: &mut PgConnection,
     cache: &PlanCache,
@@ -37,123 +37,110 @@ pub(super) async fn versions(
     Ok(cache.keep(found, read))
 }
 
-const INSERT_PLAN_VERSIONS: &str = "
-insert into plan_versions (plan_code, version, definition)
-select * from unnest($1::text[], $2::integer[], $3::jsonb[])
-order by 1, 2
-on conflict do nothing
-returning plan_code, version";
+const OFFER_PLANS: &str = "
+insert into plans (plan_code, source)
+select distinct plan_code, 'file' from unnest($1::text[]) n (plan_code) order by 1
+on conflict (plan_code) do update set retired_at = null where plans.retired_at is not null";
 
-const INSERT_PLAN_FEATURES: &str = "
-insert into plan_features (plan_code, version, feature_code, enabled, unit_price, limit_amount, limit_mode)
-select * from unnest($1::text[], $2::integer[], $3::text[], $4::boolean[], $5::bigint[], $6::bigint[], $7::text[])";
+const RETIRE_OTHERS: &str = "
+update plans set retired_at = $2 where source = 'file' and retired_at is null and plan_code <> all($1::text[])";
 
-const RAISE_LATEST_VERSIONS: &str = "
-insert into plans (plan_code, latest_version)
-select * from unnest($1::text[], $2::integer[])
-on conflict (plan_code) do update set latest_version = excluded.latest_version
-where plans.latest_version < excluded.latest_version";
+static INSERT_VERSIONS: LazyLock<String> = LazyLock::new(|| {
+    format!("{} order by 1, 2 on conflict do nothing returning plan_code, version", insert::<PlanVersionRow>(1))
+});
+static INSERT_FEATURES: LazyLock<String> = LazyLock::new(|| insert::<PlanFeatureRow>(1));
 
-/// Stores the versions that are new, and refuses any that differs from what is there.
-pub(super) async fn put(connection: &mut PgConnection, plans: &[PlanVersion]) -> Result<(), StoreError> {
-    for plan in plans {
-        plan.validate().map_err(|invalid| StoreError::Corrupt(invalid.to_string()))?;
-    }
-    let new: Vec<PlanKey> = sqlx::query(INSERT_PLAN_VERSIONS)
-        .column(plans, |plan| plan.plan_code.as_str())
-        .column(plans, |plan| plan.version)
-        .column(plans, Json)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(store_error)?
-        .iter()
-        .map(plan_key)
-        .collect::<Result<_, _>>()?;
-    let keys: BTreeSet<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
-    let stored: HashMap<_, _> = read_versions(connection, &keys.iter().collect::<Vec<_>>())
-        .await?
-        .into_iter()
-        .map(|plan| ((plan.plan_code.clone(), plan.version), plan))
-        .collect();
-    for plan in plans {
-        if stored.get(&(plan.plan_code.clone(), plan.version)).is_none_or(|stored| **stored != *plan) {
-            let text = format!("plan {} version {} is stored with another definition", plan.plan_code, plan.version);
-            return Err(StoreError::Conflict(text));
-        }
-    }
-    insert_features(connection, new.iter().filter_map(|key| stored.get(key))).await?;
-    raise_latest_versions(connection, &keys).await
-}
-
-async fn insert_features(
+/// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
+pub(super) async fn put(
     connection: &mut PgConnection,
-    plans: impl Iterator<Item = &Arc<PlanVersion>>,
+    plans: &[PlanVersion],
+    now: Timestamp,
 ) -> Result<(), StoreError> {
-    let rows: Vec<(&PlanVersion, &FeatureCode, &FeatureTerms)> =
-        plans.flat_map(|plan| plan.features.iter().map(|(code, terms)| (&**plan, code, terms))).collect();
-    sqlx::query(INSERT_PLAN_FEATURES)
-        .column(&rows, |(plan, _, _)| plan.plan_code.as_str())
-        .column(&rows, |(plan, _, _)| plan.version)
-        .column(&rows, |(_, code, _)| code.as_str())
-        .column(&rows, |(_, _, terms)| terms.enabled)
-        .column(&rows, |(_, _, terms)| terms.unit_price.map(crate::domain::credits::Credits::micro))
-        .column(&rows, |(_, _, terms)| terms.limit.map(|limit| limit.credits.micro()))
-        .column(&rows, |(_, _, terms)| terms.limit.map(|limit| limit.mode.as_str()))
-        .execute(connection)
-        .await
-        .map_err(store_error)?;
+    let version_rows = plans.iter().map(|plan| PlanVersionRow::of(plan, now)).collect::<Result<Vec<_>, _>>()?;
+    let codes: Vec<&str> = plans.iter().map(|plan| plan.plan_code.as_str()).collect();
+    sqlx::query(OFFER_PLANS).bind(&codes).execute(&mut *connection).await.map_err(store_error)?;
+    let statement = sqlx::query(INSERT_VERSIONS.as_str()).rows(&version_rows);
+    let new = statement.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let new = new.iter().map(plan_key).collect::<Result<BTreeSet<_>, _>>()?;
+    let is_new = |plan: &&PlanVersion| new.contains(&(plan.plan_code.clone(), plan.version));
+    let features: Vec<_> = plans.iter().filter(is_new).flat_map(feature_rows).collect();
+    write_rows(connection, &INSERT_FEATURES, &features).await?;
+    let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
+    check_unchanged(plans, &read_versions(connection, &keys.iter().collect::<Vec<_>>()).await?)?;
+    let retire = sqlx::query(RETIRE_OTHERS).bind(&codes).bind(now.to_datetime());
+    retire.execute(connection).await.map_err(store_error)?;
     Ok(())
 }
 
-async fn raise_latest_versions(connection: &mut PgConnection, keys: &BTreeSet<PlanKey>) -> Result<(), StoreError> {
-    // In order of version, so that the last one of a code is its newest.
-    let newest: Vec<(&str, i32)> =
-        keys.iter().map(|(code, version)| (code.as_str(), *version)).collect::<BTreeMap<_, _>>().into_iter().collect();
-    sqlx::query(RAISE_LATEST_VERSIONS)
-        .column(&newest, |(code, _)| *code)
-        .column(&newest, |(_, version)| *version)
-        .execute(connection)
-        .await
-        .map_err(store_error)?;
-    Ok(())
-}
+const PLANS_BY_CODES: &str = "
+select p.plan_code, (select max(v.version) from plan_versions v where v.plan_code = p.plan_code), p.retired_at is null
+from plans p
+where p.plan_code = any($1::text[])";
 
-const LATEST_VERSIONS: &str = "
-select plan_code, latest_version as version from plans where plan_code = any($1::text[])";
-
-/// The newest versions of the named plans; of a code that does not exist, none.
-pub(super) async fn latest_versions<'c>(
+/// The named plans; of a code that does not exist, none.
+pub(super) async fn plans_by_codes(
     connection: &mut PgConnection,
-    codes: impl Iterator<Item = &'c PlanCode>,
-) -> Result<BTreeSet<PlanKey>, StoreError> {
-    let codes: Vec<&str> = codes.map(PlanCode::as_str).collect();
-    let rows = sqlx::query(LATEST_VERSIONS).bind(codes).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(plan_key).collect()
+    cache: &PlanCache,
+    codes: &BTreeSet<PlanCode>,
+) -> Result<HashMap<PlanCode, CataloguePlan>, StoreError> {
+    if codes.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let statement = sqlx::query(PLANS_BY_CODES).column(codes, PlanCode::as_str);
+    let found = statement.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let named = found.iter().map(|row| {
+        let mut fields = Fields::of(row);
+        Ok(((fields.next()?, fields.next()?), fields.next()?))
+    });
+    let named = named.collect::<Result<Vec<(PlanKey, bool)>, StoreError>>()?;
+    let plans = versions(connection, cache, &named.iter().map(|(key, _)| key.clone()).collect()).await?;
+    let plan = |(key, is_offered): &(PlanKey, bool)| {
+        Ok((key.0.clone(), CataloguePlan { newest: plan_of(&plans, key)?, is_offered: *is_offered }))
+    };
+    named.iter().map(plan).collect()
 }
 
-const ALL_LATEST_VERSIONS: &str = "
-select plan_code, latest_version as version from plans";
+const OFFERED_PLANS: &str = "
+select v.plan_code, max(v.version)
+from plan_versions v
+join plans p on p.plan_code = v.plan_code
+where p.retired_at is null
+group by v.plan_code";
 
-pub(super) async fn all_latest_versions(connection: &mut PgConnection) -> Result<BTreeSet<PlanKey>, StoreError> {
-    let rows = sqlx::query(ALL_LATEST_VERSIONS).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(plan_key).collect()
+/// The newest versions of the plans that are offered.
+pub(super) async fn offered_plans(connection: &mut PgConnection) -> Result<BTreeSet<PlanKey>, StoreError> {
+    let found = sqlx::query(OFFERED_PLANS).fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(plan_key).collect()
 }
 
-const PLAN_VERSIONS: &str = "
-select v.definition
-from unnest($1::text[], $2::integer[]) as k (plan_code, version)
-join plan_versions v on v.plan_code = k.plan_code and v.version = k.version";
+static VERSIONS_BY_KEYS: LazyLock<String> = LazyLock::new(by_keys::<PlanVersionRow>);
+static FEATURES_BY_KEYS: LazyLock<String> = LazyLock::new(by_keys::<PlanFeatureRow>);
+
+fn by_keys<T: Table>() -> String {
+    format!(
+        "select {} from unnest($1::text[], $2::integer[]) as k (plan_code, version)
+join {} t on t.plan_code = k.plan_code and t.version = k.version",
+        T::select("t"),
+        T::NAME
+    )
+}
 
 async fn read_versions(connection: &mut PgConnection, keys: &[&PlanKey]) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
-    let rows = sqlx::query(PLAN_VERSIONS)
-        .column(keys, |key| key.0.as_str())
-        .column(keys, |key| key.1)
-        .fetch_all(connection)
-        .await
-        .map_err(store_error)?;
-    rows.iter().map(|row| get::<Json<PlanVersion>>(row, "definition").map(|plan| Arc::new(plan.0))).collect()
+    let versions = rows_of_versions(connection, &VERSIONS_BY_KEYS, keys).await?;
+    let features = rows_of_versions(connection, &FEATURES_BY_KEYS, keys).await?;
+    plans_of(versions, features)
+}
+
+async fn rows_of_versions<T: Table>(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    keys: &[&PlanKey],
+) -> Result<Vec<T>, StoreError> {
+    let statement = sqlx::query(statement).column(keys, |key| key.0.as_str()).column(keys, |key| key.1);
+    rows(&statement.fetch_all(connection).await.map_err(store_error)?)
 }
 
 fn plan_key(row: &PgRow) -> Result<PlanKey, StoreError> {
-    Ok((PlanCode::from_stored(get(row, "plan_code")?), get(row, "version")?))
+    let mut fields = Fields::of(row);
+    Ok((fields.next()?, fields.next()?))
 }

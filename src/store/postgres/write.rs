@@ -1,57 +1,53 @@
 //! One write transaction: load under lock, then all rows of a batch at once.
 //!
-//! [`WRITE_STEADY_ROWS`] is the path that nearly every command takes: one statement for all tables that a
-//! deduction touches, with one array of rows for each (see [`super::row_types`]).
-//! Rows that only some commands have (new workspaces, grants, subscriptions, resets) go before it,
-//! each table in one statement that is sent when there are such rows.
+//! [`WRITE_BATCH`] is all that nearly every command needs: one statement for all tables that a deduction touches.
+//! Rows that only some commands have (new workspaces, grants, subscriptions, periods) go before it, each table in
+//! one statement that is sent when there are such rows.
 //!
-//! Every update must find its row: a missing one is corruption, and a workspace with another last command
-//! than the one that was decided on is a conflict. The statement itself refuses then, so it needs no
-//! transaction around it. The heads are counted first, so they are the first rows that it locks; each gives
-//! the batch's events their numbers behind those that others have written meanwhile. A row of a partition
-//! without a head would get none, which its column refuses.
+//! Every update must find its row: a missing one is corruption, and a workspace with another version than the one
+//! that was decided on is a conflict. The statement itself refuses then, so it needs no transaction around it. The
+//! heads are counted first, so they are the first rows that it locks; each gives the batch's events their numbers
+//! behind those that other replicas have written meanwhile. An event of a partition without a head would get no
+//! number, which its column refuses.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgArguments, PgBindIterExt, PgConnection, PgHasArrayType, Postgres};
-use sqlx::query::Query;
-use sqlx::{Encode, Type};
+use sqlx::postgres::PgConnection;
 
 use super::connection::Transaction;
+use super::database::in_time;
 use super::error::store_error;
 use super::load::load;
-use super::row_types::{BindRows, MovedCredits, MovedHead};
-use super::rows::get;
-use super::{in_time, rare};
-use crate::domain::change_set::ChangeSet;
-use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot};
-use crate::domain::time::Timestamp;
+use super::rows::{BindColumn, BindRows, array, insert, update, write_rows};
+use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
+use crate::domain::command_record::CommandRecord;
+use crate::domain::counter::UsageCounter;
+use crate::domain::event::EventRecord;
+use crate::domain::grant::Grant;
+use crate::domain::ledger::LedgerEntry;
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::snapshot::{KeySet, Snapshot};
+use crate::domain::subscription::Subscription;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+use crate::store::WriteTx;
+use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
-use crate::store::{StoreError, WriteTx};
+use crate::store::tables::{Table, list};
 
-pub(super) const STATEMENTS: &[&str] = &[WRITE_STEADY_ROWS, WRITE_HOT_ROWS];
-
-/// A query with its arguments so far.
-pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
-
-/// Binds one column of many rows as one array.
-pub(super) trait Columns: Sized {
-    fn column<'v, I, V>(self, rows: I, value: impl Fn(I::Item) -> V) -> Self
-    where
-        I: IntoIterator,
-        V: Encode<'v, Postgres> + Type<Postgres> + PgHasArrayType;
-}
-
-impl Columns for Statement<'_> {
-    fn column<'v, I, V>(self, rows: I, value: impl Fn(I::Item) -> V) -> Self
-    where
-        I: IntoIterator,
-        V: Encode<'v, Postgres> + Type<Postgres> + PgHasArrayType,
-    {
-        self.bind(rows.into_iter().map(value).bind_iter())
-    }
+pub(super) fn statements() -> Vec<&'static str> {
+    let rare = [
+        &INSERT_WORKSPACES,
+        &INSERT_OVERRIDES,
+        &INSERT_CREDITS,
+        &INSERT_SUBSCRIPTIONS,
+        &UPDATE_SUBSCRIPTIONS,
+        &INSERT_PERIODS,
+        &INSERT_COUNTERS,
+        &INSERT_GRANTS,
+    ];
+    rare.into_iter().chain([&WRITE_BATCH]).map(|statement| statement.as_str()).collect()
 }
 
 /// A transaction that holds the locks of its partitions.
@@ -82,134 +78,113 @@ impl WriteTx for PostgresTx {
     }
 }
 
-/// All rows of a batch, in the transaction that holds the locks of its partitions.
+/// All rows of a batch, in the transaction that holds the locks of its partitions. Returns the heads after it.
 pub(super) async fn write(
     connection: &mut PgConnection,
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
-    rare::write(connection, changes).await?;
-    write_hot_rows(connection, changes).await
+    // In the order of the foreign keys.
+    write_rows(connection, &INSERT_WORKSPACES, &changes.workspaces).await?;
+    write_rows(connection, &INSERT_OVERRIDES, &changes.feature_overrides).await?;
+    write_rows(connection, &INSERT_CREDITS, &changes.credits.inserted).await?;
+    write_rows(connection, &INSERT_SUBSCRIPTIONS, &changes.subscriptions.inserted).await?;
+    write_rows(connection, &UPDATE_SUBSCRIPTIONS, &changes.subscriptions.updated).await?;
+    write_rows(connection, &INSERT_PERIODS, &changes.periods).await?;
+    write_rows(connection, &INSERT_COUNTERS, &changes.counters.inserted).await?;
+    write_rows(connection, &INSERT_GRANTS, &changes.grants.inserted).await?;
+    write_batch(connection, changes).await
 }
 
-/// One statement; the parts are for the rows that it may have besides the usual ones.
-macro_rules! write_rows {
-    (updates: $updates:literal, checks: $checks:literal) => {
-        concat!(
-            "
-with updated_heads as (
-    update stream_partition t
-    set seq = t.seq + n.events, version = t.version + 1,
-        last_event_id = case when n.events > 0 then n.last_event_id else t.last_event_id end
-    from unnest($1::head_row[]) n
-    where t.partition = n.partition
-    returning t.partition, t.seq, t.version, t.seq - n.seq as ahead
-), updated_credits as (
-    update workspace_credits t
-    set current_credits = n.current_credits, held_credits = n.held_credits, debt_credits = n.debt_credits,
-        overdraft_limit = n.overdraft_limit, used_this_month = n.used_this_month, command_seq = n.command_seq,
-        entry_seq = n.entry_seq, usage_seq = n.usage_seq, event_seq = n.event_seq,
-        low_credit_fired = n.low_credit_fired, monthly_limit_fired = n.monthly_limit_fired,
-        window_start = n.window_start, window_used = n.window_used, updated_at = n.updated_at,
-        current_grant_id = n.current_grant_id, current_grant_remaining = n.current_grant_remaining,
-        current_grant_held = n.current_grant_held, current_feature_code = n.current_feature_code,
-        current_feature_used = n.current_feature_used, current_feature_fired = n.current_feature_fired,
-        rest_seq = n.rest_seq, last_usage_command_id = n.last_usage_command_id,
-        last_entry_command_id = n.last_entry_command_id, last_event_id = n.last_event_id
-    from unnest($2::credits_row[]) n
-    where t.workspace_id = n.workspace_id and t.command_seq = n.command_seq_before
+static INSERT_WORKSPACES: LazyLock<String> = LazyLock::new(|| insert::<Workspace>(1));
+static INSERT_OVERRIDES: LazyLock<String> = LazyLock::new(|| insert::<FeatureOverride>(1));
+static INSERT_CREDITS: LazyLock<String> = LazyLock::new(|| insert::<WorkspaceCredits>(1));
+static INSERT_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| insert::<Subscription>(1));
+static UPDATE_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| update::<Subscription>(&array::<Subscription>(1)));
+static INSERT_PERIODS: LazyLock<String> = LazyLock::new(|| insert::<SubscriptionPeriod>(1));
+static INSERT_COUNTERS: LazyLock<String> = LazyLock::new(|| insert::<UsageCounter>(1));
+static INSERT_GRANTS: LazyLock<String> = LazyLock::new(|| insert::<Grant>(1));
+
+static WRITE_BATCH: LazyLock<String> = LazyLock::new(|| {
+    let credits = format!("rows from ({}, unnest($6::bigint[]))", array::<WorkspaceCredits>(5));
+    let event_columns = EventRecord::columns();
+    let event_values = list(&event_columns, |_, column| {
+        if column.name == "seq" { "n.seq + h.ahead".into() } else { format!("n.{}", column.name) }
+    });
+    format!(
+        "
+with heads as (
+    update outbox_partitions t
+    set seq = t.seq + n.events, version = t.version + 1, last_event_id = coalesce(n.last_event_id, t.last_event_id)
+    from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::uuid[]) as n (partition_id, seq, events, last_event_id)
+    where t.partition_id = n.partition_id
+    returning t.partition_id, t.seq, t.version, t.seq - n.seq as ahead
+), credits as (
+    {update_credits} and t.version = n.unnest
     returning 1
-), ",
-            $updates,
-            "inserted_commands as (
-    insert into commands (workspace_id, idempotency_key, command_id, command_type, fingerprint, outcome, status, body,
-        actor, correlation_id, traceparent, metadata, received_at, recorded_at, seq)
-    select * from unnest($3::command_row[])
-), inserted_entries as (
-    insert into credit_entries (workspace_id, seq, command_id, from_account, to_account, grant_id, amount,
-        balance_after, recorded_at, effective_at, previous_command_id)
-    select * from unnest($4::entry_row[])
-), inserted_usage_logs as (
-    insert into usage_logs (workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at,
-        recorded_at, metadata, previous_command_id)
-    select * from unnest($5::usage_log_row[])
-), inserted_events as (
-    insert into event_outbox (partition, seq, event_id, workspace_id, workspace_seq, event_type, schema_version,
-        occurred_at, correlation_id, causation_id, traceparent, metadata, data, previous_event_id)
-    select n.partition, n.seq + h.ahead, n.event_id, n.workspace_id, n.workspace_seq, n.event_type, n.schema_version,
-        n.occurred_at, n.correlation_id, n.causation_id, n.traceparent, n.metadata, n.data,
-        n.previous_event_id
-    from unnest($6::event_row[]) n
-    left join updated_heads h on h.partition = n.partition
+), counters as (
+    {update_counters}
+    returning 1
+), grants as (
+    {update_grants}
+    returning 1
+), new_commands as (
+    {insert_commands}
+), new_entries as (
+    {insert_entries}
+), new_usage_logs as (
+    {insert_usage_logs}
+), new_events as (
+    insert into event_outbox ({event_names}) select {event_values}
+    from {events} n left join heads h on h.partition_id = n.partition_id
 )
 select
-    case when (select count(*) from updated_heads) <> cardinality($1::head_row[])
-        then refuse('XX001', 'a row to update is not in stream_partition') end,
-    case when (select count(*) from updated_credits) <> cardinality($2::credits_row[])
-        then refuse('40001', 'a workspace has another last command than the one that was decided on') end",
-            $checks,
-            ",
-    (select array_agg(h.seq order by h.partition) from updated_heads h) as seqs,
-    (select array_agg(h.version order by h.partition) from updated_heads h) as versions"
-        )
-    };
-}
+    case when (select count(*) from heads) <> cardinality($1)
+        then refuse('XX001', 'a row to update is not in outbox_partitions') end,
+    case when (select count(*) from credits) <> cardinality($5)
+        then refuse('40001', 'a workspace has another version than the one that was decided on') end,
+    case when (select count(*) from counters) <> cardinality($7)
+        then refuse('XX001', 'a row to update is not in usage_counters') end,
+    case when (select count(*) from grants) <> cardinality($8)
+        then refuse('XX001', 'a row to update is not in credit_grants') end,
+    (select array_agg(h.seq order by h.partition_id) from heads h) as seqs,
+    (select array_agg(h.version order by h.partition_id) from heads h) as versions",
+        update_credits = update::<WorkspaceCredits>(&credits),
+        update_counters = update::<UsageCounter>(&array::<UsageCounter>(7)),
+        update_grants = update::<Grant>(&array::<Grant>(8)),
+        insert_commands = insert::<CommandRecord>(9),
+        insert_entries = insert::<LedgerEntry>(10),
+        insert_usage_logs = insert::<UsageLog>(11),
+        event_names = list(&event_columns, |_, column| column.name.into()),
+        events = array::<EventRecord>(12),
+    )
+});
 
-/// What a batch of deductions writes as long as each workspace goes on with its current grant and feature.
-const WRITE_STEADY_ROWS: &str = write_rows!(updates: "", checks: "");
-
-/// With the grants and features of their own rows too.
-const WRITE_HOT_ROWS: &str = write_rows!(
-    updates: "updated_features as (
-    update workspace_features t
-    set plan_enabled = n.plan_enabled, plan_unit_price = n.plan_unit_price, plan_limit_amount = n.plan_limit_amount,
-        plan_limit_mode = n.plan_limit_mode, override_enabled = n.override_enabled,
-        override_unit_price = n.override_unit_price, override_limit = n.override_limit,
-        used_this_month = n.used_this_month, limit_fired = n.limit_fired
-    from unnest($7::feature_row[]) n
-    where t.workspace_id = n.workspace_id and t.feature_code = n.feature_code
-    returning 1
-), updated_grants as (
-    update credit_grants t
-    set remaining = n.remaining, held = n.held, expires_at = n.expires_at, is_open = n.is_open
-    from unnest($8::spent_grant_row[]) n
-    where t.workspace_id = n.workspace_id and t.grant_id = n.grant_id
-    returning 1
-), ",
-    checks: ",
-    case when (select count(*) from updated_features) <> cardinality($7::feature_row[])
-        then refuse('XX001', 'a row to update is not in workspace_features') end,
-    case when (select count(*) from updated_grants) <> cardinality($8::spent_grant_row[])
-        then refuse('XX001', 'a row to update is not in credit_grants') end"
-);
-
-/// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing.
-/// Gives the heads as it left them.
-pub(super) async fn write_hot_rows(
+/// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing. Returns the
+/// heads after it.
+pub(super) async fn write_batch(
     connection: &mut PgConnection,
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
-    let (features, grants) = (&changes.features.updated, &changes.grants.updated);
-    let is_steady = features.is_empty() && grants.is_empty();
-    let heads: Vec<_> = changes.moved_heads().map(|(head, events)| MovedHead { head, events }).collect();
-    let credits = changes.moved_credits();
-    let credits: Vec<_> =
-        credits.map(|(credits, command_seq_before)| MovedCredits { credits, command_seq_before }).collect();
-    let mut statement = sqlx::query(if is_steady { WRITE_STEADY_ROWS } else { WRITE_HOT_ROWS })
-        .rows(&heads)
-        .rows(&credits)
+    let added = changes.events_by_head();
+    let heads = || changes.heads.iter();
+    let row = sqlx::query(WRITE_BATCH.as_str())
+        .column(heads(), |head| head.partition.stored())
+        .column(heads(), |head| head.seq)
+        .bind(&added)
+        .column(heads().zip(&added), |(head, added)| head.last_event_id.filter(|_| *added > 0).map(|id| id.0))
+        .rows(&changes.credits.updated)
+        .bind(changes.versions_before())
+        .rows(&changes.counters.updated)
+        .rows(&changes.grants.updated)
         .rows(&changes.commands)
-        .rows(&changes.entries)
+        .rows(&changes.ledger_entries)
         .rows(&changes.usage_logs)
-        .rows(&changes.events);
-    if !is_steady {
-        statement = statement.rows(features).rows(grants);
-    }
-    let row = statement.fetch_one(connection).await.map_err(store_error)?;
-    let (seqs, versions): (Option<Vec<i64>>, Option<Vec<i64>>) = (get(&row, "seqs")?, get(&row, "versions")?);
-    let places = seqs.unwrap_or_default().into_iter().zip(versions.unwrap_or_default());
-    Ok(changes.heads.iter().zip(places).map(|(head, (seq, version))| PartitionHead { seq, version, ..*head }).collect())
-}
-
-pub(super) fn at(timestamp: Timestamp) -> DateTime<Utc> {
-    timestamp.to_datetime()
+        .rows(&changes.events)
+        .fetch_one(connection)
+        .await
+        .map_err(store_error)?;
+    let get = |column| sqlx::Row::try_get::<Option<Vec<i64>>, _>(&row, column).map_err(store_error);
+    let (seqs, versions) = (get("seqs")?.unwrap_or_default(), get("versions")?.unwrap_or_default());
+    let after = changes.heads.iter().zip(seqs.into_iter().zip(versions));
+    Ok(after.map(|(head, (seq, version))| PartitionHead { seq, version, ..*head }).collect())
 }

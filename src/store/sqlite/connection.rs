@@ -10,6 +10,7 @@
 //! would take the connection for one in a transaction after SQLite has rolled back on its own.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +19,18 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 
 use super::error::{of_migration, store_error};
-use super::{ANSWER_TIMEOUT, write};
-use crate::store::StoreError;
+use crate::store::error::{StoreError, within};
 
-pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK, DROP_READY];
+pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
+
+/// How long one operation of the store, of a handful of statements, may take before it is given up:
+/// longer than the waits for connections and locks, which tell the reason.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a transaction waits for the writing connection: many batches' worth.
 const WRITER_WAIT: Duration = Duration::from_millis(500);
@@ -56,8 +60,6 @@ const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
 const BEGIN: &str = "begin immediate";
 const COMMIT: &str = "commit";
 const ROLLBACK: &str = "rollback";
-/// The trigger goes with its view.
-const DROP_READY: &str = "drop view if exists temp.write_batch";
 
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -103,41 +105,27 @@ pub(super) async fn limit(connection: &mut SqliteConnection, time: Duration) -> 
     Ok(())
 }
 
-type Slot = Arc<Mutex<Option<Writing>>>;
-
-struct Writing {
-    connection: SqliteConnection,
-    /// Whether it has what a batch is written with at once.
-    is_ready: bool,
-}
-
-impl Writing {
-    const fn new(connection: SqliteConnection) -> Self {
-        Self { connection, is_ready: false }
-    }
-}
+type Slot = Arc<Mutex<Option<SqliteConnection>>>;
 
 /// The one connection that writes.
 pub(super) struct Writer {
     options: SqliteConnectOptions,
+    /// What is run on every new connection.
+    prepare: &'static [String],
     slot: Slot,
     is_closed: AtomicBool,
 }
 
 impl Writer {
-    /// Creates the file, if it is missing, and opens it.
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Creates the file, if it is missing, and opens it. The statements are run on every connection to it.
+    pub(super) async fn open(path: &Path, prepare: &'static [String]) -> Result<Self, StoreError> {
         create_file(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
         let options = options(path)
             .journal_mode(SqliteJournalMode::Wal)
             .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string());
-        let connection = options.connect().await.map_err(|error| naming(path, store_error(error)))?;
-        Ok(Self {
-            options,
-            slot: Arc::new(Mutex::new(Some(Writing::new(connection)))),
-            is_closed: AtomicBool::new(false),
-        })
+        let connection = connect(&options, prepare).await.map_err(|error| naming(path, error))?;
+        Ok(Self { options, prepare, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
     }
 
     /// Waits for the connection and begins a transaction that may write.
@@ -150,12 +138,8 @@ impl Writer {
     /// Applies the migrations, each in its own transaction.
     pub(super) async fn migrate(&self) -> Result<(), StoreError> {
         let mut held = self.acquire().await?;
-        held.make_unready().await?;
         let migrator = sqlx::migrate!("migrations/sqlite");
-        // What is sorted may be all of history.
-        sort_in(held.connection(), "file").await?;
         migrator.run_direct(None, held.connection(), false).await.map_err(of_migration)?;
-        sort_in(held.connection(), "memory").await?;
         held.put_back();
         Ok(())
     }
@@ -163,9 +147,9 @@ impl Writer {
     /// Closes the connection; nothing begins afterwards. Waits for the transaction under way.
     pub(super) async fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        let writing = self.slot.lock().await.take();
-        if let Some(writing) = writing
-            && let Err(error) = writing.connection.close().await
+        let connection = self.slot.lock().await.take();
+        if let Some(connection) = connection
+            && let Err(error) = connection.close().await
         {
             tracing::warn!(%error, "closing the database");
         }
@@ -179,23 +163,25 @@ impl Writer {
         if self.is_closed.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the database is closed".into()));
         }
-        let writing = match slot.take() {
-            Some(writing) => writing,
-            None => Writing::new(self.options.connect().await.map_err(store_error)?),
+        let connection = match slot.take() {
+            Some(connection) => connection,
+            None => connect(&self.options, self.prepare).await?,
         };
-        Ok(Transaction(Some(Held { slot, writing })))
+        Ok(Transaction(Some(Held { slot, connection })))
     }
 }
 
-/// Whether what is sorted is kept in memory or in files. It takes away what is temporary.
-async fn sort_in(connection: &mut SqliteConnection, place: &str) -> Result<(), StoreError> {
-    let statement = AssertSqlSafe(format!("pragma temp_store = {place}"));
-    connection.execute(statement).await.map(drop).map_err(store_error)
+async fn connect(options: &SqliteConnectOptions, prepare: &'static [String]) -> Result<SqliteConnection, StoreError> {
+    let mut connection = options.connect().await.map_err(store_error)?;
+    for statement in prepare {
+        connection.execute(statement.as_str()).await.map_err(store_error)?;
+    }
+    Ok(connection)
 }
 
 struct Held {
-    slot: OwnedMutexGuard<Option<Writing>>,
-    writing: Writing,
+    slot: OwnedMutexGuard<Option<SqliteConnection>>,
+    connection: SqliteConnection,
 }
 
 /// The writing connection. Dropping it rolls back, or closes it where no transaction had begun.
@@ -203,31 +189,7 @@ pub(super) struct Transaction(Option<Held>);
 
 impl Transaction {
     pub(super) fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.writing().connection
-    }
-
-    fn writing(&mut self) -> &mut Writing {
-        &mut self.0.as_mut().expect("it is held until the transaction is consumed").writing
-    }
-
-    /// Sees to it that the connection has what a batch is written with at once.
-    pub(super) async fn make_ready(&mut self) -> Result<(), StoreError> {
-        if !self.writing().is_ready {
-            for statement in write::at_once() {
-                self.connection().execute(AssertSqlSafe(statement)).await.map_err(store_error)?;
-            }
-            self.writing().is_ready = true;
-        }
-        Ok(())
-    }
-
-    /// Takes it away again: what renames tables would change it.
-    async fn make_unready(&mut self) -> Result<(), StoreError> {
-        if self.writing().is_ready {
-            self.connection().execute(DROP_READY).await.map_err(store_error)?;
-            self.writing().is_ready = false;
-        }
-        Ok(())
+        &mut self.0.as_mut().expect("it is held until the transaction is consumed").connection
     }
 
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
@@ -239,7 +201,7 @@ impl Transaction {
     /// Gives the connection back. To be called outside a transaction.
     pub(super) fn put_back(&mut self) {
         if let Some(mut held) = self.0.take() {
-            *held.slot = Some(held.writing);
+            *held.slot = Some(held.connection);
         }
     }
 }
@@ -250,12 +212,17 @@ impl Drop for Transaction {
         // The slot stays locked meanwhile. When the rollback fails, the connection is dropped, which
         // closes it, which rolls back.
         runtime.spawn(async move {
-            let rollback = sqlx::query(ROLLBACK).execute(&mut held.writing.connection);
+            let rollback = sqlx::query(ROLLBACK).execute(&mut held.connection);
             if let Ok(Ok(_)) = timeout(ROLLBACK_TIMEOUT, rollback).await {
-                *held.slot = Some(held.writing);
+                *held.slot = Some(held.connection);
             }
         });
     }
+}
+
+/// Waits for an operation, but not for ever.
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    within(ANSWER_TIMEOUT, work).await
 }
 
 /// SQLite's messages do not say which file they are about.

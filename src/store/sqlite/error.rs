@@ -5,7 +5,7 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Somebody else's write came first: `SQLITE_CONSTRAINT_PRIMARYKEY`, `_UNIQUE` and `_ROWID`.
 const CONFLICTS: [i32; 3] = [1555, 2067, 2579];
@@ -42,13 +42,8 @@ pub(super) fn of_migration(error: sqlx::migrate::MigrateError) -> StoreError {
         sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => {
             store_error(error)
         }
-        other => StoreError::Corrupt(other.to_string()),
+        other => StoreError::other_schema(&other),
     }
-}
-
-/// A stored value that the domain does not know.
-pub(super) fn unreadable(what: &str, value: &str) -> StoreError {
-    StoreError::Corrupt(format!("stored {what} {value:?} cannot be read"))
 }
 
 fn of_database(error: &dyn DatabaseError) -> StoreError {

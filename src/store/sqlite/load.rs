@@ -4,33 +4,32 @@
 //! first read, so what it reads cannot change until it ends.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::LazyLock;
 
 use sqlx::sqlite::SqliteConnection;
-use uuid::Uuid;
 
 use super::error::store_error;
-use super::plans::{latest_versions, versions};
-use super::{json, rows};
-use crate::domain::change_set::CommandRecord;
+use super::plans::{plans_by_codes, versions};
+use super::rows::{json_of, row, rows};
+use crate::domain::command_record::CommandRecord;
+use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, WorkspaceId};
-use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::{KeySet, PartitionHead, Snapshot, WorkspaceState};
-use crate::domain::text::{IdempotencyKey, PaymentReference, PlanCode};
-use crate::domain::workspace::{WorkspaceCredits, WorkspaceFeatures};
-use crate::store::StoreError;
-use crate::store::plan_cache::{PlanCache, pending_key, plan_keys, plan_of};
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
+use crate::domain::subscription::Subscription;
+use crate::domain::text::{IdempotencyKey, PaymentReference};
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::plan_cache::{PlanCache, plan_keys};
+use crate::store::states::StateRows;
+use crate::store::tables::Table;
 
-pub(super) const STATEMENTS: &[&str] = &[
-    HEADS_BY_PARTITIONS,
-    COMMANDS_BY_KEYS,
-    WORKSPACES_BY_IDS,
-    CREDITS_SINCE,
-    FEATURES_BY_WORKSPACES,
-    OPEN_GRANTS_BY_WORKSPACES,
-    USED_PAYMENTS,
-];
+pub(super) fn statements() -> Vec<&'static str> {
+    let lists = [&HEADS, &COMMANDS_BY_KEYS, &WORKSPACES, &OVERRIDES, &COUNTERS, &OPEN_GRANTS];
+    lists.into_iter().map(|statement| statement.as_str()).chain([STALE_WORKSPACES, USED_PAYMENTS]).collect()
+}
 
 /// Reads everything under the keys.
 pub(super) async fn load(
@@ -41,18 +40,17 @@ pub(super) async fn load(
     let heads = heads(connection, &keys.partitions()).await?;
     let commands = commands(connection, &keys.commands).await?;
     let payments = used_payments(connection, &keys.payments).await?;
-    let plans = newest_plans(connection, cache, &keys.plans).await?;
-    let ids: Vec<Uuid> = keys.unknown(&heads).map(|id| id.0).collect();
-    let workspaces = workspaces(connection, cache, &ids).await?;
+    let plans = plans_by_codes(connection, cache, &keys.plans).await?;
+    let ids: Vec<_> = keys.unknown(&heads).collect();
+    let workspaces = states(connection, cache, &ids).await?;
     // The database is in this process and has this machine's clock.
     Ok(Snapshot { database_now: None, heads, workspaces, commands, payments, plans })
 }
 
-const HEADS_BY_PARTITIONS: &str = "
-select partition, seq, last_event_id, version
-from stream_partition
-where partition in (select value ->> 0 from jsonb_each(?1))
-order by partition";
+static HEADS: LazyLock<String> = LazyLock::new(|| {
+    let columns = PartitionHead::select("p");
+    format!("select {columns} from jsonb_each(?1) k cross join outbox_partitions p on p.partition_id = k.value ->> 0")
+});
 
 async fn heads(
     connection: &mut SqliteConnection,
@@ -61,20 +59,23 @@ async fn heads(
     if partitions.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let numbers = json::rows(partitions, |row, partition| {
-        row.int(partition.stored());
+    let keys = json_of(partitions, |row, partition| {
+        row.add(partition);
     });
-    let rows = sqlx::query(HEADS_BY_PARTITIONS).bind(numbers).fetch_all(connection).await.map_err(store_error)?;
-    if rows.len() != partitions.len() {
-        return Err(StoreError::Corrupt("a row of stream_partition is missing".into()));
+    let found = sqlx::query(HEADS.as_str()).bind(keys).fetch_all(connection).await.map_err(store_error)?;
+    if found.len() != partitions.len() {
+        return Err(StoreError::Corrupt("a row of outbox_partitions is missing".into()));
     }
-    rows.iter().map(|row| rows::head(row).map(|head| (head.partition, head))).collect()
+    found.iter().map(|found| row(found).map(|head: PartitionHead| (head.partition, head))).collect()
 }
 
-const COMMANDS_BY_KEYS: &str = "
-select c.*
-from jsonb_each(?1) k
-cross join commands c on c.workspace_id = unhex(k.value ->> 0) and c.idempotency_key = k.value ->> 1";
+static COMMANDS_BY_KEYS: LazyLock<String> = LazyLock::new(|| {
+    let columns = CommandRecord::select("c");
+    format!(
+        "select {columns} from jsonb_each(?1) k
+cross join commands c on c.workspace_id = unhex(k.value ->> 0) and c.idempotency_key = k.value ->> 1"
+    )
+});
 
 async fn commands(
     connection: &mut SqliteConnection,
@@ -83,139 +84,96 @@ async fn commands(
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let keys = json::rows(keys, |row, (workspace_id, key)| {
-        row.id(workspace_id.0).text(key.as_str());
+    let keys = json_of(keys, |row, (workspace_id, key)| {
+        row.add(workspace_id).add(key);
     });
-    let rows = sqlx::query(COMMANDS_BY_KEYS).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter()
-        .map(|row| {
-            let command = rows::command(row)?;
-            Ok(((command.workspace_id, command.idempotency_key.clone()), command))
-        })
-        .collect()
+    let found = sqlx::query(COMMANDS_BY_KEYS.as_str()).bind(keys).fetch_all(connection).await.map_err(store_error)?;
+    let keyed = |command: CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command);
+    found.iter().map(|found| row(found).map(keyed)).collect()
 }
 
-const WORKSPACES_BY_IDS: &str = "
-select s.*, w.name, w.time_zone, w.monthly_limit_override, w.overdraft_limit_override, w.created_at,
-    c.current_credits, c.held_credits, c.debt_credits, c.overdraft_limit, c.used_this_month, c.command_seq, c.entry_seq,
-    c.usage_seq, c.event_seq, c.rest_seq, c.low_credit_fired, c.monthly_limit_fired, c.window_start, c.window_used,
-    c.updated_at as credits_updated_at, c.current_grant_id, c.current_grant_remaining, c.current_grant_held,
-    c.current_feature_code, c.current_feature_used, c.current_feature_fired, c.last_usage_command_id,
-    c.last_entry_command_id, c.last_event_id
-from jsonb_each(?1) k
+static WORKSPACES: LazyLock<String> = LazyLock::new(|| {
+    let (workspaces, credits) = (Workspace::select("w"), WorkspaceCredits::select("c"));
+    let subscriptions = Subscription::select("s");
+    format!(
+        "select {workspaces}, {credits}, {subscriptions} from jsonb_each(?1) k
 cross join workspaces w on w.workspace_id = unhex(k.value ->> 0)
 join workspace_credits c on c.workspace_id = w.workspace_id
-join subscriptions s on s.workspace_id = w.workspace_id";
+join subscriptions s on s.workspace_id = w.workspace_id"
+    )
+});
+
+static OVERRIDES: LazyLock<String> = LazyLock::new(|| of_workspaces::<FeatureOverride>(""));
+static COUNTERS: LazyLock<String> = LazyLock::new(|| of_workspaces::<UsageCounter>(""));
+static OPEN_GRANTS: LazyLock<String> = LazyLock::new(|| of_workspaces::<Grant>("where t.is_open"));
+
+fn of_workspaces<T: Table>(filter: &str) -> String {
+    let (columns, table) = (T::select("t"), T::NAME);
+    format!(
+        "select {columns} from jsonb_each(?1) k cross join {table} t on t.workspace_id = unhex(k.value ->> 0) {filter}"
+    )
+}
 
 /// The states of the workspaces that exist.
-pub(super) async fn workspaces(
+pub(super) async fn states(
     connection: &mut SqliteConnection,
     cache: &PlanCache,
-    ids: &[Uuid],
+    ids: &[WorkspaceId],
 ) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let keys = json::ids(ids.iter().copied());
-    let found = sqlx::query(WORKSPACES_BY_IDS).bind(&keys).fetch_all(&mut *connection).await.map_err(store_error)?;
+    let keys = json_of(ids, |row, id| {
+        row.add(id);
+    });
+    let found = sqlx::query(WORKSPACES.as_str()).bind(&keys).fetch_all(&mut *connection).await.map_err(store_error)?;
     if found.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut features = features(connection, &keys).await?;
-    let mut grants = open_grants(connection, &keys).await?;
-    let subscriptions = found.iter().map(rows::subscription).collect::<Result<Vec<_>, _>>()?;
-    let plans = versions(connection, cache, &subscriptions.iter().flat_map(plan_keys).collect()).await?;
-    found
-        .iter()
-        .zip(subscriptions)
-        .map(|(row, subscription)| {
-            let id = subscription.workspace_id;
-            let pending_plan = match pending_key(&subscription) {
-                Some(key) => Some(plan_of(&plans, &key)?),
-                None => None,
-            };
-            let mut state = WorkspaceState {
-                workspace: rows::workspace(row)?,
-                credits: rows::workspace_credits(row)?,
-                plan: plan_of(&plans, &(subscription.plan_code.clone(), subscription.plan_version))?,
-                pending_plan,
-                features: features.remove(&id).unwrap_or_default(),
-                grants: grants.remove(&id).unwrap_or_default(),
-                subscription,
-            };
-            cache.share(&mut state);
-            Ok((id, Box::new(state)))
-        })
-        .collect()
+    let heads = found.iter().map(|row| {
+        let mut fields = Fields::of(row);
+        Ok((Workspace::take(&mut fields)?, WorkspaceCredits::take(&mut fields)?, Subscription::take(&mut fields)?))
+    });
+    let state_rows = StateRows {
+        heads: heads.collect::<Result<_, StoreError>>()?,
+        overrides: fetch(connection, &OVERRIDES, &keys).await?,
+        counters: fetch(connection, &COUNTERS, &keys).await?,
+        grants: fetch(connection, &OPEN_GRANTS, &keys).await?,
+    };
+    let keys = state_rows.heads.iter().flat_map(|(_, _, subscription)| plan_keys(subscription)).collect();
+    let plans = versions(connection, cache, &keys).await?;
+    state_rows.into_states(&plans)
 }
 
-const CREDITS_SINCE: &str = "
-select c.*, c.updated_at as credits_updated_at
-from jsonb_each(?1) k
-cross join workspace_credits c on c.workspace_id = unhex(k.value ->> 0) and c.command_seq <> k.value ->> 1";
+async fn fetch<T: Table>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    keys: &str,
+) -> Result<Vec<T>, StoreError> {
+    rows(&sqlx::query(statement).bind(keys).fetch_all(connection).await.map_err(store_error)?)
+}
 
-/// The rows of those workspaces that have another last command than the given one.
-pub(super) async fn credits_since(
+const STALE_WORKSPACES: &str = "
+select c.workspace_id
+from jsonb_each(?1) k
+cross join workspace_credits c on c.workspace_id = unhex(k.value ->> 0) and c.version <> k.value ->> 1";
+
+/// Those of the workspaces that have another version than the given one.
+pub(super) async fn stale_workspaces(
     connection: &mut SqliteConnection,
     known: &[(WorkspaceId, i64)],
-) -> Result<Vec<WorkspaceCredits>, StoreError> {
-    let known = json::rows(known, |row, (id, seq)| {
-        row.id(id.0).int(*seq);
+) -> Result<Vec<WorkspaceId>, StoreError> {
+    let known = json_of(known, |row, (id, version)| {
+        row.add(id).add(version);
     });
-    let rows = sqlx::query(CREDITS_SINCE).bind(known).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(rows::workspace_credits).collect()
-}
-
-const FEATURES_BY_WORKSPACES: &str = "
-select f.*
-from jsonb_each(?1) k
-cross join workspace_features_now f on f.workspace_id = unhex(k.value ->> 0)";
-
-async fn features(
-    connection: &mut SqliteConnection,
-    keys: &str,
-) -> Result<HashMap<WorkspaceId, WorkspaceFeatures>, StoreError> {
-    let rows = sqlx::query(FEATURES_BY_WORKSPACES).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    let mut features: HashMap<_, Vec<_>> = HashMap::new();
-    for row in &rows {
-        let (id, feature) = rows::feature(row)?;
-        features.entry(id).or_default().push(feature);
-    }
-    Ok(features.into_iter().map(|(id, features)| (id, features.into_iter().collect())).collect())
-}
-
-/// As the view `credit_grants_now` says, but through the index of open grants alone.
-const OPEN_GRANTS_BY_WORKSPACES: &str = "
-select g.workspace_id, g.grant_id, g.source, g.amount,
-    iif(c.current_grant_id is g.grant_id, c.current_grant_remaining, g.remaining) as remaining,
-    iif(c.current_grant_id is g.grant_id, c.current_grant_held, g.held) as held,
-    g.priority, g.effective_at, g.expires_at, g.feature_scope, g.payment_reference, g.amount_minor, g.currency
-from jsonb_each(?1) k
-cross join credit_grants g indexed by credit_grants_open on g.workspace_id = unhex(k.value ->> 0)
-join workspace_credits c on c.workspace_id = g.workspace_id
-where g.is_open = 1";
-
-async fn open_grants(
-    connection: &mut SqliteConnection,
-    keys: &str,
-) -> Result<HashMap<WorkspaceId, Vec<Grant>>, StoreError> {
-    let rows = sqlx::query(OPEN_GRANTS_BY_WORKSPACES).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    let mut grants: HashMap<_, Vec<Grant>> = HashMap::new();
-    for row in &rows {
-        let grant = rows::grant(row)?;
-        grants.entry(grant.workspace_id).or_default().push(grant);
-    }
-    for of_one in grants.values_mut() {
-        of_one.sort_by(Grant::burns_before);
-        of_one.shrink_to_fit();
-    }
-    Ok(grants)
+    let found = sqlx::query(STALE_WORKSPACES).bind(known).fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| Fields::of(row).next()).collect()
 }
 
 const USED_PAYMENTS: &str = "
 select g.workspace_id, g.payment_reference
 from jsonb_each(?1) k
-cross join credit_grants g indexed by credit_grants_one_per_payment
+cross join credit_grants g indexed by credit_grants_payment
     on g.workspace_id = unhex(k.value ->> 0) and g.payment_reference = k.value ->> 1
 where g.payment_reference is not null and g.source = 'purchase'";
 
@@ -226,27 +184,10 @@ async fn used_payments(
     if keys.is_empty() {
         return Ok(HashSet::new());
     }
-    let keys = json::rows(keys, |row, (workspace_id, reference)| {
-        row.id(workspace_id.0).text(reference.as_str());
+    let keys = json_of(keys, |row, (workspace_id, reference)| {
+        row.add(workspace_id).add(reference);
     });
-    let rows = sqlx::query(USED_PAYMENTS).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter()
-        .map(|row| {
-            let reference = rows::get::<&str>(row, "payment_reference")?;
-            Ok((rows::workspace_id(row)?, PaymentReference::from_stored(reference)))
-        })
-        .collect()
-}
-
-async fn newest_plans(
-    connection: &mut SqliteConnection,
-    cache: &PlanCache,
-    codes: &BTreeSet<PlanCode>,
-) -> Result<HashMap<PlanCode, Arc<PlanVersion>>, StoreError> {
-    if codes.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let keys = latest_versions(connection, codes.iter()).await?;
-    let plans = versions(connection, cache, &keys).await?;
-    keys.iter().map(|key| Ok((key.0.clone(), plan_of(&plans, key)?))).collect()
+    let found = sqlx::query(USED_PAYMENTS).bind(keys).fetch_all(connection).await.map_err(store_error)?;
+    let key = |mut fields: Fields<'_>| Ok((fields.next()?, fields.next()?));
+    found.iter().map(|row| key(Fields::of(row))).collect()
 }

@@ -12,95 +12,33 @@
 //! rows on the write path.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::fs::File;
-use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqlitePool;
 
-use self::connection::Writer;
+use self::connection::in_time;
+use self::database::{CLOSE_TIMEOUT, MIGRATE_TIMEOUT};
+pub use self::database::{SqliteConfig, SqliteStore};
 use self::write::SqliteTx;
 use crate::domain::change_set::ChangeSet;
 use crate::domain::ids::WorkspaceId;
+use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::{PartitionHead, WorkspaceState};
-use crate::domain::workspace::WorkspaceCredits;
-use crate::store::plan_cache::PlanCache;
-use crate::store::{Store, StoreError, WriteTx, within};
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::time::Timestamp;
+use crate::store::error::{StoreError, within};
+use crate::store::{Store, WriteTx, invariants};
 
 mod audit;
 mod connection;
+mod database;
 mod error;
-mod json;
 mod load;
 mod outbox;
 mod plans;
-mod rare;
 mod reads;
 mod rows;
 mod write;
-
-/// How long one operation of the store, of a handful of statements, may take before it is given up:
-/// longer than the waits for connections and locks, which tell the reason.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long migrating may take.
-const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
-/// How long closing waits for connections that are in use.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections for reading: pages are small and come from memory, so few serve many requests.
-const DEFAULT_READERS: u32 = 4;
-
-/// Where the file is, and how many connections read from it.
-#[derive(Clone, Debug)]
-pub struct SqliteConfig {
-    /// Created when it is missing, with its folder.
-    pub path: PathBuf,
-    pub readers: u32,
-}
-
-impl SqliteConfig {
-    /// The defaults for a file.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readers: DEFAULT_READERS }
-    }
-}
-
-/// The store in a SQLite file. Cheap to clone.
-#[derive(Clone)]
-pub struct SqliteStore {
-    writer: Arc<Writer>,
-    readers: SqlitePool,
-    plans: Arc<PlanCache>,
-    /// The lock of the one server; none where a command works beside it.
-    claim: Option<Arc<File>>,
-}
-
-impl fmt::Debug for SqliteStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteStore").finish_non_exhaustive()
-    }
-}
-
-impl SqliteStore {
-    /// Opens the file, or creates an empty one, which [`Store::migrate`] fills.
-    pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
-        let writer = in_time(Writer::open(&config.path)).await?;
-        let readers = connection::readers(&config.path, config.readers);
-        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default(), claim: None })
-    }
-
-    /// The same for a server, of which there is one at a time: another one gets
-    /// [`StoreError::Unavailable`] until this store is closed or its process has ended.
-    pub async fn open_to_serve(config: &SqliteConfig) -> Result<Self, StoreError> {
-        let claim = connection::claim(&config.path)?;
-        Ok(Self { claim: Some(Arc::new(claim)), ..Self::open(config).await? })
-    }
-}
 
 #[async_trait]
 impl Store for SqliteStore {
@@ -110,23 +48,22 @@ impl Store for SqliteStore {
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
-        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         // On the writing connection: every commit makes the others forget the pages that they have read.
         in_time(async {
             let mut held = self.writer.acquire().await?;
-            let states = load::workspaces(held.connection(), &self.plans, &ids).await?;
+            let states = load::states(held.connection(), &self.plans, ids).await?;
             held.put_back();
             Ok(states)
         })
         .await
     }
 
-    async fn credits_since(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceCredits>, StoreError> {
+    async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
         in_time(async {
             let mut held = self.writer.acquire().await?;
-            let credits = load::credits_since(held.connection(), known).await?;
+            let stale = load::stale_workspaces(held.connection(), known).await?;
             held.put_back();
-            Ok(credits)
+            Ok(stale)
         })
         .await
     }
@@ -135,29 +72,25 @@ impl Store for SqliteStore {
         in_time(async {
             if changes.is_usual() {
                 let mut held = self.writer.acquire().await?;
-                held.make_ready().await?;
-                let written = write::write_at_once(held.connection(), changes).await;
+                let written = write::write_batch(held.connection(), changes).await;
                 // An answer of the database ends the statement, and with it the transaction.
                 if !matches!(written, Err(StoreError::Unavailable(_))) {
                     held.put_back();
                 }
-                match written {
-                    Ok(()) => return Ok(changes.heads.clone()),
-                    // That is no conflict of what was decided: the slow way gives other numbers.
-                    Err(StoreError::Conflict(reason)) if reason.contains(write::HEAD_MOVED) => {}
-                    Err(error) => return Err(error),
-                }
+                written?;
+            } else {
+                let mut tx = self.writer.begin().await?;
+                write::write(tx.connection(), changes).await?;
+                tx.commit().await?;
             }
-            let mut tx = self.writer.begin().await?;
-            let heads = write::write(tx.connection(), changes).await?;
-            tx.commit().await?;
-            Ok(heads)
+            // One writer at a time: whoever else wrote to these partitions made this a conflict.
+            Ok(changes.heads.clone())
         })
         .await
     }
 
-    async fn put_plans(&self, plans: &[PlanVersion]) -> Result<(), StoreError> {
-        in_time(plans::put(&self.writer, plans)).await
+    async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
+        in_time(plans::put(&self.writer, plans, now)).await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -174,27 +107,20 @@ impl Store for SqliteStore {
     }
 }
 
+/// Each list and look-up with the index that finds its rows, for the test that asserts it.
+#[doc(hidden)]
+#[must_use]
+pub fn indexes() -> Vec<(&'static str, &'static str)> {
+    reads::indexes()
+}
+
 /// Every statement of this store, for the test that prepares them all.
 #[doc(hidden)]
 pub fn statements() -> impl Iterator<Item = &'static str> {
-    [
-        connection::STATEMENTS,
-        load::STATEMENTS,
-        write::STATEMENTS,
-        rare::STATEMENTS,
-        plans::STATEMENTS,
-        reads::STATEMENTS,
-        outbox::STATEMENTS,
-        audit::STATEMENTS,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
-}
-
-/// Waits for an operation, but not for ever.
-async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    within(ANSWER_TIMEOUT, work).await
+    let fixed = [connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
+    let made = [load::statements(), write::statements(), plans::statements(), reads::statements()];
+    let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
+    fixed.chain(made.into_iter().flatten()).chain(invariants)
 }
 
 #[cfg(test)]

@@ -11,25 +11,20 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
 
 use super::connection::Transaction;
+use super::connection::in_time;
+use super::database::SqliteStore;
 use super::error::store_error;
-use super::rows::{self, get};
-use super::{SqliteStore, in_time, json};
+use super::reads::events_after;
+use super::rows::json_of;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
-use crate::store::views::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
-use crate::store::{Outbox, StoreError};
+use crate::store::Outbox;
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 
-pub(super) const STATEMENTS: &[&str] = &[
-    TAKE_LEASES,
-    RELEASE_LEASES,
-    HEADS,
-    EVENTS_OF_PARTITION,
-    LEASES_IN_FORCE,
-    INSERT_BATCHES,
-    MARK_DIVERGED,
-    START_GENERATION,
-    STATUS,
-];
+pub(super) const STATEMENTS: &[&str] =
+    &[TAKE_LEASES, RELEASE_LEASES, HEADS, LEASES_IN_FORCE, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
 
 /// The database's clock, in microseconds since 1970. It has a resolution of a millisecond.
 macro_rules! now {
@@ -40,7 +35,7 @@ macro_rules! now {
 
 const TAKE_LEASES: &str = concat!(
     "
-update stream_lease
+update stream_leases
 set epoch = case when owner = ?1 and leased_until > ",
     now!(),
     " then epoch else epoch + 1 end, owner = ?1, leased_until = ",
@@ -49,37 +44,34 @@ set epoch = case when owner = ?1 and leased_until > ",
 where owner is null or owner = ?1 or leased_until <= ",
     now!(),
     "
-returning partition, owner, epoch, generation, diverged_seq, coalesce((
-    select max(b.seq_to) from stream_batch b
-    where b.partition = stream_lease.partition and b.generation = stream_lease.generation
+returning partition_id, owner, epoch, generation, diverged_seq, coalesce((
+    select max(b.seq_to) from stream_batches b
+    where b.partition_id = stream_leases.partition_id and b.generation = stream_leases.generation
 ), 0) as published_seq"
 );
 
 const RELEASE_LEASES: &str = "
-update stream_lease set owner = null, leased_until = 0 where owner = ?1";
+update stream_leases set owner = null, leased_until = 0 where owner = ?1";
 
 const HEADS: &str = "
-select partition, seq from stream_partition order by partition";
-
-const EVENTS_OF_PARTITION: &str = "
-select * from event_outbox where partition = ?1 and seq > ?2 order by seq limit ?3";
+select partition_id, seq from outbox_partitions order by partition_id";
 
 const LEASES_IN_FORCE: &str = "
-select l.partition
+select l.partition_id
 from jsonb_each(?1) n
-join stream_lease l on l.partition = n.value ->> 0 and l.owner = n.value ->> 1 and l.epoch = n.value ->> 2
+join stream_leases l on l.partition_id = n.value ->> 0 and l.owner = n.value ->> 1 and l.epoch = n.value ->> 2
     and l.generation = n.value ->> 3";
 
 const INSERT_BATCHES: &str = concat!(
     "
-insert into stream_batch (partition, generation, seq_from, seq_to, published_at)
-select n.partition, n.generation, n.last_seq + 1, n.seq_to, ",
+insert into stream_batches (partition_id, generation, seq_from, seq_to, published_at)
+select n.partition_id, n.generation, n.last_seq + 1, n.seq_to, ",
     now!(),
     "
 from (
-    select n.value ->> 0 as partition, n.value ->> 1 as generation, n.value ->> 2 as seq_to, coalesce((
-        select max(b.seq_to) from stream_batch b
-        where b.partition = n.value ->> 0 and b.generation = n.value ->> 1
+    select n.value ->> 0 as partition_id, n.value ->> 1 as generation, n.value ->> 2 as seq_to, coalesce((
+        select max(b.seq_to) from stream_batches b
+        where b.partition_id = n.value ->> 0 and b.generation = n.value ->> 1
     ), 0) as last_seq
     from jsonb_each(?1) n
 ) n
@@ -87,28 +79,28 @@ where n.last_seq < n.seq_to"
 );
 
 const MARK_DIVERGED: &str = "
-update stream_lease set diverged_seq = ?5
-where partition = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
+update stream_leases set diverged_seq = ?5
+where partition_id = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
 
 const START_GENERATION: &str = "
-update stream_lease set generation = generation + 1, diverged_seq = null where partition = ?1 returning generation";
+update stream_leases set generation = generation + 1, diverged_seq = null where partition_id = ?1 returning generation";
 
 const STATUS: &str = concat!(
     "
-select l.partition, l.generation, l.seq, l.published_seq, l.diverged_seq, l.owner, l.epoch,
+select l.partition_id, l.generation, l.seq, l.published_seq, l.diverged_seq, l.owner, l.epoch,
     l.owner is not null and l.leased_until > ",
     now!(),
     " as is_leased,
-    (select o.occurred_at from event_outbox o
-        where o.partition = l.partition and o.seq > l.published_seq order by o.seq limit 1) as oldest_waiting_at
+    (select o.recorded_at from event_outbox o
+        where o.partition_id = l.partition_id and o.seq > l.published_seq order by o.seq limit 1) as oldest_waiting_at
 from (
     select l.*, p.seq, coalesce((
-        select max(b.seq_to) from stream_batch b where b.partition = l.partition and b.generation = l.generation
+        select max(b.seq_to) from stream_batches b where b.partition_id = l.partition_id and b.generation = l.generation
     ), 0) as published_seq
-    from stream_lease l
-    join stream_partition p on p.partition = l.partition
+    from stream_leases l
+    join outbox_partitions p on p.partition_id = l.partition_id
 ) l
-order by l.partition"
+order by l.partition_id"
 );
 
 #[async_trait]
@@ -138,25 +130,12 @@ impl Outbox for SqliteStore {
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        rows.iter().map(|row| Ok(EventPosition { partition: rows::partition(row)?, seq: get(row, "seq")? })).collect()
+        let position = |mut fields: Fields<'_>| Ok(EventPosition { partition: fields.next()?, seq: fields.next()? });
+        rows.iter().map(|row| position(Fields::of(row))).collect()
     }
 
-    /// Here a statement costs no way to a server.
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        let mut events = Vec::new();
-        in_time(async {
-            let mut connection = self.readers.acquire().await.map_err(store_error)?;
-            for EventPosition { partition, seq } in after {
-                let statement =
-                    sqlx::query(EVENTS_OF_PARTITION).bind(partition.stored()).bind(*seq).bind(i64::from(limit));
-                for row in statement.fetch_all(&mut *connection).await.map_err(store_error)? {
-                    events.push(rows::event(&row)?);
-                }
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(events)
+        events_after(&self.readers, after, limit).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
@@ -191,7 +170,7 @@ impl Outbox for SqliteStore {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(START_GENERATION).bind(partition.stored());
             let row = statement.fetch_one(tx.connection()).await.map_err(store_error)?;
-            let generation = get(&row, "generation")?;
+            let generation = Fields::of(&row).next()?;
             tx.commit().await?;
             Ok(generation)
         })
@@ -208,11 +187,11 @@ async fn leases_in_force(
     tx: &mut Transaction,
     publications: &[Publication],
 ) -> Result<BTreeSet<Partition>, StoreError> {
-    let leases = json::rows(publications, |row, Publication { lease, .. }| {
-        row.int(lease.partition.stored()).text(&lease.owner).int(lease.epoch).int(lease.generation);
+    let leases = json_of(publications, |row, Publication { lease, .. }| {
+        row.add(&lease.partition).add(&lease.owner).add(&lease.epoch).add(&lease.generation);
     });
     let rows = sqlx::query(LEASES_IN_FORCE).bind(leases).fetch_all(tx.connection()).await.map_err(store_error)?;
-    rows.iter().map(rows::partition).collect()
+    rows.iter().map(|row| Fields::of(row).next()).collect()
 }
 
 async fn insert_batches(
@@ -221,34 +200,36 @@ async fn insert_batches(
     held: &BTreeSet<Partition>,
 ) -> Result<(), StoreError> {
     let recorded = publications.iter().filter(|publication| held.contains(&publication.lease.partition));
-    let batches = json::rows(recorded, |row, Publication { lease, seq_to }| {
-        row.int(lease.partition.stored()).int(lease.generation).int(*seq_to);
+    let batches = json_of(recorded, |row, Publication { lease, seq_to }| {
+        row.add(&lease.partition).add(&lease.generation).add(seq_to);
     });
     sqlx::query(INSERT_BATCHES).bind(batches).execute(tx.connection()).await.map_err(store_error)?;
     Ok(())
 }
 
 fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
+    let mut fields = Fields::of(row);
     Ok(Lease {
-        partition: rows::partition(row)?,
-        owner: get(row, "owner")?,
-        epoch: get(row, "epoch")?,
-        generation: get(row, "generation")?,
-        published_seq: get(row, "published_seq")?,
-        diverged_seq: get(row, "diverged_seq")?,
+        partition: fields.next()?,
+        owner: fields.next()?,
+        epoch: fields.next()?,
+        generation: fields.next()?,
+        diverged_seq: fields.next()?,
+        published_seq: fields.next()?,
     })
 }
 
 fn status(row: &SqliteRow) -> Result<PartitionStatus, StoreError> {
+    let mut fields = Fields::of(row);
     Ok(PartitionStatus {
-        partition: rows::partition(row)?,
-        generation: get(row, "generation")?,
-        seq: get(row, "seq")?,
-        published_seq: get(row, "published_seq")?,
-        diverged_seq: get(row, "diverged_seq")?,
-        owner: get(row, "owner")?,
-        epoch: get(row, "epoch")?,
-        is_leased: get(row, "is_leased")?,
-        oldest_waiting_at: rows::maybe_at(row, "oldest_waiting_at")?,
+        partition: fields.next()?,
+        generation: fields.next()?,
+        seq: fields.next()?,
+        published_seq: fields.next()?,
+        diverged_seq: fields.next()?,
+        owner: fields.next()?,
+        epoch: fields.next()?,
+        is_leased: fields.next()?,
+        oldest_waiting_at: fields.next()?,
     })
 }

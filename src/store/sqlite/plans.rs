@@ -1,29 +1,30 @@
-//! Plans: stored once per version, and kept in memory, because a version never changes.
+//! Plans: stored once per version, and cached, because a version never changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::connection::Writer;
-use super::error::{store_error, unreadable};
-use super::json;
-use super::rows::get;
+use super::error::store_error;
+use super::rows::{insert, json, json_of, rows, write_rows};
 use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::CataloguePlan;
 use crate::domain::text::PlanCode;
-use crate::store::StoreError;
-use crate::store::plan_cache::{PlanCache, PlanKey};
+use crate::domain::time::Timestamp;
+use crate::store::columns::Fields;
+use crate::store::error::StoreError;
+use crate::store::plan_cache::{PlanCache, PlanKey, plan_of};
+use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow, check_unchanged, feature_rows, plans_of};
+use crate::store::tables::Table;
 
-pub(super) const STATEMENTS: &[&str] = &[
-    INSERT_PLAN_VERSIONS,
-    INSERT_PLAN_FEATURES,
-    RAISE_LATEST_VERSIONS,
-    LATEST_VERSIONS,
-    ALL_LATEST_VERSIONS,
-    PLAN_VERSIONS,
-];
+pub(super) fn statements() -> Vec<&'static str> {
+    let lists = [&INSERT_VERSIONS, &INSERT_FEATURES, &VERSIONS_BY_KEYS, &FEATURES_BY_KEYS];
+    let others = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS];
+    lists.into_iter().map(|statement| statement.as_str()).chain(others).collect()
+}
 
-/// The versions by key; those that are not known yet are read in one statement.
+/// The versions by key; those that are not cached are read.
 pub(super) async fn versions(
     connection: &mut SqliteConnection,
     cache: &PlanCache,
@@ -33,136 +34,114 @@ pub(super) async fn versions(
     if missing.is_empty() {
         return Ok(found);
     }
-    let read = read_versions(connection, &missing).await?;
+    let read = read_versions(connection, missing).await?;
     Ok(cache.keep(found, read))
 }
 
-const INSERT_PLAN_VERSIONS: &str = "
-insert into plan_versions (plan_code, version, definition)
-select value ->> 0, value ->> 1, value ->> 2 from jsonb_each(?1) where true
-on conflict do nothing
-returning plan_code, version";
+const OFFER_PLANS: &str = "
+insert into plans (plan_code, source)
+select distinct value ->> 0, 'file' from jsonb_each(?1) where true
+on conflict (plan_code) do update set retired_at = null where plans.retired_at is not null";
 
-const INSERT_PLAN_FEATURES: &str = "
-insert into plan_features (plan_code, version, feature_code, enabled, unit_price, limit_amount, limit_mode)
-select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 from jsonb_each(?1)";
+const RETIRE_OTHERS: &str = "
+update plans set retired_at = ?2
+where source = 'file' and retired_at is null and plan_code not in (select value ->> 0 from jsonb_each(?1))";
 
-const RAISE_LATEST_VERSIONS: &str = "
-insert into plans (plan_code, latest_version)
-select value ->> 0, value ->> 1 from jsonb_each(?1) where true
-on conflict (plan_code) do update set latest_version = excluded.latest_version
-where plans.latest_version < excluded.latest_version";
+static INSERT_VERSIONS: LazyLock<String> =
+    LazyLock::new(|| format!("{} on conflict do nothing returning plan_code, version", insert::<PlanVersionRow>("?1")));
+static INSERT_FEATURES: LazyLock<String> = LazyLock::new(|| insert::<PlanFeatureRow>("?1"));
 
-/// Stores the versions that are new, and refuses any that differs from what is there.
-pub(super) async fn put(writer: &Writer, plans: &[PlanVersion]) -> Result<(), StoreError> {
-    for plan in plans {
-        plan.validate().map_err(|invalid| StoreError::Corrupt(invalid.to_string()))?;
-    }
-    let definitions = plans
-        .iter()
-        .map(|plan| serde_json::to_string(plan).map_err(|error| StoreError::Corrupt(error.to_string())))
-        .collect::<Result<Vec<_>, _>>()?;
-    let versions = json::rows(plans.iter().zip(&definitions), |row, (plan, definition)| {
-        row.text(plan.plan_code.as_str()).int(plan.version).text(definition);
-    });
+/// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
+pub(super) async fn put(writer: &Writer, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
+    let version_rows = plans.iter().map(|plan| PlanVersionRow::of(plan, now)).collect::<Result<Vec<_>, _>>()?;
+    let codes = codes_json(plans.iter().map(|plan| &plan.plan_code));
     let mut tx = writer.begin().await?;
-    let new: Vec<PlanKey> = sqlx::query(INSERT_PLAN_VERSIONS)
-        .bind(versions)
-        .fetch_all(tx.connection())
-        .await
-        .map_err(store_error)?
-        .iter()
-        .map(plan_key)
-        .collect::<Result<_, _>>()?;
-    let keys: BTreeSet<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
-    let stored: HashMap<_, _> = read_versions(tx.connection(), &keys.iter().collect::<Vec<_>>())
-        .await?
-        .into_iter()
-        .map(|plan| ((plan.plan_code.clone(), plan.version), plan))
-        .collect();
-    for plan in plans {
-        if stored.get(&(plan.plan_code.clone(), plan.version)).is_none_or(|stored| **stored != *plan) {
-            let text = format!("plan {} version {} is stored with another definition", plan.plan_code, plan.version);
-            return Err(StoreError::Conflict(text));
-        }
-    }
-    insert_features(tx.connection(), new.iter().filter_map(|key| stored.get(key))).await?;
-    raise_latest_versions(tx.connection(), &keys).await?;
+    sqlx::query(OFFER_PLANS).bind(&codes).execute(tx.connection()).await.map_err(store_error)?;
+    let statement = sqlx::query(INSERT_VERSIONS.as_str()).bind(json(&version_rows));
+    let new = statement.fetch_all(tx.connection()).await.map_err(store_error)?;
+    let new = new.iter().map(plan_key).collect::<Result<BTreeSet<_>, _>>()?;
+    let is_new = |plan: &&PlanVersion| new.contains(&(plan.plan_code.clone(), plan.version));
+    let features: Vec<_> = plans.iter().filter(is_new).flat_map(feature_rows).collect();
+    write_rows(tx.connection(), &INSERT_FEATURES, &features).await?;
+    let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
+    check_unchanged(plans, &read_versions(tx.connection(), keys.iter()).await?)?;
+    let retire = sqlx::query(RETIRE_OTHERS).bind(&codes).bind(now.micros());
+    retire.execute(tx.connection()).await.map_err(store_error)?;
     tx.commit().await
 }
 
-async fn insert_features(
-    connection: &mut SqliteConnection,
-    plans: impl Iterator<Item = &Arc<PlanVersion>>,
-) -> Result<(), StoreError> {
-    let terms = plans.flat_map(|plan| plan.features.iter().map(move |(code, terms)| (plan, code, terms)));
-    let rows = json::rows(terms, |row, (plan, code, terms)| {
-        row.text(plan.plan_code.as_str())
-            .int(plan.version)
-            .text(code.as_str())
-            .int(terms.enabled)
-            .maybe_credits(terms.unit_price)
-            .maybe_credits(terms.limit.map(|limit| limit.credits))
-            .maybe_text(terms.limit.map(|limit| limit.mode.as_str()));
-    });
-    sqlx::query(INSERT_PLAN_FEATURES).bind(rows).execute(connection).await.map_err(store_error)?;
-    Ok(())
+fn codes_json<'c>(codes: impl Iterator<Item = &'c PlanCode>) -> String {
+    json_of(codes, |row, code| {
+        row.add(code);
+    })
 }
 
-async fn raise_latest_versions(connection: &mut SqliteConnection, keys: &BTreeSet<PlanKey>) -> Result<(), StoreError> {
-    // In order of version, so that the last one of a code is its newest.
-    let newest: BTreeMap<&str, i32> = keys.iter().map(|(code, version)| (code.as_str(), *version)).collect();
-    let newest = json::rows(newest, |row, (code, version)| {
-        row.text(code).int(version);
-    });
-    sqlx::query(RAISE_LATEST_VERSIONS).bind(newest).execute(connection).await.map_err(store_error)?;
-    Ok(())
-}
-
-const LATEST_VERSIONS: &str = "
-select plan_code, latest_version as version from plans where plan_code in (select value ->> 0 from jsonb_each(?1))";
-
-/// The newest versions of the named plans; of a code that does not exist, none.
-pub(super) async fn latest_versions<'c>(
-    connection: &mut SqliteConnection,
-    codes: impl Iterator<Item = &'c PlanCode>,
-) -> Result<BTreeSet<PlanKey>, StoreError> {
-    let codes = json::rows(codes, |row, code| {
-        row.text(code.as_str());
-    });
-    let rows = sqlx::query(LATEST_VERSIONS).bind(codes).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(plan_key).collect()
-}
-
-const ALL_LATEST_VERSIONS: &str = "
-select plan_code, latest_version as version from plans";
-
-pub(super) async fn all_latest_versions(connection: &mut SqliteConnection) -> Result<BTreeSet<PlanKey>, StoreError> {
-    let rows = sqlx::query(ALL_LATEST_VERSIONS).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter().map(plan_key).collect()
-}
-
-const PLAN_VERSIONS: &str = "
-select v.definition
+const PLANS_BY_CODES: &str = "
+select p.plan_code, (select max(v.version) from plan_versions v where v.plan_code = p.plan_code), p.retired_at is null
 from jsonb_each(?1) k
-cross join plan_versions v on v.plan_code = k.value ->> 0 and v.version = k.value ->> 1";
+cross join plans p on p.plan_code = k.value ->> 0";
 
-async fn read_versions(
+/// The named plans; of a code that does not exist, none.
+pub(super) async fn plans_by_codes(
     connection: &mut SqliteConnection,
-    keys: &[&PlanKey],
-) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
-    let keys = json::rows(keys, |row, key| {
-        row.text(key.0.as_str()).int(key.1);
+    cache: &PlanCache,
+    codes: &BTreeSet<PlanCode>,
+) -> Result<HashMap<PlanCode, CataloguePlan>, StoreError> {
+    if codes.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let statement = sqlx::query(PLANS_BY_CODES).bind(codes_json(codes.iter()));
+    let found = statement.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let named = found.iter().map(|row| {
+        let mut fields = Fields::of(row);
+        Ok(((fields.next()?, fields.next()?), fields.next()?))
     });
-    let rows = sqlx::query(PLAN_VERSIONS).bind(keys).fetch_all(connection).await.map_err(store_error)?;
-    rows.iter()
-        .map(|row| {
-            let definition: &str = get(row, "definition")?;
-            serde_json::from_str(definition).map(Arc::new).map_err(|_| unreadable("plan", definition))
-        })
-        .collect()
+    let named = named.collect::<Result<Vec<(PlanKey, bool)>, StoreError>>()?;
+    let plans = versions(connection, cache, &named.iter().map(|(key, _)| key.clone()).collect()).await?;
+    let plan = |(key, is_offered): &(PlanKey, bool)| {
+        Ok((key.0.clone(), CataloguePlan { newest: plan_of(&plans, key)?, is_offered: *is_offered }))
+    };
+    named.iter().map(plan).collect()
+}
+
+const OFFERED_PLANS: &str = "
+select v.plan_code, max(v.version)
+from plan_versions v
+join plans p on p.plan_code = v.plan_code
+where p.retired_at is null
+group by v.plan_code";
+
+/// The newest versions of the plans that are offered.
+pub(super) async fn offered_plans(connection: &mut SqliteConnection) -> Result<BTreeSet<PlanKey>, StoreError> {
+    let found = sqlx::query(OFFERED_PLANS).fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(plan_key).collect()
+}
+
+static VERSIONS_BY_KEYS: LazyLock<String> = LazyLock::new(by_keys::<PlanVersionRow>);
+static FEATURES_BY_KEYS: LazyLock<String> = LazyLock::new(by_keys::<PlanFeatureRow>);
+
+fn by_keys<T: Table>() -> String {
+    let (columns, table) = (T::select("t"), T::NAME);
+    format!(
+        "select {columns} from jsonb_each(?1) k
+cross join {table} t on t.plan_code = k.value ->> 0 and t.version = k.value ->> 1"
+    )
+}
+
+async fn read_versions<'k>(
+    connection: &mut SqliteConnection,
+    keys: impl IntoIterator<Item = &'k PlanKey>,
+) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+    let keys = json_of(keys, |row, (code, version)| {
+        row.add(code).add(version);
+    });
+    let versions = sqlx::query(VERSIONS_BY_KEYS.as_str()).bind(&keys);
+    let versions = rows(&versions.fetch_all(&mut *connection).await.map_err(store_error)?)?;
+    let features = sqlx::query(FEATURES_BY_KEYS.as_str()).bind(&keys);
+    plans_of(versions, rows(&features.fetch_all(connection).await.map_err(store_error)?)?)
 }
 
 fn plan_key(row: &SqliteRow) -> Result<PlanKey, StoreError> {
-    Ok((PlanCode::from_stored(get(row, "plan_code")?), get(row, "version")?))
+    let mut fields = Fields::of(row);
+    Ok((fields.next()?, fields.next()?))
 }

@@ -1,5 +1,7 @@
 //! Deductions, purchases and expiry.
 
+use std::sync::Arc;
+
 use crate::domain::batch::Outcome;
 use crate::domain::commands::{Charge, Command, DeductCredits, ExpireGrants, PurchaseCredits};
 use crate::domain::credits::Credits;
@@ -9,7 +11,7 @@ use crate::domain::event::EventType::{
 use crate::domain::grant::{Currency, MAX_OPEN_GRANTS};
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
-use crate::domain::tests::{World, deduct, json, purchase};
+use crate::domain::tests::{Ran, World, deduct, json, purchase};
 use crate::domain::text::{FeatureCode, PaymentReference};
 
 fn plan(change: impl FnOnce(&mut PlanVersion)) -> PlanVersion {
@@ -26,9 +28,9 @@ fn a_deduction_takes_the_credits_and_tells_of_it() {
     assert_eq!(ran.events(), [CreditConsumed]);
     assert_eq!(ran.data(CreditConsumed)["credits"], "2.5");
     assert_eq!(ran.receipt()["current_credits"], "997.5");
-    assert_eq!(ran.receipt()["usage_seq"], 1);
     assert_eq!(ran.changes.usage_logs.len(), 1);
-    assert_eq!(ran.changes.entries.len(), 1);
+    assert_eq!(ran.receipt()["usage_id"], ran.changes.usage_logs[0].id().to_string());
+    assert_eq!(ran.changes.ledger_entries.len(), 1);
 }
 
 #[test]
@@ -75,7 +77,7 @@ fn a_refusal_changes_no_credits_and_is_recorded_with_its_event() {
     assert_eq!(ran.code(), "insufficient-credits");
     assert_eq!(ran.events(), [CreditLimitExceeded]);
     assert_eq!(ran.changes.commands.len(), 1);
-    assert!(ran.changes.entries.is_empty() && ran.changes.usage_logs.is_empty());
+    assert!(ran.changes.ledger_entries.is_empty() && ran.changes.usage_logs.is_empty());
     assert_eq!(world.balance(), "1000");
     let limited = world.deduct("upscale", "50.000001");
     assert_eq!(limited.events(), [UsageLimitExceeded]);
@@ -259,4 +261,24 @@ fn what_adds_credits_never_warns_of_low_credits() {
     let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
     assert_eq!(world.purchase("10", "pay-1").events(), [CreditsPurchased]);
     assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, LowCreditWarning]);
+}
+
+#[test]
+fn a_soft_limit_is_reported_once_for_its_amount_and_again_in_the_next_period() {
+    let soft = |credits| Some(UsageLimit { credits: Credits::whole(credits), mode: LimitMode::Soft });
+    let mut world = World::on(plan(|plan| plan.features.get_mut("render").unwrap().limit = soft(10)));
+    let passed = |ran: &Ran| ran.events().contains(&UsageLimitExceeded);
+    assert!(!passed(&world.deduct("render", "10").accepted()));
+    assert!(passed(&world.deduct("render", "1").accepted()));
+    assert!(!passed(&world.deduct("render", "1").accepted()));
+    // Another limit is news again.
+    let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
+    let mut other = (*state.plan).clone();
+    other.features.get_mut("render").unwrap().limit = soft(11);
+    state.plan = Arc::new(other);
+    assert!(passed(&world.deduct("render", "1").accepted()));
+    assert!(!passed(&world.deduct("render", "1").accepted()));
+    world.at("2026-02-28T00:00:00Z");
+    assert!(!passed(&world.deduct("render", "11").accepted()), "counted anew");
+    assert!(passed(&world.deduct("render", "1").accepted()));
 }

@@ -50,7 +50,7 @@ fn missed_periods_are_caught_up_in_order() {
         .collect();
     assert_eq!(starts, ["2026-02-28", "2026-03-31", "2026-04-30"]);
     assert_eq!(world.balance(), "1200");
-    assert_eq!(ran.changes.resets.len(), 3);
+    assert_eq!(ran.changes.periods.len(), 3);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn advancing_twice_begins_a_period_once() {
     let mut world = World::on(pro());
     world.at("2026-02-28T00:00:00Z");
     let first = world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
-    assert_eq!(first.changes.resets.len(), 1);
+    assert_eq!(first.changes.periods.len(), 1);
     assert!(world.run(Command::AdvancePeriod(AdvancePeriod)).changes.is_empty());
 }
 

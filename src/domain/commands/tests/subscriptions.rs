@@ -1,13 +1,17 @@
 //! Changes of plan, cancellation and its withdrawal.
 
-use crate::domain::commands::{AdvancePeriod, Command, ProcessSubscriptionChange, ResumeSubscription};
+use crate::domain::commands::{
+    AdvancePeriod, Command, ProcessSubscriptionChange, ProvisionWorkspace, ResumeSubscription,
+};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{CreditReset, SubscriptionChanged};
+use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
 use crate::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
 use crate::domain::tests::World;
-use crate::domain::text::{FeatureCode, PlanCode};
+use crate::domain::text::{FeatureCode, Label, PlanCode};
+use crate::domain::workspace::FeatureOverrides;
 
 use Effective::{Immediate, PeriodEnd};
 
@@ -73,7 +77,7 @@ fn a_change_at_the_periods_end_waits_and_then_grants_the_new_allowance() {
     let ran = world.at("2026-02-28T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
     assert_eq!(ran.events(), [SubscriptionChanged, CreditReset]);
     assert_eq!(world.balance(), "3200");
-    assert_eq!(world.state().subscription.pending, None);
+    assert_eq!(world.state().subscription.pending_change, None);
 }
 
 #[test]
@@ -168,14 +172,14 @@ fn an_ended_subscription_begins_anew_in_the_same_way_whatever_the_policy() {
 
 #[test]
 fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
-    use crate::domain::workspace::FeatureOverrides;
+    use crate::domain::workspace::OwnTerms;
     let mut world = world();
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     let render_code = FeatureCode::new("render").unwrap();
-    let render = state.features.get_mut(&render_code).unwrap();
-    render.overrides = FeatureOverrides { unit_price: Some(Credits::whole(9)), ..FeatureOverrides::default() };
+    let own = OwnTerms { unit_price: Some(Credits::whole(9)), ..OwnTerms::default() };
+    state.feature_overrides.insert(render_code.clone(), own);
     world.change("scale", Immediate, CreditPolicy::None).accepted();
-    assert_eq!(world.state().features.get(&render_code).unwrap().terms().unit_price, Some(Credits::whole(9)));
+    assert_eq!(world.state().feature_terms(&render_code).unwrap().unit_price, Some(Credits::whole(9)));
 }
 
 #[test]
@@ -188,7 +192,7 @@ fn a_scheduled_cancellation_outlives_an_immediate_change_and_a_scheduled_change_
     assert_eq!(scheduled.data(SubscriptionChanged)["withdrawn"], "cancel");
     let now = world.change("pro", Immediate, CreditPolicy::None).accepted();
     assert_eq!(now.data(SubscriptionChanged)["withdrawn"], "change");
-    assert_eq!(world.state().subscription.pending, None);
+    assert_eq!(world.state().subscription.pending_change, None);
 }
 
 #[test]
@@ -198,4 +202,41 @@ fn a_lower_plan_warns_when_it_takes_the_credits_below_a_threshold() {
     world.add_plan(PlanVersion { plan_code: PlanCode::new("tiny").unwrap(), allowance: Credits::whole(10), ..pro() });
     let ran = world.change("tiny", Immediate, CreditPolicy::Full).accepted();
     assert_eq!(ran.events(), [SubscriptionChanged, LowCreditWarning]);
+}
+
+#[test]
+fn a_plan_that_is_not_offered_any_more_is_kept_by_those_who_have_it_and_refused_to_others() {
+    let mut world = world();
+    for plan in world.snapshot.plans.values_mut() {
+        plan.is_offered = false;
+    }
+    assert_eq!(world.change("scale", Immediate, CreditPolicy::None).code(), "plan-not-offered");
+    world.change("pro", Immediate, CreditPolicy::Restart).accepted();
+    world.cancel(Immediate).accepted();
+    world.change("pro", Immediate, CreditPolicy::None).accepted();
+    world.workspace_id = WorkspaceId(uuid::Uuid::from_u128(2));
+    let other = ProvisionWorkspace {
+        name: Label::new("Other").unwrap(),
+        plan_code: PlanCode::new("pro").unwrap(),
+        time_zone: chrono_tz::UTC,
+        anchor: None,
+        monthly_limit: None,
+        overdraft_limit: None,
+        feature_overrides: FeatureOverrides::new(),
+    };
+    assert_eq!(world.run(Command::ProvisionWorkspace(other)).code(), "plan-not-offered");
+}
+
+#[test]
+fn a_change_of_plan_tells_the_terms_of_every_feature_that_became_others() {
+    let mut world = world();
+    world.deduct("upscale", "3").accepted();
+    let ran = world.change("scale", Immediate, CreditPolicy::None).accepted();
+    let changes = &ran.data(SubscriptionChanged)["features"];
+    let codes: Vec<_> = changes.as_array().unwrap().iter().map(|change| change["feature_code"].as_str()).collect();
+    assert!(codes.contains(&Some("upscale")), "{codes:?}");
+    assert_eq!(changes[0]["after"]["enabled"], false);
+    // What was used of it stays counted.
+    assert_eq!(world.state().used_of(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
+    assert!(world.state().feature_codes().contains(&FeatureCode::new("upscale").unwrap()));
 }

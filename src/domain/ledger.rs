@@ -45,6 +45,23 @@ impl Account {
         }
     }
 
+    /// The account of a label; `grant` is the one that belongs to it, if it is a grant's.
+    #[must_use]
+    pub fn from_stored(label: &str, grant: Option<GrantId>) -> Option<Self> {
+        match label.split_once(':') {
+            Some(("issued", source)) => GrantSource::from_stored(source).map(Self::Issued),
+            Some(("consumed", feature)) => Some(Self::Consumed(FeatureCode::from_stored(feature))),
+            Some(_) => None,
+            None => match label {
+                "grant" => grant.map(Self::Grant),
+                "held" => grant.map(Self::Held),
+                "expired" => Some(Self::Expired),
+                "debt" => Some(Self::Debt),
+                _ => None,
+            },
+        }
+    }
+
     /// Whether it is part of the workspace's balance.
     #[must_use]
     pub const fn counts(&self) -> bool {
@@ -60,29 +77,35 @@ impl Account {
     }
 }
 
+/// The two sides of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts {
+    /// What gives the amount.
+    pub debit: Account,
+    /// What receives it.
+    pub credit: Account,
+}
+
+impl Accounts {
+    /// The grant that one of the two sides belongs to; no entry touches two.
+    #[must_use]
+    pub fn grant_id(&self) -> Option<GrantId> {
+        self.debit.grant_id().or(self.credit.grant_id())
+    }
+}
+
 /// One movement of credits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LedgerEntry {
     pub workspace_id: WorkspaceId,
     /// Gap-free within the workspace, from 1.
     pub seq: i64,
     pub command_id: CommandId,
-    pub from: Account,
-    pub to: Account,
+    pub accounts: Accounts,
     /// More than zero.
     pub amount: Credits,
     pub balance_after: Credits,
     pub recorded_at: Timestamp,
     /// When it counts: the boundary of a period that was caught up later, or when something was used.
     pub effective_at: Timestamp,
-    /// The command of the workspace's entry before this one.
-    pub previous: Option<CommandId>,
-}
-
-impl Entry {
-    /// The grant that one of the two sides belongs to; no entry touches two.
-    #[must_use]
-    pub fn grant_id(&self) -> Option<GrantId> {
-        self.from.grant_id().or(self.to.grant_id())
-    }
 }

@@ -1,0 +1,323 @@
+-- The schema. Amounts are micro-credits, instants are UTC in microseconds. How to ask it: docs/SQL.md.
+--
+-- One fact in one place, so that a person can read, join and filter it. History is insert-only and found by
+-- (workspace_id, recorded_at, seq). Rules that the database can hold are constraints; `visionscope verify`
+-- holds the rest. History names its workspace, grant and command without a foreign key, which every deduction
+-- would pay for.
+
+-- Catalogue ------------------------------------------------------------------------------------------
+
+create table plans (
+    plan_code  text        primary key,
+    source     text        not null check (source in ('file', 'api')),
+    retired_at timestamptz -- not offered any more; workspaces that have it keep it
+);
+
+create table plan_versions (
+    plan_code  text        not null references plans,
+    version    integer     not null check (version >= 1),
+    terms      jsonb       not null, -- all but the features
+    created_at timestamptz not null,
+    primary key (plan_code, version)
+);
+
+create table plan_features (
+    plan_code     text    not null,
+    version       integer not null,
+    feature_code  text    not null,
+    is_enabled    boolean not null,
+    unit_price    bigint  check (unit_price >= 0),
+    limit_credits bigint  check (limit_credits >= 0),
+    limit_mode    text    check (limit_mode in ('hard', 'soft')),
+    primary key (plan_code, version, feature_code),
+    foreign key (plan_code, version) references plan_versions,
+    check ((limit_credits is null) = (limit_mode is null))
+);
+
+-- Tenants --------------------------------------------------------------------------------------------
+
+create table workspaces (
+    workspace_id             uuid        primary key,
+    name                     text        not null,
+    time_zone                text        not null,
+    monthly_limit_override   bigint      check (monthly_limit_override >= 0),
+    overdraft_limit_override bigint      check (overdraft_limit_override >= 0),
+    created_at               timestamptz not null,
+    partition_id             smallint    not null check (partition_id between 0 and 15)
+);
+
+-- What a workspace agreed on for a feature; each, where given, stands before the plan's term.
+create table workspace_feature_overrides (
+    workspace_id  uuid    not null references workspaces,
+    feature_code  text    not null,
+    is_enabled    boolean,
+    unit_price    bigint  check (unit_price >= 0),
+    limit_credits bigint  check (limit_credits >= 0),
+    primary key (workspace_id, feature_code)
+);
+
+create table subscriptions (
+    subscription_id uuid        primary key,
+    workspace_id    uuid        not null unique references workspaces,
+    plan_code       text        not null,
+    plan_version    integer     not null,
+    status          text        not null check (status in ('active', 'canceled')),
+    billing_anchor  timestamptz not null,
+    period_start    timestamptz not null,
+    period_end      timestamptz not null,
+    version         bigint      not null check (version >= 1),
+    pending_change  jsonb,
+    canceled_at     timestamptz,
+    updated_at      timestamptz not null,
+    unique (workspace_id, subscription_id),
+    foreign key (plan_code, plan_version) references plan_versions,
+    check (period_end > period_start),
+    check ((status = 'canceled') = (canceled_at is not null))
+);
+create index subscriptions_due on subscriptions (period_end) where status = 'active';
+
+create table subscription_periods (
+    workspace_id    uuid        not null,
+    subscription_id uuid        not null,
+    period_start    timestamptz not null,
+    period_end      timestamptz not null,
+    usage_seq       bigint      not null check (usage_seq >= 0), -- the last usage log before it
+    command_id      uuid        not null,
+    primary key (subscription_id, period_start),
+    foreign key (workspace_id, subscription_id) references subscriptions (workspace_id, subscription_id)
+);
+
+-- Credits: one row per fact, changed in place -----------------------------------------------------------
+
+create table workspace_credits (
+    workspace_id      uuid        primary key references workspaces,
+    current_credits   bigint      not null,
+    held_credits      bigint      not null check (held_credits >= 0),
+    debt_credits      bigint      not null check (debt_credits >= 0),
+    overdraft_limit   bigint      not null check (overdraft_limit >= 0),
+    used_this_month   bigint      not null check (used_this_month >= 0),
+    reported_limit    bigint      check (reported_limit >= 0), -- the soft limit that was reported in this period
+    rate_window_start timestamptz not null,
+    rate_window_used  bigint      not null check (rate_window_used >= 0),
+    low_credit_alerts smallint    not null, -- bit n: the plan's threshold n has fired
+    version           bigint      not null check (version >= 0), -- the last command's seq: the optimistic lock
+    ledger_seq        bigint      not null check (ledger_seq >= 0),
+    usage_seq         bigint      not null check (usage_seq >= 0),
+    event_seq         bigint      not null check (event_seq >= 0),
+    updated_at        timestamptz not null,
+    constraint never_below_the_overdraft check (debt_credits <= overdraft_limit and current_credits >= -overdraft_limit)
+) with (fillfactor = 50);
+
+-- What was used in the billing period that began at window_start. A row of an older window counts as nothing
+-- used, so a reset touches none. A new kind of limit is a new scope.
+create table usage_counters (
+    workspace_id   uuid        not null references workspaces,
+    scope          text        not null check (scope = 'feature'),
+    subject        text        not null, -- the feature code
+    window_start   timestamptz not null,
+    used_credits   bigint      not null check (used_credits >= 0),
+    reported_limit bigint      check (reported_limit >= 0), -- the soft limit that was reported in this window
+    primary key (workspace_id, scope, subject)
+) with (fillfactor = 50);
+
+create table credit_grants (
+    workspace_id      uuid        not null references workspaces,
+    grant_id          uuid        not null,
+    source            text        not null check (source in ('allowance', 'rollover', 'purchase', 'promotion', 'adjustment')),
+    amount            bigint      not null check (amount > 0),
+    remaining         bigint      not null check (remaining >= 0),
+    held              bigint      not null check (held >= 0),
+    priority          smallint    not null check (priority between 0 and 100),
+    effective_at      timestamptz not null,
+    expires_at        timestamptz,
+    feature_scope     text,
+    payment_reference text,
+    amount_minor      bigint      check (amount_minor >= 0),
+    currency          text        check (currency ~ '^[A-Z]{3}$'),
+    is_open           boolean     not null generated always as (remaining + held > 0) stored,
+    primary key (workspace_id, grant_id),
+    check (remaining + held <= amount),
+    check ((amount_minor is null) = (currency is null))
+) with (fillfactor = 50);
+create index credit_grants_open on credit_grants (workspace_id) where is_open;
+create index credit_grants_expiring on credit_grants (expires_at)
+    where is_open and expires_at is not null and source not in ('allowance', 'rollover');
+create unique index credit_grants_payment on credit_grants (workspace_id, payment_reference)
+    where payment_reference is not null and source = 'purchase';
+
+-- History: insert-only. All rows of a command share its recorded_at, which rises strictly within a workspace. --
+
+-- The audit record and the stored answer: a key and its answer are remembered for ever.
+create table commands (
+    workspace_id    uuid        not null,
+    idempotency_key text        not null,
+    command_id      uuid        not null,
+    seq             bigint      not null check (seq >= 1),
+    command_type    text        not null,
+    fingerprint     bytea       not null check (octet_length(fingerprint) = 32),
+    outcome         text        not null,
+    status          smallint    not null,
+    body            text        not null,
+    actor           text        not null,
+    correlation_id  text        not null,
+    traceparent     text,
+    metadata        text,
+    received_at     timestamptz not null,
+    recorded_at     timestamptz not null,
+    primary key (workspace_id, idempotency_key)
+);
+
+create table ledger_entries (
+    workspace_id   uuid        not null,
+    seq            bigint      not null check (seq >= 1),
+    command_id     uuid        not null,
+    debit_account  text        not null,
+    credit_account text        not null,
+    grant_id       uuid,
+    amount         bigint      not null check (amount > 0),
+    balance_after  bigint      not null,
+    recorded_at    timestamptz not null,
+    effective_at   timestamptz not null,
+    primary key (workspace_id, recorded_at, seq),
+    check (debit_account <> credit_account),
+    check ((grant_id is not null) = (debit_account in ('grant', 'held') or credit_account in ('grant', 'held')))
+);
+create index ledger_entries_by_grant on ledger_entries (workspace_id, grant_id, recorded_at, seq)
+    where grant_id is not null;
+
+create table usage_logs (
+    workspace_id uuid        not null,
+    seq          bigint      not null check (seq >= 1),
+    command_id   uuid        not null,
+    feature_code text        not null,
+    user_id      text,
+    credits      bigint      not null check (credits >= 0),
+    quantity     bigint      check (quantity > 0),
+    occurred_at  timestamptz not null,
+    recorded_at  timestamptz not null,
+    metadata     text,
+    primary key (workspace_id, recorded_at, seq)
+);
+create index usage_logs_by_feature on usage_logs (workspace_id, feature_code, recorded_at, seq);
+
+-- Outbox and streams -----------------------------------------------------------------------------------
+
+-- The writers' side of a partition: its head. Every batch locks it first.
+create table outbox_partitions (
+    partition_id  smallint primary key check (partition_id between 0 and 15),
+    seq           bigint   not null check (seq >= 0),
+    last_event_id uuid,
+    version       bigint   not null
+) with (fillfactor = 10);
+
+create table event_outbox (
+    partition_id   smallint    not null check (partition_id between 0 and 15),
+    seq            bigint      not null check (seq >= 1),
+    event_id       uuid        not null,
+    workspace_id   uuid        not null,
+    workspace_seq  bigint      not null check (workspace_seq >= 1),
+    event_type     text        not null,
+    schema_version smallint    not null,
+    recorded_at    timestamptz not null,
+    correlation_id text        not null,
+    causation_id   uuid        not null,
+    traceparent    text,
+    metadata       text,
+    data           text        not null,
+    primary key (partition_id, seq)
+);
+create unique index event_outbox_workspace on event_outbox (workspace_id, workspace_seq);
+create unique index event_outbox_id on event_outbox (event_id);
+
+-- The publishers' side of a partition: apart, so that neither waits for the other.
+create table stream_leases (
+    partition_id smallint primary key references outbox_partitions,
+    owner        text,
+    epoch        bigint   not null,
+    leased_until timestamptz not null,
+    generation   integer  not null check (generation >= 1),
+    diverged_seq bigint
+) with (fillfactor = 10);
+
+insert into outbox_partitions (partition_id, seq, version) select n, 0, 0 from generate_series(0, 15) as n;
+insert into stream_leases (partition_id, epoch, leased_until, generation)
+select n, 0, '-infinity', 1 from generate_series(0, 15) as n;
+
+-- What was published, a row per batch: the outbox itself is never updated.
+create table stream_batches (
+    partition_id smallint    not null check (partition_id between 0 and 15),
+    generation   integer     not null,
+    seq_from     bigint      not null check (seq_from >= 1),
+    seq_to       bigint      not null,
+    published_at timestamptz not null default now(),
+    primary key (partition_id, generation, seq_to),
+    check (seq_to >= seq_from)
+);
+
+create view event_outbox_published as
+select o.*, b.published_at is not null as published, b.published_at
+from event_outbox o
+join stream_leases l on l.partition_id = o.partition_id
+left join lateral (
+    select s.published_at from stream_batches s
+    where s.partition_id = o.partition_id and s.generation = l.generation and s.seq_to >= o.seq
+    order by s.seq_to limit 1
+) b on true;
+
+-- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
+create view usage_daily as
+select workspace_id, date_trunc('day', recorded_at at time zone 'UTC') as day, feature_code,
+    sum(credits) / 1e6 as credits, count(*) as deductions
+from usage_logs
+group by 1, 2, 3;
+
+-- What the server's statements need ----------------------------------------------------------------------
+
+-- Each table that is written in batches has a type <table>_row with its columns, and a batch's rows come as one
+-- array of it. A type, and not the table itself, so that a later migration can add a column while servers of the
+-- version before still write.
+do $$
+declare
+    t text;
+begin
+    foreach t in array array['plan_versions', 'plan_features', 'workspaces', 'workspace_feature_overrides',
+        'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'commands',
+        'ledger_entries', 'usage_logs', 'event_outbox'] loop
+        execute format('create type %I as (%s)', t || '_row', (
+            select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
+            from pg_attribute
+            where attrelid = t::regclass and attnum > 0 and attgenerated = ''
+        ));
+    end loop;
+end
+$$;
+
+-- Ends a statement that found something else than it was decided on: whatever it wrote is undone.
+create function refuse(state text, reason text) returns boolean language plpgsql as $$
+begin
+    raise exception using errcode = state, message = reason;
+end
+$$;
+
+create function refuse_change_of_history() returns trigger language plpgsql as $$
+begin
+    raise exception 'history is immutable: % on %', tg_op, tg_table_name using errcode = 'restrict_violation';
+end
+$$;
+
+do $$
+declare
+    t text;
+begin
+    foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'commands', 'ledger_entries',
+        'usage_logs', 'event_outbox', 'stream_batches'] loop
+        execute format('create trigger history_is_immutable before update or delete on %I for each row execute function refuse_change_of_history()', t);
+        execute format('create trigger history_is_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
+    end loop;
+    -- History names these rows.
+    foreach t in array array['workspaces', 'credit_grants'] loop
+        execute format('create trigger rows_are_kept before delete on %I for each row execute function refuse_change_of_history()', t);
+        execute format('create trigger rows_are_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
+    end loop;
+end
+$$;

@@ -1,0 +1,318 @@
+-- The schema: the twin of migrations/postgres/0001_schema.sql, table by table. Ids are 16-byte blobs, instants are
+-- microseconds since 1970, amounts are micro-credits, booleans are 0 or 1. Every table is STRICT, so a value of
+-- another type is refused. How to ask it: docs/SQL.md.
+--
+-- WITHOUT ROWID keeps a row in the tree of its primary key: one tree to write instead of two, and the rows of a
+-- workspace lie together. Tables with wide rows (terms, stored answers, events) stay rowid tables: their rows are
+-- appended, and only a narrow key goes to a random place.
+
+-- Catalogue ------------------------------------------------------------------------------------------
+
+create table plans (
+    plan_code  text    primary key not null,
+    source     text    not null check (source in ('file', 'api')),
+    retired_at integer -- not offered any more; workspaces that have it keep it
+) strict, without rowid;
+
+create table plan_versions (
+    plan_code  text    not null references plans,
+    version    integer not null check (version >= 1),
+    terms      text    not null check (json_valid(terms)), -- all but the features
+    created_at integer not null,
+    primary key (plan_code, version)
+) strict;
+
+create table plan_features (
+    plan_code     text    not null,
+    version       integer not null,
+    feature_code  text    not null,
+    is_enabled    integer not null check (is_enabled in (0, 1)),
+    unit_price    integer check (unit_price >= 0),
+    limit_credits integer check (limit_credits >= 0),
+    limit_mode    text    check (limit_mode in ('hard', 'soft')),
+    primary key (plan_code, version, feature_code),
+    foreign key (plan_code, version) references plan_versions,
+    check ((limit_credits is null) = (limit_mode is null))
+) strict, without rowid;
+
+-- Tenants --------------------------------------------------------------------------------------------
+
+create table workspaces (
+    workspace_id             blob    primary key not null check (length(workspace_id) = 16),
+    name                     text    not null,
+    time_zone                text    not null,
+    monthly_limit_override   integer check (monthly_limit_override >= 0),
+    overdraft_limit_override integer check (overdraft_limit_override >= 0),
+    created_at               integer not null,
+    partition_id             integer not null check (partition_id between 0 and 15)
+) strict, without rowid;
+
+-- What a workspace agreed on for a feature; each, where given, stands before the plan's term.
+create table workspace_feature_overrides (
+    workspace_id  blob    not null references workspaces,
+    feature_code  text    not null,
+    is_enabled    integer check (is_enabled in (0, 1)),
+    unit_price    integer check (unit_price >= 0),
+    limit_credits integer check (limit_credits >= 0),
+    primary key (workspace_id, feature_code)
+) strict, without rowid;
+
+create table subscriptions (
+    subscription_id blob    primary key not null check (length(subscription_id) = 16),
+    workspace_id    blob    not null unique references workspaces,
+    plan_code       text    not null,
+    plan_version    integer not null,
+    status          text    not null check (status in ('active', 'canceled')),
+    billing_anchor  integer not null,
+    period_start    integer not null,
+    period_end      integer not null,
+    version         integer not null check (version >= 1),
+    pending_change  text    check (json_valid(pending_change)),
+    canceled_at     integer,
+    updated_at      integer not null,
+    unique (workspace_id, subscription_id),
+    foreign key (plan_code, plan_version) references plan_versions,
+    check (period_end > period_start),
+    check ((status = 'canceled') = (canceled_at is not null))
+) strict, without rowid;
+create index subscriptions_due on subscriptions (period_end) where status = 'active';
+
+create table subscription_periods (
+    workspace_id    blob    not null check (length(workspace_id) = 16),
+    subscription_id blob    not null check (length(subscription_id) = 16),
+    period_start    integer not null,
+    period_end      integer not null,
+    usage_seq       integer not null check (usage_seq >= 0), -- the last usage log before it
+    command_id      blob    not null check (length(command_id) = 16),
+    primary key (subscription_id, period_start),
+    foreign key (workspace_id, subscription_id) references subscriptions (workspace_id, subscription_id)
+) strict, without rowid;
+
+-- Credits: one row per fact, changed in place -----------------------------------------------------------
+
+create table workspace_credits (
+    workspace_id      blob    primary key not null references workspaces,
+    current_credits   integer not null,
+    held_credits      integer not null check (held_credits >= 0),
+    debt_credits      integer not null check (debt_credits >= 0),
+    overdraft_limit   integer not null check (overdraft_limit >= 0),
+    used_this_month   integer not null check (used_this_month >= 0),
+    reported_limit    integer check (reported_limit >= 0), -- the soft limit that was reported in this period
+    rate_window_start integer not null,
+    rate_window_used  integer not null check (rate_window_used >= 0),
+    low_credit_alerts integer not null, -- bit n: the plan's threshold n has fired
+    version           integer not null check (version >= 0), -- the last command's seq: the optimistic lock
+    ledger_seq        integer not null check (ledger_seq >= 0),
+    usage_seq         integer not null check (usage_seq >= 0),
+    event_seq         integer not null check (event_seq >= 0),
+    updated_at        integer not null,
+    constraint never_below_the_overdraft check (debt_credits <= overdraft_limit and current_credits >= -overdraft_limit)
+) strict, without rowid;
+
+-- What was used in the billing period that began at window_start. A row of an older window counts as nothing
+-- used, so a reset touches none. A new kind of limit is a new scope.
+create table usage_counters (
+    workspace_id   blob    not null references workspaces,
+    scope          text    not null check (scope = 'feature'),
+    subject        text    not null, -- the feature code
+    window_start   integer not null,
+    used_credits   integer not null check (used_credits >= 0),
+    reported_limit integer check (reported_limit >= 0), -- the soft limit that was reported in this window
+    primary key (workspace_id, scope, subject)
+) strict, without rowid;
+
+create table credit_grants (
+    workspace_id      blob    not null references workspaces,
+    grant_id          blob    not null check (length(grant_id) = 16),
+    source            text    not null check (source in ('allowance', 'rollover', 'purchase', 'promotion', 'adjustment')),
+    amount            integer not null check (amount > 0),
+    remaining         integer not null check (remaining >= 0),
+    held              integer not null check (held >= 0),
+    priority          integer not null check (priority between 0 and 100),
+    effective_at      integer not null,
+    expires_at        integer,
+    feature_scope     text,
+    payment_reference text,
+    amount_minor      integer check (amount_minor >= 0),
+    currency          text    check (currency glob '[A-Z][A-Z][A-Z]'),
+    is_open           integer not null generated always as (remaining + held > 0) stored,
+    primary key (workspace_id, grant_id),
+    check (remaining + held <= amount),
+    check ((amount_minor is null) = (currency is null))
+) strict, without rowid;
+create index credit_grants_open on credit_grants (workspace_id) where is_open;
+create index credit_grants_expiring on credit_grants (expires_at)
+    where is_open and expires_at is not null and source not in ('allowance', 'rollover');
+create unique index credit_grants_payment on credit_grants (workspace_id, payment_reference)
+    where payment_reference is not null and source = 'purchase';
+
+-- History: insert-only. All rows of a command share its recorded_at, which rises strictly within a workspace. --
+
+-- The audit record and the stored answer: a key and its answer are remembered for ever.
+create table commands (
+    workspace_id    blob    not null check (length(workspace_id) = 16),
+    idempotency_key text    not null,
+    command_id      blob    not null check (length(command_id) = 16),
+    seq             integer not null check (seq >= 1),
+    command_type    text    not null,
+    fingerprint     blob    not null check (length(fingerprint) = 32),
+    outcome         text    not null,
+    status          integer not null,
+    body            text    not null,
+    actor           text    not null,
+    correlation_id  text    not null,
+    traceparent     text,
+    metadata        text,
+    received_at     integer not null,
+    recorded_at     integer not null,
+    primary key (workspace_id, idempotency_key)
+) strict;
+
+create table ledger_entries (
+    workspace_id   blob    not null check (length(workspace_id) = 16),
+    seq            integer not null check (seq >= 1),
+    command_id     blob    not null check (length(command_id) = 16),
+    debit_account  text    not null,
+    credit_account text    not null,
+    grant_id       blob    check (length(grant_id) = 16),
+    amount         integer not null check (amount > 0),
+    balance_after  integer not null,
+    recorded_at    integer not null,
+    effective_at   integer not null,
+    primary key (workspace_id, recorded_at, seq),
+    check (debit_account <> credit_account),
+    check ((grant_id is not null) = (debit_account in ('grant', 'held') or credit_account in ('grant', 'held')))
+) strict, without rowid;
+create index ledger_entries_by_grant on ledger_entries (workspace_id, grant_id, recorded_at, seq)
+    where grant_id is not null;
+
+create table usage_logs (
+    workspace_id blob    not null check (length(workspace_id) = 16),
+    seq          integer not null check (seq >= 1),
+    command_id   blob    not null check (length(command_id) = 16),
+    feature_code text    not null,
+    user_id      text,
+    credits      integer not null check (credits >= 0),
+    quantity     integer check (quantity > 0),
+    occurred_at  integer not null,
+    recorded_at  integer not null,
+    metadata     text,
+    primary key (workspace_id, recorded_at, seq)
+) strict, without rowid;
+create index usage_logs_by_feature on usage_logs (workspace_id, feature_code, recorded_at, seq);
+
+-- Outbox and streams -----------------------------------------------------------------------------------
+
+-- The writers' side of a partition: its head. Every batch locks it first.
+create table outbox_partitions (
+    partition_id  integer primary key not null check (partition_id between 0 and 15),
+    seq           integer not null check (seq >= 0),
+    last_event_id blob    check (length(last_event_id) = 16),
+    version       integer not null
+) strict;
+
+create table event_outbox (
+    partition_id   integer not null check (partition_id between 0 and 15),
+    seq            integer not null check (seq >= 1),
+    event_id       blob    not null check (length(event_id) = 16),
+    workspace_id   blob    not null check (length(workspace_id) = 16),
+    workspace_seq  integer not null check (workspace_seq >= 1),
+    event_type     text    not null,
+    schema_version integer not null,
+    recorded_at    integer not null,
+    correlation_id text    not null,
+    causation_id   blob    not null check (length(causation_id) = 16),
+    traceparent    text,
+    metadata       text,
+    data           text    not null,
+    primary key (partition_id, seq)
+) strict;
+create unique index event_outbox_workspace on event_outbox (workspace_id, workspace_seq);
+create unique index event_outbox_id on event_outbox (event_id);
+
+-- The publishers' side of a partition: apart, so that neither waits for the other.
+create table stream_leases (
+    partition_id integer primary key not null references outbox_partitions,
+    owner        text,
+    epoch        integer not null,
+    leased_until integer not null,
+    generation   integer not null check (generation >= 1),
+    diverged_seq integer
+) strict;
+
+with recursive numbers (n) as (select 0 union all select n + 1 from numbers where n < 15)
+insert into outbox_partitions (partition_id, seq, version) select n, 0, 0 from numbers;
+insert into stream_leases (partition_id, epoch, leased_until, generation)
+select partition_id, 0, 0, 1 from outbox_partitions;
+
+-- What was published, a row per batch: the outbox itself is never updated.
+create table stream_batches (
+    partition_id integer not null check (partition_id between 0 and 15),
+    generation   integer not null,
+    seq_from     integer not null check (seq_from >= 1),
+    seq_to       integer not null,
+    published_at integer not null default (cast(round(unixepoch('subsec') * 1000) as integer) * 1000),
+    primary key (partition_id, generation, seq_to),
+    check (seq_to >= seq_from)
+) strict, without rowid;
+
+create view event_outbox_published as
+select e.partition_id, e.seq, e.event_id, e.workspace_id, e.workspace_seq, e.event_type, e.schema_version,
+    e.recorded_at, e.correlation_id, e.causation_id, e.traceparent, e.metadata, e.data,
+    e.published_at is not null as published, e.published_at
+from (
+    select o.*, (
+        select s.published_at from stream_batches s
+        where s.partition_id = o.partition_id and s.generation = l.generation and s.seq_to >= o.seq
+        order by s.seq_to limit 1
+    ) as published_at
+    from event_outbox o
+    join stream_leases l on l.partition_id = o.partition_id
+) e;
+
+-- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
+create view usage_daily as
+select workspace_id, date(recorded_at / 1000000, 'unixepoch') as day, feature_code,
+    sum(credits) / 1e6 as credits, count(*) as deductions
+from usage_logs
+group by 1, 2, 3;
+
+-- What the server's statements need ----------------------------------------------------------------------
+
+create trigger plan_versions_refuse_update before update on plan_versions
+begin select raise(abort, 'history is immutable: update on plan_versions'); end;
+create trigger plan_versions_refuse_delete before delete on plan_versions
+begin select raise(abort, 'history is immutable: delete on plan_versions'); end;
+create trigger plan_features_refuse_update before update on plan_features
+begin select raise(abort, 'history is immutable: update on plan_features'); end;
+create trigger plan_features_refuse_delete before delete on plan_features
+begin select raise(abort, 'history is immutable: delete on plan_features'); end;
+create trigger subscription_periods_refuse_update before update on subscription_periods
+begin select raise(abort, 'history is immutable: update on subscription_periods'); end;
+create trigger subscription_periods_refuse_delete before delete on subscription_periods
+begin select raise(abort, 'history is immutable: delete on subscription_periods'); end;
+create trigger commands_refuse_update before update on commands
+begin select raise(abort, 'history is immutable: update on commands'); end;
+create trigger commands_refuse_delete before delete on commands
+begin select raise(abort, 'history is immutable: delete on commands'); end;
+create trigger ledger_entries_refuse_update before update on ledger_entries
+begin select raise(abort, 'history is immutable: update on ledger_entries'); end;
+create trigger ledger_entries_refuse_delete before delete on ledger_entries
+begin select raise(abort, 'history is immutable: delete on ledger_entries'); end;
+create trigger usage_logs_refuse_update before update on usage_logs
+begin select raise(abort, 'history is immutable: update on usage_logs'); end;
+create trigger usage_logs_refuse_delete before delete on usage_logs
+begin select raise(abort, 'history is immutable: delete on usage_logs'); end;
+create trigger event_outbox_refuse_update before update on event_outbox
+begin select raise(abort, 'history is immutable: update on event_outbox'); end;
+create trigger event_outbox_refuse_delete before delete on event_outbox
+begin select raise(abort, 'history is immutable: delete on event_outbox'); end;
+create trigger stream_batches_refuse_update before update on stream_batches
+begin select raise(abort, 'history is immutable: update on stream_batches'); end;
+create trigger stream_batches_refuse_delete before delete on stream_batches
+begin select raise(abort, 'history is immutable: delete on stream_batches'); end;
+-- History names these rows.
+create trigger workspaces_refuse_delete before delete on workspaces
+begin select raise(abort, 'history is immutable: delete on workspaces'); end;
+create trigger credit_grants_refuse_delete before delete on credit_grants
+begin select raise(abort, 'history is immutable: delete on credit_grants'); end;

@@ -1,0 +1,293 @@
+//! How values of the domain are stored: the kinds of columns, and the one way from a field to a column and back.
+//!
+//! Both databases share this. A dialect only says how it takes a [`Value`] of a [`Kind`] in, and how it gives one
+//! out ([`ReadValue`]). A stored value that the domain does not know is corruption, never a default.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use chrono_tz::Tz;
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::plan_rows::Terms;
+use crate::domain::counter::CounterSubject;
+use crate::domain::credits::{Credits, Quantity};
+use crate::domain::event::EventType;
+use crate::domain::grant::{CostBasis, Currency, GrantSource};
+use crate::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use crate::domain::ledger::{Account, Accounts};
+use crate::domain::metadata::Metadata;
+use crate::domain::period::Period;
+use crate::domain::plan::{LimitMode, UsageLimit};
+use crate::domain::subscription::{Pending, SubscriptionStatus};
+use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
+use crate::domain::time::Timestamp;
+use crate::domain::workspace::OwnTerms;
+
+/// What a column holds, in the words of PostgreSQL's types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Uuid,
+    Smallint,
+    Integer,
+    Bigint,
+    Boolean,
+    Text,
+    Bytea,
+    Timestamptz,
+    Jsonb,
+}
+
+/// The value of a column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value<'v> {
+    Null,
+    Uuid(Uuid),
+    Smallint(i16),
+    Integer(i32),
+    Bigint(i64),
+    Boolean(bool),
+    Text(Cow<'v, str>),
+    Bytea(Cow<'v, [u8]>),
+    Timestamptz(Timestamp),
+    Jsonb(Cow<'v, str>),
+}
+
+/// Takes the columns of a row, one after the other.
+pub(super) trait WriteValue {
+    fn value(&mut self, kind: Kind, value: Value<'_>);
+}
+
+/// A row of a database.
+pub(super) trait ReadValue {
+    /// The value of a column, by its place.
+    fn value(&self, place: usize, kind: Kind) -> Result<Value<'_>, StoreError>;
+
+    fn name(&self, place: usize) -> &str;
+}
+
+/// Reads the columns of a row, one after the other.
+pub(super) struct Fields<'r> {
+    row: &'r dyn ReadValue,
+    place: usize,
+}
+
+impl<'r> Fields<'r> {
+    pub(super) fn of(row: &'r dyn ReadValue) -> Self {
+        Self { row, place: 0 }
+    }
+
+    pub(super) fn next<T: Columns>(&mut self) -> Result<T, StoreError> {
+        T::take(self)
+    }
+
+    pub(super) fn skip(&mut self, columns: usize) {
+        self.place += columns;
+    }
+
+    fn stored<T: Stored>(&mut self) -> Result<T, StoreError> {
+        let value = self.row.value(self.place, T::KIND)?;
+        let unreadable = || unreadable(self.row.name(self.place), &value);
+        let read = T::from_value(value.clone()).ok_or_else(unreadable)?;
+        self.place += 1;
+        Ok(read)
+    }
+}
+
+fn unreadable(column: &str, value: &Value<'_>) -> StoreError {
+    StoreError::Corrupt(format!("stored {column} {value:?} cannot be read"))
+}
+
+/// A type that fills one column.
+pub(super) trait Stored: Sized {
+    const KIND: Kind;
+
+    fn to_value(&self) -> Value<'_>;
+
+    /// None if it is not a value of this type.
+    fn from_value(value: Value<'_>) -> Option<Self>;
+}
+
+/// A field of a row: one column, or several that belong together.
+pub(super) trait Columns: Sized {
+    const KINDS: &'static [Kind];
+
+    fn put(&self, row: &mut impl WriteValue);
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError>;
+}
+
+impl<T: Stored> Columns for T {
+    const KINDS: &'static [Kind] = &[T::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        row.value(T::KIND, self.to_value());
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        row.stored()
+    }
+}
+
+impl<T: Stored> Stored for Option<T> {
+    const KIND: Kind = T::KIND;
+
+    fn to_value(&self) -> Value<'_> {
+        self.as_ref().map_or(Value::Null, T::to_value)
+    }
+
+    fn from_value(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Null => Some(None),
+            value => T::from_value(value).map(Some),
+        }
+    }
+}
+
+/// `Type: Kind, field => how it is written, value => how it is read`.
+macro_rules! stored {
+    ($($type:ty: $kind:ident, $field:ident => $write:expr, $value:ident => $read:expr;)+) => {
+        $(impl Stored for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn to_value(&self) -> Value<'_> {
+                let $field = self;
+                Value::$kind($write)
+            }
+
+            fn from_value(value: Value<'_>) -> Option<Self> {
+                let Value::$kind($value) = value else { return None };
+                $read
+            }
+        })+
+    };
+}
+
+stored! {
+    Uuid: Uuid, id => *id, value => Some(value);
+    WorkspaceId: Uuid, id => id.0, value => Some(Self(value));
+    CommandId: Uuid, id => id.0, value => Some(Self(value));
+    GrantId: Uuid, id => id.0, value => Some(Self(value));
+    EventId: Uuid, id => id.0, value => Some(Self(value));
+    SubscriptionId: Uuid, id => id.0, value => Some(Self(value));
+    Partition: Smallint, partition => partition.stored(), value => u8::try_from(value).ok().and_then(Self::new);
+    i16: Smallint, number => *number, value => Some(value);
+    i32: Integer, number => *number, value => Some(value);
+    i64: Bigint, number => *number, value => Some(value);
+    bool: Boolean, flag => *flag, value => Some(value);
+    String: Text, text => text.into(), value => Some(value.into_owned());
+    Credits: Bigint, credits => credits.micro(), value => Self::from_micro(value).ok();
+    Quantity: Bigint, quantity => quantity.micro(), value => Self::from_micro(value).ok();
+    Timestamp: Timestamptz, at => *at, value => Some(value);
+    Tz: Text, zone => zone.name().into(), value => Self::from_str(&value).ok();
+    FeatureCode: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    IdempotencyKey: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    Label: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    PaymentReference: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    PlanCode: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    UserId: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    GrantSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
+    LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
+    SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
+    EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
+    Currency: Text, currency => currency.as_str().into(), value => Self::new(&value);
+    Metadata: Text, metadata => metadata.to_json().into(), value => Self::from_stored(&value);
+    [u8; 32]: Bytea, bytes => bytes.as_slice().into(), value => value.as_ref().try_into().ok();
+    Terms: Jsonb, terms => terms.0.as_str().into(), value => Some(Self(value.into_owned()));
+    Pending: Jsonb, pending => serde_json::to_string(pending).expect("a small tree of texts is JSON").into(),
+        value => serde_json::from_str(&value).ok();
+}
+
+/// Both columns are null, or neither is.
+macro_rules! optional_pair {
+    ($($type:ident { $one:ident: $of_one:ty, $other:ident: $of_other:ty })+) => {
+        $(impl Columns for Option<$type> {
+            const KINDS: &'static [Kind] = &[<$of_one>::KIND, <$of_other>::KIND];
+
+            fn put(&self, row: &mut impl WriteValue) {
+                self.as_ref().map(|pair| pair.$one).put(row);
+                self.as_ref().map(|pair| pair.$other).put(row);
+            }
+
+            fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+                let (one, other): (Option<$of_one>, Option<$of_other>) = (row.next()?, row.next()?);
+                Ok(one.zip(other).map(|($one, $other)| $type { $one, $other }))
+            }
+        })+
+    };
+}
+
+optional_pair! {
+    CostBasis { amount_minor: i64, currency: Currency }
+    UsageLimit { credits: Credits, mode: LimitMode }
+}
+
+impl Columns for Period {
+    const KINDS: &'static [Kind] = &[Timestamp::KIND, Timestamp::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        self.start.put(row);
+        self.end.put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self { start: row.next()?, end: row.next()? })
+    }
+}
+
+impl Columns for OwnTerms {
+    const KINDS: &'static [Kind] = &[bool::KIND, Credits::KIND, Credits::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        self.enabled.put(row);
+        self.unit_price.put(row);
+        self.limit.put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self { enabled: row.next()?, unit_price: row.next()?, limit: row.next()? })
+    }
+}
+
+/// A scope and what is counted in it.
+impl Columns for CounterSubject {
+    const KINDS: &'static [Kind] = &[Kind::Text, Kind::Text];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        match self {
+            Self::Feature(code) => {
+                row.value(Kind::Text, Value::Text("feature".into()));
+                code.put(row);
+            }
+        }
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        let scope: String = row.next()?;
+        match scope.as_str() {
+            "feature" => Ok(Self::Feature(row.next()?)),
+            _ => Err(unreadable("scope", &Value::Text(scope.into()))),
+        }
+    }
+}
+
+/// The debit account, the credit account, and the grant that one of them belongs to.
+impl Columns for Accounts {
+    const KINDS: &'static [Kind] = &[Kind::Text, Kind::Text, GrantId::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        row.value(Kind::Text, Value::Text(self.debit.label()));
+        row.value(Kind::Text, Value::Text(self.credit.label()));
+        self.grant_id().put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        let (debit, credit): (String, String) = (row.next()?, row.next()?);
+        let grant: Option<GrantId> = row.next()?;
+        let account = |label: String| {
+            Account::from_stored(&label, grant).ok_or_else(|| unreadable("account", &Value::Text(label.into())))
+        };
+        Ok(Self { debit: account(debit)?, credit: account(credit)? })
+    }
+}

@@ -1,0 +1,378 @@
+//! The invariants of `docs/INVARIANTS.md` as statements that must return no row.
+//!
+//! Each returns the workspace and the row concerned (an event or a grant), where there is one, and what is wrong.
+//! They compute every cache again from history and trust nothing that the write path derived. What a constraint
+//! already forbids (a negative figure, two commands of one key, two grants of one payment) is not asked again.
+//!
+//! These read whole tables, so they are written in the SQL that both databases speak, and once. What is looked up is
+//! a subquery that is grouped or distinct: both databases then make it once and find its rows by hashing or an index.
+
+/// The name of each invariant and its statement; `$1` is how many findings to return at most.
+pub(super) const INVARIANTS: &[(&str, &str)] = &[
+    ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
+    ("balance-after-chains", BALANCE_AFTER_CHAINS),
+    ("balance-is-sum-of-grants", BALANCE_IS_SUM_OF_GRANTS),
+    ("held-is-sum-of-grants", HELD_IS_SUM_OF_GRANTS),
+    ("grant-is-sum-of-entries", GRANT_IS_SUM_OF_ENTRIES),
+    ("debt-is-sum-of-entries", DEBT_IS_SUM_OF_ENTRIES),
+    ("used-is-sum-of-usage-logs", USED_IS_SUM_OF_USAGE_LOGS),
+    ("counter-is-sum-of-usage-logs", COUNTER_IS_SUM_OF_USAGE_LOGS),
+    ("usage-has-counter", USAGE_HAS_COUNTER),
+    ("deduction-has-one-usage-log", DEDUCTION_HAS_ONE_USAGE_LOG),
+    ("usage-log-has-deduction", USAGE_LOG_HAS_DEDUCTION),
+    ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
+    ("deduction-has-event", DEDUCTION_HAS_EVENT),
+    ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
+    ("refusal-has-event", REFUSAL_HAS_EVENT),
+    ("row-has-command", ROW_HAS_COMMAND),
+    ("entry-names-grant-of-its-workspace", ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE),
+    ("command-is-of-a-workspace", COMMAND_IS_OF_A_WORKSPACE),
+    ("command-seq-has-no-gap", COMMAND_SEQ_HAS_NO_GAP),
+    ("ledger-seq-has-no-gap", LEDGER_SEQ_HAS_NO_GAP),
+    ("usage-seq-has-no-gap", USAGE_SEQ_HAS_NO_GAP),
+    ("workspace-seq-has-no-gap", WORKSPACE_SEQ_HAS_NO_GAP),
+    ("history-is-in-order", HISTORY_IS_IN_ORDER),
+    ("partition-seq-has-no-gap", PARTITION_SEQ_HAS_NO_GAP),
+    ("event-is-in-its-partition", EVENT_IS_IN_ITS_PARTITION),
+    ("batches-have-no-gap", BATCHES_HAVE_NO_GAP),
+];
+
+/// What an entry adds to an account of this kind, less what it takes from it.
+macro_rules! moved {
+    ($($account:literal),+) => {
+        concat!(
+            "(case when credit_account in (", moved!(@list $($account),+), ") then amount else 0 end",
+            " - case when debit_account in (", moved!(@list $($account),+), ") then amount else 0 end)"
+        )
+    };
+    (@list $first:literal $(, $more:literal)*) => {
+        concat!("'", $first, "'" $(, ", '", $more, "'")*)
+    };
+}
+
+const BALANCE_IS_SUM_OF_ENTRIES: &str = concat!(
+    "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('current_credits is %s, the entries say %s', c.current_credits, coalesce(e.balance, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(",
+    moved!("grant", "held", "debt"),
+    ") as balance from ledger_entries group by workspace_id
+) e on e.workspace_id = c.workspace_id
+where c.current_credits <> coalesce(e.balance, 0)
+limit $1"
+);
+
+const BALANCE_AFTER_CHAINS: &str = concat!(
+    "
+select e.workspace_id, cast(null as uuid) as row_id,
+    format('entry %s says %s, after %s and %s', e.seq, e.balance_after, e.balance_before, e.moved) as detail
+from (
+    select workspace_id, seq, balance_after,
+        lag(balance_after, 1, 0) over (partition by workspace_id order by seq) as balance_before, ",
+    moved!("grant", "held", "debt"),
+    " as moved
+    from ledger_entries
+) e
+where e.balance_after <> e.balance_before + e.moved
+limit $1"
+);
+
+const BALANCE_IS_SUM_OF_GRANTS: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('current_credits is %s, the grants hold %s, the debt is %s', c.current_credits, coalesce(g.total, 0),
+        c.debt_credits) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(remaining + held) as total from credit_grants group by workspace_id
+) g on g.workspace_id = c.workspace_id
+where c.current_credits <> coalesce(g.total, 0) - c.debt_credits
+limit $1";
+
+const HELD_IS_SUM_OF_GRANTS: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('held_credits is %s, the grants say %s', c.held_credits, coalesce(g.held, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, sum(held) as held from credit_grants group by workspace_id
+) g on g.workspace_id = c.workspace_id
+where c.held_credits <> coalesce(g.held, 0)
+limit $1";
+
+const GRANT_IS_SUM_OF_ENTRIES: &str = concat!(
+    "
+select g.workspace_id, g.grant_id as row_id,
+    format('the grant has %s remaining and %s held, the entries say %s and %s', g.remaining, g.held,
+        coalesce(e.remaining, 0), coalesce(e.held, 0)) as detail
+from credit_grants g
+left join (
+    select workspace_id, grant_id, sum(",
+    moved!("grant"),
+    ") as remaining, sum(",
+    moved!("held"),
+    ") as held
+    from ledger_entries where grant_id is not null group by workspace_id, grant_id
+) e on e.workspace_id = g.workspace_id and e.grant_id = g.grant_id
+where g.remaining <> coalesce(e.remaining, 0) or g.held <> coalesce(e.held, 0)
+limit $1"
+);
+
+const DEBT_IS_SUM_OF_ENTRIES: &str = concat!(
+    "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('debt_credits is %s, the entries say %s', c.debt_credits, coalesce(e.debt, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, -sum(",
+    moved!("debt"),
+    ") as debt
+    from ledger_entries where debit_account = 'debt' or credit_account = 'debt' group by workspace_id
+) e on e.workspace_id = c.workspace_id
+where c.debt_credits <> coalesce(e.debt, 0)
+limit $1"
+);
+
+const USED_IS_SUM_OF_USAGE_LOGS: &str = "
+with current_period as (
+    select workspace_id, max(usage_seq) as usage_seq from subscription_periods group by workspace_id
+), logged as (
+    select l.workspace_id, sum(l.credits) as used
+    from usage_logs l
+    left join current_period p on p.workspace_id = l.workspace_id
+    where l.seq > coalesce(p.usage_seq, 0)
+    group by l.workspace_id
+)
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('used_this_month is %s, the usage logs of the period say %s', c.used_this_month, coalesce(l.used, 0))
+        as detail
+from workspace_credits c
+left join logged l on l.workspace_id = c.workspace_id
+where c.used_this_month <> coalesce(l.used, 0)
+limit $1";
+
+/// Each counter counts the period that its window names, which may be over.
+const COUNTER_IS_SUM_OF_USAGE_LOGS: &str = "
+with periods as (
+    select workspace_id, period_start, usage_seq,
+        lead(usage_seq) over (partition by workspace_id order by period_start) as next_usage_seq
+    from subscription_periods
+), logged as (
+    select l.workspace_id, p.period_start, l.feature_code, sum(l.credits) as used
+    from usage_logs l
+    join periods p on p.workspace_id = l.workspace_id
+    where l.seq > p.usage_seq and (p.next_usage_seq is null or l.seq <= p.next_usage_seq)
+    group by l.workspace_id, p.period_start, l.feature_code
+)
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('the counter of %s says %s, the usage logs of its window %s', c.subject, c.used_credits,
+        coalesce(l.used, 0)) as detail
+from usage_counters c
+left join logged l
+    on l.workspace_id = c.workspace_id and l.period_start = c.window_start and l.feature_code = c.subject
+where c.used_credits <> coalesce(l.used, 0)
+limit $1";
+
+const USAGE_HAS_COUNTER: &str = "
+with current_period as (
+    select workspace_id, max(usage_seq) as usage_seq from subscription_periods group by workspace_id
+)
+select l.workspace_id, cast(null as uuid) as row_id,
+    format('%s was used in the period, and no counter counts it', l.feature_code) as detail
+from usage_logs l
+join current_period p on p.workspace_id = l.workspace_id
+join subscriptions s on s.workspace_id = l.workspace_id
+left join usage_counters c on c.workspace_id = l.workspace_id and c.scope = 'feature' and c.subject = l.feature_code
+    and c.window_start = s.period_start
+where l.seq > p.usage_seq and c.subject is null
+group by l.workspace_id, l.feature_code
+limit $1";
+
+const DEDUCTION_HAS_ONE_USAGE_LOG: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('command %s has %s usage logs', c.seq, coalesce(u.logs, 0)) as detail
+from commands c
+left join (
+    select workspace_id, command_id, count(*) as logs from usage_logs group by workspace_id, command_id
+) u on u.workspace_id = c.workspace_id and u.command_id = c.command_id
+where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(u.logs, 0) <> 1
+limit $1";
+
+const USAGE_LOG_HAS_DEDUCTION: &str = "
+select u.workspace_id, cast(null as uuid) as row_id, format('usage log %s has no accepted deduction', u.seq) as detail
+from usage_logs u
+left join (
+    select distinct workspace_id, command_id
+    from commands where command_type = 'DeductCredits' and outcome = 'accepted'
+) c on c.workspace_id = u.workspace_id and c.command_id = u.command_id
+where c.command_id is null
+limit $1";
+
+const USAGE_LOG_IS_SUM_OF_ENTRIES: &str = "
+select u.workspace_id, cast(null as uuid) as row_id,
+    format('usage log %s says %s, the entries %s', u.seq, u.credits, coalesce(e.consumed, 0)) as detail
+from usage_logs u
+left join (
+    select workspace_id, command_id, credit_account, sum(amount) as consumed
+    from ledger_entries where credit_account like 'consumed:%' group by workspace_id, command_id, credit_account
+) e on e.workspace_id = u.workspace_id and e.command_id = u.command_id
+    and e.credit_account = 'consumed:' || u.feature_code
+where u.credits <> coalesce(e.consumed, 0)
+limit $1";
+
+const DEDUCTION_HAS_EVENT: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('command %s raised %s CreditConsumed', c.seq, coalesce(o.events, 0)) as detail
+from commands c
+left join (
+    select workspace_id, causation_id, count(*) as events
+    from event_outbox where event_type = 'CreditConsumed' group by workspace_id, causation_id
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(o.events, 0) <> 1
+limit $1";
+
+const REFUSAL_HAS_NO_ENTRY: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('command %s was refused (%s) and has %s entries', c.seq, c.outcome, e.entries) as detail
+from commands c
+join (
+    select workspace_id, command_id, count(*) as entries from ledger_entries group by workspace_id, command_id
+) e on e.workspace_id = c.workspace_id and e.command_id = c.command_id
+where c.outcome <> 'accepted'
+limit $1";
+
+/// Of the refusals, those of the balance and of a limit tell their consumers.
+const REFUSAL_HAS_EVENT: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('command %s was refused (%s) and raised %s events that say so', c.seq, c.outcome, coalesce(o.events, 0))
+        as detail
+from commands c
+left join (
+    select workspace_id, causation_id, event_type, count(*) as events
+    from event_outbox
+    where event_type in ('CreditLimitExceeded', 'UsageLimitExceeded')
+    group by workspace_id, causation_id, event_type
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+    and o.event_type = case c.outcome
+        when 'insufficient-credits' then 'CreditLimitExceeded'
+        else 'UsageLimitExceeded'
+    end
+where c.command_type = 'DeductCredits' and c.outcome in ('insufficient-credits', 'limit-exceeded')
+    and coalesce(o.events, 0) <> 1
+limit $1";
+
+const ROW_HAS_COMMAND: &str = "
+select r.workspace_id, cast(null as uuid) as row_id, format('%s %s has no command', r.what, r.seq) as detail
+from (
+    select 'entry' as what, workspace_id, seq, command_id from ledger_entries
+    union all select 'usage log', workspace_id, seq, command_id from usage_logs
+    union all select 'period after usage log', workspace_id, usage_seq, command_id from subscription_periods
+    union all select 'event', workspace_id, workspace_seq, causation_id from event_outbox
+) r
+left join (
+    select distinct workspace_id, command_id from commands
+) c on c.workspace_id = r.workspace_id and c.command_id = r.command_id
+where c.command_id is null
+limit $1";
+
+const ENTRY_NAMES_GRANT_OF_ITS_WORKSPACE: &str = "
+select e.workspace_id, e.grant_id as row_id, format('entry %s names a grant of no or another workspace', e.seq) as detail
+from ledger_entries e
+left join credit_grants g on g.workspace_id = e.workspace_id and g.grant_id = e.grant_id
+where e.grant_id is not null and g.grant_id is null
+limit $1";
+
+const COMMAND_IS_OF_A_WORKSPACE: &str = "
+select c.workspace_id, cast(null as uuid) as row_id, format('command %s is of no workspace', c.seq) as detail
+from commands c
+left join workspaces w on w.workspace_id = c.workspace_id
+where w.workspace_id is null
+limit $1";
+
+/// The rows of a workspace are numbered from 1 up to its head, and no number is given twice.
+macro_rules! has_no_gap {
+    (of: $table:literal, seq: $seq:literal, head: $head:literal, what: $what:literal) => {
+        concat!(
+            "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('%s ",
+            $what,
+            " up to %s, the head is %s', coalesce(r.row_count, 0), coalesce(r.last, 0), c.head) as detail
+from (select workspace_id, ",
+            $head,
+            " as head from workspace_credits) c
+left join (
+    select workspace_id, count(*) as row_count, count(distinct ",
+            $seq,
+            ") as numbers, max(",
+            $seq,
+            ") as last
+    from ",
+            $table,
+            " group by workspace_id
+) r on r.workspace_id = c.workspace_id
+where coalesce(r.row_count, 0) <> c.head or coalesce(r.last, 0) <> c.head or coalesce(r.numbers, 0) <> c.head
+limit $1"
+        )
+    };
+}
+
+const COMMAND_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "commands", seq: "seq", head: "version", what: "commands");
+const LEDGER_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "ledger_entries", seq: "seq", head: "ledger_seq", what: "entries");
+const USAGE_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "usage_logs", seq: "seq", head: "usage_seq", what: "usage logs");
+const WORKSPACE_SEQ_HAS_NO_GAP: &str =
+    has_no_gap!(of: "event_outbox", seq: "workspace_seq", head: "event_seq", what: "events");
+
+/// Instants rise strictly from command to command, and history is found by them.
+const HISTORY_IS_IN_ORDER: &str = "
+select r.workspace_id, cast(null as uuid) as row_id,
+    format('%s %s is earlier than the one before it', r.what, r.seq) as detail
+from (
+    select 'usage log' as what, workspace_id, seq,
+        recorded_at <= lag(recorded_at) over (partition by workspace_id order by seq) as is_early
+    from usage_logs
+    union all
+    select 'entry', workspace_id, seq, recorded_at < lag(recorded_at) over (partition by workspace_id order by seq)
+    from ledger_entries
+    union all
+    select 'command', workspace_id, seq, recorded_at <= lag(recorded_at) over (partition by workspace_id order by seq)
+    from commands
+    union all
+    select 'event', workspace_id, workspace_seq,
+        seq < lag(seq) over (partition by workspace_id order by workspace_seq)
+    from event_outbox
+) r
+where r.is_early
+limit $1";
+
+const PARTITION_SEQ_HAS_NO_GAP: &str = "
+select cast(null as uuid) as workspace_id, p.last_event_id as row_id,
+    format('partition %s has %s events up to %s, the head is %s', p.partition_id, coalesce(o.row_count, 0),
+        coalesce(o.last, 0), p.seq) as detail
+from outbox_partitions p
+left join (
+    select partition_id, count(*) as row_count, max(seq) as last from event_outbox group by partition_id
+) o on o.partition_id = p.partition_id
+left join event_outbox e on e.partition_id = p.partition_id and e.seq = p.seq
+where coalesce(o.row_count, 0) <> p.seq or coalesce(o.last, 0) <> p.seq or e.event_id is distinct from p.last_event_id
+limit $1";
+
+const EVENT_IS_IN_ITS_PARTITION: &str = "
+select o.workspace_id, o.event_id as row_id,
+    format('the event is in partition %s, its workspace in %s', o.partition_id, coalesce(w.partition_id, -1)) as detail
+from event_outbox o
+left join workspaces w on w.workspace_id = o.workspace_id
+where o.partition_id is distinct from w.partition_id
+limit $1";
+
+const BATCHES_HAVE_NO_GAP: &str = "
+select cast(null as uuid) as workspace_id, cast(null as uuid) as row_id,
+    format('partition %s generation %s: the batch from %s follows %s', b.partition_id, b.generation, b.seq_from,
+        b.seq_before) as detail
+from (
+    select partition_id, generation, seq_from,
+        lag(seq_to, 1, 0) over (partition by partition_id, generation order by seq_to) as seq_before
+    from stream_batches
+) b
+where b.seq_from <> b.seq_before + 1
+limit $1";

@@ -1,0 +1,169 @@
+//! The database that a store works on: its settings, its pools, and how long anything may take.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
+
+use super::connection::{TRUSTED_WHEN_IDLE, Writers};
+use super::error::store_error;
+use crate::store::error::{StoreError, within};
+use crate::store::plan_cache::PlanCache;
+
+/// How long one operation of the store, of a handful of statements, may take before the server is
+/// given up. The waits are nested, and the inner one tells the reason: lock ≤ statement ≤
+/// [`MAX_STATEMENT_TIMEOUT`] < this. The configuration holds to the same bounds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most that the server may be given for one statement: less than [`ANSWER_TIMEOUT`].
+pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a connection that comes back may take to show that it still works.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long migrating may take, and waiting for another replica that migrates.
+pub(super) const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
+/// How long closing waits for connections that are in use.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the database is, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    pub url: SecretString,
+    /// For write transactions of commands.
+    pub max_connections: u32,
+    /// For everything else: reads and the publisher.
+    pub read_connections: u32,
+    /// For a free connection of the pool, or a new one.
+    pub acquire_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    /// After this a transaction whose owner hangs loses its locks.
+    pub idle_in_transaction_timeout: Duration,
+}
+
+impl PostgresConfig {
+    /// The defaults for a database: those of the configuration.
+    #[must_use]
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            max_connections: 8,
+            read_connections: 8,
+            acquire_timeout: Duration::from_millis(500),
+            statement_timeout: Duration::from_secs(2),
+            lock_timeout: Duration::from_secs(1),
+            idle_in_transaction_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn connect_options(&self) -> Result<PgConnectOptions, StoreError> {
+        // The parser's error may repeat the url, and with it the password.
+        let options = PgConnectOptions::from_str(self.url.expose_secret())
+            .map_err(|_| StoreError::Unavailable("the database url cannot be read".into()))?;
+        let ms = |timeout: Duration| timeout.as_millis().to_string();
+        Ok(options
+            .application_name("visionscope")
+            .options([
+                ("synchronous_commit", "on".to_owned()),
+                ("default_transaction_isolation", "read committed".to_owned()),
+                ("statement_timeout", ms(self.statement_timeout)),
+                ("lock_timeout", ms(self.lock_timeout)),
+                ("idle_in_transaction_session_timeout", ms(self.idle_in_transaction_timeout)),
+            ])
+            .options(PLANNING)
+            .disable_statement_logging())
+    }
+}
+
+/// Every statement reaches few rows by index. A plan made once for that stays right while the tables
+/// grow; one made while they were empty would scan them until the next analyze.
+const PLANNING: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+];
+
+pub(super) static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
+
+pub(super) const STATEMENTS: &[&str] = &[HAS_MIGRATIONS, APPLIED_MIGRATIONS, BEGIN_READING];
+
+/// Several statements that must see one state of the database.
+pub(super) const BEGIN_READING: &str = "begin isolation level repeatable read, read only";
+
+const HAS_MIGRATIONS: &str = "select to_regclass('_sqlx_migrations') is not null as is_there";
+
+const APPLIED_MIGRATIONS: &str = "select version, checksum from _sqlx_migrations where success";
+
+/// The store on a PostgreSQL database. Cheap to clone.
+#[derive(Clone)]
+pub struct PostgresStore {
+    /// For the transactions of commands alone, so that no read, however slow, keeps them waiting.
+    pub(super) writes: Writers,
+    /// For reads and the publisher, whose work can wait.
+    pub(super) reads: PgPool,
+    pub(super) plans: Arc<PlanCache>,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").finish_non_exhaustive()
+    }
+}
+
+impl PostgresStore {
+    /// Opens the pools and the first connection for writing.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
+        let options = config.connect_options()?;
+        let reads = Self::pool(config, config.read_connections).connect_lazy_with(options.clone());
+        let writes = Writers::new(options, config.max_connections, config.acquire_timeout)?;
+        writes.take().await?.put_back();
+        Ok(Self { writes, reads, plans: Arc::default() })
+    }
+
+    fn pool(config: &PostgresConfig, connections: u32) -> PgPoolOptions {
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(config.acquire_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_WHEN_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    match tokio::time::timeout(RELEASE_TIMEOUT, connection.ping()).await {
+                        Ok(answer) => answer.map(|()| true),
+                        Err(_) => Err(sqlx::Error::PoolTimedOut),
+                    }
+                })
+            })
+    }
+
+    /// Whether every migration has been applied, unaltered. Only reads.
+    pub(super) async fn is_migrated(&self) -> Result<bool, StoreError> {
+        let mut held = self.writes.take().await?;
+        if !sqlx::query_scalar(HAS_MIGRATIONS).fetch_one(held.connection()).await.map_err(store_error)? {
+            return Ok(false);
+        }
+        let applied = sqlx::query_as::<_, (i64, Vec<u8>)>(APPLIED_MIGRATIONS).fetch_all(held.connection()).await;
+        let applied: HashMap<_, _> = applied.map_err(store_error)?.into_iter().collect();
+        held.put_back();
+        Ok(MIGRATOR.iter().all(|known| applied.get(&known.version).is_some_and(|sum| **sum == *known.checksum)))
+    }
+}
+
+/// Waits for an operation, but not for ever.
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    within(ANSWER_TIMEOUT, work).await
+}

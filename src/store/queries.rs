@@ -1,0 +1,220 @@
+//! What the reads take and give, beyond the domain's own rows.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::columns::Fields;
+use super::error::StoreError;
+use crate::domain::ids::{Partition, SubscriptionId, WorkspaceId};
+use crate::domain::time::Timestamp;
+
+/// A place in a workspace's history: a row's key. All rows of a command share its instant, so the number decides
+/// among these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HistoryPosition {
+    pub recorded_at: Timestamp,
+    pub seq: i64,
+}
+
+/// Which way a list of history goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The oldest first.
+    Ascending,
+    /// The newest first.
+    #[default]
+    Descending,
+}
+
+/// A page of a workspace's usage logs or ledger entries.
+#[derive(Clone, Debug)]
+pub struct HistoryQuery {
+    pub workspace_id: WorkspaceId,
+    /// `recorded_at` at or after.
+    pub from: Option<Timestamp>,
+    /// `recorded_at` before.
+    pub to: Option<Timestamp>,
+    pub order: Order,
+    /// Only rows behind this one, in the order of the page.
+    pub after: Option<HistoryPosition>,
+    pub limit: u32,
+}
+
+impl HistoryQuery {
+    /// The newest page of a workspace.
+    #[must_use]
+    pub fn newest(workspace_id: WorkspaceId, limit: u32) -> Self {
+        Self { workspace_id, from: None, to: None, order: Order::default(), after: None, limit }
+    }
+
+    /// The positions between which its rows lie, both exclusive. Numbers begin at 1, so a number of 0 stands before
+    /// all rows of its instant.
+    pub(super) fn bounds(&self) -> (HistoryPosition, HistoryPosition) {
+        let before_all_of = |recorded_at| HistoryPosition { recorded_at, seq: 0 };
+        let from = before_all_of(self.from.unwrap_or(Timestamp::MIN));
+        let to = self.to.map_or(HistoryPosition { recorded_at: Timestamp::MAX, seq: i64::MAX }, before_all_of);
+        match (self.order, self.after) {
+            (_, None) => (from, to),
+            (Order::Ascending, Some(after)) => (from.max(after), to),
+            (Order::Descending, Some(after)) => (from, to.min(after)),
+        }
+    }
+}
+
+/// Some of a workspace's history, in the order that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// At most as many as were asked for.
+    pub rows: Vec<T>,
+    /// Whether there are more behind these.
+    pub has_more: bool,
+}
+
+impl<T> Page<T> {
+    /// From one row more than the limit, where there is one.
+    pub(super) fn of(mut rows: Vec<T>, limit: u32) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        Self { rows, has_more }
+    }
+}
+
+/// A page of events, oldest first.
+#[derive(Clone, Debug)]
+pub enum EventQuery {
+    /// Of one workspace, after that `workspace_seq`.
+    OfWorkspace { workspace_id: WorkspaceId, after: i64, limit: u32 },
+    /// Of all workspaces: after the given number of each partition, at most `limit` per partition,
+    /// ordered by partition and `seq`.
+    OfAll { after: Vec<EventPosition>, limit: u32 },
+}
+
+/// A place in a partition's sequence of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventPosition {
+    pub partition: Partition,
+    pub seq: i64,
+}
+
+/// A workspace for which the scheduler has something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueWorkspace {
+    pub workspace_id: WorkspaceId,
+    pub work: DueWork,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DueWork {
+    /// The period is over. It names the boundary, so that the command can be made without reading
+    /// the workspace.
+    Boundary { subscription_id: SubscriptionId, period_end: Timestamp },
+    /// A grant that belongs to no period has expired and still has credits.
+    Expiry,
+}
+
+/// A partition that a publisher may write to, for as long as nobody raised its epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub partition: Partition,
+    pub owner: String,
+    pub epoch: i64,
+    /// The stream's generation, from 1.
+    pub generation: i32,
+    /// The last event recorded as published in this generation; 0 before the first.
+    pub published_seq: i64,
+    /// Where the stream was found to say something else; publishing is stopped.
+    pub diverged_seq: Option<i64>,
+}
+
+/// How far a partition is published: its stream holds all events up to and with `seq_to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    pub lease: Lease,
+    pub seq_to: i64,
+}
+
+/// What came of noting a publication or a divergence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is noted now, or was already.
+    Done,
+    /// Another publisher has the partition.
+    LeaseLost,
+}
+
+impl Recorded {
+    /// The answer for each publication, from the partitions whose leases were in force.
+    pub(super) fn of_each(publications: &[Publication], held: &BTreeSet<Partition>) -> Vec<Self> {
+        let is_held = |publication: &Publication| held.contains(&publication.lease.partition);
+        publications.iter().map(|of| if is_held(of) { Self::Done } else { Self::LeaseLost }).collect()
+    }
+}
+
+/// Where a partition stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionStatus {
+    pub partition: Partition,
+    pub generation: i32,
+    /// The last event in the outbox.
+    pub seq: i64,
+    /// The last event recorded as published in this generation.
+    pub published_seq: i64,
+    pub diverged_seq: Option<i64>,
+    pub owner: Option<String>,
+    pub epoch: i64,
+    /// Whether the lease is in force.
+    pub is_leased: bool,
+    /// When the oldest event that waits was written.
+    pub oldest_waiting_at: Option<Timestamp>,
+}
+
+/// A violated invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFinding {
+    /// The invariant's name: one word per rule of `docs/INVARIANTS.md`.
+    pub invariant: &'static str,
+    pub workspace_id: Option<WorkspaceId>,
+    /// The event or the grant concerned.
+    pub row_id: Option<Uuid>,
+    pub detail: String,
+}
+
+impl AuditFinding {
+    /// From a row of an invariant's statement.
+    pub(super) fn read(invariant: &'static str, row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self { invariant, workspace_id: row.next()?, row_id: row.next()?, detail: row.next()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_a_page_are_the_narrowest_that_are_asked_for() {
+        let at = |micros, seq| HistoryPosition { recorded_at: Timestamp::from_micros(micros), seq };
+        let whole = HistoryQuery::newest(WorkspaceId(uuid::Uuid::from_u128(1)), 2);
+        let (first, last) = (at(i64::MIN, 0), at(i64::MAX, i64::MAX));
+        assert_eq!(whole.bounds(), (first, last));
+        let (from, to) = (Some(Timestamp::from_micros(10)), Some(Timestamp::from_micros(20)));
+        let range = HistoryQuery { from, to, ..whole.clone() };
+        assert_eq!(range.bounds(), (at(10, 0), at(20, 0)));
+        for (after, ascending, descending) in [
+            (at(15, 3), (at(15, 3), at(20, 0)), (at(10, 0), at(15, 3))),
+            (at(5, 3), (at(10, 0), at(20, 0)), (at(10, 0), at(5, 3))),
+            (at(25, 3), (at(25, 3), at(20, 0)), (at(10, 0), at(20, 0))),
+        ] {
+            for (order, bounds) in [(Order::Ascending, ascending), (Order::Descending, descending)] {
+                assert_eq!(HistoryQuery { order, after: Some(after), ..range.clone() }.bounds(), bounds);
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_is_cut_at_its_limit_and_knows_whether_there_is_more() {
+        assert_eq!(Page::of(vec![1, 2, 3], 2), Page { rows: vec![1, 2], has_more: true });
+        assert_eq!(Page::of(vec![1, 2], 2), Page { rows: vec![1, 2], has_more: false });
+    }
+}

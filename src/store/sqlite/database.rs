@@ -1,0 +1,71 @@
+//! The file that a store works on: its settings, its connections, and how long anything may take.
+
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::SqlitePool;
+
+use super::connection::{self, Writer, in_time};
+use super::write::PREPARE_CONNECTION;
+use crate::store::error::StoreError;
+use crate::store::plan_cache::PlanCache;
+
+/// Several statements that must see one state of the database.
+pub(super) const BEGIN_READING: &str = "begin deferred";
+/// How long migrating may take.
+pub(super) const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
+/// How long closing waits for connections that are in use.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections for reading: pages are small and come from memory, so few serve many requests.
+const DEFAULT_READERS: u32 = 4;
+
+/// Where the file is, and how many connections read from it.
+#[derive(Clone, Debug)]
+pub struct SqliteConfig {
+    /// Created when it is missing, with its folder.
+    pub path: PathBuf,
+    pub readers: u32,
+}
+
+impl SqliteConfig {
+    /// The defaults for a file.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), readers: DEFAULT_READERS }
+    }
+}
+
+/// The store in a SQLite file. Cheap to clone.
+#[derive(Clone)]
+pub struct SqliteStore {
+    pub(super) writer: Arc<Writer>,
+    pub(super) readers: SqlitePool,
+    pub(super) plans: Arc<PlanCache>,
+    /// The lock of the one server; none where a command works beside it.
+    pub(super) claim: Option<Arc<File>>,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the file, or creates an empty one, which [`migrate`](crate::store::Store::migrate) fills.
+    pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
+        let writer = in_time(Writer::open(&config.path, &*PREPARE_CONNECTION)).await?;
+        let readers = connection::readers(&config.path, config.readers);
+        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default(), claim: None })
+    }
+
+    /// The same for a server, of which there is one at a time: another one gets
+    /// [`StoreError::Unavailable`] until this store is closed or its process has ended.
+    pub async fn open_to_serve(config: &SqliteConfig) -> Result<Self, StoreError> {
+        let claim = connection::claim(&config.path)?;
+        Ok(Self { claim: Some(Arc::new(claim)), ..Self::open(config).await? })
+    }
+}

@@ -1,0 +1,82 @@
+//! Putting the states of workspaces together from their rows.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::error::StoreError;
+use super::plan_cache::{PlanKey, pending_key, plan_of};
+use crate::domain::counter::{CounterSubject, UsageCounter};
+use crate::domain::grant::Grant;
+use crate::domain::ids::WorkspaceId;
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::subscription::Subscription;
+use crate::domain::text::FeatureCode;
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+
+/// The rows of some workspaces, each of a table of its own.
+#[derive(Default)]
+pub(super) struct StateRows {
+    /// Those that every workspace has one of.
+    pub(super) heads: Vec<(Workspace, WorkspaceCredits, Subscription)>,
+    pub(super) overrides: Vec<FeatureOverride>,
+    pub(super) counters: Vec<UsageCounter>,
+    /// Only open ones.
+    pub(super) grants: Vec<Grant>,
+}
+
+impl StateRows {
+    /// The states, given the plans that the subscriptions name.
+    pub(super) fn into_states(
+        self,
+        plans: &HashMap<PlanKey, Arc<PlanVersion>>,
+    ) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
+        let mut overrides = group(self.overrides, |row| row.workspace_id);
+        let mut counters = group(self.counters, |row| row.workspace_id);
+        let mut grants = group(self.grants, |row| row.workspace_id);
+        let mut states = HashMap::with_capacity(self.heads.len());
+        for (workspace, credits, subscription) in self.heads {
+            let id = workspace.workspace_id;
+            let plan = plan_of(plans, &(subscription.plan_code.clone(), subscription.plan_version))?;
+            let pending_plan = pending_key(&subscription).map(|key| plan_of(plans, &key)).transpose()?;
+            let own = overrides.remove(&id).unwrap_or_default();
+            let mut counters = counters.remove(&id).unwrap_or_default();
+            for counter in &mut counters {
+                share_code(counter, &plan);
+            }
+            counters.sort_by(|one, other| one.subject.cmp(&other.subject));
+            let mut grants = grants.remove(&id).unwrap_or_default();
+            grants.sort_by(Grant::burns_before);
+            grants.shrink_to_fit();
+            let state = WorkspaceState {
+                workspace,
+                credits,
+                subscription: Subscription { plan_code: plan.plan_code.clone(), ..subscription },
+                plan,
+                pending_plan,
+                feature_overrides: own.into_iter().map(|row| (row.feature_code, row.terms)).collect(),
+                counters,
+                grants,
+            };
+            states.insert(id, Box::new(state));
+        }
+        Ok(states)
+    }
+}
+
+/// Lets a counter share the feature code's text with its plan: states are cached by the ten thousand.
+fn share_code(counter: &mut UsageCounter, plan: &PlanVersion) {
+    let CounterSubject::Feature(code) = &counter.subject;
+    if let Some((shared, _)) = plan.features.get_key_value(code) {
+        counter.subject = CounterSubject::Feature(FeatureCode::clone(shared));
+    }
+}
+
+fn group<K: Eq + Hash, T>(rows: Vec<T>, key: impl Fn(&T) -> K) -> HashMap<K, Vec<T>> {
+    let mut groups: HashMap<K, Vec<T>> = HashMap::new();
+    for row in rows {
+        groups.entry(key(&row)).or_default().push(row);
+    }
+    groups
+}

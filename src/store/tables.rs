@@ -1,0 +1,190 @@
+//! The tables that are written in batches: for each, its columns and the type of its rows, spelled once.
+//!
+//! A field has one column of its own name, or the columns in brackets behind it. The order is the migrations': a
+//! test holds the two equal (`tests/conformance/migrations.rs`). From here come the lists of columns, the inserts and updates of
+//! both dialects, and the decoding of rows.
+
+use super::columns::{Columns, Fields, Kind, WriteValue};
+use super::error::StoreError;
+use super::plan_rows::{PlanFeatureRow, PlanVersionRow};
+use crate::domain::change_set::SubscriptionPeriod;
+use crate::domain::command_record::CommandRecord;
+use crate::domain::counter::UsageCounter;
+use crate::domain::event::EventRecord;
+use crate::domain::grant::Grant;
+use crate::domain::ids::Partition;
+use crate::domain::ledger::LedgerEntry;
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::subscription::Subscription;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+}
+
+/// A table by the type of its rows.
+pub(super) trait Table: Sized {
+    const NAME: &'static str;
+    /// The type of PostgreSQL that has the same columns.
+    const ROW_TYPE: &'static str;
+    /// The primary key, by which a row is updated.
+    const KEY: &'static [&'static str];
+
+    fn columns() -> Vec<Column>;
+
+    /// Gives all columns in order.
+    fn put(&self, row: &mut impl WriteValue);
+
+    /// Reads all columns in order.
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError>;
+
+    /// The names of all columns in order, for a `select`, each behind this alias.
+    fn select(alias: &str) -> String {
+        list(&Self::columns(), |_, column| format!("{alias}.{}", column.name))
+    }
+}
+
+/// A list of columns, each written as the function says, given its place and itself.
+pub(super) fn list(columns: &[Column], write: impl Fn(usize, &Column) -> String) -> String {
+    columns.iter().enumerate().map(|(place, column)| write(place, column)).collect::<Vec<_>>().join(", ")
+}
+
+fn kinds_of<Row, Field: Columns>(_: fn(&Row) -> &Field) -> &'static [Kind] {
+    Field::KINDS
+}
+
+fn add(columns: &mut Vec<Column>, names: &[&'static str], kinds: &[Kind]) {
+    debug_assert_eq!(names.len(), kinds.len(), "{names:?}");
+    columns.extend(names.iter().zip(kinds).map(|(name, kind)| Column { name, kind: *kind }));
+}
+
+macro_rules! names {
+    ($field:ident) => {
+        [stringify!($field)]
+    };
+    ($field:ident [$($column:ident),+]) => {
+        [$(stringify!($column)),+]
+    };
+}
+
+/// A column behind `+` is derived from the row: it is written, and not read.
+macro_rules! table {
+    ($table:ident($($key:ident),+): $row:ty {
+        $($field:ident $([$($column:ident),+])?),+
+        $(; $(+ $derived:ident: $kind:ty = $derive:expr),+)?
+    }) => {
+        impl Table for $row {
+            const NAME: &'static str = stringify!($table);
+            const ROW_TYPE: &'static str = concat!(stringify!($table), "_row");
+            const KEY: &'static [&'static str] = &[$(stringify!($key)),+];
+
+            fn columns() -> Vec<Column> {
+                let mut columns = Vec::new();
+                $(add(&mut columns, &names!($field $([$($column),+])?), kinds_of(|row: &Self| &row.$field));)+
+                $($(add(&mut columns, &[stringify!($derived)], <$kind as Columns>::KINDS);)+)?
+                columns
+            }
+
+            fn put(&self, row: &mut impl WriteValue) {
+                $(self.$field.put(row);)+
+                $($(let derive: fn(&Self) -> $kind = $derive; derive(self).put(row);)+)?
+            }
+
+            fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+                let read = Self { $($field: row.next()?),+ };
+                $($(row.skip(<$kind as Columns>::KINDS.len());)+)?
+                Ok(read)
+            }
+        }
+    };
+}
+
+table!(plan_versions(plan_code, version): PlanVersionRow {
+    plan_code, version, terms, created_at
+});
+
+table!(plan_features(plan_code, version, feature_code): PlanFeatureRow {
+    plan_code, version, feature_code, is_enabled, unit_price, limit [limit_credits, limit_mode]
+});
+
+table!(workspaces(workspace_id): Workspace {
+    workspace_id, name, time_zone, monthly_limit_override, overdraft_limit_override, created_at;
+    + partition_id: Partition = Workspace::partition
+});
+
+table!(workspace_feature_overrides(workspace_id, feature_code): FeatureOverride {
+    workspace_id, feature_code, terms [is_enabled, unit_price, limit_credits]
+});
+
+table!(subscriptions(subscription_id): Subscription {
+    subscription_id, workspace_id, plan_code, plan_version, status, billing_anchor, period [period_start, period_end],
+    version, pending_change, canceled_at, updated_at
+});
+
+table!(subscription_periods(subscription_id, period_start): SubscriptionPeriod {
+    workspace_id, subscription_id, period [period_start, period_end], usage_seq, command_id
+});
+
+table!(workspace_credits(workspace_id): WorkspaceCredits {
+    workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, reported_limit,
+    rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq, event_seq, updated_at
+});
+
+table!(usage_counters(workspace_id, scope, subject): UsageCounter {
+    workspace_id, subject [scope, subject], window_start, used_credits, reported_limit
+});
+
+table!(credit_grants(workspace_id, grant_id): Grant {
+    workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
+    payment_reference, cost_basis [amount_minor, currency]
+});
+
+table!(commands(workspace_id, idempotency_key): CommandRecord {
+    workspace_id, idempotency_key, command_id, seq, command_type, fingerprint, outcome, status, body, actor,
+    correlation_id, traceparent, metadata, received_at, recorded_at
+});
+
+table!(ledger_entries(workspace_id, recorded_at, seq): LedgerEntry {
+    workspace_id, seq, command_id, accounts [debit_account, credit_account, grant_id], amount, balance_after,
+    recorded_at, effective_at
+});
+
+table!(usage_logs(workspace_id, recorded_at, seq): UsageLog {
+    workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata
+});
+
+table!(event_outbox(partition_id, seq): EventRecord {
+    partition [partition_id], seq, event_id, workspace_id, workspace_seq, event_type, schema_version, recorded_at, correlation_id,
+    causation_id, traceparent, metadata, data
+});
+
+table!(outbox_partitions(partition_id): PartitionHead {
+    partition [partition_id], seq, last_event_id, version
+});
+
+/// All of them, each with its columns.
+pub(super) fn all() -> Vec<(&'static str, Vec<&'static str>)> {
+    fn of<T: Table>() -> (&'static str, Vec<&'static str>) {
+        (T::NAME, T::columns().iter().map(|column| column.name).collect())
+    }
+    vec![
+        of::<PlanVersionRow>(),
+        of::<PlanFeatureRow>(),
+        of::<Workspace>(),
+        of::<FeatureOverride>(),
+        of::<Subscription>(),
+        of::<SubscriptionPeriod>(),
+        of::<WorkspaceCredits>(),
+        of::<UsageCounter>(),
+        of::<Grant>(),
+        of::<CommandRecord>(),
+        of::<LedgerEntry>(),
+        of::<UsageLog>(),
+        of::<EventRecord>(),
+        of::<PartitionHead>(),
+    ]
+}
