@@ -4,8 +4,7 @@
 //!
 //! WAL, `synchronous = FULL`, one connection that writes, statements prepared once. Each transaction updates a
 //! balance and inserts a usage log, an entry and an event of about the server's sizes. Deliberately absent: HTTP,
-//! tokens, idempotency and every check, all of which the server does besides. Its twin without a driver is
-//! `scripts/benchmark/sqlite_baseline.py`: the same statements on `sqlite_baseline.sql`.
+//! tokens, idempotency and every check, all of which the server does besides.
 
 use std::error::Error;
 use std::path::Path;
@@ -19,7 +18,23 @@ use uuid::Uuid;
 const ACCOUNTS: i64 = 10_000;
 const NOTE_BYTES: usize = 200;
 
-const SCHEMA: &str = include_str!("../scripts/benchmark/sqlite_baseline.sql");
+/// 10,000 accounts, numbered from 0, and their history.
+const SCHEMA: &str = "
+create table accounts (id integer primary key, balance integer not null, seq integer not null) strict;
+create table usage_logs (
+    account integer not null, seq integer not null, command blob not null, feature text not null,
+    credits integer not null, recorded_at integer not null, primary key (account, seq)
+) strict, without rowid;
+create table entries (
+    account integer not null, seq integer not null, command blob not null, from_account text not null,
+    to_account text not null, amount integer not null, balance_after integer not null, primary key (account, seq)
+) strict, without rowid;
+create table events (
+    seq integer primary key, id blob not null, account integer not null, type text not null, data text not null
+) strict;
+with recursive numbers (n) as (select 0 union all select n + 1 from numbers where n + 1 < 10000)
+insert into accounts (id, balance, seq) select n, 1000000000000000, 0 from numbers;
+";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -1,159 +1,151 @@
-"""What a run found, for people: the table on the terminal, and a part of docs/BENCHMARKS.md.
+"""What a run found, held against what is to be reached: on the terminal, and in docs/BENCHMARKS.md.
 
-Each run writes its own part of the page, between two marks, and leaves the rest. Deliberately absent:
-names of machines, paths, and any figure that was not measured in the run.
+A ratio is of a leg and its baseline's last leg before it. Shown are the median of the rounds, the least and the
+most. Absent on purpose: averages, leaving out any round, and the name of the machine.
 """
 
+import os
+import platform
+import re
 from datetime import date
 from pathlib import Path
+from statistics import median
 
-import growth_figures
-from figures import HEAD, Spread, all_figures, values
-from rounds import CLIENTS, FULL_LOAD_CLIENTS
+from growth import ENDPOINTS, LITTLE, MUCH
+from rounds import (CAREFUL, CLIENTS, HOT, MANY, ONE, ONE_REPLICA, SPREAD, SQLITE, SQLITE_HOT, SQLITE_SPREAD, TPCB,
+                    TPCB_HOT, TWO_REPLICAS, UNTUNED)
+from servers import ROOT
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "BENCHMARKS.md"
-PLOT = "benchmarks.svg"
+PAGE = ROOT / "docs/BENCHMARKS.md"
+MOST_IDLE_MB = 40
+MOST_LAG_MS = 1000  # a publisher that can do nine tenths of the load is this late after ten seconds
+BUSY_LOAD = 0.25  # of each processor, before the run
+BUSY_ROUNDS = 1.25  # the best round of a baseline over its worst
 
-SKELETON = f"""# Benchmarks
-
-What the server does end to end (HTTP, JWT, idempotency, credits, usage log, ledger entries, outbox,
-durable) beside a transaction per command, measured by turns in one run on one machine. Absolute figures
-are those of the machine and of the hour; the ratios are what this page is about.
-
-```sh
-scripts/bench             # some twenty minutes; installs what is missing, starts and stops its own servers
-scripts/bench --quick     # some three minutes, and rough; leaves this page as it is
-scripts/bench growth      # the same with millions of rows in the tables
-```
-
-Everything between two marks below is written by these commands. Run them on an idle machine.
-
-![Ratios to the baselines, and latency against clients]({PLOT})
-
-## Side by side
-
-<!-- main: begin -->
-<!-- main: end -->
-
-## Growth
-
-<!-- growth: begin -->
-<!-- growth: end -->
-"""
-
-
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+# (figure, our load and clients, the baseline's, what is compared, and the ratio that is to be reached, if any)
+FIGURES = {"main": [
+    (f"{SPREAD}{UNTUNED} / TPC-B", (SPREAD + UNTUNED, CLIENTS), (TPCB + UNTUNED, CLIENTS), "per_s", "≥ 1.8"),
+    (f"{SPREAD}{UNTUNED} / {CAREFUL}", (SPREAD + UNTUNED, CLIENTS), (CAREFUL + UNTUNED, CLIENTS), "per_s", "≥ 1.6"),
+    (f"{SPREAD} / TPC-B", (SPREAD, CLIENTS), (TPCB, CLIENTS), "per_s", ""),
+    (f"{SPREAD} / {CAREFUL}", (SPREAD, CLIENTS), (CAREFUL, CLIENTS), "per_s", ""),
+    (f"{SPREAD} / TPC-B, {MANY} clients", (SPREAD, MANY), (TPCB, MANY), "per_s", "≥ 3"),
+    (f"{HOT} / {TPCB_HOT}", (HOT, CLIENTS), (TPCB_HOT, CLIENTS), "per_s", "≥ 8"),
+    (f"p50: {SPREAD} / TPC-B, a single client", (SPREAD, ONE), (TPCB, ONE), "p50_ms", "≤ 1.5"),
+    (f"p99: {SPREAD} / TPC-B", (SPREAD, CLIENTS), (TPCB, CLIENTS), "p99_ms", "≤ 1"),
+    (f"p99: {HOT} / {TPCB_HOT}", (HOT, CLIENTS), (TPCB_HOT, CLIENTS), "p99_ms", "≤ 1"),
+    (f"{SQLITE_SPREAD} / {SQLITE}", (SQLITE_SPREAD, CLIENTS), (SQLITE, ONE), "per_s", "≥ 1.2"),
+    (f"{SQLITE_HOT} / {SQLITE}", (SQLITE_HOT, CLIENTS), (SQLITE, ONE), "per_s", "≥ 3"),
+    (f"{TWO_REPLICAS} / {ONE_REPLICA}", (TWO_REPLICAS, CLIENTS), (ONE_REPLICA, CLIENTS), "per_s", "≥ 0.6"),
+], "growth": [
+    (f"time per command: {MUCH} / {LITTLE}", (MUCH, CLIENTS), (LITTLE, CLIENTS), "each_ms", "≤ 1.3"),
+    (f"p99: {MUCH} / {LITTLE}", (MUCH, CLIENTS), (LITTLE, CLIENTS), "p99_ms", ""),
+    *((f"{field[:3]}: {endpoint}", (f"{endpoint}, {MUCH}", ONE), (f"{endpoint}, {LITTLE}", ONE), field, "")
+      for endpoint in ENDPOINTS for field in ("p50_ms", "p99_ms")),
+]}
+HEAD = ["figure: ours / baseline", "ratio", "to reach", "", "ours", "baseline"]
+COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth"}
+UNITS = {"per_s": (0, "/s"), "each_ms": (3, "ms"), "p50_ms": (2, "ms"), "p99_ms": (2, "ms")}
 
 
-def print_table(head, rows):
-    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
+def spread(values, digits, unit):
+    between = f" ({min(values):,.{digits}f}–{max(values):,.{digits}f})" if len(values) > 1 else ""
+    return f"{median(values):,.{digits}f}{between} {unit}"
 
 
-def write_part(name, text):
-    page = PAGE.read_text() if PAGE.exists() else SKELETON
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    head, rest = page.split(begin)
-    _, tail = rest.split(end)
-    PAGE.write_text(f"{head}{begin}\n{text.strip()}\n\n{end}{tail}")
+def table(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def verdict(is_reached):
+    return "met" if is_reached else "**NOT met**"
+
+
+def legs_of(legs, key):
+    return [leg for leg in legs if (leg["load"], leg["clients"]) == key]
+
+
+def ratio_rows(what, legs):
+    value = lambda leg, field: 1000 / leg["per_s"] if field == "each_ms" else leg[field]
+    for name, ours, baseline, field, aim in FIGURES[what]:
+        ratios, last = [], None
+        for leg in legs:
+            key = (leg["load"], leg["clients"])
+            if key == baseline:
+                last = value(leg, field)
+            elif key == ours and last:
+                ratios.append(value(leg, field) / last)
+        if ratios:
+            sign, _, bound = aim.partition(" ")
+            reached = aim and verdict(median(ratios) >= float(bound) if sign == "≥" else median(ratios) <= float(bound))
+            values = ([value(leg, field) for leg in legs_of(legs, key)] for key in (ours, baseline))
+            cells = (spread(found, *UNITS[field]) for found in values)
+            yield [name, spread(ratios, 2, "×"), aim and f"{aim} ×", reached, *cells]
+
+
+def other_rows(legs, checks):
+    """What has no baseline."""
+    lags = [leg for leg in legs if leg["load"] in (SPREAD, HOT) and leg["clients"] == CLIENTS and leg["lag"]]
+    if lags:
+        events, age_ms = (max(sample[at] for leg in lags for sample in leg["lag"]) for at in (0, 1))
+        text = f"{age_ms:,.0f} ms, {events:,.0f} events; caught up in {max(leg['drain_ms'] for leg in lags):,.0f} ms"
+        yield ["publisher's lag, the most", "", f"≤ {MOST_LAG_MS:,} ms", verdict(age_ms <= MOST_LAG_MS), text, ""]
+    idle, peak = ([leg[field] for leg in legs if field in leg] for field in ("idle_mb", "peak_mb"))
+    if idle:
+        reached = verdict(max(idle) <= MOST_IDLE_MB)
+        yield ["memory, idle", "", f"≤ {MOST_IDLE_MB} MB", reached, spread(idle, 1, "MB"), ""]
+        yield ["memory, the most", "", "", "", f"{max(peak):.1f} MB", ""]
+    for command, answer in checks.items():  # it ends with an error, and the run too, if anything is wrong
+        yield [f"`visionscope {command}`", "", "holds", "met", answer, ""]
+
+
+def figures(results):
+    return table([HEAD, *ratio_rows(results["what"], results["legs"]), *other_rows(results["legs"], results["checks"])])
+
+
+def loads(legs):
+    """The medians of everything that was measured of each load."""
+    parts = ("server", "database", "redis", "generator")
+    rows = [["load", "clients", "/s", "p50 ms", "p95 ms", "p99 ms", *(f"CPU µs: {part}" for part in parts)]]
+    for load, clients in dict.fromkeys((leg["load"], leg["clients"]) for leg in legs):
+        same = legs_of(legs, (load, clients))
+        middle = lambda values, digits: f"{median(values):,.{digits}f}" if None not in values else ""
+        rows.append([
+            load, str(clients), middle([leg["per_s"] for leg in same], 0),
+            *(middle([leg.get(field) for leg in same], 2) for field in ("p50_ms", "p95_ms", "p99_ms")),
+            *(middle([leg["cpu_us"].get(part) for leg in same], 0) for part in parts),
+        ])
+    return table(rows)
+
+
+def host(results):
+    """Whether the host had other work."""
+    before = results["load_average"]
+    baselines = ((TPCB, CLIENTS), (TPCB + UNTUNED, CLIENTS), (SQLITE, ONE), (LITTLE, CLIENTS))
+    per_s = [[leg["per_s"] for leg in legs_of(results["legs"], key)] for key in baselines]
+    rounds = max((max(found) / min(found) for found in per_s if found), default=1)
+    is_busy = before / os.cpu_count() > BUSY_LOAD or rounds > BUSY_ROUNDS
+    return (f"**The host was {'busy: these figures say little' if is_busy else 'quiet'}.** Before the run the load "
+            f"average was {before:.2f}. The best round of a baseline was {rounds:.2f} times its worst.")
 
 
 def machine(results):
-    """The machine and the settings that both sides got, in a paragraph."""
-    it, postgres = results["machine"], results["machine"]["postgresql"]
-    settings = ", ".join(f"`{name}` = {value}" for name, value in postgres.items() if name != "server_version")
-    return (
-        f"Measured on {date.today()}: {it['processor']}, {it['cores']} cores, {it['memory_gb']} GB, {it['kernel']}, "
-        f"PostgreSQL {postgres['server_version'].split()[0]}, Redis {it['redis']}; everything, the load generator too, "
-        f"on this one machine. PostgreSQL is as it comes, for both sides: {settings}. Redis writes its append-only "
-        f"file, `appendfsync everysec`."
-    )
-
-
-def main_part(results):
-    options = results["options"]
-    return "\n\n".join([
-        table(HEAD, [figure.cells() for figure in all_figures(results)]),
-        machine(results),
-        "### Latency", latency_text(results["legs"]),
-        "### Processor time per command", cpu_text(results["legs"]),
-        "### Publisher", publisher_text(results["legs"]),
-        "### How it is measured", METHOD.format(**options),
+    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return "\n".join([
+        f"Measured with `{COMMANDS[results['what']]}` on {date.today()}: {results['rounds']} rounds of {results['seconds']} "
+        f"s for each load, on {os.cpu_count()} processors ({processor[1] if processor else platform.machine()}), "
+        f"{memory_gb:.1f} GB, Linux {platform.release().split('-')[0]}. {host(results)}", "",
+        *(f"- PostgreSQL {which}: " + ", ".join(f"`{name}` {value}" for name, value in settings.items())
+          for which, settings in results["postgres"].items()),
+        *(f"- {name} data: {size}" for name, size in results.get("sizes", {}).items()),
     ])
 
 
-def growth_part(results):
-    options, sizes = results["options"], results["sizes"]
-    parts = [table(head, rows) for head, rows in growth_figures.tables(results)]
-    return "\n\n".join([*parts, machine(results), GROWTH_METHOD.format(
-        **options, small_size=sizes["small"], big_size=sizes["big"], big_workspaces=results["big_workspaces"])])
-
-
-def latency_text(legs):
-    rows = []
-    for clients in CLIENTS:
-        cells = [str(clients)]
-        for name in ("spread", "pgbench"):
-            cells.append(f"{Spread.of(values(legs, name, clients, 'per_s')).median:,.0f}")
-            for field in ("p50_ms", "p95_ms", "p99_ms"):
-                cells.append(f"{Spread.of(values(legs, name, clients, field)).median:.2f}")
-        rows.append(cells)
-    head = ["clients", "ours /s", "p50 ms", "p95 ms", "p99 ms", "pgbench /s", "p50 ms", "p95 ms", "p99 ms"]
-    return "Deductions spread over 10,000 workspaces, and pgbench at the same number of clients:\n\n" + table(head, rows)
-
-
-def cpu_text(legs):
-    rows = []
-    for name, clients, words in [
-        ("spread", 1, "ours, 10,000 workspaces"), ("spread", FULL_LOAD_CLIENTS, "ours, 10,000 workspaces"),
-        ("hot", FULL_LOAD_CLIENTS, "ours, one workspace"), ("two-replicas", FULL_LOAD_CLIENTS, "ours, two replicas"),
-        ("sqlite-spread", FULL_LOAD_CLIENTS, "ours, SQLite, 10,000 workspaces"),
-        ("sqlite-hot", FULL_LOAD_CLIENTS, "ours, SQLite, one workspace"),
-        ("pgbench", FULL_LOAD_CLIENTS, "pgbench"), ("pgbench-hot", FULL_LOAD_CLIENTS, "pgbench at scale 1"),
-    ]:
-        found = values(legs, name, clients, "cpu_us")
-        part = lambda part: f"{Spread.of([cpu[part] for cpu in found]).median:.0f}" if part in found[0] else "–"
-        rows.append([words, str(clients), part("server"), part("database"), part("redis"), part("generator")])
-    head = ["load", "clients", "server", "database", "Redis", "generator"]
-    return ("Microseconds per answered command, until its event is published; what the processes do while they "
-            "idle is in it, which is most of it at one client:\n\n" + table(head, rows))
-
-
-def publisher_text(legs):
-    rows = []
-    for name, words in (("spread", "10,000 workspaces"), ("hot", "one workspace")):
-        for leg in (leg for leg in legs if leg["name"] == name and leg["clients"] == FULL_LOAD_CLIENTS):
-            lag = leg["lag"]
-            rows.append([words, str(leg["round"]), f"{leg['per_s']:,.0f}", f"{lag['max_events']:,}"]
-                        + [f"{lag[field]:,.0f}" for field in ("first_half_max_ms", "second_half_max_ms", "drain_ms")])
-    head = ["load", "round", "events /s", "most waiting", "oldest, 1st half, ms", "oldest, 2nd half, ms", "to drain, ms"]
-    return table(head, rows)
-
-
-METHOD = """\
-- {rounds} rounds of {seconds} s per leg, each leg after {warm_up_s} s to warm up; baseline and product by turns. A ratio is
-  of a leg and the baseline's leg before it; medians, and the least and the most, are over the rounds.
-- `pgbench -M prepared`, TPC-B-like: scale {scale}, and scale 1 for one hot row. It talks to PostgreSQL directly;
-  ours goes through HTTP with a token, and also keeps the request's answer, a usage log, a ledger entry and an event.
-- Ours: `POST …/credits/deduct`, each with an idempotency key of its own, by wrk with one thread. Each client
-  waits for its answer before its next request. An answer other than 2xx ends the run with an error, and the
-  deductions in the database are counted against the answers.
-- The SQLite baselines are one transaction per command with one update and three inserts, WAL, `synchronous = FULL`,
-  one writer, without HTTP. The one through sqlx (`benches/one_transaction.rs`) is what one would write first with
-  the crate that the server uses, and the one that the target was set for; its connection is a thread of its own, and
-  each statement a message to it. The other is Python's module, in one thread with the database.
-- Each round begins with a fresh copy of the database; the server is started for each leg and does not run beside a
-  baseline. Checkpoints and vacuum come as PostgreSQL's defaults have it, so a leg may pay for the one before it:
-  single ratios vary, and a short run varies more."""
-
-GROWTH_METHOD = """\
-- Little data: 10,000 workspaces, 1,000 of them with some history ({small_size} on disk). Much data:
-  {big_workspaces:,} workspaces and {rows:,} usage logs, with as many commands, ledger entries and events ({big_size} on disk).
-- The ratios are of much data to little, by turns: {rounds} rounds of {seconds} s per leg; medians, and the least and the
-  most. Up to 1.15 is within the aim. `time per command` is the throughput's ratio turned round.
-- The history is multiplied in SQL from one real deduction; indexes and constraints are those of the migrations.
-- Reads pick one of 1,000 workspaces with full pages (50 rows) at random, one page each, while nothing is written."""
+def write_page(results):
+    """Writes the part of the page between the two marks of this run."""
+    text = "\n\n".join([machine(results), figures(results), "Medians of everything measured:", loads(results["legs"])])
+    begin, end = (f"<!-- {results['what']}: {mark} -->" for mark in ("begin", "end"))
+    head, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")

@@ -1,124 +1,114 @@
-"""The main run: baselines and the product by turns, A B A B, in rounds.
+"""The main run: baselines and the product by turns, in rounds.
 
-Each round begins with a fresh copy of the provisioned database and an empty Redis. Deliberately absent:
-any reading of the results (see figures.py).
+On PostgreSQL as it comes, then on a PostgreSQL that is tuned for such a load, and on SQLite. Every round begins with
+fresh copies of the databases. Absent on purpose: any reading of the results (see report.py).
 """
 
+import os
 import sqlite3
 from contextlib import closing
 
-from lag import Lag
-from legs import Legs, say
-from postgres import Session, load_pgbench
-from product import Server, provision
+from legs import HERE, STORED, drain
+from servers import cluster, psql, run
 
 WORKSPACES = 10_000
-CLIENTS = (1, 16, 64, 256)
-FULL_LOAD_CLIENTS = 64
-GROUPS = ("spread", "hot", "latency", "replicas", "sqlite")
-ON_POSTGRES = {"spread", "hot", "latency"}
-COUNTS = """
-select (select count(*) from commands where command_type = 'DeductCredits' and outcome = 'accepted'),
-    (select count(*) from usage_logs)"""
+ONE, CLIENTS, MANY = 1, 64, 256
+PARTS = ("untuned", "spread", "hot", "replicas", "sqlite")
+UNTUNED = " (as it comes)"  # at the end of the names of loads on PostgreSQL as it comes
+TPCB, TPCB_HOT, CAREFUL = "TPC-B", "TPC-B at scale 1", "careful team"
+SPREAD, HOT, ONE_REPLICA, TWO_REPLICAS = "10,000 workspaces", "one workspace", "one replica", "two replicas"
+SQLITE, SQLITE_SPREAD, SQLITE_HOT = "SQLite, a transaction each", "SQLite, 10,000 workspaces", "SQLite, one workspace"
+DATABASES = {TPCB: "tpcb", TPCB_HOT: "tpcb_hot"}
 
 
-class MainRun:
-    def __init__(self, options, cluster, redis, product, folder):
-        self.options, self.cluster, self.redis, self.product, self.folder = options, cluster, redis, product, folder
-        self.legs = Legs(options, cluster, redis, product, folder)
-        self.checks = {}
-        self.spread_file, self.hot_file = folder / "spread", folder / "hot"
+def tuned():
+    """What an operator sets for such a load, for both sides. No wal_compression: it slows only pgbench."""
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return {"shared_buffers": f"{memory_mb // 4}MB", "max_wal_size": "16GB", "min_wal_size": "4GB",
+            "checkpoint_timeout": "15min"}
 
-    def measure(self):
-        chosen = self.options.only
-        if chosen & ON_POSTGRES:
-            self.prepare_pgbench()
-        if chosen & (ON_POSTGRES | {"replicas"}):
-            self.provision("provisioned", {"DATABASE_URL": self.cluster.create("provisioned")})
-        if chosen & ON_POSTGRES:
-            for _ in self.rounds("pgbench and PostgreSQL"):
-                self.postgres_round(chosen)
-        if "replicas" in chosen:
-            self.replicas()
-        if "sqlite" in chosen:
-            self.sqlite()
-        return {"legs": self.legs.found, "checks": self.checks}
 
-    def rounds(self, what):
-        for self.legs.round in range(1, self.options.rounds + 1):
-            say(f"round {self.legs.round} of {self.options.rounds}: {what}")
-            yield
+def measure(legs):
+    """Runs the chosen parts, and returns what is not in the legs: settings, and what `visionscope` found."""
+    chosen, found = legs.options.only, {"postgres": {}, "checks": {}}
+    if "untuned" in chosen:
+        with cluster({}) as legs.cluster:
+            found["postgres"]["as it comes"] = legs.cluster.settings
+            prepare(legs)
+            on_postgres(legs, UNTUNED, [(TPCB, CLIENTS), (CAREFUL, CLIENTS), (SPREAD, CLIENTS)])
+    if chosen & {"spread", "hot", "replicas"}:
+        with cluster(tuned()) as legs.cluster:
+            found["postgres"]["tuned"] = legs.cluster.settings
+            prepare(legs)
+            if "spread" in chosen:
+                on_postgres(legs, "", [(TPCB, ONE), (SPREAD, ONE), (TPCB, CLIENTS), (CAREFUL, CLIENTS),
+                                       (SPREAD, CLIENTS), (TPCB, MANY), (SPREAD, MANY)])
+            if "hot" in chosen:
+                on_postgres(legs, "", [(TPCB_HOT, CLIENTS), (HOT, CLIENTS)])
+            if "replicas" in chosen:
+                found["checks"] = replicas(legs)
+    legs.cluster = None
+    if "sqlite" in chosen:
+        on_sqlite(legs)
+    return found
 
-    def prepare_pgbench(self):
-        say(f"pgbench: loading scale {self.options.scale} and scale 1")
-        self.pgbench_spread, self.pgbench_hot = self.cluster.create("tpcb"), self.cluster.create("tpcb_hot")
-        load_pgbench(self.pgbench_spread, self.options.scale)
-        load_pgbench(self.pgbench_hot, 1)
 
-    def provision(self, name, settings):
-        """Makes the workspaces; without Redis, so that their events wait for whoever has one."""
-        server = Server(self.product, name, settings)
-        try:
-            ids = provision(server, self.legs.token, WORKSPACES)
-        finally:
-            server.stop()
-        self.spread_file.write_text("\n".join(ids) + "\n")
-        self.hot_file.write_text(ids[0] + "\n")
+def prepare(legs):
+    """Fills the databases of the baselines, and makes the workspaces, without Redis: their events wait."""
+    print(f"preparing: pgbench at scales {legs.options.scale} and 1, and {WORKSPACES:,} workspaces")
+    for load, scale in ((TPCB, legs.options.scale), (TPCB_HOT, 1)):
+        run(["pgbench", "-i", "-q", "-s", str(scale), legs.cluster.create(DATABASES[load])])
+    run(["psql", "-Xq", "-f", HERE / "careful_tables.sql", legs.cluster.create("careful")])
+    ids = legs.product.provision({"DATABASE_URL": legs.cluster.create("product")}, WORKSPACES)
+    legs.paths = {SPREAD: legs.deductions_file("spread", ids), HOT: legs.deductions_file("hot", ids[:1])}
 
-    def fresh_settings(self, name):
-        """A copy of the provisioned database, a Redis that has its events, and nothing counted yet."""
-        self.redis.empty()
-        self.legs.count_anew()
-        settings = {"DATABASE_URL": self.cluster.create(name, template="provisioned"), "REDIS_URL": self.redis.url}
-        server = Server(self.product, "publisher", settings)
-        try:
-            with closing(Lag(settings["DATABASE_URL"])) as lag:
-                lag.drained_within_ms()
-        finally:
-            server.stop()
-        return settings
 
-    def postgres_round(self, chosen):
-        name = f"round_{self.legs.round}"
-        settings = self.fresh_settings(name)
-        for clients in CLIENTS:
-            if ("spread" if clients == FULL_LOAD_CLIENTS else "latency") in chosen:
-                self.legs.pgbench("pgbench", self.pgbench_spread, clients)
-                self.legs.product("spread", settings, self.spread_file, [clients])
-        if "hot" in chosen:
-            self.legs.pgbench("pgbench-hot", self.pgbench_hot, FULL_LOAD_CLIENTS)
-            self.legs.product("hot", settings, self.hot_file, [FULL_LOAD_CLIENTS])
-        self.count(name, settings)
-        self.cluster.drop(name)
+def fresh_product(legs, name):
+    """The addresses of a copy of the product's database and of a Redis with its events. Nothing is counted yet."""
+    legs.cluster.redis("flushall")
+    legs.count_anew()
+    settings = {"DATABASE_URL": legs.cluster.create(name, template="product"), "REDIS_URL": legs.cluster.redis_url}
+    with legs.product.server(settings):
+        drain(settings["DATABASE_URL"])
+    return settings
 
-    def count(self, name, settings):
-        with closing(Session(settings["DATABASE_URL"])) as session:
-            commands, usage_logs = session.rows(COUNTS)[0]
-        self.legs.check(name, int(commands), int(usage_logs))
 
-    def replicas(self):
-        """One replica and two by turns on one database; afterwards everything must still be right."""
-        settings = self.fresh_settings("replicated")
-        for _ in self.rounds("one replica and two"):
-            self.legs.product("one-replica", settings, self.spread_file, [FULL_LOAD_CLIENTS])
-            self.legs.product("two-replicas", settings, self.spread_file, [FULL_LOAD_CLIENTS // 2] * 2)
-        self.count("replicas", settings)
-        # Both end with an error when they find anything, and so does the run then.
-        for words in (["verify"], ["outbox", "verify"]):
-            verdict = self.product.command(*words, settings=settings).strip().splitlines()[-1]
-            self.checks[" ".join(words)] = verdict
-            say(f"  visionscope {' '.join(words)}: {verdict}")
-        self.cluster.drop("replicated")
-        self.redis.empty()
+def on_postgres(legs, suffix, loads):
+    for _ in legs.rounds(f"PostgreSQL{suffix or ' (tuned)'}"):
+        settings = fresh_product(legs, "ours")
+        careful = legs.cluster.create("careful_copy", template="careful")
+        for load, clients in loads:
+            if load in DATABASES:
+                legs.pgbench(load + suffix, legs.cluster.url(DATABASES[load]), clients)
+            elif load == CAREFUL:
+                legs.pgbench(load + suffix, careful, clients, "-n", "-f", str(HERE / "careful_transaction.sql"))
+            else:
+                legs.deduct(load + suffix, settings, legs.paths[load], [clients])
+        legs.check_stored(psql(settings["DATABASE_URL"], STORED)[0])
+        legs.cluster.sql("drop database ours")
+        legs.cluster.sql("drop database careful_copy")
 
-    def sqlite(self):
-        path = self.folder / "embedded.db"
-        settings = {"VISIONSCOPE__DATABASE__PATH": str(path)}
-        self.provision("embedded", settings)
-        self.legs.count_anew()
-        for _ in self.rounds("SQLite"):
-            for name, ids_file in (("sqlite-spread", self.spread_file), ("sqlite-hot", self.hot_file)):
-                self.legs.sqlite_baselines()
-                self.legs.product(name, settings, ids_file, [FULL_LOAD_CLIENTS])
-        with closing(sqlite3.connect(path)) as connection:
-            self.legs.check("SQLite", *connection.execute(COUNTS).fetchone())
+
+def replicas(legs):
+    """One replica and two by turns on one database. Everything must still be right at the end."""
+    settings = fresh_product(legs, "replicated")
+    for _ in legs.rounds("one replica and two"):
+        legs.deduct(ONE_REPLICA, settings, legs.paths[SPREAD], [CLIENTS])
+        legs.deduct(TWO_REPLICAS, settings, legs.paths[SPREAD], [CLIENTS // 2] * 2)
+    legs.check_stored(psql(settings["DATABASE_URL"], STORED)[0])
+    # Both end with an error if anything is wrong, and then this run does too.
+    return {words: legs.product.command(*words.split(), settings=settings) for words in ("verify", "outbox verify")}
+
+
+def on_sqlite(legs):
+    path = str(legs.folder / "embedded.db")
+    settings = {"VISIONSCOPE__DATABASE__PATH": path}
+    ids = legs.product.provision(settings, WORKSPACES)
+    paths = {SQLITE_SPREAD: legs.deductions_file("spread", ids), SQLITE_HOT: legs.deductions_file("hot", ids[:1])}
+    legs.count_anew()
+    for _ in legs.rounds("SQLite"):
+        for load in paths:
+            legs.sqlite_baseline(SQLITE)
+            legs.deduct(load, settings, paths[load], [CLIENTS])
+    with closing(sqlite3.connect(path)) as connection:
+        legs.check_stored(connection.execute(STORED).fetchone())

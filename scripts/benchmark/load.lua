@@ -1,0 +1,34 @@
+-- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN]
+--
+-- With RUN, a deduction is posted to each path; RUN begins its idempotency key. Without, each path is read. Almost
+-- all of a request is put together beforehand. At the end one line of JSON is printed.
+local body = '{"feature_code":"text.generate","credits":"0.25","user_id":"user-7"}'
+local heads, sent, run = {}, 0, nil
+
+function init(arguments)
+    local token = assert(io.open(arguments[1])):read("*l")
+    run = arguments[3]
+    local rest = " HTTP/1.1\r\nHost: " .. wrk.host .. "\r\nAuthorization: Bearer " .. token
+        .. "\r\nContent-Type: application/json\r\n"
+    if run then
+        rest = rest .. "Content-Length: " .. #body .. "\r\nIdempotency-Key: " .. run .. "-"
+    end
+    for path in io.lines(arguments[2]) do
+        heads[#heads + 1] = (run and "POST " or "GET ") .. path .. rest
+    end
+    math.randomseed(run and tonumber(run:sub(1, 8), 16) or os.time())
+end
+
+function request()
+    sent = sent + 1
+    local head = heads[math.random(#heads)]
+    return run and head .. sent .. "\r\n\r\n" .. body or head .. "\r\n"
+end
+
+function done(summary, latency)
+    local errors = summary.errors
+    print(string.format('{"per_s": %.2f, "done": %d, "p50_ms": %.3f, "p95_ms": %.3f, "p99_ms": %.3f, "errors": %d}',
+        summary.requests / summary.duration * 1e6, summary.requests, latency:percentile(50) / 1000,
+        latency:percentile(95) / 1000, latency:percentile(99) / 1000,
+        errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+end
