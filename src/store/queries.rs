@@ -98,6 +98,12 @@ pub struct EventPosition {
     pub seq: i64,
 }
 
+impl EventPosition {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self { partition: row.next()?, seq: row.next()? })
+    }
+}
+
 /// A workspace for which the scheduler has something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueWorkspace {
@@ -126,6 +132,19 @@ pub struct Lease {
     pub published_seq: i64,
     /// Where the stream was found to say something else; publishing is stopped.
     pub diverged_seq: Option<i64>,
+}
+
+impl Lease {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            partition: row.next()?,
+            owner: row.next()?,
+            epoch: row.next()?,
+            generation: row.next()?,
+            diverged_seq: row.next()?,
+            published_seq: row.next()?,
+        })
+    }
 }
 
 /// How far a partition is published: its stream holds all events up to and with `seq_to`.
@@ -168,6 +187,22 @@ pub struct PartitionStatus {
     pub is_leased: bool,
     /// When the oldest event that waits was written.
     pub oldest_waiting_at: Option<Timestamp>,
+}
+
+impl PartitionStatus {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            partition: row.next()?,
+            generation: row.next()?,
+            seq: row.next()?,
+            published_seq: row.next()?,
+            diverged_seq: row.next()?,
+            owner: row.next()?,
+            epoch: row.next()?,
+            is_leased: row.next()?,
+            oldest_waiting_at: row.next()?,
+        })
+    }
 }
 
 /// A violated invariant.

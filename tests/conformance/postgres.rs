@@ -126,7 +126,7 @@ async fn every_statement_prepares() {
     let db = PostgresDatabase::create().await;
     let mut connection = db.connection().await;
     for sql in statements() {
-        let prepared = connection.prepare(AssertSqlSafe(sql).into_sql_str()).await;
+        let prepared = connection.prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await;
         assert!(prepared.is_ok(), "{:?}\n{sql}", prepared.err());
     }
     drop(connection);
@@ -148,7 +148,9 @@ async fn every_list_and_look_up_uses_its_index() {
         let steps: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut connection).await.unwrap();
         let plan = steps.join("\n");
         let is_used = plan.contains(&format!("using {index} ")) || plan.contains(&format!("on {index} "));
-        assert!(is_used && !plan.contains("Seq Scan") && !plan.contains("Sort"), "{index}: {plan}\n{statement}");
+        let is_page = statement.contains("order by t.recorded_at");
+        let is_sorted = is_page && plan.contains("Sort");
+        assert!(is_used && !plan.contains("Seq Scan") && !is_sorted, "{index}: {plan}\n{statement}");
     }
     drop(connection);
     db.destroy().await;

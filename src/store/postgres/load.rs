@@ -28,9 +28,18 @@ use crate::store::plan_cache::{PlanCache, plan_keys};
 use crate::store::states::StateRows;
 use crate::store::tables::Table;
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let lists = [&LOCK_PARTITIONS, &COMMANDS_BY_KEYS, &WORKSPACES, &OVERRIDES, &COUNTERS, &OPEN_GRANTS];
-    lists.into_iter().map(|statement| statement.as_str()).chain([STALE_WORKSPACES, USED_PAYMENTS]).collect()
+/// Each look-up with the index that finds its rows.
+pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
+    vec![
+        (LOCK_PARTITIONS.as_str(), "outbox_partitions_pkey"),
+        (COMMANDS_BY_KEYS.as_str(), "commands_pkey"),
+        (WORKSPACES.as_str(), "workspaces_pkey"),
+        (OVERRIDES.as_str(), "workspace_feature_overrides_pkey"),
+        (COUNTERS.as_str(), "usage_counters_pkey"),
+        (OPEN_GRANTS.as_str(), "credit_grants_open"),
+        (STALE_WORKSPACES, "workspace_credits_pkey"),
+        (USED_PAYMENTS, "credit_grants_payment"),
+    ]
 }
 
 /// Locks and reads everything under the keys.

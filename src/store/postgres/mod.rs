@@ -132,14 +132,16 @@ impl Store for PostgresStore {
 #[doc(hidden)]
 #[must_use]
 pub fn indexes() -> Vec<(&'static str, &'static str)> {
-    reads::indexes()
+    load::indexes().into_iter().chain(reads::indexes()).collect()
 }
 
 /// Every statement of this store, for the test that prepares them all.
 #[doc(hidden)]
-pub fn statements() -> impl Iterator<Item = &'static str> {
+pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
-    let made = [load::statements(), write::statements(), plans::statements(), reads::statements()];
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
-    fixed.chain(made.into_iter().flatten()).chain(invariants).chain([audit::AUDIT_SETTINGS])
+    let looked_up = load::indexes().into_iter().chain(reads::indexes()).map(|(statement, _)| statement);
+    let texts =
+        fixed.chain(invariants).chain(looked_up).chain(reads::OTHERS.iter().copied()).chain([audit::AUDIT_SETTINGS]);
+    texts.map(str::to_owned).chain(write::statements()).chain(plans::statements())
 }

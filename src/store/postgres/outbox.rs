@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::PgRow;
 use sqlx::{Postgres, Transaction};
 
 use super::database::{PostgresStore, in_time};
@@ -104,7 +103,7 @@ impl Outbox for PostgresStore {
             sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.reads).await.map_err(store_error)
         })
         .await?;
-        rows.iter().map(lease).collect()
+        rows.iter().map(|row| Lease::read(Fields::of(row))).collect()
     }
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
@@ -117,8 +116,7 @@ impl Outbox for PostgresStore {
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        let position = |mut fields: Fields<'_>| Ok(EventPosition { partition: fields.next()?, seq: fields.next()? });
-        rows.iter().map(|row| position(Fields::of(row))).collect()
+        rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
@@ -155,7 +153,7 @@ impl Outbox for PostgresStore {
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
         let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        rows.iter().map(status).collect()
+        rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
     }
 }
 
@@ -190,31 +188,4 @@ async fn insert_batches(
         .await
         .map_err(store_error)?;
     Ok(())
-}
-
-fn lease(row: &PgRow) -> Result<Lease, StoreError> {
-    let mut fields = Fields::of(row);
-    Ok(Lease {
-        partition: fields.next()?,
-        owner: fields.next()?,
-        epoch: fields.next()?,
-        generation: fields.next()?,
-        diverged_seq: fields.next()?,
-        published_seq: fields.next()?,
-    })
-}
-
-fn status(row: &PgRow) -> Result<PartitionStatus, StoreError> {
-    let mut fields = Fields::of(row);
-    Ok(PartitionStatus {
-        partition: fields.next()?,
-        generation: fields.next()?,
-        seq: fields.next()?,
-        published_seq: fields.next()?,
-        diverged_seq: fields.next()?,
-        owner: fields.next()?,
-        epoch: fields.next()?,
-        is_leased: fields.next()?,
-        oldest_waiting_at: fields.next()?,
-    })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::store_error;
-use super::rows::{BindColumn, BindRows, insert, rows, write_rows};
+use super::rows::{BindColumn, BindRows, insert, insert_rows, rows};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::CataloguePlan;
 use crate::domain::text::PlanCode;
@@ -17,10 +17,10 @@ use crate::store::plan_cache::{PlanCache, PlanKey, plan_of};
 use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow, check_unchanged, feature_rows, plans_of};
 use crate::store::tables::Table;
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let lists = [&INSERT_VERSIONS, &INSERT_FEATURES, &VERSIONS_BY_KEYS, &FEATURES_BY_KEYS];
-    let others = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS];
-    lists.into_iter().map(|statement| statement.as_str()).chain(others).collect()
+pub(super) fn statements() -> Vec<String> {
+    let fixed = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS].map(str::to_owned);
+    let made = [INSERT_VERSIONS.clone(), insert::<PlanFeatureRow>(1)];
+    fixed.into_iter().chain(made).chain([VERSIONS_BY_KEYS.clone(), FEATURES_BY_KEYS.clone()]).collect()
 }
 
 /// The versions by key; those that are not cached are read.
@@ -48,7 +48,6 @@ update plans set retired_at = $2 where source = 'file' and retired_at is null an
 static INSERT_VERSIONS: LazyLock<String> = LazyLock::new(|| {
     format!("{} order by 1, 2 on conflict do nothing returning plan_code, version", insert::<PlanVersionRow>(1))
 });
-static INSERT_FEATURES: LazyLock<String> = LazyLock::new(|| insert::<PlanFeatureRow>(1));
 
 /// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
 pub(super) async fn put(
@@ -64,7 +63,7 @@ pub(super) async fn put(
     let new = new.iter().map(plan_key).collect::<Result<BTreeSet<_>, _>>()?;
     let is_new = |plan: &&PlanVersion| new.contains(&(plan.plan_code.clone(), plan.version));
     let features: Vec<_> = plans.iter().filter(is_new).flat_map(feature_rows).collect();
-    write_rows(connection, &INSERT_FEATURES, &features).await?;
+    insert_rows(connection, &features).await?;
     let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
     check_unchanged(plans, &read_versions(connection, &keys.iter().collect::<Vec<_>>()).await?)?;
     let retire = sqlx::query(RETIRE_OTHERS).bind(&codes).bind(now.to_datetime());

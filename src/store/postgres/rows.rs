@@ -13,7 +13,7 @@ use sqlx::postgres::{
 };
 use sqlx::query::Query;
 use sqlx::types::Json;
-use sqlx::{Column as _, Encode, Row as _, Type};
+use sqlx::{AssertSqlSafe, Column as _, Encode, Row as _, Type};
 use uuid::Uuid;
 
 use super::error::store_error;
@@ -47,16 +47,23 @@ pub(super) fn array<T: Table>(parameter: usize) -> String {
     format!("unnest(${parameter}::{}[])", T::ROW_TYPE)
 }
 
-/// Runs a statement over the rows, if there are any; each must be written.
-pub(super) async fn write_rows<T: Table>(
-    connection: &mut PgConnection,
-    statement: &'static str,
-    rows: &[T],
-) -> Result<(), StoreError> {
+/// Inserts the rows, if there are any.
+pub(super) async fn insert_rows<T: Table>(connection: &mut PgConnection, rows: &[T]) -> Result<(), StoreError> {
+    write_rows(connection, insert::<T>(1), rows).await
+}
+
+/// Updates the rows, if there are any; each must be there.
+pub(super) async fn update_rows<T: Table>(connection: &mut PgConnection, rows: &[T]) -> Result<(), StoreError> {
+    write_rows(connection, update::<T>(&array::<T>(1)), rows).await
+}
+
+async fn write_rows<T: Table>(connection: &mut PgConnection, statement: String, rows: &[T]) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let written = sqlx::query(statement).rows(rows).execute(connection).await.map_err(store_error)?.rows_affected();
+    // The text is made of this crate's names only.
+    let statement = sqlx::query(AssertSqlSafe(statement)).rows(rows);
+    let written = statement.execute(connection).await.map_err(store_error)?.rows_affected();
     if u64::try_from(rows.len()) == Ok(written) {
         return Ok(());
     }

@@ -19,7 +19,7 @@ use super::connection::Transaction;
 use super::database::in_time;
 use super::error::store_error;
 use super::load::load;
-use super::rows::{BindColumn, BindRows, array, insert, update, write_rows};
+use super::rows::{BindColumn, BindRows, array, insert, insert_rows, update, update_rows};
 use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
@@ -36,18 +36,18 @@ use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
 use crate::store::tables::{Table, list};
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let rare = [
-        &INSERT_WORKSPACES,
-        &INSERT_OVERRIDES,
-        &INSERT_CREDITS,
-        &INSERT_SUBSCRIPTIONS,
-        &UPDATE_SUBSCRIPTIONS,
-        &INSERT_PERIODS,
-        &INSERT_COUNTERS,
-        &INSERT_GRANTS,
-    ];
-    rare.into_iter().chain([&WRITE_BATCH]).map(|statement| statement.as_str()).collect()
+pub(super) fn statements() -> Vec<String> {
+    vec![
+        insert::<Workspace>(1),
+        insert::<FeatureOverride>(1),
+        insert::<WorkspaceCredits>(1),
+        insert::<Subscription>(1),
+        update::<Subscription>(&array::<Subscription>(1)),
+        insert::<SubscriptionPeriod>(1),
+        insert::<UsageCounter>(1),
+        insert::<Grant>(1),
+        WRITE_BATCH.clone(),
+    ]
 }
 
 /// A transaction that holds the locks of its partitions.
@@ -84,25 +84,16 @@ pub(super) async fn write(
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
     // In the order of the foreign keys.
-    write_rows(connection, &INSERT_WORKSPACES, &changes.workspaces).await?;
-    write_rows(connection, &INSERT_OVERRIDES, &changes.feature_overrides).await?;
-    write_rows(connection, &INSERT_CREDITS, &changes.credits.inserted).await?;
-    write_rows(connection, &INSERT_SUBSCRIPTIONS, &changes.subscriptions.inserted).await?;
-    write_rows(connection, &UPDATE_SUBSCRIPTIONS, &changes.subscriptions.updated).await?;
-    write_rows(connection, &INSERT_PERIODS, &changes.periods).await?;
-    write_rows(connection, &INSERT_COUNTERS, &changes.counters.inserted).await?;
-    write_rows(connection, &INSERT_GRANTS, &changes.grants.inserted).await?;
+    insert_rows(connection, &changes.workspaces).await?;
+    insert_rows(connection, &changes.feature_overrides).await?;
+    insert_rows(connection, &changes.credits.inserted).await?;
+    insert_rows(connection, &changes.subscriptions.inserted).await?;
+    update_rows(connection, &changes.subscriptions.updated).await?;
+    insert_rows(connection, &changes.periods).await?;
+    insert_rows(connection, &changes.counters.inserted).await?;
+    insert_rows(connection, &changes.grants.inserted).await?;
     write_batch(connection, changes).await
 }
-
-static INSERT_WORKSPACES: LazyLock<String> = LazyLock::new(|| insert::<Workspace>(1));
-static INSERT_OVERRIDES: LazyLock<String> = LazyLock::new(|| insert::<FeatureOverride>(1));
-static INSERT_CREDITS: LazyLock<String> = LazyLock::new(|| insert::<WorkspaceCredits>(1));
-static INSERT_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| insert::<Subscription>(1));
-static UPDATE_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| update::<Subscription>(&array::<Subscription>(1)));
-static INSERT_PERIODS: LazyLock<String> = LazyLock::new(|| insert::<SubscriptionPeriod>(1));
-static INSERT_COUNTERS: LazyLock<String> = LazyLock::new(|| insert::<UsageCounter>(1));
-static INSERT_GRANTS: LazyLock<String> = LazyLock::new(|| insert::<Grant>(1));
 
 static WRITE_BATCH: LazyLock<String> = LazyLock::new(|| {
     let credits = format!("rows from ({}, unnest($6::bigint[]))", array::<WorkspaceCredits>(5));

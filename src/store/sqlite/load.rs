@@ -26,9 +26,18 @@ use crate::store::plan_cache::{PlanCache, plan_keys};
 use crate::store::states::StateRows;
 use crate::store::tables::Table;
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let lists = [&HEADS, &COMMANDS_BY_KEYS, &WORKSPACES, &OVERRIDES, &COUNTERS, &OPEN_GRANTS];
-    lists.into_iter().map(|statement| statement.as_str()).chain([STALE_WORKSPACES, USED_PAYMENTS]).collect()
+/// Each look-up with the index that finds its rows.
+pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
+    vec![
+        (HEADS.as_str(), "USING INTEGER PRIMARY KEY"),
+        (COMMANDS_BY_KEYS.as_str(), "USING INDEX sqlite_autoindex_commands_1"),
+        (WORKSPACES.as_str(), "SEARCH w USING PRIMARY KEY"),
+        (OVERRIDES.as_str(), "USING PRIMARY KEY"),
+        (COUNTERS.as_str(), "USING PRIMARY KEY"),
+        (OPEN_GRANTS.as_str(), "credit_grants_open"),
+        (STALE_WORKSPACES, "USING PRIMARY KEY"),
+        (USED_PAYMENTS, "credit_grants_payment"),
+    ]
 }
 
 /// Reads everything under the keys.
@@ -103,14 +112,15 @@ join subscriptions s on s.workspace_id = w.workspace_id"
     )
 });
 
-static OVERRIDES: LazyLock<String> = LazyLock::new(|| of_workspaces::<FeatureOverride>(""));
-static COUNTERS: LazyLock<String> = LazyLock::new(|| of_workspaces::<UsageCounter>(""));
-static OPEN_GRANTS: LazyLock<String> = LazyLock::new(|| of_workspaces::<Grant>("where t.is_open"));
+static OVERRIDES: LazyLock<String> = LazyLock::new(|| of_workspaces::<FeatureOverride>("", ""));
+static COUNTERS: LazyLock<String> = LazyLock::new(|| of_workspaces::<UsageCounter>("", ""));
+static OPEN_GRANTS: LazyLock<String> =
+    LazyLock::new(|| of_workspaces::<Grant>("indexed by credit_grants_open", "where t.is_open"));
 
-fn of_workspaces<T: Table>(filter: &str) -> String {
+fn of_workspaces<T: Table>(index: &str, filter: &str) -> String {
     let (columns, table) = (T::select("t"), T::NAME);
     format!(
-        "select {columns} from jsonb_each(?1) k cross join {table} t on t.workspace_id = unhex(k.value ->> 0) {filter}"
+        "select {columns} from jsonb_each(?1) k cross join {table} t {index} on t.workspace_id = unhex(k.value ->> 0) {filter}"
     )
 }
 

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteRow;
 
 use super::connection::Transaction;
 use super::connection::in_time;
@@ -111,7 +110,7 @@ impl Outbox for SqliteStore {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us);
             let rows = statement.fetch_all(tx.connection()).await.map_err(store_error)?;
-            let mut leases = rows.iter().map(lease).collect::<Result<Vec<_>, _>>()?;
+            let mut leases = rows.iter().map(|row| Lease::read(Fields::of(row))).collect::<Result<Vec<_>, _>>()?;
             tx.commit().await?;
             leases.sort_by_key(|lease| lease.partition);
             Ok(leases)
@@ -130,8 +129,7 @@ impl Outbox for SqliteStore {
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        let position = |mut fields: Fields<'_>| Ok(EventPosition { partition: fields.next()?, seq: fields.next()? });
-        rows.iter().map(|row| position(Fields::of(row))).collect()
+        rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
@@ -179,7 +177,7 @@ impl Outbox for SqliteStore {
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
         let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        rows.iter().map(status).collect()
+        rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
     }
 }
 
@@ -205,31 +203,4 @@ async fn insert_batches(
     });
     sqlx::query(INSERT_BATCHES).bind(batches).execute(tx.connection()).await.map_err(store_error)?;
     Ok(())
-}
-
-fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
-    let mut fields = Fields::of(row);
-    Ok(Lease {
-        partition: fields.next()?,
-        owner: fields.next()?,
-        epoch: fields.next()?,
-        generation: fields.next()?,
-        diverged_seq: fields.next()?,
-        published_seq: fields.next()?,
-    })
-}
-
-fn status(row: &SqliteRow) -> Result<PartitionStatus, StoreError> {
-    let mut fields = Fields::of(row);
-    Ok(PartitionStatus {
-        partition: fields.next()?,
-        generation: fields.next()?,
-        seq: fields.next()?,
-        published_seq: fields.next()?,
-        diverged_seq: fields.next()?,
-        owner: fields.next()?,
-        epoch: fields.next()?,
-        is_leased: fields.next()?,
-        oldest_waiting_at: fields.next()?,
-    })
 }

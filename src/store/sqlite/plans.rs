@@ -7,7 +7,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::connection::Writer;
 use super::error::store_error;
-use super::rows::{insert, json, json_of, rows, write_rows};
+use super::rows::{insert, insert_rows, json, json_of, rows};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::CataloguePlan;
 use crate::domain::text::PlanCode;
@@ -18,10 +18,10 @@ use crate::store::plan_cache::{PlanCache, PlanKey, plan_of};
 use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow, check_unchanged, feature_rows, plans_of};
 use crate::store::tables::Table;
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let lists = [&INSERT_VERSIONS, &INSERT_FEATURES, &VERSIONS_BY_KEYS, &FEATURES_BY_KEYS];
-    let others = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS];
-    lists.into_iter().map(|statement| statement.as_str()).chain(others).collect()
+pub(super) fn statements() -> Vec<String> {
+    let fixed = [OFFER_PLANS, RETIRE_OTHERS, PLANS_BY_CODES, OFFERED_PLANS].map(str::to_owned);
+    let made = [INSERT_VERSIONS.clone(), insert::<PlanFeatureRow>("?1")];
+    fixed.into_iter().chain(made).chain([VERSIONS_BY_KEYS.clone(), FEATURES_BY_KEYS.clone()]).collect()
 }
 
 /// The versions by key; those that are not cached are read.
@@ -49,7 +49,6 @@ where source = 'file' and retired_at is null and plan_code not in (select value 
 
 static INSERT_VERSIONS: LazyLock<String> =
     LazyLock::new(|| format!("{} on conflict do nothing returning plan_code, version", insert::<PlanVersionRow>("?1")));
-static INSERT_FEATURES: LazyLock<String> = LazyLock::new(|| insert::<PlanFeatureRow>("?1"));
 
 /// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
 pub(super) async fn put(writer: &Writer, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
@@ -62,7 +61,7 @@ pub(super) async fn put(writer: &Writer, plans: &[PlanVersion], now: Timestamp) 
     let new = new.iter().map(plan_key).collect::<Result<BTreeSet<_>, _>>()?;
     let is_new = |plan: &&PlanVersion| new.contains(&(plan.plan_code.clone(), plan.version));
     let features: Vec<_> = plans.iter().filter(is_new).flat_map(feature_rows).collect();
-    write_rows(tx.connection(), &INSERT_FEATURES, &features).await?;
+    insert_rows(tx.connection(), &features).await?;
     let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
     check_unchanged(plans, &read_versions(tx.connection(), keys.iter()).await?)?;
     let retire = sqlx::query(RETIRE_OTHERS).bind(&codes).bind(now.micros());

@@ -29,13 +29,9 @@ use crate::store::queries::{
 use crate::store::tables::Table;
 use crate::store::{EXPIRIES_PER_WORKSPACE, Reads};
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let pages = [&USAGE, &USAGE_OF_FEATURE, &LEDGER, &LEDGER_OF_GRANT].into_iter().flat_map(|pages| pages.iter());
-    let lists = [&USAGE_LOG, &EVENTS_OF_WORKSPACE, &EVENTS_OF_PARTITION, &EVENT_BY_ID].map(|statement| &**statement);
-    pages.chain(lists).map(String::as_str).chain([DUE_BOUNDARIES, DUE_EXPIRIES, PING]).collect()
-}
+pub(super) const OTHERS: &[&str] = &[PING];
 
-/// Each list and look-up with the index that finds its rows, for the test that asserts it.
+/// Each list and look-up with the index that finds its rows.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let pages = [
         (&USAGE, "USING PRIMARY KEY"),
@@ -44,15 +40,15 @@ pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
         (&LEDGER_OF_GRANT, "USING INDEX ledger_entries_by_grant"),
     ];
     let pages = pages.into_iter().flat_map(|(pages, index)| pages.iter().map(move |page| (page.as_str(), index)));
-    pages
-        .chain([
-            (USAGE_LOG.as_str(), "USING PRIMARY KEY"),
-            (EVENTS_OF_WORKSPACE.as_str(), "USING INDEX event_outbox_workspace"),
-            (EVENTS_OF_PARTITION.as_str(), "USING INDEX sqlite_autoindex_event_outbox_1"),
-            (EVENT_BY_ID.as_str(), "USING INDEX event_outbox_id"),
-            (DUE_BOUNDARIES, "subscriptions_due"),
-        ])
-        .collect()
+    let others = [
+        (USAGE_LOG.as_str(), "USING PRIMARY KEY"),
+        (EVENTS_OF_WORKSPACE.as_str(), "USING INDEX event_outbox_workspace"),
+        (EVENTS_OF_PARTITION.as_str(), "USING INDEX sqlite_autoindex_event_outbox_1"),
+        (EVENT_BY_ID.as_str(), "USING INDEX event_outbox_id"),
+        (DUE_BOUNDARIES, "subscriptions_due"),
+        (DUE_EXPIRIES, "credit_grants_expiring"),
+    ];
+    pages.chain(others).collect()
 }
 
 /// A page of a table in either order.
@@ -141,11 +137,23 @@ limit ?3";
 
 const PING: &str = "select 1";
 
-impl SqliteStore {
-    async fn page<T: Table>(&self, statement: Statement<'_>, limit: u32) -> Result<Page<T>, StoreError> {
-        let found = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        Ok(Page::of(rows(&found)?, limit))
-    }
+async fn fetch<T: Table>(readers: &SqlitePool, statement: Statement<'_>) -> Result<Vec<T>, StoreError> {
+    rows(&in_time(async { statement.fetch_all(readers).await.map_err(store_error) }).await?)
+}
+
+async fn fetch_one<T: Table>(readers: &SqlitePool, statement: Statement<'_>) -> Result<Option<T>, StoreError> {
+    let found = in_time(async { statement.fetch_optional(readers).await.map_err(store_error) }).await?;
+    found.as_ref().map(row).transpose()
+}
+
+/// Of each row what the function reads.
+async fn fetch_each<T>(
+    readers: &SqlitePool,
+    statement: Statement<'_>,
+    read: impl Fn(Fields<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let found = in_time(async { statement.fetch_all(readers).await.map_err(store_error) }).await?;
+    found.iter().map(|row| read(Fields::of(row))).collect()
 }
 
 /// Of each partition the events after that number, at most so many. Here a statement costs no way to a server.
@@ -189,14 +197,13 @@ impl Reads for SqliteStore {
             None => page(&USAGE, query),
             Some(code) => page(&USAGE_OF_FEATURE, query).bind(code.as_str()),
         };
-        self.page(statement, query.limit).await
+        Ok(Page::of(fetch(&self.readers, statement).await?, query.limit))
     }
 
     async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError> {
         let at = usage_id.recorded_at.micros();
         let statement = sqlx::query(USAGE_LOG.as_str()).bind(workspace_id.0).bind(at).bind(usage_id.seq);
-        let found = in_time(async { statement.fetch_optional(&self.readers).await.map_err(store_error) }).await?;
-        found.as_ref().map(row).transpose()
+        fetch_one(&self.readers, statement).await
     }
 
     async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
@@ -204,7 +211,7 @@ impl Reads for SqliteStore {
             None => page(&LEDGER, query),
             Some(id) => page(&LEDGER_OF_GRANT, query).bind(id.0),
         };
-        self.page(statement, query.limit).await
+        Ok(Page::of(fetch(&self.readers, statement).await?, query.limit))
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
@@ -212,7 +219,7 @@ impl Reads for SqliteStore {
             EventQuery::OfWorkspace { workspace_id, after, limit } => {
                 let statement = sqlx::query(EVENTS_OF_WORKSPACE.as_str());
                 let statement = statement.bind(workspace_id.0).bind(after).bind(i64::from(*limit));
-                rows(&in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?)
+                fetch(&self.readers, statement).await
             }
             EventQuery::OfAll { after, limit } => events_after(&self.readers, after, *limit).await,
         }
@@ -224,8 +231,7 @@ impl Reads for SqliteStore {
         workspace_id: Option<WorkspaceId>,
     ) -> Result<Option<EventRecord>, StoreError> {
         let statement = sqlx::query(EVENT_BY_ID.as_str()).bind(event_id.0).bind(workspace_id.map(|id| id.0));
-        let found = in_time(async { statement.fetch_optional(&self.readers).await.map_err(store_error) }).await?;
-        found.as_ref().map(row).transpose()
+        fetch_one(&self.readers, statement).await
     }
 
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
@@ -240,21 +246,21 @@ impl Reads for SqliteStore {
 
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         let statement = sqlx::query(DUE_BOUNDARIES).bind(now.micros()).bind(i64::from(limit));
-        let found = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        let due = |mut fields: Fields<'_>| {
+        fetch_each(&self.readers, statement, |mut fields| {
             let workspace_id = fields.next()?;
             let work = DueWork::Boundary { subscription_id: fields.next()?, period_end: fields.next()? };
             Ok(DueWorkspace { workspace_id, work })
-        };
-        found.iter().map(|row| due(Fields::of(row))).collect()
+        })
+        .await
     }
 
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         let grants = i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE));
         let statement = sqlx::query(DUE_EXPIRIES).bind(now.micros()).bind(grants).bind(i64::from(limit));
-        let found = in_time(async { statement.fetch_all(&self.readers).await.map_err(store_error) }).await?;
-        let due = |mut fields: Fields<'_>| Ok(DueWorkspace { workspace_id: fields.next()?, work: DueWork::Expiry });
-        found.iter().map(|row| due(Fields::of(row))).collect()
+        fetch_each(&self.readers, statement, |mut fields| {
+            Ok(DueWorkspace { workspace_id: fields.next()?, work: DueWork::Expiry })
+        })
+        .await
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

@@ -8,7 +8,7 @@
 use serde::Serialize;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{Column as _, Row as _, Type};
+use sqlx::{AssertSqlSafe, Column as _, Row as _, Type};
 
 use super::error::store_error;
 use crate::domain::time::Timestamp;
@@ -53,17 +53,27 @@ fn element(place: usize, column: &Column) -> String {
     }
 }
 
-/// Runs a statement over the rows, if there are any; each must be written.
-pub(super) async fn write_rows<T: Table>(
+/// Inserts the rows, if there are any.
+pub(super) async fn insert_rows<T: Table>(connection: &mut SqliteConnection, rows: &[T]) -> Result<(), StoreError> {
+    write_rows(connection, insert::<T>("?1"), rows).await
+}
+
+/// Updates the rows, if there are any; each must be there.
+pub(super) async fn update_rows<T: Table>(connection: &mut SqliteConnection, rows: &[T]) -> Result<(), StoreError> {
+    write_rows(connection, update::<T>("?1"), rows).await
+}
+
+async fn write_rows<T: Table>(
     connection: &mut SqliteConnection,
-    statement: &'static str,
+    statement: String,
     rows: &[T],
 ) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let written =
-        sqlx::query(statement).bind(json(rows)).execute(connection).await.map_err(store_error)?.rows_affected();
+    // The text is made of this crate's names only.
+    let statement = sqlx::query(AssertSqlSafe(statement)).bind(json(rows));
+    let written = statement.execute(connection).await.map_err(store_error)?.rows_affected();
     if u64::try_from(rows.len()) == Ok(written) {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::connection::{Transaction, in_time};
 use super::error::store_error;
 use super::load::load;
-use super::rows::{insert, json, json_of, update, write_rows};
+use super::rows::{insert, insert_rows, json, json_of, update, update_rows};
 use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
@@ -32,18 +32,18 @@ use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
 use crate::store::tables::Table;
 
-pub(super) fn statements() -> Vec<&'static str> {
-    let rare = [
-        &INSERT_WORKSPACES,
-        &INSERT_OVERRIDES,
-        &INSERT_CREDITS,
-        &INSERT_SUBSCRIPTIONS,
-        &UPDATE_SUBSCRIPTIONS,
-        &INSERT_PERIODS,
-        &INSERT_COUNTERS,
-        &INSERT_GRANTS,
-    ];
-    rare.into_iter().map(|statement| statement.as_str()).chain([WRITE_BATCH]).collect()
+pub(super) fn statements() -> Vec<String> {
+    vec![
+        insert::<Workspace>("?1"),
+        insert::<FeatureOverride>("?1"),
+        insert::<WorkspaceCredits>("?1"),
+        insert::<Subscription>("?1"),
+        update::<Subscription>("?1"),
+        insert::<SubscriptionPeriod>("?1"),
+        insert::<UsageCounter>("?1"),
+        insert::<Grant>("?1"),
+        WRITE_BATCH.to_owned(),
+    ]
 }
 
 /// A transaction on the writing connection.
@@ -77,25 +77,16 @@ impl WriteTx for SqliteTx {
 /// All rows of a batch, in a transaction.
 pub(super) async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     // In the order of the foreign keys.
-    write_rows(connection, &INSERT_WORKSPACES, &changes.workspaces).await?;
-    write_rows(connection, &INSERT_OVERRIDES, &changes.feature_overrides).await?;
-    write_rows(connection, &INSERT_CREDITS, &changes.credits.inserted).await?;
-    write_rows(connection, &INSERT_SUBSCRIPTIONS, &changes.subscriptions.inserted).await?;
-    write_rows(connection, &UPDATE_SUBSCRIPTIONS, &changes.subscriptions.updated).await?;
-    write_rows(connection, &INSERT_PERIODS, &changes.periods).await?;
-    write_rows(connection, &INSERT_COUNTERS, &changes.counters.inserted).await?;
-    write_rows(connection, &INSERT_GRANTS, &changes.grants.inserted).await?;
+    insert_rows(connection, &changes.workspaces).await?;
+    insert_rows(connection, &changes.feature_overrides).await?;
+    insert_rows(connection, &changes.credits.inserted).await?;
+    insert_rows(connection, &changes.subscriptions.inserted).await?;
+    update_rows(connection, &changes.subscriptions.updated).await?;
+    insert_rows(connection, &changes.periods).await?;
+    insert_rows(connection, &changes.counters.inserted).await?;
+    insert_rows(connection, &changes.grants.inserted).await?;
     write_batch(connection, changes).await
 }
-
-static INSERT_WORKSPACES: LazyLock<String> = LazyLock::new(|| insert::<Workspace>("?1"));
-static INSERT_OVERRIDES: LazyLock<String> = LazyLock::new(|| insert::<FeatureOverride>("?1"));
-static INSERT_CREDITS: LazyLock<String> = LazyLock::new(|| insert::<WorkspaceCredits>("?1"));
-static INSERT_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| insert::<Subscription>("?1"));
-static UPDATE_SUBSCRIPTIONS: LazyLock<String> = LazyLock::new(|| update::<Subscription>("?1"));
-static INSERT_PERIODS: LazyLock<String> = LazyLock::new(|| insert::<SubscriptionPeriod>("?1"));
-static INSERT_COUNTERS: LazyLock<String> = LazyLock::new(|| insert::<UsageCounter>("?1"));
-static INSERT_GRANTS: LazyLock<String> = LazyLock::new(|| insert::<Grant>("?1"));
 
 const WRITE_BATCH: &str = "insert into write_batch values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 
