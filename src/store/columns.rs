@@ -39,6 +39,23 @@ pub(super) enum Kind {
     Jsonb,
 }
 
+impl Kind {
+    /// The type's name in PostgreSQL.
+    pub(super) const fn sql(self) -> &'static str {
+        match self {
+            Self::Uuid => "uuid",
+            Self::Smallint => "smallint",
+            Self::Integer => "integer",
+            Self::Bigint => "bigint",
+            Self::Boolean => "boolean",
+            Self::Text => "text",
+            Self::Bytea => "bytea",
+            Self::Timestamptz => "timestamptz",
+            Self::Jsonb => "jsonb",
+        }
+    }
+}
+
 /// The value of a column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value<'v> {

@@ -28,6 +28,15 @@ impl StoreError {
     }
 }
 
+/// How long one operation of a store, of a handful of statements, may take before it is given up: longer than the
+/// waits for connections, locks and statements, which tell the reason.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits for an operation of a handful of statements.
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
+    within(ANSWER_TIMEOUT, work).await
+}
+
 /// Waits for an operation of a store, but not for ever.
 pub(super) async fn within<T>(
     limit: Duration,

@@ -30,13 +30,17 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
 mod columns;
+mod dialect;
 mod error;
 mod invariants;
+mod load;
 mod plan_cache;
 mod plan_rows;
 pub mod postgres;
 pub mod queries;
+mod reads;
 pub mod sqlite;
+mod statements;
 mod states;
 mod tables;
 

@@ -140,7 +140,7 @@ async fn every_list_and_look_up_uses_its_index() {
     // As the server's own connections have it.
     connection.execute("set plan_cache_mode = force_generic_plan; set enable_seqscan = off").await.unwrap();
     connection.execute("set enable_hashjoin = off; set enable_mergejoin = off").await.unwrap();
-    for (n, (statement, index)) in indexes().into_iter().enumerate() {
+    for (n, (statement, index)) in indexes().into_iter().filter(|(_, index)| !index.is_empty()).enumerate() {
         connection.execute(AssertSqlSafe(format!("prepare s{n} as {statement}"))).await.unwrap();
         let parameters = (1..10).take_while(|n| statement.contains(&format!("${n}"))).map(|_| "null");
         let parameters = parameters.collect::<Vec<_>>().join(", ");

@@ -101,7 +101,7 @@ async fn a_batch_that_was_decided_on_another_head_is_a_conflict() {
 async fn every_list_and_look_up_uses_its_index() {
     let db = SqliteDatabase::create().await;
     let mut connection = db.connection(true).await;
-    for (statement, index) in indexes() {
+    for (statement, index) in indexes().into_iter().filter(|(_, index)| !index.is_empty()) {
         let explain = AssertSqlSafe(format!("explain query plan {statement}"));
         let steps = connection.fetch_all(explain).await.unwrap();
         let plan: Vec<String> = steps.iter().map(|row| row.get("detail")).collect();
@@ -113,7 +113,12 @@ async fn every_list_and_look_up_uses_its_index() {
         let scans = plan.iter().any(|step| step.starts_with("SCAN") && !is_given(step));
         let is_page = statement.contains("order by t.recorded_at");
         let sorts = is_page && plan.iter().any(|step| step.contains("TEMP B-TREE"));
-        let is_used = plan.iter().any(|step| step.contains(index));
+        // A primary key has no index of that name: the table itself is ordered by it, or SQLite has named one.
+        let names = match index.strip_suffix("_pkey") {
+            Some(table) => vec!["PRIMARY KEY".to_owned(), format!("sqlite_autoindex_{table}_1")],
+            None => vec![index.to_owned()],
+        };
+        let is_used = plan.iter().any(|step| names.iter().any(|name| step.contains(name)));
         assert!(is_used && !scans && !sorts, "{index}: {plan:?}\n{statement}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +13,9 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::connection::{TRUSTED_WHEN_IDLE, Writers};
 use super::error::store_error;
-use crate::store::error::{StoreError, within};
+use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
 
-/// How long one operation of the store, of a handful of statements, may take before the server is
-/// given up. The waits are nested, and the inner one tells the reason: lock ≤ statement ≤
-/// [`MAX_STATEMENT_TIMEOUT`] < this. The configuration holds to the same bounds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that the server may be given for one statement: less than [`ANSWER_TIMEOUT`].
 pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a connection that comes back may take to show that it still works.
@@ -161,9 +156,4 @@ impl PostgresStore {
         held.put_back();
         Ok(MIGRATOR.iter().all(|known| applied.get(&known.version).is_some_and(|sum| **sum == *known.checksum)))
     }
-}
-
-/// Waits for an operation, but not for ever.
-pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    within(ANSWER_TIMEOUT, work).await
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::postgres::PgPoolOptions;
 
-use self::database::{CLOSE_TIMEOUT, MIGRATE_TIMEOUT, MIGRATOR, in_time};
+use self::database::{CLOSE_TIMEOUT, MIGRATE_TIMEOUT, MIGRATOR};
 pub use self::database::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore};
 use self::error::{of_migration, store_error};
 use self::write::PostgresTx;
@@ -25,17 +25,17 @@ use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
-use crate::store::error::{StoreError, within};
+use crate::store::dialect::Dialect;
+use crate::store::error::{StoreError, in_time, within};
+use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::{Store, WriteTx, invariants};
 
 mod audit;
 mod connection;
 mod database;
+mod dialect;
 mod error;
-mod load;
 mod outbox;
-mod plans;
-mod reads;
 mod rows;
 mod write;
 
@@ -47,10 +47,9 @@ impl Store for PostgresStore {
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
-        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         in_time(async {
             let mut held = self.writes.take().await?;
-            let states = load::states(held.connection(), &self.plans, &ids).await?;
+            let states = states(held.connection(), &self.plans, ids).await?;
             held.put_back();
             Ok(states)
         })
@@ -60,7 +59,7 @@ impl Store for PostgresStore {
     async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
         in_time(async {
             let mut held = self.writes.take().await?;
-            let stale = load::stale_workspaces(held.connection(), known).await?;
+            let stale = stale_workspaces(held.connection(), known).await?;
             held.put_back();
             Ok(stale)
         })
@@ -72,8 +71,8 @@ impl Store for PostgresStore {
             return in_time(async {
                 let mut tx = self.writes.begin().await?;
                 // The heads first, here too: whoever holds them may want the other rows next.
-                load::lock_partitions(tx.connection(), &changes.heads.iter().map(|head| head.partition).collect())
-                    .await?;
+                let partitions = changes.heads.iter().map(|head| head.partition).collect();
+                tx.connection().lock_heads(&partitions).await?;
                 let heads = write::write(tx.connection(), changes).await?;
                 tx.commit().await?;
                 Ok(heads)
@@ -95,7 +94,7 @@ impl Store for PostgresStore {
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
         in_time(async {
             let mut tx = self.writes.begin().await?;
-            plans::put(tx.connection(), plans, now).await?;
+            put_plans(tx.connection(), plans, now).await?;
             tx.commit().await
         })
         .await
@@ -128,11 +127,12 @@ impl Store for PostgresStore {
     }
 }
 
-/// Each list and look-up with the index that finds its rows, for the test that asserts it.
+/// Each list and look-up with the index that finds its rows, for the test that asserts it. It has the
+/// name that PostgreSQL gives it; where a small table is read whole, there is none.
 #[doc(hidden)]
 #[must_use]
 pub fn indexes() -> Vec<(&'static str, &'static str)> {
-    load::indexes().into_iter().chain(reads::indexes()).collect()
+    dialect::indexes()
 }
 
 /// Every statement of this store, for the test that prepares them all.
@@ -140,8 +140,7 @@ pub fn indexes() -> Vec<(&'static str, &'static str)> {
 pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
-    let looked_up = load::indexes().into_iter().chain(reads::indexes()).map(|(statement, _)| statement);
-    let texts =
-        fixed.chain(invariants).chain(looked_up).chain(reads::OTHERS.iter().copied()).chain([audit::AUDIT_SETTINGS]);
-    texts.map(str::to_owned).chain(write::statements()).chain(plans::statements())
+    let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
+    let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING, audit::AUDIT_SETTINGS]);
+    texts.map(str::to_owned).chain(write::statements())
 }

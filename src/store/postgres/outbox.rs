@@ -9,15 +9,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Postgres, Transaction};
 
-use super::database::{PostgresStore, in_time};
+use super::database::PostgresStore;
 use super::error::store_error;
-use super::reads::events_after;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
-use crate::store::error::StoreError;
+use crate::store::dialect::Dialect;
+use crate::store::error::{StoreError, in_time};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::store::reads::Database;
 
 pub(super) const STATEMENTS: &[&str] =
     &[TAKE_LEASES, RELEASE_LEASES, HEADS, LOCK_LEASES, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
@@ -120,7 +121,7 @@ impl Outbox for PostgresStore {
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        events_after(&self.reads, after, limit).await
+        in_time(async { self.reader().await?.events_after(after, limit).await }).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

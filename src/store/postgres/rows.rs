@@ -18,9 +18,25 @@ use uuid::Uuid;
 
 use super::error::store_error;
 use crate::domain::time::Timestamp;
-use crate::store::columns::{Fields, Kind, ReadValue, Value, WriteValue};
+use crate::store::columns::{Kind, ReadValue, Value, WriteValue};
+use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
+use crate::store::statements::KeyColumn;
 use crate::store::tables::{Table, list};
+
+/// Binds what a column of keys holds as an array of its type.
+macro_rules! array_of {
+    ($statement:ident, $values:ident, $value:pat => $item:expr) => {
+        $statement.bind(
+            $values()
+                .map(|value| match value {
+                    $value => Some($item),
+                    _ => None,
+                })
+                .collect::<Vec<_>>(),
+        )
+    };
+}
 
 /// A query with its arguments so far.
 pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
@@ -70,14 +86,35 @@ async fn write_rows<T: Table>(connection: &mut PgConnection, statement: String, 
     Err(StoreError::Corrupt(format!("{written} of {} rows of {} were written", rows.len(), T::NAME)))
 }
 
-/// Reads one row of a table, whose columns were selected in their order.
-pub(super) fn row<T: Table>(row: &PgRow) -> Result<T, StoreError> {
-    T::take(&mut Fields::of(row))
+/// Binds one value.
+pub(super) fn bind<'q>(statement: Statement<'q>, (kind, value): (Kind, Value<'q>)) -> Statement<'q> {
+    match value {
+        Value::Uuid(id) => statement.bind(id),
+        Value::Smallint(number) => statement.bind(number),
+        Value::Integer(number) => statement.bind(number),
+        Value::Bigint(number) => statement.bind(number),
+        Value::Boolean(flag) => statement.bind(flag),
+        Value::Text(text) | Value::Jsonb(text) => statement.bind(text.into_owned()),
+        Value::Bytea(bytes) => statement.bind(bytes.into_owned()),
+        Value::Timestamptz(at) => statement.bind(at.to_datetime()),
+        Value::Null if kind == Kind::Uuid => statement.bind(None::<Uuid>),
+        Value::Null => statement.bind(None::<String>),
+    }
 }
 
-/// Reads rows of a table, whose columns were selected in their order.
-pub(super) fn rows<T: Table>(found: &[PgRow]) -> Result<Vec<T>, StoreError> {
-    found.iter().map(row).collect()
+/// Binds a list of keys: an array for each column.
+pub(super) fn bind_keys<'q>(mut statement: Statement<'q>, key: &[KeyColumn], keys: &Keys<'_>) -> Statement<'q> {
+    for (place, (_, kind)) in key.iter().enumerate() {
+        let values = || keys.0.iter().filter_map(|values| values.get(place));
+        statement = match kind {
+            Kind::Uuid => array_of!(statement, values, Value::Uuid(id) => *id),
+            Kind::Integer => array_of!(statement, values, Value::Integer(number) => *number),
+            Kind::Bigint => array_of!(statement, values, Value::Bigint(number) => *number),
+            Kind::Timestamptz => array_of!(statement, values, Value::Timestamptz(at) => at.to_datetime()),
+            _ => array_of!(statement, values, Value::Text(text) => text.to_string()),
+        };
+    }
+    statement
 }
 
 impl ReadValue for PgRow {

@@ -16,9 +16,7 @@ use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
 
 use super::connection::Transaction;
-use super::database::in_time;
 use super::error::store_error;
-use super::load::load;
 use super::rows::{BindColumn, BindRows, array, insert, insert_rows, update, update_rows};
 use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
 use crate::domain::command_record::CommandRecord;
@@ -32,12 +30,16 @@ use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 use crate::store::WriteTx;
-use crate::store::error::StoreError;
+use crate::store::error::{StoreError, in_time};
+use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
+use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow};
 use crate::store::tables::{Table, list};
 
 pub(super) fn statements() -> Vec<String> {
     vec![
+        insert::<PlanVersionRow>(1),
+        insert::<PlanFeatureRow>(1),
         insert::<Workspace>(1),
         insert::<FeatureOverride>(1),
         insert::<WorkspaceCredits>(1),

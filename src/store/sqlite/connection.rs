@@ -10,7 +10,6 @@
 //! would take the connection for one in a transaction after SQLite has rolled back on its own.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,13 +23,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 
 use super::error::{of_migration, store_error};
-use crate::store::error::{StoreError, within};
+use crate::store::error::{ANSWER_TIMEOUT, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
-
-/// How long one operation of the store, of a handful of statements, may take before it is given up:
-/// longer than the waits for connections and locks, which tell the reason.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a transaction waits for the writing connection: many batches' worth.
 const WRITER_WAIT: Duration = Duration::from_millis(500);
@@ -218,11 +213,6 @@ impl Drop for Transaction {
             }
         });
     }
-}
-
-/// Waits for an operation, but not for ever.
-pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    within(ANSWER_TIMEOUT, work).await
 }
 
 /// SQLite's messages do not say which file they are about.

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqlitePool;
 
-use super::connection::{self, Writer, in_time};
+use super::connection::{self, Writer};
 use super::write::PREPARE_CONNECTION;
-use crate::store::error::StoreError;
+use crate::store::error::{StoreError, in_time};
 use crate::store::plan_cache::PlanCache;
 
 /// Several statements that must see one state of the database.

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use self::connection::in_time;
 use self::database::{CLOSE_TIMEOUT, MIGRATE_TIMEOUT};
 pub use self::database::{SqliteConfig, SqliteStore};
 use self::write::SqliteTx;
@@ -26,17 +25,16 @@ use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
-use crate::store::error::{StoreError, within};
+use crate::store::error::{StoreError, in_time, within};
+use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::{Store, WriteTx, invariants};
 
 mod audit;
 mod connection;
 mod database;
+mod dialect;
 mod error;
-mod load;
 mod outbox;
-mod plans;
-mod reads;
 mod rows;
 mod write;
 
@@ -51,7 +49,7 @@ impl Store for SqliteStore {
         // On the writing connection: every commit makes the others forget the pages that they have read.
         in_time(async {
             let mut held = self.writer.acquire().await?;
-            let states = load::states(held.connection(), &self.plans, ids).await?;
+            let states = states(held.connection(), &self.plans, ids).await?;
             held.put_back();
             Ok(states)
         })
@@ -61,7 +59,7 @@ impl Store for SqliteStore {
     async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
         in_time(async {
             let mut held = self.writer.acquire().await?;
-            let stale = load::stale_workspaces(held.connection(), known).await?;
+            let stale = stale_workspaces(held.connection(), known).await?;
             held.put_back();
             Ok(stale)
         })
@@ -90,7 +88,12 @@ impl Store for SqliteStore {
     }
 
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
-        in_time(plans::put(&self.writer, plans, now)).await
+        in_time(async {
+            let mut tx = self.writer.begin().await?;
+            put_plans(tx.connection(), plans, now).await?;
+            tx.commit().await
+        })
+        .await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -107,11 +110,12 @@ impl Store for SqliteStore {
     }
 }
 
-/// Each list and look-up with the index that finds its rows, for the test that asserts it.
+/// Each list and look-up with the index that finds its rows, for the test that asserts it. It has the
+/// name that PostgreSQL gives it; where a small table is read whole, there is none.
 #[doc(hidden)]
 #[must_use]
 pub fn indexes() -> Vec<(&'static str, &'static str)> {
-    load::indexes().into_iter().chain(reads::indexes()).collect()
+    dialect::indexes()
 }
 
 /// Every statement of this store, for the test that prepares them all.
@@ -119,9 +123,9 @@ pub fn indexes() -> Vec<(&'static str, &'static str)> {
 pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
-    let looked_up = load::indexes().into_iter().chain(reads::indexes()).map(|(statement, _)| statement);
-    let texts = fixed.chain(invariants).chain(looked_up).chain(reads::OTHERS.iter().copied());
-    texts.map(str::to_owned).chain(write::statements()).chain(plans::statements())
+    let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
+    let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING]);
+    texts.map(str::to_owned).chain(write::statements())
 }
 
 #[cfg(test)]

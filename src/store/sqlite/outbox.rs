@@ -10,17 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::connection::Transaction;
-use super::connection::in_time;
 use super::database::SqliteStore;
 use super::error::store_error;
-use super::reads::events_after;
 use super::rows::json_of;
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
-use crate::store::error::StoreError;
+use crate::store::dialect::Dialect;
+use crate::store::error::{StoreError, in_time};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::store::reads::Database;
 
 pub(super) const STATEMENTS: &[&str] =
     &[TAKE_LEASES, RELEASE_LEASES, HEADS, LEASES_IN_FORCE, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
@@ -133,7 +133,7 @@ impl Outbox for SqliteStore {
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        events_after(&self.readers, after, limit).await
+        in_time(async { self.reader().await?.events_after(after, limit).await }).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {

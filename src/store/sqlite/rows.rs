@@ -12,8 +12,10 @@ use sqlx::{AssertSqlSafe, Column as _, Row as _, Type};
 
 use super::error::store_error;
 use crate::domain::time::Timestamp;
-use crate::store::columns::{Columns, Fields, Kind, ReadValue, Value, WriteValue};
+use crate::store::columns::{Columns, Kind, ReadValue, Value, WriteValue};
+use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
+use crate::store::statements::KeyColumn;
 use crate::store::tables::{Column, Table, list};
 
 /// A guess at the text of one row, so that few batches grow their buffer.
@@ -46,7 +48,7 @@ pub(super) fn update<T: Table>(rows: &str) -> String {
 }
 
 /// The element of a row at that place, as a value of the column.
-fn element(place: usize, column: &Column) -> String {
+pub(super) fn element(place: usize, column: &Column) -> String {
     match column.kind {
         Kind::Uuid | Kind::Bytea => format!("unhex(value ->> {place})"),
         _ => format!("value ->> {place}"),
@@ -80,14 +82,28 @@ async fn write_rows<T: Table>(
     Err(StoreError::Corrupt(format!("{written} of {} rows of {} were written", rows.len(), T::NAME)))
 }
 
-/// Reads one row of a table, whose columns were selected in their order.
-pub(super) fn row<T: Table>(row: &SqliteRow) -> Result<T, StoreError> {
-    T::take(&mut Fields::of(row))
+/// Binds one value.
+pub(super) fn bind<'q>(statement: Statement<'q>, (_, value): (Kind, Value<'q>)) -> Statement<'q> {
+    match value {
+        Value::Null => statement.bind(None::<i64>),
+        Value::Uuid(id) => statement.bind(id),
+        Value::Smallint(number) => statement.bind(number),
+        Value::Integer(number) => statement.bind(number),
+        Value::Bigint(number) => statement.bind(number),
+        Value::Boolean(flag) => statement.bind(flag),
+        Value::Text(text) | Value::Jsonb(text) => statement.bind(text.into_owned()),
+        Value::Bytea(bytes) => statement.bind(bytes.into_owned()),
+        Value::Timestamptz(at) => statement.bind(at.micros()),
+    }
 }
 
-/// Reads rows of a table, whose columns were selected in their order.
-pub(super) fn rows<T: Table>(found: &[SqliteRow]) -> Result<Vec<T>, StoreError> {
-    found.iter().map(row).collect()
+/// The JSON text of a list of keys.
+pub(super) fn keys_json(key: &[KeyColumn], keys: &Keys<'_>) -> String {
+    json_of(&keys.0, |row, values| {
+        for ((_, kind), value) in key.iter().zip(values) {
+            row.value(*kind, value.clone());
+        }
+    })
 }
 
 impl ReadValue for SqliteRow {

@@ -12,9 +12,8 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 
-use super::connection::{Transaction, in_time};
+use super::connection::Transaction;
 use super::error::store_error;
-use super::load::load;
 use super::rows::{insert, insert_rows, json, json_of, update, update_rows};
 use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
 use crate::domain::command_record::CommandRecord;
@@ -28,12 +27,16 @@ use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 use crate::store::WriteTx;
-use crate::store::error::StoreError;
+use crate::store::error::{StoreError, in_time};
+use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
+use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow};
 use crate::store::tables::Table;
 
 pub(super) fn statements() -> Vec<String> {
     vec![
+        insert::<PlanVersionRow>("?1"),
+        insert::<PlanFeatureRow>("?1"),
         insert::<Workspace>("?1"),
         insert::<FeatureOverride>("?1"),
         insert::<WorkspaceCredits>("?1"),

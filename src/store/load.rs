@@ -1,0 +1,147 @@
+//! What a batch looks at, read in a fixed number of statements whatever the number of keys.
+//!
+//! The heads are locked first, in a statement of their own: waiting for a lock does not refresh the snapshot of the
+//! statement that waits. The statements after it see what the holder before has committed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::columns::Fields;
+use super::dialect::{Dialect, Keys, each, rows};
+use super::error::StoreError;
+use super::plan_cache::{PlanCache, PlanKey, plan_keys, plan_of};
+use super::plan_rows::{PlanVersionRow, check_unchanged, feature_rows, plans_of};
+use super::statements::Statement;
+use super::states::StateRows;
+use super::tables::Table;
+use crate::domain::command_record::CommandRecord;
+use crate::domain::ids::WorkspaceId;
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
+use crate::domain::subscription::Subscription;
+use crate::domain::text::PlanCode;
+use crate::domain::time::Timestamp;
+use crate::domain::workspace::{Workspace, WorkspaceCredits};
+
+/// Locks the partitions and reads everything under the keys.
+pub(super) async fn load<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    keys: &KeySet,
+) -> Result<Snapshot, StoreError> {
+    let (heads, database_now) = connection.lock_heads(&keys.partitions()).await?;
+    let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
+    let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
+    let plans = plans_by_codes(connection, cache, &keys.plans).await?;
+    let ids: Vec<_> = keys.unknown(&heads).collect();
+    let workspaces = states(connection, cache, &ids).await?;
+    let keyed = |command: CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command);
+    Ok(Snapshot {
+        database_now,
+        heads,
+        workspaces,
+        commands: commands.into_iter().map(keyed).collect(),
+        payments: each(&payments, |mut row| Ok((row.next()?, row.next()?)))?.into_iter().collect(),
+        plans,
+    })
+}
+
+/// Nothing is asked for no keys.
+async fn look_up<D: Dialect>(
+    connection: &mut D,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+) -> Result<Vec<D::Row>, StoreError> {
+    if keys.0.is_empty() { Ok(Vec::new()) } else { connection.look_up(statement, &keys).await }
+}
+
+/// The states of the workspaces that exist.
+pub(super) async fn states<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    ids: &[WorkspaceId],
+) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
+    let statements = D::statements();
+    let found = look_up(connection, &statements.workspaces, Keys::of(ids)).await?;
+    if found.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let head = |mut row: Fields<'_>| {
+        Ok((Workspace::take(&mut row)?, WorkspaceCredits::take(&mut row)?, Subscription::take(&mut row)?))
+    };
+    let state_rows = StateRows {
+        heads: each(&found, head)?,
+        overrides: rows(&look_up(connection, &statements.overrides, Keys::of(ids)).await?)?,
+        counters: rows(&look_up(connection, &statements.counters, Keys::of(ids)).await?)?,
+        grants: rows(&look_up(connection, &statements.open_grants, Keys::of(ids)).await?)?,
+    };
+    let keys = state_rows.heads.iter().flat_map(|(_, _, subscription)| plan_keys(subscription)).collect();
+    let plans = versions(connection, cache, &keys).await?;
+    state_rows.into_states(&plans)
+}
+
+/// Those of the workspaces that have another version than the given one.
+pub(super) async fn stale_workspaces<D: Dialect>(
+    connection: &mut D,
+    known: &[(WorkspaceId, i64)],
+) -> Result<Vec<WorkspaceId>, StoreError> {
+    let found = look_up(connection, &D::statements().stale, Keys::pairs(known)).await?;
+    each(&found, |mut row| row.next())
+}
+
+/// The versions by key; those that are not cached are read.
+pub(super) async fn versions<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    keys: &BTreeSet<PlanKey>,
+) -> Result<HashMap<PlanKey, Arc<PlanVersion>>, StoreError> {
+    let (found, missing) = cache.find(keys);
+    let read = read_versions(connection, missing.into_iter()).await?;
+    Ok(cache.keep(found, read))
+}
+
+async fn read_versions<'k, D: Dialect>(
+    connection: &mut D,
+    keys: impl Iterator<Item = &'k PlanKey> + Clone,
+) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+    let versions = rows(&look_up(connection, &D::statements().versions, Keys::pairs(keys.clone())).await?)?;
+    let features = rows(&look_up(connection, &D::statements().features, Keys::pairs(keys)).await?)?;
+    plans_of(versions, features)
+}
+
+/// The named plans; of a code that does not exist, none.
+async fn plans_by_codes<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    codes: &BTreeSet<PlanCode>,
+) -> Result<HashMap<PlanCode, CataloguePlan>, StoreError> {
+    let found = look_up(connection, &D::statements().plans, Keys::of(codes)).await?;
+    let named: Vec<(PlanKey, bool)> = each(&found, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?;
+    let plans = versions(connection, cache, &named.iter().map(|(key, _)| key.clone()).collect()).await?;
+    let plan = |(key, is_offered): (PlanKey, bool)| {
+        Ok((key.0.clone(), CataloguePlan { newest: plan_of(&plans, &key)?, is_offered }))
+    };
+    named.into_iter().map(plan).collect()
+}
+
+/// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
+pub(super) async fn put_plans<D: Dialect>(
+    connection: &mut D,
+    plans: &[PlanVersion],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
+    look_up(connection, &D::statements().offer_plans, Keys::of(keys.iter().map(|(code, _)| code))).await?;
+    let stored = read_versions(connection, keys.iter()).await?;
+    let is_new = |plan: &&PlanVersion| {
+        !stored.iter().any(|stored| (&stored.plan_code, stored.version) == (&plan.plan_code, plan.version))
+    };
+    let new = plans.iter().filter(is_new);
+    let rows = new.clone().map(|plan| PlanVersionRow::of(plan, now)).collect::<Result<Vec<_>, _>>()?;
+    connection.insert(&rows).await?;
+    connection.insert(&new.flat_map(feature_rows).collect::<Vec<_>>()).await?;
+    check_unchanged(plans, &read_versions(connection, keys.iter()).await?)?;
+    let offered: Vec<(PlanCode, Timestamp)> = keys.into_iter().map(|(code, _)| (code, now)).collect();
+    look_up(connection, &D::statements().retire_others, Keys::pairs(&offered)).await?;
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! All that the API and the scheduler ask of a database, in statements that both share.
+
+use std::ops::DerefMut;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::columns::{Fields, Stored};
+use super::dialect::{Dialect, Parameters, each, rows};
+use super::error::{StoreError, in_time};
+use super::load::{states, versions};
+use super::plan_cache::{PlanCache, PlanKey};
+use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page};
+use super::statements::{Statement, Statements};
+use super::tables::Table;
+use super::{EXPIRIES_PER_WORKSPACE, Reads};
+use crate::domain::event::EventRecord;
+use crate::domain::ids::{EventId, GrantId, WorkspaceId};
+use crate::domain::ledger::LedgerEntry;
+use crate::domain::plan::PlanVersion;
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::text::FeatureCode;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{UsageId, UsageLog};
+
+/// A database that can be read from. Whoever is one, [`Reads`] all that the API and the scheduler ask for.
+pub(super) trait Database: Send + Sync {
+    type Connection: Dialect;
+    type Guard: DerefMut<Target = Self::Connection> + Send;
+
+    /// A connection for reading.
+    fn reader(&self) -> impl Future<Output = Result<Self::Guard, StoreError>> + Send;
+
+    /// The same in a transaction: all that is read on it is of one moment.
+    fn view(&self) -> impl Future<Output = Result<impl DerefMut<Target = Self::Connection> + Send, StoreError>> + Send;
+
+    fn plan_cache(&self) -> &PlanCache;
+
+    /// Runs every invariant in one view of the database.
+    fn run_invariants(&self, limit: u32) -> impl Future<Output = Result<Vec<AuditFinding>, StoreError>> + Send;
+
+    /// Answers when the database does, on a connection that commands use.
+    fn answer(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+async fn list<D: Database, T: Table + Send>(
+    database: &D,
+    statement: &'static Statement,
+    parameters: Parameters<'_>,
+) -> Result<Vec<T>, StoreError> {
+    in_time(async { rows(&database.reader().await?.list(statement, parameters).await?) }).await
+}
+
+async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
+    database: &D,
+    [ascending, descending]: &'static [Statement; 2],
+    query: &HistoryQuery,
+    filter: Option<&F>,
+) -> Result<Page<T>, StoreError> {
+    let statement = match query.order {
+        Order::Ascending => ascending,
+        Order::Descending => descending,
+    };
+    let (from, to) = query.bounds();
+    let one_more = i64::from(query.limit) + 1;
+    let mut parameters = Parameters::of(&query.workspace_id).and(&from.recorded_at).and(&from.seq);
+    parameters = parameters.and(&to.recorded_at).and(&to.seq).and(&one_more);
+    if let Some(filter) = filter {
+        parameters = parameters.and(filter);
+    }
+    Ok(Page::of(list(database, statement, parameters).await?, query.limit))
+}
+
+async fn due<D: Database>(
+    database: &D,
+    statement: &'static Statement,
+    parameters: Parameters<'_>,
+    read: impl Fn(Fields<'_>) -> Result<DueWorkspace, StoreError> + Send,
+) -> Result<Vec<DueWorkspace>, StoreError> {
+    in_time(async { each(&database.reader().await?.list(statement, parameters).await?, read) }).await
+}
+
+#[async_trait]
+impl<D: Database> Reads for D {
+    async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
+        in_time(async {
+            let mut view = self.view().await?;
+            let mut found = states(&mut *view, self.plan_cache(), &[workspace_id]).await?;
+            Ok(found.remove(&workspace_id).map(|state| *state))
+        })
+        .await
+    }
+
+    async fn usage(
+        &self,
+        query: &HistoryQuery,
+        feature_code: Option<&FeatureCode>,
+    ) -> Result<Page<UsageLog>, StoreError> {
+        let Statements { usage, usage_of_feature, .. } = D::Connection::statements();
+        page(self, if feature_code.is_some() { usage_of_feature } else { usage }, query, feature_code).await
+    }
+
+    async fn usage_log(&self, workspace_id: WorkspaceId, id: UsageId) -> Result<Option<UsageLog>, StoreError> {
+        let parameters = Parameters::of(&workspace_id).and(&id.recorded_at).and(&id.seq);
+        Ok(list(self, &D::Connection::statements().usage_log, parameters).await?.pop())
+    }
+
+    async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
+        let Statements { ledger, ledger_of_grant, .. } = D::Connection::statements();
+        page(self, if grant_id.is_some() { ledger_of_grant } else { ledger }, query, grant_id.as_ref()).await
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {
+        match query {
+            EventQuery::OfWorkspace { workspace_id, after, limit } => {
+                let limit = i64::from(*limit);
+                let parameters = Parameters::of(workspace_id).and(after).and(&limit);
+                list(self, &D::Connection::statements().events_of_workspace, parameters).await
+            }
+            EventQuery::OfAll { after, limit } => {
+                in_time(async { self.reader().await?.events_after(after, *limit).await }).await
+            }
+        }
+    }
+
+    async fn event(&self, id: EventId, workspace_id: Option<WorkspaceId>) -> Result<Option<EventRecord>, StoreError> {
+        Ok(list(self, &D::Connection::statements().event, Parameters::of(&id).and(&workspace_id)).await?.pop())
+    }
+
+    async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
+        in_time(async {
+            let mut reader = self.reader().await?;
+            let found = reader.list(&D::Connection::statements().offered_plans, Parameters::default()).await?;
+            let keys: Vec<PlanKey> = each(&found, |mut row| Ok((row.next()?, row.next()?)))?;
+            let plans = versions(&mut *reader, self.plan_cache(), &keys.into_iter().collect()).await?;
+            let mut plans: Vec<_> = plans.into_values().collect();
+            plans.sort_by(|one, other| one.plan_code.cmp(&other.plan_code));
+            Ok(plans)
+        })
+        .await
+    }
+
+    async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let limit = i64::from(limit);
+        due(self, &D::Connection::statements().due_boundaries, Parameters::of(&now).and(&limit), |mut row| {
+            let workspace_id = row.next()?;
+            let work = DueWork::Boundary { subscription_id: row.next()?, period_end: row.next()? };
+            Ok(DueWorkspace { workspace_id, work })
+        })
+        .await
+    }
+
+    async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
+        due(
+            self,
+            &D::Connection::statements().due_expiries,
+            Parameters::of(&now).and(&grants).and(&limit),
+            |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work: DueWork::Expiry }),
+        )
+        .await
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
+        self.run_invariants(limit).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        in_time(self.answer()).await
+    }
+}

@@ -1,0 +1,137 @@
+//! The statements that both databases share, on SQLite.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::DerefMut;
+use std::sync::LazyLock;
+
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
+
+use super::audit;
+use super::database::{BEGIN_READING, SqliteStore};
+use super::error::store_error;
+use super::rows::{bind, element, insert_rows, json_of, keys_json};
+use crate::domain::event::EventRecord;
+use crate::domain::ids::Partition;
+use crate::domain::partition_head::PartitionHead;
+use crate::domain::time::Timestamp;
+use crate::store::dialect::{Dialect, Keys, Parameters, rows};
+use crate::store::error::{StoreError, within};
+use crate::store::plan_cache::PlanCache;
+use crate::store::queries::{AuditFinding, EventPosition};
+use crate::store::reads::Database;
+use crate::store::statements::{KeyColumn, Statement, Statements, Syntax};
+use crate::store::tables::{Column, Table, list};
+
+static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<SqliteConnection>);
+
+/// Each list and look-up with the index that finds its rows; with none, where it reads a small table.
+pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
+    let own = [(HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_OF_PARTITION.as_str(), "event_outbox_pkey")];
+    STATEMENTS.all().into_iter().chain(own).collect()
+}
+
+static HEADS: LazyLock<String> = LazyLock::new(|| {
+    let columns = PartitionHead::select("p");
+    format!("select {columns} from jsonb_each($1) k cross join outbox_partitions p on p.partition_id = k.value ->> 0")
+});
+
+static EVENTS_OF_PARTITION: LazyLock<String> = LazyLock::new(|| {
+    let columns = EventRecord::select("o");
+    format!("select {columns} from event_outbox o where o.partition_id = $1 and o.seq > $2 order by o.seq limit $3")
+});
+
+pub(super) const PING: &str = "select 1";
+
+impl Syntax for SqliteConnection {
+    fn key_list(key: &[KeyColumn]) -> String {
+        let columns: Vec<_> = key.iter().map(|(name, kind)| Column { name, kind: *kind }).collect();
+        let values = list(&columns, |place, column| format!("{} as {}", element(place, column), column.name));
+        format!("(select {values} from jsonb_each($1)) k")
+    }
+
+    fn indexed_by(index: &str) -> String {
+        format!("indexed by {index}")
+    }
+}
+
+impl Dialect for SqliteConnection {
+    type Row = SqliteRow;
+
+    fn statements() -> &'static Statements {
+        &STATEMENTS
+    }
+
+    async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+        let statement = sqlx::query(statement.text.as_str()).bind(keys_json(statement.key, keys));
+        statement.fetch_all(self).await.map_err(store_error)
+    }
+
+    async fn list(
+        &mut self,
+        statement: &'static Statement,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<SqliteRow>, StoreError> {
+        let statement = parameters.0.into_iter().fold(sqlx::query(statement.text.as_str()), bind);
+        statement.fetch_all(self).await.map_err(store_error)
+    }
+
+    async fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        insert_rows(self, rows).await
+    }
+
+    /// Nothing is locked: a write transaction has held the write lock since it began, before its first read. The
+    /// database is in this process and has this machine's clock.
+    async fn lock_heads(
+        &mut self,
+        partitions: &BTreeSet<Partition>,
+    ) -> Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError> {
+        let keys = json_of(partitions, |row, partition| {
+            row.add(partition);
+        });
+        let found = sqlx::query(HEADS.as_str()).bind(keys).fetch_all(self).await.map_err(store_error)?;
+        if found.len() != partitions.len() {
+            return Err(StoreError::Corrupt("a row of outbox_partitions is missing".into()));
+        }
+        let heads = rows(&found)?.into_iter().map(|head: PartitionHead| (head.partition, head)).collect();
+        Ok((heads, None))
+    }
+
+    /// A statement for each partition: here none has to go to a server.
+    async fn events_after(&mut self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let mut events = Vec::new();
+        let after: BTreeMap<_, _> = after.iter().map(|position| (position.partition, position.seq)).collect();
+        for (partition, seq) in after {
+            let statement = sqlx::query(EVENTS_OF_PARTITION.as_str()).bind(partition.stored()).bind(seq);
+            let found = statement.bind(i64::from(limit)).fetch_all(&mut *self).await.map_err(store_error)?;
+            events.extend(rows(&found)?);
+        }
+        Ok(events)
+    }
+}
+
+impl Database for SqliteStore {
+    type Connection = SqliteConnection;
+    type Guard = PoolConnection<Sqlite>;
+
+    async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.readers.acquire().await.map_err(store_error)
+    }
+
+    async fn view(&self) -> Result<impl DerefMut<Target = SqliteConnection> + Send, StoreError> {
+        self.readers.begin_with(BEGIN_READING).await.map_err(store_error)
+    }
+
+    fn plan_cache(&self) -> &PlanCache {
+        &self.plans
+    }
+
+    async fn run_invariants(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
+        within(audit::TIMEOUT, audit::run(&self.readers, limit)).await
+    }
+
+    async fn answer(&self) -> Result<(), StoreError> {
+        sqlx::query(PING).execute(&self.readers).await.map_err(store_error)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! The statements that both databases share: what a batch looks up, and the lists of the API and the scheduler.
+//!
+//! Placeholders are `$1`, `$2` … in both. A list of keys is a `from` item named `k`, which each database writes in its
+//! own way; it always comes first, and a statement with one has no other parameter. A page is one range of the index
+//! that begins with what is filtered by: pages go by the key of the last row seen, never by offset.
+
+use super::columns::Kind;
+use super::plan_rows::{PlanFeatureRow, PlanVersionRow};
+use super::tables::Table;
+use crate::domain::command_record::CommandRecord;
+use crate::domain::counter::UsageCounter;
+use crate::domain::event::EventRecord;
+use crate::domain::grant::Grant;
+use crate::domain::ledger::LedgerEntry;
+use crate::domain::subscription::Subscription;
+use crate::domain::usage::UsageLog;
+use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+
+/// The name and the kind of one column of a key.
+pub(super) type KeyColumn = (&'static str, Kind);
+
+const WORKSPACE: &[KeyColumn] = &[("workspace_id", Kind::Uuid)];
+const COMMAND: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("idempotency_key", Kind::Text)];
+const PAYMENT: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("payment_reference", Kind::Text)];
+const WORKSPACE_VERSION: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("version", Kind::Bigint)];
+const PLAN: &[KeyColumn] = &[("plan_code", Kind::Text)];
+const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind::Integer)];
+const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
+
+/// How a database writes what the two do not have in common.
+pub(super) trait Syntax {
+    /// A list of keys as a `from` item named `k`.
+    fn key_list(key: &[KeyColumn]) -> String;
+
+    /// Tells the planner to use an index that it would not choose.
+    fn indexed_by(index: &str) -> String;
+}
+
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub(super) text: String,
+    /// What it looks up, or nothing: then it has parameters.
+    pub(super) key: &'static [KeyColumn],
+    /// What finds the rows, with the names of PostgreSQL; nothing, where a small table is read whole.
+    pub(super) index: &'static str,
+}
+
+/// The statements as one database writes them; a page has one for each order.
+#[derive(Debug)]
+pub(super) struct Statements {
+    pub(super) commands: Statement,
+    pub(super) workspaces: Statement,
+    pub(super) overrides: Statement,
+    pub(super) counters: Statement,
+    pub(super) open_grants: Statement,
+    pub(super) stale: Statement,
+    pub(super) payments: Statement,
+    pub(super) plans: Statement,
+    pub(super) versions: Statement,
+    pub(super) features: Statement,
+    pub(super) offer_plans: Statement,
+    pub(super) retire_others: Statement,
+    pub(super) offered_plans: Statement,
+    pub(super) usage: [Statement; 2],
+    pub(super) usage_of_feature: [Statement; 2],
+    pub(super) ledger: [Statement; 2],
+    pub(super) ledger_of_grant: [Statement; 2],
+    pub(super) usage_log: Statement,
+    pub(super) events_of_workspace: Statement,
+    pub(super) event: Statement,
+    pub(super) due_boundaries: Statement,
+    pub(super) due_expiries: Statement,
+}
+
+const STALE: &str = "
+select c.workspace_id from {keys} cross join workspace_credits c
+where c.workspace_id = k.workspace_id and c.version <> k.version";
+
+const PAYMENTS: &str = "
+select g.workspace_id, g.payment_reference from {keys} cross join credit_grants g {index}
+where g.workspace_id = k.workspace_id and g.payment_reference = k.payment_reference
+    and g.payment_reference is not null and g.source = 'purchase'";
+
+const PLANS: &str = "
+select p.plan_code, (select max(v.version) from plan_versions v where v.plan_code = p.plan_code), p.retired_at is null
+from {keys} cross join plans p where p.plan_code = k.plan_code";
+
+/// The rows are locked, so that replicas that start at once store new versions one after the other.
+const OFFER_PLANS: &str = "
+insert into plans (plan_code, source) select distinct k.plan_code, 'file' from {keys} where true order by 1
+on conflict (plan_code) do update set retired_at = null";
+
+const RETIRE_OTHERS: &str = "
+update plans set retired_at = (select max(k.retired_at) from {keys})
+where source = 'file' and retired_at is null and plan_code not in (select k.plan_code from {keys})";
+
+const OFFERED_PLANS: &str = "
+select v.plan_code, max(v.version) from plan_versions v join plans p on p.plan_code = v.plan_code
+where p.retired_at is null group by v.plan_code";
+
+const DUE_BOUNDARIES: &str = "
+select workspace_id, subscription_id, period_end from subscriptions
+where status = 'active' and period_end <= $1 order by period_end limit $2";
+
+/// The inner limit bounds what is read, the outer one what is returned.
+const DUE_EXPIRIES: &str = "
+select workspace_id from (
+    select workspace_id, expires_at from credit_grants
+    where is_open and expires_at is not null and expires_at <= $1 and source not in ('allowance', 'rollover')
+        and remaining > 0
+    order by expires_at limit $2
+) expired
+group by workspace_id order by min(expires_at) limit $3";
+
+impl Statements {
+    pub(super) fn new<S: Syntax>() -> Self {
+        Self {
+            commands: by_key::<S, CommandRecord>(COMMAND, "commands_pkey", ""),
+            workspaces: lookup::<S>(WORKSPACE, "workspaces_pkey", &workspaces()),
+            overrides: by_key::<S, FeatureOverride>(WORKSPACE, "workspace_feature_overrides_pkey", ""),
+            counters: by_key::<S, UsageCounter>(WORKSPACE, "usage_counters_pkey", ""),
+            open_grants: by_key::<S, Grant>(WORKSPACE, "credit_grants_open", "and t.is_open"),
+            stale: lookup::<S>(WORKSPACE_VERSION, "workspace_credits_pkey", STALE),
+            payments: lookup::<S>(PAYMENT, "credit_grants_payment", PAYMENTS),
+            plans: lookup::<S>(PLAN, "plans_pkey", PLANS),
+            versions: by_key::<S, PlanVersionRow>(PLAN_VERSION, "plan_versions_pkey", ""),
+            features: by_key::<S, PlanFeatureRow>(PLAN_VERSION, "plan_features_pkey", ""),
+            offer_plans: lookup::<S>(PLAN, "", OFFER_PLANS),
+            retire_others: lookup::<S>(OFFERED_PLAN, "", RETIRE_OTHERS),
+            offered_plans: list("", OFFERED_PLANS),
+            usage: pages::<S, UsageLog>("usage_logs_pkey", ""),
+            usage_of_feature: pages::<S, UsageLog>("usage_logs_by_feature", "and t.feature_code = $7"),
+            ledger: pages::<S, LedgerEntry>("ledger_entries_pkey", ""),
+            ledger_of_grant: pages::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7"),
+            usage_log: of::<S, UsageLog>(
+                "usage_logs_pkey",
+                "t.workspace_id = $1 and t.recorded_at = $2 and t.seq = $3",
+            ),
+            events_of_workspace: of::<S, EventRecord>(
+                "event_outbox_workspace",
+                "t.workspace_id = $1 and t.workspace_seq > $2 order by t.workspace_seq limit $3",
+            ),
+            event: of::<S, EventRecord>(
+                "event_outbox_id",
+                "t.event_id = $1 and (cast($2 as uuid) is null or t.workspace_id = $2)",
+            ),
+            due_boundaries: list("subscriptions_due", DUE_BOUNDARIES),
+            due_expiries: list("credit_grants_expiring", DUE_EXPIRIES),
+        }
+    }
+
+    /// Each text and its index, for the tests.
+    pub(super) fn all(&self) -> Vec<(&str, &'static str)> {
+        let Self { commands, workspaces, overrides, counters, open_grants, stale, payments, .. } = self;
+        let Self { plans, versions, features, offer_plans, retire_others, offered_plans, .. } = self;
+        let Self { usage, usage_of_feature, ledger, ledger_of_grant, usage_log, .. } = self;
+        let Self { events_of_workspace, event, due_boundaries, due_expiries, .. } = self;
+        let of_batches = [commands, workspaces, overrides, counters, open_grants, stale, payments];
+        let of_plans = [plans, versions, features, offer_plans, retire_others, offered_plans];
+        let of_lists = [usage_log, events_of_workspace, event, due_boundaries, due_expiries];
+        let pages = [usage, usage_of_feature, ledger, ledger_of_grant].into_iter().flatten();
+        let all = of_batches.into_iter().chain(of_plans).chain(of_lists).chain(pages);
+        all.map(|statement| (statement.text.as_str(), statement.index)).collect()
+    }
+}
+
+fn list(index: &'static str, text: &str) -> Statement {
+    Statement { text: text.to_owned(), key: &[], index }
+}
+
+fn lookup<S: Syntax>(key: &'static [KeyColumn], index: &'static str, text: &str) -> Statement {
+    let text = text.replace("{keys}", &S::key_list(key)).replace("{index}", &hint::<S>(index));
+    Statement { text, key, index }
+}
+
+/// A primary key is used unasked.
+fn hint<S: Syntax>(index: &str) -> String {
+    if index.ends_with("_pkey") { String::new() } else { S::indexed_by(index) }
+}
+
+fn workspaces() -> String {
+    let (workspaces, credits) = (Workspace::select("w"), WorkspaceCredits::select("c"));
+    format!(
+        "select {workspaces}, {credits}, {} from {{keys}} cross join workspaces w
+join workspace_credits c on c.workspace_id = w.workspace_id
+join subscriptions s on s.workspace_id = w.workspace_id
+where w.workspace_id = k.workspace_id",
+        Subscription::select("s")
+    )
+}
+
+/// The rows of a table that have one of the keys.
+fn by_key<S: Syntax, T: Table>(key: &'static [KeyColumn], index: &'static str, filter: &str) -> Statement {
+    let (columns, table) = (T::select("t"), T::NAME);
+    let is_key: Vec<_> = key.iter().map(|(name, _)| format!("t.{name} = k.{name}")).collect();
+    let is_key = is_key.join(" and ");
+    let text = format!("select {columns} from {{keys}} cross join {table} t {{index}} where {is_key} {filter}");
+    lookup::<S>(key, index, &text)
+}
+
+/// The rows `t` of a table.
+fn of<S: Syntax, T: Table>(index: &'static str, filter: &str) -> Statement {
+    list(index, &format!("select {} from {} t {} where {filter}", T::select("t"), T::NAME, hint::<S>(index)))
+}
+
+/// A page of the workspace $1, behind the position ($2, $3), before ($4, $5), of at most $6 rows.
+fn pages<S: Syntax, T: Table>(index: &'static str, filter: &str) -> [Statement; 2] {
+    ["asc", "desc"].map(|order| {
+        let filter = format!(
+            "t.workspace_id = $1 and (t.recorded_at, t.seq) > ($2, $3) and (t.recorded_at, t.seq) < ($4, $5) {filter}
+order by t.recorded_at {order}, t.seq {order} limit $6"
+        );
+        of::<S, T>(index, &filter)
+    })
+}
