@@ -257,7 +257,7 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, handover: &Handover) ->
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
-        memory_bytes: usize::from(config.engine.memory_mb) << 20,
+        cache_bytes: usize::from(config.engine.memory_mb) << 20,
         max_clock_ahead: Some(MAX_CLOCK_AHEAD),
     };
     let signal: Arc<dyn CommitSignal> = Arc::new(handover.clone());
@@ -299,7 +299,7 @@ fn start_scheduler(
     let scheduler = Scheduler {
         config: SchedulerConfig {
             interval: Duration::from_millis(config.scheduler.interval_ms),
-            batch: config.scheduler.batch,
+            max_workspaces: config.scheduler.batch,
         },
         store: Arc::clone(store),
         engine: engine.clone(),

@@ -255,7 +255,7 @@ pub async fn start(kind: Database) -> TestServer {
     let database = kind.create().await;
     database.store.put_plans(&[pro()], SystemClock.now()).await.unwrap();
     let config =
-        EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, memory_bytes: 1 << 24, max_clock_ahead: None };
+        EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, cache_bytes: 1 << 24, max_clock_ahead: None };
     let engine = Engine::start(
         &config,
         Arc::clone(&database.store),

@@ -73,7 +73,7 @@ impl World {
             lanes: 2,
             queue_capacity: 1000,
             max_batch: 100,
-            memory_bytes: 1 << 24,
+            cache_bytes: 1 << 24,
             max_clock_ahead: None,
         };
         let engine = Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
