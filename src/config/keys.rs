@@ -79,7 +79,7 @@ pub const KEYS: &[Key] = &[
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
     key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
-    optional("publisher.poll_ms", "Time between two looks for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database; this process's own commits are handed to the publisher at once."),
+    optional("publisher.poll_ms", "Time between two polls for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database. Events of this process's own commits need no poll."),
 
     key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
     key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),

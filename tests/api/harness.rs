@@ -22,7 +22,7 @@ use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, V
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts};
-use visionscope_billing::publisher::Handover;
+use visionscope_billing::publisher::EventBuffer;
 use visionscope_billing::store::Store;
 
 use crate::databases::{Database, TestDatabase};
@@ -261,7 +261,7 @@ pub async fn start(kind: Database) -> TestServer {
         Arc::clone(&database.store),
         Arc::new(JsonRender),
         Arc::new(Contract::new()),
-        Arc::new(Handover::new()),
+        Arc::new(EventBuffer::new()),
     );
     let store = Arc::clone(&database.store);
     let mut server = serve(Arc::new(engine), store, &HttpConfig::default());
