@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(cached.bytes, counted_bytes(&cached));
         cached.insert(id(5), Box::new(large), 0, max_bytes / 2);
         assert!(cached.states.get(&id(5)).is_none() && cached.states.get(&id(4)).is_some());
-        // A state gives back the memory of its closed grants.
+        // The memory of closed grants is freed.
         let mut closed = cached.remove(id(1)).unwrap().state;
         closed.grants.truncate(1);
         cached.insert(id(1), closed, 0, max_bytes);

@@ -3,7 +3,7 @@
 //!
 //! It holds committed events only, and all of them are in the outbox too. So it may drop events at any time: the
 //! publisher reads missing ones from the outbox. The buffered events of a partition have consecutive numbers.
-//! After a gap (another replica committed in between, or a commit's answer was lost) the buffer starts anew.
+//! After a gap (another replica committed in between, or a commit's answer was lost) the buffer is emptied first.
 //! Events of partitions that this process does not publish are not buffered.
 
 use std::array;
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_starts_the_buffer_anew() {
+    fn a_gap_empties_the_buffer() {
         let (buffer, p) = enabled();
         buffer.committed(events(1..=3));
         buffer.committed(events(6..=8));
