@@ -20,7 +20,7 @@ use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, Health};
-use crate::publisher::{Handover, Publisher, PublisherConfig, PublisherHandle};
+use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
@@ -141,10 +141,10 @@ impl App {
         let listener = listen(config.server.bind)?;
         let address = listener.local_addr().unwrap_or(config.server.bind);
 
-        let handover = Handover::new();
+        let event_buffer = EventBuffer::new();
         let publishing = CancellationToken::new();
-        let publisher = start_publisher(config, &store, &handover, &clock, &publishing)?;
-        let engine = start_engine(config, &store, &handover);
+        let publisher = start_publisher(config, &store, &event_buffer, &clock, &publishing)?;
+        let engine = start_engine(config, &store, &event_buffer);
 
         let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
         let health = Arc::new(Health::default());
@@ -239,7 +239,7 @@ impl EventWriter for Contract {
     }
 }
 
-impl CommitSignal for Handover {
+impl CommitSignal for EventBuffer {
     fn committed(&self, events: Vec<EventRecord>) {
         Self::committed(self, events);
     }
@@ -252,36 +252,36 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     Ok(listener)
 }
 
-fn start_engine(config: &Config, store: &Arc<dyn Store>, handover: &Handover) -> Engine {
+fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuffer) -> Engine {
     let engine = EngineConfig {
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
-        memory_bytes: usize::from(config.engine.memory_mb) << 20,
+        cache_bytes: usize::from(config.engine.memory_mb) << 20,
         max_clock_ahead: Some(MAX_CLOCK_AHEAD),
     };
-    let signal: Arc<dyn CommitSignal> = Arc::new(handover.clone());
+    let signal: Arc<dyn CommitSignal> = Arc::new(event_buffer.clone());
     Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)
 }
 
 fn start_publisher(
     config: &Config,
     store: &Arc<dyn Store>,
-    handover: &Handover,
+    event_buffer: &EventBuffer,
     clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
 ) -> Result<Option<PublisherHandle>, StreamError> {
     let Some(stream) = open_stream(config)?.filter(|_| config.publisher.enabled) else {
         return Ok(None);
     };
-    let rhythm = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };
-    let rhythm = PublisherConfig {
+    let defaults = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };
+    let config = PublisherConfig {
         lease_ttl: Duration::from_millis(config.publisher.lease_ttl_ms),
-        heads_every: config.publisher.poll_ms.map_or(rhythm.heads_every, Duration::from_millis),
-        ..rhythm
+        poll_interval: config.publisher.poll_ms.map_or(defaults.poll_interval, Duration::from_millis),
+        ..defaults
     };
     let outbox: Arc<dyn Store> = Arc::clone(store);
-    let publisher = Publisher::new(outbox, stream, handover.clone(), Arc::clone(clock), rhythm);
+    let publisher = Publisher::new(outbox, stream, event_buffer.clone(), Arc::clone(clock), config);
     Ok(Some(publisher.spawn(stop.clone())))
 }
 
@@ -299,7 +299,7 @@ fn start_scheduler(
     let scheduler = Scheduler {
         config: SchedulerConfig {
             interval: Duration::from_millis(config.scheduler.interval_ms),
-            batch: config.scheduler.batch,
+            max_workspaces: config.scheduler.batch,
         },
         store: Arc::clone(store),
         engine: engine.clone(),

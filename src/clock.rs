@@ -1,5 +1,4 @@
-//! The only places where time and randomness come from. Everything else gets them handed in, so
-//! that a test can hold the clock still.
+//! The only source of time and randomness. All other code gets them injected, so that a test can stop the clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,11 +8,11 @@ use uuid::Uuid;
 use crate::domain::ids::CommandId;
 use crate::domain::time::Timestamp;
 
-/// Tells the time and makes the ids of new commands.
+/// Provides the time and new ids.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 
-    /// A fresh version 7 UUID of the clock's time.
+    /// A new version 7 UUID.
     fn new_id(&self) -> Uuid;
 
     fn new_command_id(&self) -> CommandId {
@@ -26,18 +25,18 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods, reason = "this is the place that hands the time to all others")]
+    #[allow(clippy::disallowed_methods, reason = "the only source of time")]
     fn now(&self) -> Timestamp {
         Timestamp::from_datetime(chrono::Utc::now())
     }
 
-    #[allow(clippy::disallowed_methods, reason = "this is the place that hands ids to all others")]
+    #[allow(clippy::disallowed_methods, reason = "the only source of ids")]
     fn new_id(&self) -> Uuid {
         Uuid::now_v7()
     }
 }
 
-/// A clock that stands until it is moved.
+/// A clock for tests that only changes when it is set.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<AtomicI64>);
 

@@ -1,11 +1,11 @@
-//! The contracts of events: a JSON Schema per event type and one for the envelope.
+//! The contract of events: a JSON Schema for each event type, and one for the envelope.
 //!
-//! They are generated from the types in [`crate::domain::event`], kept under `openapi/events/` for
-//! consumers, and held current by a test. The same schemas check every event when it is written, so
-//! that what a consumer validates against is what it gets.
+//! They are generated from the types in [`crate::domain::event`] and stored in `openapi/events/` for consumers; a
+//! test checks that the files are current. Every event is checked against the same schemas when it is written, so
+//! a consumer that validates events never refuses one.
 //!
-//! A schema stays open (`additionalProperties` is not refused): a field may be added without a new
-//! version. Amounts are decimal strings with a pattern, never JSON numbers.
+//! The schemas allow additional properties, so a field can be added without a new version. Amounts are decimal
+//! strings with a pattern, never JSON numbers.
 
 use std::path::Path;
 
@@ -17,9 +17,9 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::domain::event::{EventData, EventEnvelope, EventType};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
-/// Where OpenAPI keeps shared schemas; in a document of its own they are under `$defs`.
+/// Where OpenAPI stores shared schemas. In a standalone JSON Schema they are under `$defs`.
 const COMPONENTS: &str = "#/components/schemas/";
-/// Formats that OpenAPI adds to JSON Schema; strict validators refuse names that they do not know.
+/// Formats that OpenAPI adds to JSON Schema. Strict validators refuse unknown formats.
 const OPENAPI_FORMATS: [&str; 2] = ["int32", "int64"];
 
 /// A generated file.
@@ -30,12 +30,12 @@ pub struct Document {
     pub text: String,
 }
 
-/// Event data that its own schema refuses: a defect of the server.
+/// Event data that violates its schema: a defect of the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} breaks its contract at {pointer:?}: {detail}", event_type.as_str())]
+#[error("{} violates its schema at {pointer:?}: {detail}", event_type.as_str())]
 pub struct ContractViolation {
     pub event_type: EventType,
-    /// A JSON pointer into the data.
+    /// A JSON pointer into the data (RFC 6901).
     pub pointer: String,
     /// What is wrong, without the value.
     pub detail: String,
@@ -48,17 +48,17 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// Compiles the schemas; once per process, it takes some milliseconds.
+    /// Compiles the schemas. It takes some milliseconds, so call it once per process.
     #[must_use]
     pub fn new() -> Self {
         let compile = |event_type: EventType| {
             let validator = jsonschema::options().should_validate_formats(true).build(&event_schema(event_type));
-            (event_type, validator.expect("a generated schema is a schema: the tests compile them all"))
+            (event_type, validator.expect("generated schemas are valid: the tests compile them all"))
         };
         Self { validators: EventType::ALL.iter().copied().map(compile).collect() }
     }
 
-    /// Checks what is about to be written as an event's data.
+    /// Checks an event's data before it is written.
     pub fn check(&self, data: &EventData) -> Result<(), ContractViolation> {
         let event_type = data.event_type();
         match serde_json::to_value(data) {
@@ -67,7 +67,7 @@ impl Contract {
         }
     }
 
-    /// Checks data that is JSON already.
+    /// Checks data in JSON form.
     pub fn check_json(&self, event_type: EventType, data: &str) -> Result<(), ContractViolation> {
         match serde_json::from_str(data) {
             Ok(value) => self.check_value(event_type, &value),
@@ -100,7 +100,7 @@ fn violation(event_type: EventType, pointer: &str, detail: String) -> ContractVi
     ContractViolation { event_type, pointer: pointer.to_owned(), detail }
 }
 
-/// The schema of one event type's data, as a document of its own.
+/// The schema of one event type's data, as a standalone document.
 #[must_use]
 pub fn event_schema(event_type: EventType) -> Value {
     let name = event_type.as_str();
@@ -109,7 +109,7 @@ pub fn event_schema(event_type: EventType) -> Value {
     document(&id, name, schema, parts)
 }
 
-/// The schema of the envelope that every event goes out in.
+/// The schema of the envelope of all events.
 #[must_use]
 pub fn envelope_schema() -> Value {
     let mut parts = Vec::new();
@@ -140,8 +140,8 @@ fn text(schema: &Value) -> String {
 
 fn document(id: &str, title: &str, schema: RefOr<Schema>, parts: Vec<(String, RefOr<Schema>)>) -> Value {
     let as_json = |schema: RefOr<Schema>| {
-        let mut value = serde_json::to_value(schema).expect("a schema is JSON");
-        localize(&mut value);
+        let mut value = serde_json::to_value(schema).expect("a schema serializes to JSON");
+        to_json_schema(&mut value);
         value
     };
     let mut root = Map::new();
@@ -157,8 +157,8 @@ fn document(id: &str, title: &str, schema: RefOr<Schema>, parts: Vec<(String, Re
     Value::Object(root)
 }
 
-/// Turns what is OpenAPI's own into plain JSON Schema: references, an example, names of formats.
-fn localize(value: &mut Value) {
+/// Converts OpenAPI's references, examples and formats to plain JSON Schema.
+fn to_json_schema(value: &mut Value) {
     match value {
         Value::Object(members) => {
             if let Some(Value::String(reference)) = members.get_mut("$ref")
@@ -174,9 +174,9 @@ fn localize(value: &mut Value) {
             {
                 members.insert("examples".into(), json!([example]));
             }
-            members.values_mut().for_each(localize);
+            members.values_mut().for_each(to_json_schema);
         }
-        Value::Array(items) => items.iter_mut().for_each(localize),
+        Value::Array(items) => items.iter_mut().for_each(to_json_schema),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

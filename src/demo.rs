@@ -1,7 +1,7 @@
-//! The first minute: a development key, a demo workspace, a token, and three commands to paste.
+//! The demo mode: a development key, a demo workspace, a token, and three commands to paste.
 //!
-//! Only where nothing is configured and only this machine can connect (`Config::mode`). The key is
-//! made once and kept beside the database, so that a token works after a restart too.
+//! It is active only if no keys are configured and only this machine can connect (`Config::mode`). The key is
+//! generated once and stored in the database's folder, so that tokens stay valid after a restart.
 
 use std::fmt;
 use std::io::Write;
@@ -22,22 +22,21 @@ use crate::engine::{Engine, EngineError, Reply};
 use crate::http::auth::keys::{KeyAlg, KeyConfig, KeyError};
 use crate::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, mint};
 
-/// The demo workspace's id.
-const WORKSPACE: Uuid = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0d30);
+const WORKSPACE_ID: Uuid = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0d30);
 const PLAN: &str = "pro";
 const FEATURE: &str = "video.render";
 const KEY_FILE: &str = "development.key";
 const KEY_ID: &str = "development";
-/// As long as the hash of HS256.
+/// The length of an HS256 hash.
 const KEY_BYTES: usize = 32;
-/// How long the printed token is good for; every start prints a fresh one.
+/// How long the printed token is valid. Every start prints a new one.
 const TOKEN_VALID_FOR_S: i64 = 30 * 24 * 3600;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    #[error("the development key {path} cannot be read or kept (a server in demo mode makes it): {error}")]
+    #[error("the development key {path} cannot be read or stored (a server in demo mode generates it): {error}")]
     KeyFile { path: PathBuf, error: std::io::Error },
-    #[error("no random bytes are to be had for the development key")]
+    #[error("no random bytes are available for the development key")]
     Random,
     #[error("the development token cannot be signed")]
     Token(#[from] KeyError),
@@ -45,7 +44,7 @@ pub enum DemoError {
     Provision(String),
 }
 
-/// What is printed at the start.
+/// What the server prints at its start.
 #[derive(Clone, Debug)]
 pub struct Demo {
     pub address: SocketAddr,
@@ -53,19 +52,19 @@ pub struct Demo {
     pub token: String,
 }
 
-/// The development key of this data folder, if the demo has run there.
+/// The development key of this data folder. An error if the demo has never run there.
 pub fn existing_key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
     let path = data_dir.join(KEY_FILE);
     let secret = std::fs::read_to_string(&path).map_err(|error| DemoError::KeyFile { path, error })?;
     Ok(key_config(&secret))
 }
 
-/// The development key of this data folder; made when there is none.
+/// The development key of this data folder, generated if there is none.
 pub fn key(data_dir: &Path) -> Result<KeyConfig, DemoError> {
     let path = data_dir.join(KEY_FILE);
     let secret = match std::fs::read_to_string(&path) {
         Ok(secret) => secret,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(&path)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => generate_key(&path)?,
         Err(error) => return Err(DemoError::KeyFile { path, error }),
     };
     Ok(key_config(&secret))
@@ -80,13 +79,14 @@ fn key_config(secret: &str) -> KeyConfig {
     }
 }
 
-fn make_key(path: &Path) -> Result<String, DemoError> {
+fn generate_key(path: &Path) -> Result<String, DemoError> {
     let mut bytes = [0; KEY_BYTES];
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.secure_random.fill(&mut bytes).map_err(|_| DemoError::Random)?;
     let secret = BASE64_URL_SAFE_NO_PAD.encode(bytes);
-    // Written aside and then linked into place: whole or not at all, and the first of two wins.
-    let aside = path.with_extension(format!("{}.new", std::process::id()));
+    // Written to a temporary file and then linked: the key file is always complete, and the first of two processes
+    // wins.
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
@@ -95,11 +95,11 @@ fn make_key(path: &Path) -> Result<String, DemoError> {
         options.write(true).create(true).truncate(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&aside)?;
+        let mut file = options.open(&temporary)?;
         file.write_all(secret.as_bytes())?;
         file.sync_all()?;
-        let linked = std::fs::hard_link(&aside, path);
-        std::fs::remove_file(&aside)?;
+        let linked = std::fs::hard_link(&temporary, path);
+        std::fs::remove_file(&temporary)?;
         match linked {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => std::fs::read_to_string(path),
             linked => linked.map(|()| secret),
@@ -109,7 +109,7 @@ fn make_key(path: &Path) -> Result<String, DemoError> {
 }
 
 impl Demo {
-    /// Provisions the demo workspace, if it is not there yet, and signs a token for it.
+    /// Provisions the demo workspace, unless it exists, and signs a token for it.
     pub async fn prepare(
         engine: &Engine,
         clock: &dyn Clock,
@@ -117,7 +117,7 @@ impl Demo {
         key: &KeyConfig,
         address: SocketAddr,
     ) -> Result<Self, DemoError> {
-        let workspace_id = WorkspaceId(WORKSPACE);
+        let workspace_id = WorkspaceId(WORKSPACE_ID);
         match engine.submit(provision(workspace_id, clock)).await {
             Ok(Reply::Decided { rejection: None, .. } | Reply::Replayed(_) | Reply::KeyReused) => {}
             Ok(Reply::Decided { rejection: Some(rejection), .. }) => {

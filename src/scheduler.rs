@@ -1,11 +1,11 @@
-//! The scheduler: sends the commands that time asks for, through the same engine as everybody's.
+//! The scheduler: submits commands for ended periods and expired grants to the engine.
 //!
-//! Every replica runs one. They need no agreement: a period's boundary has a key of its own and is
-//! found passed by the state, and an expiry that is booked leaves nothing to book. What is due is
-//! read in the database; the decision is made under the workspace's lock like any other.
+//! Every replica runs one, without coordination: the command for a boundary has a fixed idempotency key, and a
+//! second expiry of the same grants finds nothing to do. Due work is read from the database without locks; the
+//! engine decides it like any other command.
 //!
-//! Nothing depends on it for correctness: expired credits cannot be spent before they are booked,
-//! and a command that meets an ended period passes the boundary itself.
+//! Correctness does not depend on it: expired credits cannot be spent even before their expiry is booked, and a
+//! command that meets an ended period starts the next one first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::store::queries::{DueWork, DueWorkspace};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metric;
 
-/// How many of its commands may be under way: enough to fill batches, few beside the callers'.
+/// How many of its commands run at once: enough to fill batches, and few beside the callers'.
 const CONCURRENCY: usize = 64;
-/// How long one look for due work may take.
+/// How long one tick may take.
 const TICK_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
     pub interval: Duration,
-    /// How many workspaces one look takes on.
-    pub batch: u32,
+    /// How many workspaces one tick handles, for boundaries and for expiries each.
+    pub max_workspaces: u32,
 }
 
 pub struct Scheduler {
@@ -40,25 +40,25 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Runs until it is told to stop.
+    /// Runs until `stopping` is cancelled.
     pub async fn run(self, stopping: CancellationToken) {
         while !stopping.is_cancelled() {
             let ticked = tokio::select! {
                 () = stopping.cancelled() => return,
                 ticked = tokio::time::timeout(TICK_TIMEOUT, self.tick()) => ticked,
             };
-            let more = match ticked {
-                Ok(Ok(done)) => done > 0,
+            let has_progress = match ticked {
+                Ok(Ok(commands)) => commands > 0,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "due work could not be read; trying again");
                     false
                 }
                 Err(_) => {
-                    tracing::warn!("a look for due work took too long; trying again");
+                    tracing::warn!("reading or doing due work took too long; trying again");
                     false
                 }
             };
-            if !more {
+            if !has_progress {
                 tokio::select! {
                     () = stopping.cancelled() => return,
                     () = tokio::time::sleep(self.config.interval) => {}
@@ -67,26 +67,26 @@ impl Scheduler {
         }
     }
 
-    /// Does what is due now, at most one batch of each kind. Returns how many commands took effect.
-    /// Boundaries come first, and a failing look for one kind keeps nobody from the other.
+    /// Does what is due now, up to the limit. Returns how many commands took effect. Boundaries come first; if
+    /// one kind of due work cannot be read, the other is still done.
     pub async fn tick(&self) -> Result<usize, StoreError> {
-        let batch = self.config.batch;
-        let boundaries = self.send_all(self.store.due_boundaries(self.clock.now(), batch).await).await;
-        let expiries = self.send_all(self.store.due_expiries(self.clock.now(), batch).await).await;
+        let limit = self.config.max_workspaces;
+        let boundaries = self.submit_all(self.store.due_boundaries(self.clock.now(), limit).await).await;
+        let expiries = self.submit_all(self.store.due_expiries(self.clock.now(), limit).await).await;
         Ok(boundaries? + expiries?)
     }
 
-    async fn send_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
-        let done = stream::iter(due?)
-            .map(|due| self.send(due))
+    async fn submit_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
+        let commands = stream::iter(due?)
+            .map(|due| self.submit(due))
             .buffer_unordered(CONCURRENCY)
             .filter(|took_effect| futures::future::ready(*took_effect))
             .count()
             .await;
-        Ok(done)
+        Ok(commands)
     }
 
-    async fn send(&self, due: DueWorkspace) -> bool {
+    async fn submit(&self, due: DueWorkspace) -> bool {
         match self.engine.submit(self.envelope(due)).await {
             Ok(Reply::Decided { rejection: None, .. }) => {
                 let work = match due.work {
@@ -102,7 +102,7 @@ impl Scheduler {
             }
             Ok(Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing) => false,
             Err(error) => {
-                tracing::warn!(%error, workspace_id = %due.workspace_id, "due work must wait");
+                tracing::warn!(%error, workspace_id = %due.workspace_id, "due work is delayed");
                 false
             }
         }

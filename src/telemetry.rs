@@ -1,14 +1,14 @@
 //! Logs, traces and metrics of the process.
 //!
-//! [`Telemetry::start`] is called once, by `main`, before any other part: it installs the subscriber
-//! (text or JSON lines on stderr) and, where an OTLP endpoint is configured, an exporter of spans.
-//! Names of metrics are in [`metric`], names of fields in `docs/LOGGING.md`.
+//! `main` calls [`Telemetry::start`] once, before everything else. It installs the log subscriber (text or JSON
+//! lines on stderr) and, if an OTLP endpoint is configured, an exporter of spans. The names of metrics are in
+//! [`metric`], the names of log fields in `docs/LOGGING.md`.
 //!
-//! The exporter has its own thread and its own blocking HTTP client: it needs no async runtime,
-//! and a receiver that is down or slow delays nobody. What it cannot send is dropped.
+//! The exporter has a thread and a blocking HTTP client of its own, so it needs no async runtime, and a slow
+//! receiver delays nothing else. Spans that cannot be sent are dropped.
 //!
-//! Deliberately absent: metrics over OTLP (there is one way, `/metrics`), and log files (stderr is
-//! for whoever runs the process to keep).
+//! Deliberately absent: metrics over OTLP (`/metrics` is the only way), and log files (the supervisor of the
+//! process collects stderr).
 
 pub mod metric;
 mod prometheus;
@@ -33,14 +33,14 @@ pub use self::prometheus::{RenderMetrics, metrics};
 use crate::config::{LogFormat, Telemetry as Settings};
 use crate::domain::event::SERVICE_NAME;
 
-/// Longest time for one export. Spans wait in a bounded queue meanwhile; then they are dropped.
+/// How long one export may take. Meanwhile spans wait in a bounded queue; when it is full, they are dropped.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time that stopping waits for the last spans. It counts towards the time that a supervisor
-/// grants between SIGTERM and SIGKILL, after the requests have ended.
+/// How long a stop waits for the last spans. It is part of the time that a supervisor allows between SIGTERM and
+/// SIGKILL.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Where spans go below the endpoint (OTLP/HTTP, section "Request").
+/// The path of traces below the endpoint (OTLP/HTTP, section "Request").
 const TRACES_PATH: &str = "v1/traces";
-/// What the exporter itself logs would be exported in turn, without end.
+/// Exporting the spans of the exporter itself would create further spans, without end.
 const NOT_EXPORTED: [&str; 6] = ["opentelemetry", "hyper", "hyper_util", "reqwest", "h2", "rustls"];
 
 /// Why telemetry cannot start.
@@ -48,14 +48,14 @@ const NOT_EXPORTED: [&str; 6] = ["opentelemetry", "hyper", "hyper_util", "reqwes
 pub enum TelemetryError {
     #[error("the log filter is wrong: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    #[error("the trace exporter cannot be made: {0}")]
+    #[error("the trace exporter cannot be created: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("another subscriber is already installed")]
     Installed(#[from] tracing::subscriber::SetGlobalDefaultError),
 }
 
-/// The running telemetry; [`Telemetry::stop`] sends what is still waiting.
-#[must_use = "spans that are still waiting are lost unless it is stopped"]
+/// The running telemetry. [`Telemetry::stop`] sends the queued spans.
+#[must_use = "queued spans are lost unless it is stopped"]
 #[derive(Debug)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -75,8 +75,8 @@ impl Telemetry {
         Ok(Self { traces })
     }
 
-    /// Sends the last spans, for two seconds at most. It blocks: from async code, call it through
-    /// `spawn_blocking`, or after the runtime has ended.
+    /// Sends the last spans, within the shutdown timeout. It blocks, so call it through `spawn_blocking` in async
+    /// code, or after the runtime has ended.
     pub fn stop(self) {
         if let Some(traces) = self.traces
             && let Err(error) = traces.shutdown_with_timeout(SHUTDOWN_TIMEOUT)
@@ -86,7 +86,7 @@ impl Telemetry {
     }
 }
 
-/// The whole pipeline, writing to `writer`.
+/// The log subscriber, with the exporter if there is one.
 fn subscriber<W>(
     settings: &Settings,
     traces: Option<&SdkTracerProvider>,
@@ -108,7 +108,7 @@ fn is_exported(metadata: &Metadata<'_>) -> bool {
     !NOT_EXPORTED.iter().any(|name| source == *name || source.starts_with("opentelemetry"))
 }
 
-/// One line per event: for people, or one JSON object with the fields at its top.
+/// One line per event: text, or a JSON object with the fields at its top level.
 fn log<S, W>(format: LogFormat, writer: W, with_colors: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'s> LookupSpan<'s>,
@@ -143,8 +143,8 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for a loaded machine; reached only when the test fails.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    /// Long enough for a busy machine. Only a failing test waits that long.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     fn settings(log_format: LogFormat, otlp_endpoint: Option<String>) -> Settings {
         Settings {
@@ -156,9 +156,9 @@ mod tests {
     }
 
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Lines {
+    impl Write for LogBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -168,15 +168,15 @@ mod tests {
         }
     }
 
-    impl Lines {
+    impl LogBuffer {
         fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }
 
     fn logged(format: LogFormat) -> String {
-        let lines = Lines::default();
-        let writer = lines.clone();
+        let log = LogBuffer::default();
+        let writer = log.clone();
         let subscriber = subscriber(&settings(format, None), None, move || writer.clone(), false).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("batch", partition = 3);
@@ -184,11 +184,11 @@ mod tests {
             tracing::info!(commands = 12, "committed");
             tracing::debug!("not at this level");
         });
-        lines.text()
+        log.text()
     }
 
     #[test]
-    fn a_json_line_is_one_object_with_the_fields_at_its_top() {
+    fn a_json_line_is_one_object_with_the_fields_at_its_top_level() {
         let text = logged(LogFormat::Json);
         let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
         assert_eq!(
@@ -199,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_holds_the_span_and_the_fields_without_colors() {
+    fn a_text_line_has_the_span_and_the_fields_without_colors() {
         let text = logged(LogFormat::Text);
         assert!(text.contains("INFO batch{partition=3}:") && text.contains("committed commands=12"), "{text}");
         assert!(!text.contains('\u{1b}') && text.lines().count() == 1, "{text}");
     }
 
-    /// A receiver that answers each request with 200 and hands it over whole.
+    /// An OTLP receiver: answers each request with 200 and sends it to the channel.
     fn receiver() -> (String, Receiver<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -214,7 +214,7 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept() {
                 let mut request = Vec::new();
                 let mut chunk = [0; 4096];
-                while !is_whole(&request) {
+                while !is_complete(&request) {
                     match stream.read(&mut chunk) {
                         Ok(0) | Err(_) => break,
                         Ok(n) => request.extend_from_slice(&chunk[..n]),
@@ -227,7 +227,7 @@ mod tests {
         (address, requests)
     }
 
-    fn is_whole(request: &[u8]) -> bool {
+    fn is_complete(request: &[u8]) -> bool {
         let text = String::from_utf8_lossy(request).to_lowercase();
         let Some(head) = text.find("\r\n\r\n") else { return false };
         let length = text[..head].lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
@@ -252,21 +252,21 @@ mod tests {
     }
 
     #[test]
-    fn spans_reach_an_otlp_receiver_before_stopping_ends() {
+    fn a_stop_sends_the_last_spans_to_the_receiver() {
         let (address, requests) = receiver();
         send_one_span(&format!("{address}/"));
-        assert_is_the_span(&requests.recv_timeout(PATIENCE).unwrap());
+        assert_is_the_span(&requests.recv_timeout(TEST_TIMEOUT).unwrap());
     }
 
     #[tokio::test]
-    async fn the_exporter_can_be_started_and_stopped_within_an_async_runtime() {
+    async fn the_exporter_starts_and_stops_within_an_async_runtime() {
         let (address, requests) = receiver();
         tokio::task::spawn_blocking(move || send_one_span(&format!("{address}/v1/traces"))).await.unwrap();
-        assert_is_the_span(&requests.recv_timeout(PATIENCE).unwrap());
+        assert_is_the_span(&requests.recv_timeout(TEST_TIMEOUT).unwrap());
     }
 
     #[test]
-    fn stopping_ends_in_bounded_time_when_the_receiver_does_not_answer() {
+    fn a_stop_takes_bounded_time_when_the_receiver_does_not_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let before = std::time::Instant::now();

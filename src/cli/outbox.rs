@@ -81,7 +81,7 @@ async fn print_status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Outcome 
     if let Some(error) = &report.stream_error {
         println!("Redis cannot be read: {error}");
     }
-    Ok(report.is_settled())
+    Ok(report.is_up_to_date())
 }
 
 async fn print_verdict(outbox: &dyn Outbox, stream: &dyn EventStream, partitions: &[Partition]) -> Outcome {

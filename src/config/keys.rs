@@ -75,11 +75,11 @@ pub const KEYS: &[Key] = &[
     optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half as many as there are processors, 1 to 8."),
     key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
-    key("engine.memory_mb", "64", "Megabytes that the remembered states of workspaces may take, about, 1 to 65535. A workspace with five features and one grant takes about one kilobyte. One that is not remembered is read first."),
+    key("engine.memory_mb", "64", "Approximate size of the cached states of workspaces in megabytes, 1 to 65535. The state of a workspace with five features and one grant takes about one kilobyte. A state that is not cached is read first."),
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
     key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
-    optional("publisher.poll_ms", "Time between two looks for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database; this process's own commits are handed to the publisher at once."),
+    optional("publisher.poll_ms", "Time between two polls for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database. Events of this process's own commits need no poll."),
 
     key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
     key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),

@@ -133,7 +133,7 @@ pub struct Engine {
     pub queue_capacity: usize,
     /// Commands in one transaction.
     pub max_batch: usize,
-    /// What remembered workspaces may take.
+    /// Approximate size of the cached states.
     pub memory_mb: u16,
 }
 

@@ -1,4 +1,4 @@
-//! One decision of a batch, and what a defect in it comes to.
+//! Decides one command of a batch, and contains its defects.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,14 +6,14 @@ use super::reply::EngineError;
 use crate::domain::batch::{Batch, Outcome};
 use crate::domain::commands::Envelope;
 
-/// Decides one command; a panic in a decision is that command's failure and nobody else's. The
-/// batch is not torn by it: a decision only reads, and its effects are applied afterwards.
+/// A panic fails only its own command. It cannot leave the batch half changed: a decision only reads, and its
+/// effects are applied afterwards.
 pub(super) fn decide(batch: &mut Batch<'_>, envelope: &Envelope) -> Result<Outcome, EngineError> {
     let outcome = catch_unwind(AssertUnwindSafe(|| batch.run(envelope)));
     match outcome {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(error)) => {
-            tracing::error!(%error, command_id = %envelope.message_id, "an event breaks its contract");
+            tracing::error!(%error, command_id = %envelope.message_id, "an event violates its schema");
             Err(EngineError::Failed)
         }
         Err(_) => {

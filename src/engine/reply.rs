@@ -1,34 +1,33 @@
-//! What a caller gets for a command: a reply, or the reason why there is none.
+//! The engine's answer to a command: a reply, or an error.
 
 use crate::domain::batch::{Outcome, Rendered};
 use crate::domain::rejection::Rejection;
 
-/// What a caller gets for a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Decided now. `rejection` is there when it was refused (for a `Retry-After`).
+    /// Decided now. A refused command has a `rejection`.
     Decided { answer: Rendered, rejection: Option<Rejection> },
     /// Decided before: the stored answer, byte for byte.
     Replayed(Rendered),
     /// The key was used with another body.
     KeyReused,
-    /// An internal command that found nothing to do.
+    /// An internal command that had nothing to do.
     Nothing,
 }
 
-/// Why there is no answer. Whether the command took effect is unknown after `Unavailable` and
-/// `Failed`; sending it again with the same key settles it.
+/// Why there is no answer. After `Unavailable` and `Failed` the command may have taken effect: sending it again
+/// with the same key finds out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// The lane's queue is full: nothing was done.
+    /// The lane's queue is full. Nothing was done.
     #[error("too many commands are waiting")]
     Overloaded,
-    /// The engine is stopping: nothing was done.
+    /// Nothing was done.
     #[error("the server is shutting down")]
     Stopping,
     #[error("the database is unavailable")]
     Unavailable,
-    /// A defect; it is in the log.
+    /// A defect. The log has the details.
     #[error("the command failed")]
     Failed,
 }

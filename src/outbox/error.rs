@@ -1,9 +1,8 @@
-//! Why an operator's command could not be finished.
+//! Why an operator's command failed.
 
 use crate::store::StoreError;
 use crate::stream::StreamError;
 
-/// Why an operation could not be finished.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
     #[error(transparent)]

@@ -1,5 +1,5 @@
-//! What an operator can do about the outbox: see where it stands, compare it with the stream, and
-//! build a stream anew. The command line prints what these functions return.
+//! The operator's commands for the outbox: show its status, compare it with the streams, and rebuild streams. The
+//! command line prints the returned reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub use self::verify::{Finding, FindingKind, PartitionVerdict, VerifyReport, ver
 use crate::clock::Clock;
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
-use crate::publisher::{Handover, Publisher, PublisherConfig};
+use crate::publisher::{EventBuffer, Publisher, PublisherConfig};
 use crate::store::Outbox;
 use crate::store::queries::PartitionStatus;
 use crate::stream::{EventStream, generation_key, stream_key};
@@ -21,10 +21,10 @@ use crate::stream::{EventStream, generation_key, stream_key};
 mod error;
 mod verify;
 
-/// How often a rebuild looks how far it is.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often a rebuild checks its progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Where a partition stands, in the outbox and in the stream.
+/// How far a partition is, in the outbox and in the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartitionLine {
     pub partition: Partition,
@@ -35,12 +35,12 @@ pub struct PartitionLine {
     pub seq: i64,
     /// The last event recorded as published.
     pub published_seq: i64,
-    /// The last entry of the stream; none when it is empty or cannot be asked.
+    /// The last entry of the stream; none if it is empty or cannot be read.
     pub stream_seq: Option<u64>,
     pub waiting: i64,
     pub oldest_waiting_at: Option<Timestamp>,
     pub diverged_seq: Option<i64>,
-    /// The publisher that has it, while its lease is in force.
+    /// The publisher with a lease in force.
     pub publisher: Option<String>,
 }
 
@@ -48,28 +48,28 @@ pub struct PartitionLine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StatusReport {
     pub partitions: Vec<PartitionLine>,
-    /// Why the stream could not be asked.
+    /// Why the stream could not be read.
     pub stream_error: Option<String>,
 }
 
 impl StatusReport {
-    /// Nothing waits, nothing has diverged, and every stream ends where the outbox says it does.
+    /// Whether everything is published, nothing has diverged, and every stream ends at the recorded position.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
-        let is_settled = |line: &PartitionLine| {
+    pub fn is_up_to_date(&self) -> bool {
+        let is_up_to_date = |line: &PartitionLine| {
             let in_stream = line.stream_seq.unwrap_or(0);
             line.waiting == 0 && line.diverged_seq.is_none() && u64::try_from(line.published_seq) == Ok(in_stream)
         };
-        self.stream_error.is_none() && self.partitions.iter().all(is_settled)
+        self.stream_error.is_none() && self.partitions.iter().all(is_up_to_date)
     }
 }
 
-/// Where every partition stands. A stream that is down is told in the report and is no error.
+/// The status of every partition. An unreachable stream is part of the report and not an error.
 pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<StatusReport, OutboxError> {
     let mut report = StatusReport { partitions: Vec::new(), stream_error: None };
     for status in outbox.status().await? {
         let mut stream_seq = None;
-        // The first failure is enough: each further one would cost its whole timeout.
+        // After the first failure the stream is not asked again: each failure may take a whole timeout.
         if report.stream_error.is_none() {
             match stream.top(status.partition, status.generation).await {
                 Ok(top) => stream_seq = top.map(|entry| entry.id.seq),
@@ -92,7 +92,7 @@ pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<Sta
     Ok(report)
 }
 
-/// A partition that was rebuilt, or is being.
+/// The progress of one partition's rebuild.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RebuiltPartition {
     pub partition: Partition,
@@ -101,12 +101,12 @@ pub struct RebuiltPartition {
     pub stream: String,
     /// The key that tells consumers which generation to read.
     pub pointer: String,
-    /// The key of the old stream. It is left to the operator to delete, once all consumers moved on.
+    /// The key of the old stream. The operator deletes it once no consumer reads it.
     pub old_stream: String,
-    /// The last event when the rebuild began: what must be published for it to be done.
+    /// The last event when the rebuild began. The rebuild is done when it is published.
     pub target_seq: i64,
     pub published_seq: i64,
-    /// The new stream differs too: something else writes to it.
+    /// Set if the new stream differs too, because something else writes to it.
     pub diverged_seq: Option<i64>,
 }
 
@@ -130,9 +130,9 @@ impl RebuildReport {
     }
 }
 
-/// Begins a new generation of these partitions' streams and waits, for a bounded time, until it holds
-/// all events. Running publishers fill it; partitions that none of them holds are filled here. What
-/// is not done in time goes on wherever a publisher runs.
+/// Starts a new generation of these partitions' streams, and waits up to `within` until it holds all events.
+/// Running publishers fill it; a publisher of this process fills the partitions that nobody has leased. A rebuild
+/// that is not done in time is continued by any running publisher.
 pub async fn rebuild(
     outbox: Arc<dyn Outbox>,
     stream: Arc<dyn EventStream>,
@@ -156,29 +156,33 @@ pub async fn rebuild(
         });
     }
     let stop = CancellationToken::new();
-    let publisher = Publisher::new(Arc::clone(&outbox), stream, Handover::new(), clock, PublisherConfig::embedded());
+    let publisher = Publisher::new(Arc::clone(&outbox), stream, EventBuffer::new(), clock, PublisherConfig::embedded());
     let running = publisher.spawn(stop.clone());
-    let outcome = follow(&*outbox, &mut report, Instant::now() + within).await;
+    let outcome = wait_until_rebuilt(&*outbox, &mut report, Instant::now() + within).await;
     stop.cancel();
     running.stopped().await;
     outcome.map(|()| report)
 }
 
-async fn follow(outbox: &dyn Outbox, report: &mut RebuildReport, deadline: Instant) -> Result<(), OutboxError> {
+async fn wait_until_rebuilt(
+    outbox: &dyn Outbox,
+    report: &mut RebuildReport,
+    deadline: Instant,
+) -> Result<(), OutboxError> {
     loop {
         let statuses = outbox.status().await?;
         for rebuilt in &mut report.partitions {
-            let of_it = |status: &&PartitionStatus| {
+            let is_rebuilt = |status: &&PartitionStatus| {
                 (status.partition, status.generation) == (rebuilt.partition, rebuilt.generation)
             };
-            if let Some(status) = statuses.iter().find(of_it) {
+            if let Some(status) = statuses.iter().find(is_rebuilt) {
                 (rebuilt.published_seq, rebuilt.diverged_seq) = (status.published_seq, status.diverged_seq);
             }
         }
-        let is_settled = |rebuilt: &RebuiltPartition| rebuilt.is_done() || rebuilt.diverged_seq.is_some();
-        if report.partitions.iter().all(is_settled) || Instant::now() >= deadline {
+        let is_finished = |rebuilt: &RebuiltPartition| rebuilt.is_done() || rebuilt.diverged_seq.is_some();
+        if report.partitions.iter().all(is_finished) || Instant::now() >= deadline {
             return Ok(());
         }
-        sleep(PROGRESS_EVERY).await;
+        sleep(PROGRESS_INTERVAL).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Compares the stream with the outbox, entry by entry, page by page, in constant memory.
 //!
-//! It may run while events are published: a page of the stream is read before the outbox's part of
-//! it, and an event is in the outbox before it is in the stream.
+//! It may run while events are published: each page of the stream is read before the same events of the outbox,
+//! and an event is in the outbox before it is in the stream.
 
 use std::collections::VecDeque;
 
@@ -14,50 +14,50 @@ use crate::store::Outbox;
 use crate::store::queries::PartitionStatus;
 use crate::stream::{EntryId, EventStream, StreamEntry, envelope_json};
 
-/// How many entries and events are held at a time.
+/// How many entries and events are in memory at a time.
 const PAGE: u32 = 500;
-/// Findings that are listed per partition; the others are counted.
+/// How many findings are listed per partition; further ones are only counted.
 const MAX_FINDINGS: usize = 100;
 
 /// How the stream differs from the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// Published events are not at their place.
+    /// Published events are not in the stream at their number.
     Missing,
-    /// An event is in the stream a second time.
+    /// An event is in the stream twice.
     Doubled,
-    /// An event is at another's place, and not at its own.
+    /// An event is at another event's number, and not at its own.
     Reordered,
-    /// The event is there, but not with the bytes of the outbox.
+    /// The event is there, but its bytes differ from the outbox.
     Altered,
-    /// An entry is of no event in the outbox.
+    /// An entry belongs to no event of the outbox.
     Foreign,
 }
 
-/// One difference, or a run of missing events.
+/// One difference, or a range of missing events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub kind: FindingKind,
-    /// The place in the outbox; of a run, the first.
+    /// The number in the outbox; the first one of a range.
     pub seq: i64,
-    /// Of a run of missing events, the last.
+    /// The last number of a range.
     pub seq_to: i64,
-    /// The entry that is wrong; none where one is missing.
+    /// The id of the wrong entry; none for missing events.
     pub entry: Option<String>,
     pub event_id: String,
 }
 
-/// What was compared in one partition, and what differs.
+/// The result of comparing one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PartitionVerdict {
     pub partition: Partition,
     pub generation: i32,
     pub entries: u64,
-    /// Events that are not published yet and not in the stream: no fault.
+    /// Events that are not published yet. They are not a difference.
     pub waiting: i64,
     pub findings: Vec<Finding>,
-    /// How many differences there are, listed or not; a run counts as one.
+    /// How many differences there are, listed or not. A range counts as one.
     pub differences: u64,
 }
 
@@ -68,7 +68,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// The stream is the outbox: nothing lost, doubled, reordered or altered.
+    /// Whether the streams equal the outbox: nothing lost, doubled, reordered or altered.
     #[must_use]
     pub fn is_equal(&self) -> bool {
         self.partitions.iter().all(|verdict| verdict.differences == 0)
@@ -91,20 +91,20 @@ pub async fn verify(
     Ok(report)
 }
 
-/// What an envelope says about its own place.
+/// The number in an envelope.
 #[derive(Deserialize)]
-struct Claim {
+struct EnvelopeSeq {
     seq: i64,
 }
 
 struct Comparison<'a> {
     outbox: &'a dyn Outbox,
     stream: &'a dyn EventStream,
-    /// Events of the outbox that were not yet met in the stream.
+    /// Events read from the outbox and not compared yet.
     events: VecDeque<EventRecord>,
-    /// The last event that was read from the outbox.
+    /// The last event read from the outbox.
     read_to: i64,
-    /// The last event that was found missing.
+    /// The last event found missing.
     missing_to: i64,
     verdict: PartitionVerdict,
 }
@@ -135,7 +135,7 @@ impl<'a> Comparison<'a> {
             top = self.read_to.min(i64::try_from(last.id.seq).unwrap_or(i64::MAX));
         }
         while let Some(event) = self.next_up_to(status.published_seq).await? {
-            self.missing(&event);
+            self.add_missing(&event);
         }
         self.verdict.waiting = status.seq.saturating_sub(status.published_seq.max(top)).max(0);
         Ok(self.verdict)
@@ -144,34 +144,34 @@ impl<'a> Comparison<'a> {
     async fn compare(&mut self, entry: &StreamEntry) -> Result<(), OutboxError> {
         self.verdict.entries += 1;
         let seq = i64::try_from(entry.id.seq).unwrap_or(i64::MAX);
-        if entry.id.sub != 0 || !self.is_place(seq).await? {
-            let kind = self.elsewhere(entry).await?;
-            self.found(kind, seq, Some(entry), &entry.event_id);
+        if entry.id.sub != 0 || !self.has_event(seq).await? {
+            let kind = self.classify_misplaced(entry).await?;
+            self.add_finding(kind, seq, Some(entry), &entry.event_id);
             return Ok(());
         }
         while let Some(event) = self.next_up_to(seq - 1).await? {
-            self.missing(&event);
+            self.add_missing(&event);
         }
         let Some(event) = self.next_up_to(seq).await? else { return Ok(()) };
         if entry.event_id == event.event_id.to_string() {
             if !is_equal(entry, &event)? {
-                self.found(FindingKind::Altered, seq, Some(entry), &entry.event_id);
+                self.add_finding(FindingKind::Altered, seq, Some(entry), &entry.event_id);
             }
             return Ok(());
         }
-        let kind = match self.elsewhere(entry).await? {
+        let kind = match self.classify_misplaced(entry).await? {
             FindingKind::Foreign => FindingKind::Altered,
             kind => kind,
         };
-        self.found(kind, seq, Some(entry), &entry.event_id);
+        self.add_finding(kind, seq, Some(entry), &entry.event_id);
         if kind == FindingKind::Doubled {
-            self.missing(&event);
+            self.add_missing(&event);
         }
         Ok(())
     }
 
-    /// Whether the outbox has an event of that number.
-    async fn is_place(&mut self, seq: i64) -> Result<bool, OutboxError> {
+    /// Whether the outbox has an event with that number.
+    async fn has_event(&mut self, seq: i64) -> Result<bool, OutboxError> {
         if self.events.is_empty() && self.read_to + 1 == seq {
             self.read_page().await?;
         }
@@ -179,8 +179,8 @@ impl<'a> Comparison<'a> {
         if self.events.front().is_some_and(|event| event.seq <= seq) && seq <= self.read_to {
             return Ok(is_held(&self.events));
         }
-        let at = self.outbox.read(self.verdict.partition, seq.saturating_sub(1), 1).await?;
-        Ok(at.first().is_some_and(|event| event.seq == seq))
+        let found = self.outbox.read(self.verdict.partition, seq.saturating_sub(1), 1).await?;
+        Ok(found.first().is_some_and(|event| event.seq == seq))
     }
 
     async fn read_page(&mut self) -> Result<(), OutboxError> {
@@ -190,21 +190,21 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// What an entry is that is not at its event's place.
-    async fn elsewhere(&self, entry: &StreamEntry) -> Result<FindingKind, OutboxError> {
-        let Ok(Claim { seq }) = serde_json::from_str(&entry.event) else { return Ok(FindingKind::Foreign) };
+    /// Classifies an entry that is not at its event's number.
+    async fn classify_misplaced(&self, entry: &StreamEntry) -> Result<FindingKind, OutboxError> {
+        let Ok(EnvelopeSeq { seq }) = serde_json::from_str(&entry.event) else { return Ok(FindingKind::Foreign) };
         let partition = self.verdict.partition;
-        let at = self.outbox.read(partition, seq.saturating_sub(1), 1).await?;
-        if !at.first().is_some_and(|event| event.seq == seq && event.event_id.to_string() == entry.event_id) {
+        let found = self.outbox.read(partition, seq.saturating_sub(1), 1).await?;
+        if !found.first().is_some_and(|event| event.seq == seq && event.event_id.to_string() == entry.event_id) {
             return Ok(FindingKind::Foreign);
         }
         let before = EntryId { seq: EntryId::of(seq).seq.saturating_sub(1), sub: u64::MAX };
-        let there = self.stream.read(partition, self.verdict.generation, before, 1).await?;
-        let is_there = |other: &StreamEntry| other.id == EntryId::of(seq) && other.event_id == entry.event_id;
-        Ok(if there.first().is_some_and(is_there) { FindingKind::Doubled } else { FindingKind::Reordered })
+        let at_own_number = self.stream.read(partition, self.verdict.generation, before, 1).await?;
+        let is_same = |other: &StreamEntry| other.id == EntryId::of(seq) && other.event_id == entry.event_id;
+        Ok(if at_own_number.first().is_some_and(is_same) { FindingKind::Doubled } else { FindingKind::Reordered })
     }
 
-    /// The next event of the outbox, if it is at or before that number.
+    /// The next event of the outbox, unless its number is higher.
     async fn next_up_to(&mut self, seq: i64) -> Result<Option<EventRecord>, OutboxError> {
         if self.events.is_empty() && self.read_to < seq {
             self.read_page().await?;
@@ -212,20 +212,20 @@ impl<'a> Comparison<'a> {
         Ok(self.events.pop_front_if(|event| event.seq <= seq))
     }
 
-    fn missing(&mut self, event: &EventRecord) {
+    fn add_missing(&mut self, event: &EventRecord) {
         let continues = self.missing_to + 1 == event.seq && event.seq > 1;
         self.missing_to = event.seq;
         if continues {
-            let run = self.verdict.findings.last_mut().filter(|finding| finding.seq_to + 1 == event.seq);
-            if let Some(run) = run.filter(|finding| finding.kind == FindingKind::Missing) {
-                run.seq_to = event.seq;
+            let range = self.verdict.findings.last_mut().filter(|finding| finding.seq_to + 1 == event.seq);
+            if let Some(range) = range.filter(|finding| finding.kind == FindingKind::Missing) {
+                range.seq_to = event.seq;
             }
             return;
         }
-        self.found(FindingKind::Missing, event.seq, None, &event.event_id.to_string());
+        self.add_finding(FindingKind::Missing, event.seq, None, &event.event_id.to_string());
     }
 
-    fn found(&mut self, kind: FindingKind, seq: i64, entry: Option<&StreamEntry>, event_id: &str) {
+    fn add_finding(&mut self, kind: FindingKind, seq: i64, entry: Option<&StreamEntry>, event_id: &str) {
         self.verdict.differences += 1;
         if self.verdict.findings.len() < MAX_FINDINGS {
             let entry = entry.map(|entry| entry.id.to_string());

@@ -1,5 +1,4 @@
-//! Keeps a publisher from hammering a stream that is down: a circuit breaker, and the pauses between
-//! attempts.
+//! Keeps a publisher from hammering a stream that is down: a circuit breaker, and backoff between attempts.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,22 +7,21 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use recloser::{AsyncRecloser, Recloser};
 
-/// Calls that the failure rate is taken from. Few, because each may take a second when the stream
-/// hangs, and because partitions are appended to at once: the breaker opens in the first or second round.
+/// The number of calls that the failure rate is computed from. It is small, because each call may take a second
+/// when the stream hangs. All partitions call at once, so the breaker opens in the first or second round.
 const WINDOW_CALLS: usize = 8;
-/// Calls that decide whether a breaker that was open closes again.
+/// The number of trial calls after which an open breaker closes again.
 const TRIAL_CALLS: usize = 1;
-/// The share of failures at which it opens.
+/// The failure rate at which it opens.
 const FAILURE_RATE: f32 = 0.5;
-/// How long it stays open: the time by which events are late at most once the stream is back.
+/// How long it stays open: the longest delay of events after the stream is back.
 const OPEN_FOR: Duration = Duration::from_secs(1);
-/// The first pause after a failure, doubled with each further one, up to the longest.
+/// The first pause after a failure. Each further failure doubles it, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// The least pause: full jitter alone could give none at all, and the loop would run hot.
-const LEAST_PAUSE: Duration = Duration::from_millis(10);
+/// Full jitter alone could draw a pause of zero, and the loop would run hot.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// What the breaker last saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BreakerState {
     /// The last call succeeded, or there was none.
@@ -36,7 +34,7 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
-    /// As the metric tells it: 0, 1 or 2.
+    /// The value of the metric: 0, 1 or 2.
     #[must_use]
     pub const fn number(self) -> u8 {
         match self {
@@ -47,9 +45,9 @@ impl BreakerState {
     }
 }
 
-/// A refused or a failed call.
+/// Why a call has no result.
 #[derive(Debug)]
-pub(super) enum Broken<E> {
+pub(super) enum CallError<E> {
     Open,
     Failed(E),
 }
@@ -58,7 +56,7 @@ pub(super) enum Broken<E> {
 #[derive(Debug)]
 pub(super) struct Breaker {
     recloser: AsyncRecloser,
-    /// The recloser does not tell its state, so it is kept from what came of the calls.
+    /// Derived from the calls' results, because the recloser does not reveal its own state.
     state: AtomicU8,
 }
 
@@ -73,11 +71,11 @@ impl Breaker {
         Self { recloser: recloser.into(), state: AtomicU8::new(0) }
     }
 
-    pub(super) async fn call<T, E>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, Broken<E>> {
+    pub(super) async fn call<T, E>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, CallError<E>> {
         let (result, state) = match self.recloser.call(call).await {
             Ok(value) => (Ok(value), BreakerState::Closed),
-            Err(recloser::Error::Rejected) => (Err(Broken::Open), BreakerState::Open),
-            Err(recloser::Error::Inner(error)) => (Err(Broken::Failed(error)), BreakerState::Failing),
+            Err(recloser::Error::Rejected) => (Err(CallError::Open), BreakerState::Open),
+            Err(recloser::Error::Inner(error)) => (Err(CallError::Failed(error)), BreakerState::Failing),
         };
         self.state.store(state.number(), Ordering::Relaxed);
         result
@@ -92,11 +90,11 @@ impl Breaker {
     }
 }
 
-/// Growing pauses with full jitter: each is drawn evenly between nothing and the current bound, so
-/// that many publishers do not come back in step.
+/// Exponential backoff with full jitter: each pause is drawn evenly between zero and a growing bound, so that
+/// publishers do not retry in lockstep.
 pub(super) struct Backoff {
     bounds: ExponentialBackoff,
-    /// Draws from one to two times the bound; the difference is the jitter wanted.
+    /// Draws from one to two times the bound. Minus the bound, that is full jitter.
     jittered: ExponentialBackoff,
 }
 
@@ -110,9 +108,9 @@ impl Backoff {
         Self { bounds: bounds.build(), jittered: bounds.with_jitter().build() }
     }
 
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(super) fn next_pause(&mut self) -> Duration {
         let bound = self.bounds.next().unwrap_or(LONGEST_PAUSE);
-        self.jittered.next().unwrap_or(bound).saturating_sub(bound).max(LEAST_PAUSE)
+        self.jittered.next().unwrap_or(bound).saturating_sub(bound).max(SHORTEST_PAUSE)
     }
 }
 
@@ -123,9 +121,9 @@ mod tests {
     #[test]
     fn pauses_are_bounded_and_drawn_from_a_growing_range() {
         let mut backoff = Backoff::new();
-        let pauses: Vec<_> = (0..200).map(|_| backoff.pause()).collect();
+        let pauses: Vec<_> = (0..200).map(|_| backoff.next_pause()).collect();
         assert!(pauses[0] <= FIRST_PAUSE);
-        assert!(pauses.iter().all(|pause| (LEAST_PAUSE..=LONGEST_PAUSE).contains(pause)));
+        assert!(pauses.iter().all(|pause| (SHORTEST_PAUSE..=LONGEST_PAUSE).contains(pause)));
         assert!(pauses[20..].iter().any(|pause| *pause < LONGEST_PAUSE / 4));
         assert!(pauses[20..].iter().any(|pause| *pause > LONGEST_PAUSE / 2));
     }
@@ -136,10 +134,10 @@ mod tests {
         let call = async |answer: Result<(), &'static str>| breaker.call(async { answer }).await;
         assert!(call(Ok(())).await.is_ok());
         for _ in 0..WINDOW_CALLS {
-            assert!(matches!(call(Err("down")).await, Err(Broken::Failed("down"))));
+            assert!(matches!(call(Err("down")).await, Err(CallError::Failed("down"))));
             assert_eq!(breaker.state(), BreakerState::Failing);
         }
-        assert!(matches!(call(Ok(())).await, Err(Broken::Open)));
+        assert!(matches!(call(Ok(())).await, Err(CallError::Open)));
         assert_eq!(breaker.state(), BreakerState::Open);
         tokio::time::sleep(OPEN_FOR + Duration::from_millis(50)).await;
         for _ in 0..=TRIAL_CALLS {

@@ -1,4 +1,4 @@
-//! How the publisher is, for `/readyz` and the metrics.
+//! The health of the publisher, for `/readyz` and the metrics.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
 use crate::store::queries::PartitionStatus;
 
-/// An age of the oldest waiting event from which publishing counts as degraded. Idle, an event takes
-/// milliseconds; under load, a batch or two.
+/// Publishing counts as degraded when the oldest unpublished event is this old. Normally an event is published
+/// within milliseconds, and under load within two appends.
 const DEGRADED_LAG: Duration = Duration::from_secs(10);
 
-/// How the publisher of this process is. It never makes a server unready: commands go on without it.
+/// A degraded publisher never makes a server unready, because commands do not need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublisherHealth {
     pub breaker: BreakerState,
-    /// Whether the last look at the outbox failed.
+    /// Whether the last access to the outbox failed.
     pub is_outbox_down: bool,
-    /// Partitions that stopped because their stream says something else than the outbox.
+    /// Partitions that stopped because their stream differs from the outbox.
     pub diverged: Vec<Partition>,
     /// How many partitions this process publishes.
     pub leased: usize,
-    /// Events that wait, over all partitions and publishers.
+    /// Unpublished events of all partitions, whoever publishes them.
     pub lag_events: i64,
     /// The age of the oldest of them.
     pub lag: Duration,
 }
 
 impl PublisherHealth {
-    /// Whether events are, or will soon be, late. What the breaker last saw counts only while this
-    /// process has leases: one that stands by has no calls that could close it again.
+    /// Whether events are late, or soon will be. The breaker counts only while this process has leases: a standby
+    /// publisher makes no calls that could close it again.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
         (self.leased > 0 && self.breaker != BreakerState::Closed)
@@ -38,7 +38,7 @@ impl PublisherHealth {
             || self.lag >= DEGRADED_LAG
     }
 
-    pub(super) fn look_at(&mut self, partitions: &[PartitionStatus], now: Timestamp) {
+    pub(super) fn update_lag(&mut self, partitions: &[PartitionStatus], now: Timestamp) {
         self.diverged = partitions.iter().filter(|p| p.diverged_seq.is_some()).map(|p| p.partition).collect();
         self.lag_events = partitions.iter().map(|p| p.seq.saturating_sub(p.published_seq).max(0)).sum();
         let oldest = partitions.iter().filter_map(|p| p.oldest_waiting_at).min();
@@ -52,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_breaker_counts_only_while_there_are_leases() {
+    fn the_breaker_counts_only_while_there_are_leases() {
         let failing = PublisherHealth { breaker: BreakerState::Failing, leased: 1, ..PublisherHealth::default() };
         assert!(failing.is_degraded());
         assert!(!PublisherHealth { leased: 0, ..failing }.is_degraded());
     }
 
     #[test]
-    fn lag_is_the_sum_of_events_and_the_age_of_the_oldest() {
+    fn lag_is_the_number_of_unpublished_events_and_the_age_of_the_oldest() {
         let status = |number, seq, published_seq, oldest: Option<i64>| PartitionStatus {
             partition: Partition::new(number).unwrap(),
             generation: 1,
@@ -74,10 +74,10 @@ mod tests {
         let mut health = PublisherHealth::default();
         assert!(!health.is_degraded());
         let now = Timestamp::from_micros(20_000_000);
-        health.look_at(&[status(0, 5, 5, None), status(1, 9, 4, Some(5_000_000))], now);
+        health.update_lag(&[status(0, 5, 5, None), status(1, 9, 4, Some(5_000_000))], now);
         assert_eq!((health.lag_events, health.lag), (5, Duration::from_secs(15)));
         assert!(health.is_degraded());
-        health.look_at(&[status(0, 5, 5, None), status(2, 9, 9, None)], now);
+        health.update_lag(&[status(0, 5, 5, None), status(2, 9, 9, None)], now);
         assert_eq!((health.lag_events, health.lag, health.diverged.len()), (0, Duration::ZERO, 1));
         assert!(health.is_degraded());
     }

@@ -1,17 +1,18 @@
 //! The publisher: brings events from the outbox to the stream, each exactly once and in order.
 //!
-//! One task per process. It leases every partition that is free; is handed the events
-//! of this process's commits ([`Handover`]) and polls for others; and moves each partition on its own (`partition.rs`): a partition
-//! that is diverged or slow holds up no other. Leases are taken by whoever comes first, so one replica
-//! publishes and the others stand by: they take over what is given back or expires. Leases only save
-//! work: that an event is never doubled or lost follows from compare-and-append alone.
+//! One task per process. It leases every free partition, gets this process's events from its commits
+//! ([`EventBuffer`]), and polls the outbox for events of other replicas. Each partition is published
+//! independently (`partition.rs`): a diverged or slow partition does not delay the others.
 //!
-//! Commands never wait for anything here. The stream may be down for as long as it likes: the circuit
-//! breaker keeps the loop from running hot, and events wait in the outbox.
+//! The first replica leases all partitions and publishes; the others stand by and take over leases that are
+//! released or expire. Leases only save work: compare-and-append alone ensures that no event is doubled or lost.
 //!
-//! Deliberately absent: dealing partitions out among replicas (one publishes more than one database
-//! writes); which stream or which database it is; and any state on disk: where a partition stands is
-//! what the outbox has recorded and what the stream holds.
+//! Commands never wait for the publisher. While the stream is down, events wait in the outbox, and the circuit
+//! breaker keeps the loop from running hot.
+//!
+//! Deliberately absent: sharing partitions among replicas (one publisher is faster than one database writes);
+//! knowledge of which stream or database it is; and state on disk, because the outbox records how far a
+//! partition is published, and the stream shows it.
 
 use std::sync::Arc;
 
@@ -21,26 +22,29 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::breaker::BreakerState;
 pub use self::config::PublisherConfig;
-pub use self::handover::Handover;
+pub use self::event_buffer::EventBuffer;
 pub use self::health::PublisherHealth;
-use self::partition::Ends;
-use self::run::Run;
+use self::partition::PublisherContext;
+use self::publisher_loop::PublisherLoop;
 use crate::clock::Clock;
 use crate::store::Outbox;
 use crate::stream::EventStream;
 
 mod breaker;
 mod config;
-mod handover;
+mod event_buffer;
+mod failure_log;
 mod health;
+mod leased_partition;
 mod measure;
 mod partition;
-mod run;
-mod slot;
+mod periodic_task;
+mod publisher_loop;
+mod work;
 
-/// A publisher that is about to run.
+/// A publisher that is not running yet.
 pub struct Publisher {
-    ends: Ends,
+    context: PublisherContext,
     clock: Arc<dyn Clock>,
     config: PublisherConfig,
 }
@@ -50,21 +54,21 @@ impl Publisher {
     pub fn new(
         outbox: Arc<dyn Outbox>,
         stream: Arc<dyn EventStream>,
-        handover: Handover,
+        events: EventBuffer,
         clock: Arc<dyn Clock>,
         config: PublisherConfig,
     ) -> Self {
         let owner = clock.new_id().to_string();
-        Self { ends: Ends::new(outbox, stream, handover, owner), clock, config }
+        Self { context: PublisherContext::new(outbox, stream, events, owner), clock, config }
     }
 
-    /// Starts the task. When `stop` is cancelled it publishes what is there, for a bounded time, and
-    /// gives its leases back.
+    /// Starts the task. When `stop` is cancelled, it publishes the remaining events within the stop timeout and
+    /// releases its leases.
     #[must_use]
     pub fn spawn(self, stop: CancellationToken) -> PublisherHandle {
         let (report, health) = watch::channel(PublisherHealth::default());
-        let run = Run::new(Arc::new(self.ends), self.clock, self.config, report);
-        PublisherHandle { task: tokio::spawn(run.run(stop)), health }
+        let publisher = PublisherLoop::new(Arc::new(self.context), self.clock, self.config, report);
+        PublisherHandle { task: tokio::spawn(publisher.run(stop)), health }
     }
 }
 
@@ -76,16 +80,16 @@ pub struct PublisherHandle {
 }
 
 impl PublisherHandle {
-    /// How it is, now and from now on. A closed channel means that the task is gone.
+    /// Its current and later health. A closed channel means that the task has ended.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<PublisherHealth> {
         self.health.clone()
     }
 
-    /// Waits until the task has ended. Bounded by the configuration once it was told to stop.
+    /// Waits until the task has ended: after `stop`, within the stop timeout.
     pub async fn stopped(self) {
         if let Err(error) = self.task.await {
-            tracing::error!(%error, "the publisher did not end by itself");
+            tracing::error!(%error, "the publisher task failed");
         }
     }
 }

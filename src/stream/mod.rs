@@ -1,15 +1,15 @@
-//! The event stream: where events go after they are durable, and where consumers read them.
+//! The event stream: consumers read events here. Only durable events are published to it.
 //!
-//! One stream per partition and generation, on the key `vs:{pNN}:g<generation>`; the key
-//! `vs:{pNN}:generation` tells consumers which generation to read. The braces keep both in one slot
-//! of a Redis Cluster. An entry's id is `<seq>-0`, so a consumer that has seen entry 41 continues
-//! after `41-0` in any generation.
+//! Each partition and generation has a stream with the key `vs:{pNN}:g<generation>`. The key
+//! `vs:{pNN}:generation` tells consumers which generation to read. The braces keep both keys in one slot of a
+//! Redis Cluster. An entry's id is `<seq>-0`, so a consumer that has seen entry 41 continues after `41-0` in any
+//! generation.
 //!
-//! Invariants: entries are only ever appended, in order, each beside the one before it; whether that
-//! holds is decided inside Redis, in one atomic script (`append.lua`), by comparing event ids.
+//! Invariant: entries are only appended, in order and without gaps. An atomic script inside Redis (`append.lua`)
+//! ensures it by comparing event ids.
 //!
-//! Deliberately absent: deciding anything from a failed XADD (it does not say that the entry is
-//! there), trimming (an operator's decision), and any knowledge of who publishes.
+//! Deliberately absent: decisions based on a failed XADD (it does not prove that the entry exists), trimming (an
+//! operator decides), and any knowledge of who publishes.
 //!
 //! *Architecture invariant:* the crates redis and deadpool-redis are known only below this module.
 
@@ -21,49 +21,48 @@ use crate::domain::ids::{EventId, Partition};
 
 pub mod redis;
 
-/// The most events in one append. The script runs alone on its Redis node, and 500 events take it
-/// about 3 ms: long enough to amortize the round trip, short enough for its neighbours.
-pub const MAX_BATCH_EVENTS: u32 = 500;
-/// The most bytes of events in one append: bounds the script's arguments and the time it takes.
-pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// What an entry has beside the event's own texts: the envelope's field names and fixed values.
+/// The most events in one append. The script blocks its Redis node, and takes about 3 ms for 500 events: long
+/// enough to amortize the round trip, short enough for other clients.
+pub const MAX_APPEND_EVENTS: u32 = 500;
+/// The most bytes of events in one append: it bounds the script's arguments and its running time.
+pub const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// Approximate size of an entry beside the event's own texts: field names and fixed values of the envelope.
 const ENTRY_OVERHEAD_BYTES: usize = 768;
 
-/// What went wrong, by what may be done about it.
+/// An error of the stream; the variant says whether to retry.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StreamError {
-    /// It cannot be reached, is too slow, or refuses for now. Whether an append took effect is
-    /// unknown; appending again settles it.
+    /// It cannot be reached, is too slow, or refuses for now. Whether an append took effect is unknown; appending
+    /// the same events again is safe.
     #[error("stream unavailable: {0}")]
     Unavailable(String),
-    /// An event cannot be written as JSON, or an answer makes no sense. Trying again cannot help.
+    /// An event cannot be written as JSON, or an answer is invalid. Retrying does not help.
     #[error("stream: {0}")]
     Corrupt(String),
-    /// The address or another setting cannot be used.
+    /// The address or another setting is invalid.
     #[error("stream configuration: {0}")]
     Configuration(String),
 }
 
-/// In place of an event's number: the stream has a later generation than the one appended to.
+/// In [`Appended::Diverged`] instead of an event's number: consumers already read a later generation.
 pub const LATER_GENERATION: i64 = 0;
 
-/// What an append found.
+/// The result of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
-    /// All events are in the stream now; some or all may have been there before.
+    /// The stream holds all the events. Some or all of them may have been there before.
     Ok,
-    /// The stream ends before the event that the append continues after. Nothing was written.
+    /// The stream ends before the previous event. Nothing was written.
     Behind { top_seq: i64 },
-    /// At this number the stream holds something else, or nothing although it goes on behind it; or,
-    /// with [`LATER_GENERATION`], consumers already read a later generation: the database was restored
-    /// to a time before a rebuild. Nothing was written.
+    /// At this number the stream has another entry, or a gap. With [`LATER_GENERATION`], consumers already read a
+    /// later generation, because the database was restored to a time before a rebuild. Nothing was written.
     Diverged { seq: i64 },
 }
 
-/// Where an append continues: the number and the id of the event before.
+/// The number and the id of the event before an append; none at the start of a stream.
 pub type Previous = Option<(i64, EventId)>;
 
-/// The place of an entry. `sub` is 0 in every entry that a publisher wrote.
+/// The id of an entry. `sub` is 0 for every entry that a publisher wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct EntryId {
     pub seq: u64,
@@ -86,7 +85,7 @@ impl std::fmt::Display for EntryId {
     }
 }
 
-/// An entry as it is in the stream; a field that is missing is empty.
+/// An entry as stored; missing fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamEntry {
     pub id: EntryId,
@@ -100,8 +99,8 @@ pub struct StreamEntry {
 /// A durable, ordered stream per partition and generation.
 #[async_trait]
 pub trait EventStream: Send + Sync {
-    /// Compares and appends: the events follow `previous` without a gap, at most
-    /// [`MAX_BATCH_EVENTS`]. Without events it is a probe that `previous` is there.
+    /// Compares and appends at most [`MAX_APPEND_EVENTS`] events, which follow `previous` without a gap. Without
+    /// events it only checks that the stream holds `previous`.
     async fn append(
         &self,
         partition: Partition,
@@ -110,7 +109,7 @@ pub trait EventStream: Send + Sync {
         events: &[EventRecord],
     ) -> Result<Appended, StreamError>;
 
-    /// Entries after a place, in order, at most `limit`.
+    /// Entries after an id, in order, at most `limit`.
     async fn read(
         &self,
         partition: Partition,
@@ -122,7 +121,7 @@ pub trait EventStream: Send + Sync {
     /// The last entry.
     async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError>;
 
-    /// Answers when the stream does.
+    /// Succeeds if the stream answers.
     async fn ping(&self) -> Result<(), StreamError>;
 }
 
@@ -138,25 +137,25 @@ pub fn generation_key(partition: Partition) -> String {
     format!("vs:{{p{:02}}}:generation", partition.number())
 }
 
-/// About how much room an event takes in the stream, and no more in memory.
+/// Approximate size of an event in the stream, and an upper bound for its size in memory.
 #[must_use]
 pub fn entry_bytes(event: &EventRecord) -> usize {
     ENTRY_OVERHEAD_BYTES + event.data.len() + event.metadata.as_ref().map_or(0, String::len)
 }
 
-/// How many of these events fit into one append: at least one, if there is one.
+/// How many of these events fit into one append: at least one, unless there are none.
 #[must_use]
-pub fn batch_len(events: &[EventRecord]) -> usize {
+pub fn append_len(events: &[EventRecord]) -> usize {
     let mut bytes = 0_usize;
     let fits = |event: &&EventRecord| {
         bytes += entry_bytes(event);
-        bytes <= MAX_BATCH_BYTES
+        bytes <= MAX_APPEND_BYTES
     };
-    let bound = usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX);
+    let bound = usize::try_from(MAX_APPEND_EVENTS).unwrap_or(usize::MAX);
     events.iter().take(bound).take_while(fits).count().max(usize::from(!events.is_empty()))
 }
 
-/// The envelope's JSON, as an entry holds it, byte for byte.
+/// The envelope's JSON exactly as an entry holds it.
 pub fn envelope_json(event: &EventRecord) -> Result<String, StreamError> {
     let corrupt = |error| StreamError::Corrupt(format!("event {} is no JSON: {error}", event.event_id));
     event.to_envelope().and_then(|envelope| serde_json::to_string(&envelope)).map_err(corrupt)
@@ -197,15 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_bounded_in_events_and_bytes_and_never_empty() {
-        assert_eq!(batch_len(&[]), 0);
-        assert_eq!(batch_len(&vec![event(10); 600]), 500);
-        assert_eq!(batch_len(&[event(2 * MAX_BATCH_BYTES), event(1)]), 1);
-        assert_eq!(batch_len(&vec![event(MAX_BATCH_BYTES / 4); 5]), 3);
+    fn an_append_is_bounded_in_events_and_bytes_and_never_empty() {
+        assert_eq!(append_len(&[]), 0);
+        assert_eq!(append_len(&vec![event(10); 600]), 500);
+        assert_eq!(append_len(&[event(2 * MAX_APPEND_BYTES), event(1)]), 1);
+        assert_eq!(append_len(&vec![event(MAX_APPEND_BYTES / 4); 5]), 3);
     }
 
     #[test]
-    fn an_envelope_that_is_no_json_is_refused() {
+    fn an_envelope_with_invalid_json_is_refused() {
         let mut broken = event(1);
         broken.data = "{".into();
         assert!(matches!(envelope_json(&broken), Err(StreamError::Corrupt(_))));

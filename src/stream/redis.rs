@@ -1,12 +1,11 @@
 //! The event stream on Redis 6 or later: one node or a cluster.
 //!
-//! All appends share one connection: those of many partitions go out in one write, and Redis runs them
-//! one after the other anyway. A pool, which asks a connection each time whether it still lives, is for
-//! everything else.
+//! All appends share one multiplexed connection: those of many partitions go out in one write, and Redis executes
+//! them one after the other anyway. All other commands use a pool, which checks each connection before use.
 //!
-//! Every wait has an end: for a connection of the pool, for opening and checking one, and for each
-//! answer. Connecting is lazy, so a server starts while Redis is down. An address may hold a
-//! password: it is kept as a secret and is in no error and no log.
+//! Every wait has a timeout: for a pooled connection, for opening and checking one, and for each answer.
+//! Connecting is lazy, so a server starts while Redis is down. An address may contain a password, so it is kept as
+//! a secret and appears in no error or log.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,35 +20,35 @@ use deadpool_redis::{Pool, PoolConfig, PoolError, Runtime, Timeouts, cluster};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use self::shared::Shared;
+use self::shared_connection::SharedConnection;
 use super::{
-    Appended, EntryId, EventStream, MAX_BATCH_EVENTS, Previous, StreamEntry, StreamError, envelope_json,
+    Appended, EntryId, EventStream, MAX_APPEND_EVENTS, Previous, StreamEntry, StreamError, envelope_json,
     generation_key, stream_key,
 };
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 
-mod shared;
+mod shared_connection;
 
-/// How long a publisher waits for one answer. A healthy Redis answers an append within 10 ms; one
-/// that needs a second is treated as down, and the append is compared again later.
+/// How long to wait for one answer. A healthy Redis answers an append within 10 ms. One that takes a second counts
+/// as down, and the append is repeated later.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long opening a connection may take: a name look-up, TCP, TLS and a login.
+/// How long opening a connection may take: DNS, TCP, TLS and a login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait for a connection of the pool. More than the answer before it may take.
+/// How long to wait for a pooled connection: longer than one answer may take.
 const WAIT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Connections per process beside the one for appends.
+/// Pooled connections per process, beside the one for appends.
 const MAX_CONNECTIONS: usize = 12;
 const APPEND: &str = include_str!("append.lua");
 
 /// Where Redis is.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// `redis://` or `rediss://` (TLS). Of a cluster, any of its nodes.
+    /// `redis://` or `rediss://` (TLS). For a cluster, any of its nodes.
     pub urls: Vec<SecretString>,
-    /// Whether it is a cluster. More than one address always is.
+    /// Whether it is a cluster. Several addresses always are.
     pub is_cluster: bool,
-    /// Connections to the node or the cluster, beside the one for appends.
+    /// Pooled connections, beside the one for appends.
     pub pool_size: usize,
     pub connect_timeout: Duration,
     pub response_timeout: Duration,
@@ -71,13 +70,11 @@ impl RedisConfig {
     }
 }
 
-/// Connections to one node or to a cluster.
 enum Connections {
-    Node(Pool, Shared<MultiplexedConnection>),
-    Cluster(cluster::Pool, Shared<ClusterConnection>),
+    Node(Pool, SharedConnection<MultiplexedConnection>),
+    Cluster(cluster::Pool, SharedConnection<ClusterConnection>),
 }
 
-/// The stream on Redis.
 pub struct RedisStream {
     connections: Connections,
     response_timeout: Duration,
@@ -93,7 +90,7 @@ impl fmt::Debug for RedisStream {
 impl RedisStream {
     /// Checks the configuration; connects later, when the first command is sent.
     pub fn new(config: &RedisConfig) -> Result<Self, StreamError> {
-        // TLS needs one process-wide provider. A second call finds it installed, which is as good.
+        // TLS needs one process-wide provider. An error means that it is already installed.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let urls: Vec<String> = config.urls.iter().map(|url| url.expose_secret().to_owned()).collect();
         let pool = PoolConfig {
@@ -105,76 +102,78 @@ impl RedisStream {
             },
             ..PoolConfig::default()
         };
-        // The messages of these errors may quote the address, so none is passed on.
-        let refuse = |_| StreamError::Configuration("the Redis address cannot be used".into());
+        // These error messages may quote the address, so they are not passed on.
+        let invalid_address = |_| StreamError::Configuration("the Redis address is invalid".into());
         let connections = match urls.as_slice() {
             [] => return Err(StreamError::Configuration("no Redis address is given".into())),
             [url] if !config.is_cluster => {
-                // Answers are waited for here; the driver's own limit may be a shorter one.
+                // `execute` has the timeout; the driver's own one may be shorter.
                 let driver = AsyncConnectionConfig::new().set_response_timeout(None);
-                let manager = deadpool_redis::Manager::new_with_config(url.as_str(), driver).map_err(refuse)?;
+                let manager =
+                    deadpool_redis::Manager::new_with_config(url.as_str(), driver).map_err(invalid_address)?;
                 let builder = Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
                 let pool = builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?;
-                Connections::Node(pool, Shared::new())
+                Connections::Node(pool, SharedConnection::new())
             }
             urls => {
                 let nodes = urls.iter().map(String::as_str).collect();
-                let manager = cluster::Manager::new(nodes, false).map_err(refuse)?;
+                let manager = cluster::Manager::new(nodes, false).map_err(invalid_address)?;
                 let builder = cluster::Pool::builder(manager).config(pool).runtime(Runtime::Tokio1);
                 let pool = builder.build().map_err(|error| StreamError::Configuration(error.to_string()))?;
-                Connections::Cluster(pool, Shared::new())
+                Connections::Cluster(pool, SharedConnection::new())
             }
         };
         Ok(Self { connections, response_timeout: config.response_timeout, append: Script::new(APPEND) })
     }
 
+    /// Executes a command on a pooled connection.
     async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
         match &self.connections {
             Connections::Node(pool, _) => {
                 let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
-                self.ask(command, &mut connection).await
+                self.execute(command, &mut connection).await
             }
             Connections::Cluster(pool, _) => {
                 let mut connection = pool.get().await.map_err(|error| Failure::Connection(error.to_string()))?;
-                self.ask(command, &mut connection).await
+                self.execute(command, &mut connection).await
             }
         }
     }
 
-    /// The same on the shared connection, for a command that may be sent twice.
-    async fn send<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+    /// Executes a command on the shared connection. It may be sent twice, so it must be idempotent.
+    async fn query_shared<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
         match &self.connections {
             Connections::Node(pool, shared) => {
                 let connect = async { pool.get().await.map(deadpool_redis::Connection::take) };
-                self.ask_shared(command, shared, connect).await
+                self.execute_shared(command, shared, connect).await
             }
             Connections::Cluster(pool, shared) => {
                 let connect = async { pool.get().await.map(cluster::Connection::take) };
-                self.ask_shared(command, shared, connect).await
+                self.execute_shared(command, shared, connect).await
             }
         }
     }
 
-    async fn ask_shared<T: FromRedisValue, C: ConnectionLike + Clone + Send>(
+    async fn execute_shared<T: FromRedisValue, C: ConnectionLike + Clone + Send>(
         &self,
         command: &Cmd,
-        shared: &Shared<C>,
+        shared: &SharedConnection<C>,
         connect: impl Future<Output = Result<C, PoolError>> + Send,
     ) -> Result<T, Failure> {
         if let Some((mut connection, number)) = shared.get() {
-            match self.ask(command, &mut connection).await {
-                // It may have been closed while nothing was sent, and says nothing about the server.
-                Err(Failure::Answer(error)) if error.is_unrecoverable_error() => shared.forget(number),
-                answer => return judged(answer, shared, number),
+            match self.execute(command, &mut connection).await {
+                // An idle connection may have been closed, which says nothing about the server: retry on a new one.
+                Err(Failure::Answer(error)) if error.is_unrecoverable_error() => shared.discard(number),
+                answer => return discard_if_broken(answer, shared, number),
             }
         }
         let connection = connect.await.map_err(|error| Failure::Connection(error.to_string()))?;
-        let (mut connection, number) = shared.keep(connection);
-        let answer = self.ask(command, &mut connection).await;
-        judged(answer, shared, number)
+        let (mut connection, number) = shared.get_or_set(connection);
+        let answer = self.execute(command, &mut connection).await;
+        discard_if_broken(answer, shared, number)
     }
 
-    async fn ask<T: FromRedisValue>(
+    async fn execute<T: FromRedisValue>(
         &self,
         command: &Cmd,
         connection: &mut (impl ConnectionLike + Send),
@@ -185,19 +184,19 @@ impl RedisStream {
         }
     }
 
-    /// Runs the script by its hash, and by its text on a node that does not know it: a restarted or
-    /// newly promoted one.
+    /// Runs the script by its hash, or by its text on a node that does not have it, such as a restarted or newly
+    /// promoted one.
     async fn run_append(&self, arguments: &Arguments<'_>) -> Result<(String, i64), StreamError> {
-        match self.send(&arguments.command("EVALSHA", self.append.get_hash())?).await {
+        match self.query_shared(&arguments.command("EVALSHA", self.append.get_hash())?).await {
             Err(Failure::Answer(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                Ok(self.send(&arguments.command("EVAL", APPEND)?).await?)
+                Ok(self.query_shared(&arguments.command("EVAL", APPEND)?).await?)
             }
             answer => Ok(answer?),
         }
     }
 }
 
-/// What the script is given.
+/// The arguments of the append script.
 struct Arguments<'a> {
     partition: Partition,
     generation: i32,
@@ -231,20 +230,24 @@ fn text(id: Uuid, buffer: &mut [u8; 45]) -> &str {
     id.hyphenated().encode_lower(buffer)
 }
 
-/// Keeps the connection only if it may work for the next command too.
-fn judged<T, C: Clone>(answer: Result<T, Failure>, shared: &Shared<C>, number: u64) -> Result<T, Failure> {
-    let is_of_use = match &answer {
+/// Discards the connection after an error that it does not survive.
+fn discard_if_broken<T, C: Clone>(
+    answer: Result<T, Failure>,
+    shared: &SharedConnection<C>,
+    number: u64,
+) -> Result<T, Failure> {
+    let is_usable = match &answer {
         Ok(_) => true,
         Err(Failure::Answer(error)) => !error.is_unrecoverable_error(),
         Err(Failure::Connection(_)) => false,
     };
-    if !is_of_use {
-        shared.forget(number);
+    if !is_usable {
+        shared.discard(number);
     }
     answer
 }
 
-/// Why there is no answer.
+/// Why a command has no result.
 enum Failure {
     Connection(String),
     Answer(RedisError),
@@ -271,7 +274,7 @@ impl EventStream for RedisStream {
         previous: Previous,
         events: &[EventRecord],
     ) -> Result<Appended, StreamError> {
-        if events.len() > usize::try_from(MAX_BATCH_EVENTS).unwrap_or(usize::MAX) {
+        if events.len() > usize::try_from(MAX_APPEND_EVENTS).unwrap_or(usize::MAX) {
             return Err(StreamError::Corrupt(format!("{} events are too many for one append", events.len())));
         }
         for (event, expected) in events.iter().zip(previous.map_or(1, |(seq, _)| seq + 1)..) {
@@ -314,18 +317,18 @@ impl EventStream for RedisStream {
     }
 }
 
-/// An entry's id and its fields, name after value.
+/// An entry's id and its fields, as alternating names and values.
 type RawEntry = (String, Vec<Vec<u8>>);
 
 fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
-    let place = || -> Option<EntryId> {
+    let parse_id = || -> Option<EntryId> {
         let (seq, sub) = id.split_once('-')?;
         Some(EntryId { seq: seq.parse().ok()?, sub: sub.parse().ok()? })
     };
-    let id = place().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))?;
+    let id = parse_id().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))?;
     let mut entry = StreamEntry { id, ..StreamEntry::default() };
     for pair in fields.chunks_exact(2) {
-        // What is no text differs from every event, so a lossy reading shows the difference too.
+        // Bytes that are not UTF-8 differ from every event, and still do after a lossy conversion.
         let value = String::from_utf8_lossy(&pair[1]).into_owned();
         match pair[0].as_slice() {
             b"event_id" => entry.event_id = value,
@@ -343,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_addresses_are_a_cluster_and_a_bad_one_is_refused_without_being_quoted() {
+    fn several_addresses_are_a_cluster_and_an_invalid_one_is_not_quoted() {
         let config = |urls: &str| RedisConfig::from_urls(&urls.into());
         assert!(!config("redis://127.0.0.1:1").is_cluster);
         assert!(config("redis://127.0.0.1:1, redis://127.0.0.1:2").is_cluster);
@@ -355,12 +358,12 @@ mod tests {
     }
 
     #[test]
-    fn tls_addresses_are_taken_and_nothing_is_connected_yet() {
+    fn tls_addresses_are_accepted_without_connecting() {
         assert!(RedisStream::new(&RedisConfig::from_urls(&"rediss://127.0.0.1:1".into())).is_ok());
     }
 
     #[test]
-    fn an_entry_with_missing_fields_is_read_as_empty_texts() {
+    fn missing_fields_of_an_entry_are_empty() {
         let read = entry(("5-1".into(), vec![b"event_id".to_vec(), b"a".to_vec(), b"x".to_vec()])).unwrap();
         assert_eq!((read.id, read.event_id.as_str(), read.event.as_str()), (EntryId { seq: 5, sub: 1 }, "a", ""));
         assert!(entry(("five".into(), vec![])).is_err());

@@ -1,11 +1,10 @@
-//! The names of all metrics, each with what it counts: the only place where a name is spelled.
+//! The names and descriptions of all metrics. Names are written only here.
 //!
-//! Labels have few values (a route, a command's type, an outcome): never a workspace, a user or a
-//! key, each of which would make a series of its own.
+//! Labels have few values (a route, a command's type, an outcome), never a workspace, a user or a key: each value
+//! makes a time series of its own.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-/// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Counter,
@@ -13,13 +12,12 @@ pub enum Kind {
     Histogram,
 }
 
-/// A metric's description.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     pub name: &'static str,
     pub kind: Kind,
     pub unit: Unit,
-    /// Label names, in the order in which they are given.
+    /// The names of the labels, in order.
     pub labels: &'static [&'static str],
     pub help: &'static str,
 }
@@ -48,15 +46,15 @@ metrics_table! {
     ENGINE_BATCH_SECONDS = "visionscope_engine_batch_seconds", Histogram, Seconds, [],
         "Time of one transaction, from begin to commit.";
     ENGINE_QUEUE_DEPTH = "visionscope_engine_queue_depth", Gauge, Count, ["lane"],
-        "Commands that wait in a lane.";
+        "Commands queued in a lane.";
     ENGINE_COMMANDS = "visionscope_engine_commands_total", Counter, Count, ["type", "outcome"],
         "Commands answered, by type and outcome.";
 
     STORE_ERRORS = "visionscope_store_errors_total", Counter, Count, ["kind"],
-        "Transactions of commands that failed, by what may be done about it.";
+        "Failed transactions of commands, by kind of error.";
 
     OUTBOX_LAG_EVENTS = "visionscope_outbox_lag_events", Gauge, Count, [],
-        "Events that are stored but not published, over all partitions.";
+        "Events that are stored but not published, of all partitions.";
     OUTBOX_LAG_SECONDS = "visionscope_outbox_lag_seconds", Gauge, Seconds, [],
         "Age of the oldest event that is not published.";
     OUTBOX_PUBLISHED = "visionscope_outbox_published_total", Counter, Count, [],
@@ -67,7 +65,7 @@ metrics_table! {
     PUBLISHER_BREAKER_STATE = "visionscope_publisher_breaker_state", Gauge, Count, [],
         "Circuit breaker around Redis: 0 closed, 1 failing, 2 open.";
     PUBLISHER_DIVERGED_PARTITIONS = "visionscope_publisher_diverged_partitions", Gauge, Count, [],
-        "Partitions whose stream says something else than the outbox.";
+        "Partitions whose stream differs from the outbox.";
 
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
         "Commands of the scheduler that took effect: periods begun, expiries booked.";
@@ -78,7 +76,7 @@ metrics_table! {
         "Threads of this process.";
 }
 
-/// Tells the recorder what every metric is.
+/// Registers the descriptions of all metrics.
 pub(super) fn describe() {
     for Metric { name, kind, unit, help, .. } in METRICS {
         match kind {
@@ -105,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_tells_its_kind_and_unit() {
+    fn every_name_ends_with_its_kind_or_unit() {
         for metric in METRICS {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
             assert_eq!(metric.name.ends_with("_seconds"), metric.unit == Unit::Seconds, "{}", metric.name);

@@ -1,7 +1,7 @@
-//! The Prometheus recorder: one per process, rendered on request.
+//! The Prometheus recorder of the process.
 //!
-//! Samples of histograms gather in memory until somebody drains them, so a thread does it even if
-//! nobody ever asks for `/metrics`.
+//! Histogram samples stay in memory until they are drained. A thread drains them, so that memory is bounded even if
+//! `/metrics` is never read.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,20 +10,20 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::metric;
 
-/// How often gathered samples are drained: at 100,000 a second, some megabytes between two times.
+/// How often samples are drained. At 100,000 per second, some megabytes gather in between.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// From a hundred microseconds (an answer from memory) to ten seconds (the longest deadline).
-const SECONDS: &[f64] =
+/// From 100 microseconds (an answer from memory) to ten seconds (the longest timeout).
+const SECONDS_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Commands in a batch: 1 to the largest that makes sense, by doubling.
-const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// Commands in a batch, from one to the largest useful batch.
+const SIZE_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 /// Renders all metrics in the Prometheus text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// The metrics of this process. The first call installs the recorder; later ones give the same, so
-/// that tests can start many servers in one process.
+/// The metrics of this process. The first call installs the recorder. Later calls return the same one, so that
+/// tests can start many servers in one process.
 #[must_use]
 pub fn metrics() -> RenderMetrics {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -56,15 +56,15 @@ fn install() -> PrometheusHandle {
 }
 
 fn builder() -> PrometheusBuilder {
-    let buckets = [("_seconds", SECONDS), ("_size", COUNTS)];
+    let buckets = [("_seconds", SECONDS_BUCKETS), ("_size", SIZE_BUCKETS)];
     buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (suffix, values)| {
         builder
             .set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), values)
-            .expect("the lists above are not empty")
+            .expect("the bucket lists are not empty")
     })
 }
 
-/// Reads what the kernel says about this process; elsewhere than on Linux there is nothing to read.
+/// Reads memory and threads of this process from `/proc`. Does nothing on systems other than Linux.
 fn set_process_metrics() {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return };
     let number = |name: &str| {
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_are_rendered_with_their_descriptions_and_buckets() {
+    fn metrics_are_rendered_with_descriptions_and_buckets() {
         let render = metrics();
         ::metrics::histogram!(metric::ENGINE_BATCH_SECONDS).record(0.002);
         ::metrics::histogram!(metric::ENGINE_BATCH_SIZE).record(3.0);

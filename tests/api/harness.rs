@@ -22,7 +22,7 @@ use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, V
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts};
-use visionscope_billing::publisher::Handover;
+use visionscope_billing::publisher::EventBuffer;
 use visionscope_billing::store::Store;
 
 use crate::databases::{Database, TestDatabase};
@@ -255,13 +255,13 @@ pub async fn start(kind: Database) -> TestServer {
     let database = kind.create().await;
     database.store.put_plans(&[pro()], SystemClock.now()).await.unwrap();
     let config =
-        EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, memory_bytes: 1 << 24, max_clock_ahead: None };
+        EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, cache_bytes: 1 << 24, max_clock_ahead: None };
     let engine = Engine::start(
         &config,
         Arc::clone(&database.store),
         Arc::new(JsonRender),
         Arc::new(Contract::new()),
-        Arc::new(Handover::new()),
+        Arc::new(EventBuffer::new()),
     );
     let store = Arc::clone(&database.store);
     let mut server = serve(Arc::new(engine), store, &HttpConfig::default());

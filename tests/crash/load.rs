@@ -1,4 +1,4 @@
-//! Clients that deduct, and do what the documentation tells them when there is no answer.
+//! Clients that deduct credits, and retry as documented when there is no answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::processes::Billing;
 
 const WORKSPACES: u128 = 6;
 const CLIENTS_PER_WORKSPACE: usize = 3;
-/// How long a client goes on to ask for the answer to one command.
-const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
+/// How long a client retries one command.
+const RETRY_TIMEOUT: Duration = Duration::from_mins(1);
 const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Clone)]
@@ -46,11 +46,11 @@ impl Client {
         Self { http, base: billing.base.clone(), token: billing.token() }
     }
 
-    /// Sends a command until it is answered. Returns whether it was a replay, and the body.
+    /// Sends a command until it is answered. Returns whether the answer was replayed, and its body.
     async fn post(&self, path: &str, key: &str, body: &Value) -> (bool, String) {
         let started = Instant::now();
         loop {
-            assert!(started.elapsed() < GIVE_UP_AFTER, "{path} {key} has no answer");
+            assert!(started.elapsed() < RETRY_TIMEOUT, "{path} {key} has no answer");
             let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
             let sent = request.header("idempotency-key", key).json(body).send().await;
             if let Ok(response) = sent {
@@ -88,7 +88,7 @@ fn one_credit() -> Value {
 
 impl Load {
     /// Provisions the workspaces, buys credits for each, and starts the clients.
-    pub async fn start(billing: &Billing, bought: i64) -> Self {
+    pub async fn start(billing: &Billing, bought_credits: i64) -> Self {
         let client = Client::new(billing);
         for number in 0..WORKSPACES {
             let id = workspace(number);
@@ -97,7 +97,7 @@ impl Load {
             let made = client.http.put(url).bearer_auth(&client.token).json(&body).send().await.unwrap();
             assert_eq!(made.status(), StatusCode::CREATED, "{}", made.text().await.unwrap());
             let purchase = json!({
-                "credits": bought.to_string(), "amount_minor": 1, "currency": "EUR", "payment_reference": "pay-1",
+                "credits": bought_credits.to_string(), "amount_minor": 1, "currency": "EUR", "payment_reference": "pay-1",
             });
             client.post(&format!("/v1/workspaces/{id}/credits/purchase"), "buy", &purchase).await;
         }
@@ -105,13 +105,13 @@ impl Load {
         let mut clients = JoinSet::new();
         for number in 0..WORKSPACES {
             for n in 0..CLIENTS_PER_WORKSPACE {
-                clients.spawn(run(client.clone(), workspace(number), n, Arc::clone(&stop)));
+                clients.spawn(run_client(client.clone(), workspace(number), n, Arc::clone(&stop)));
             }
         }
         Self { stop, clients }
     }
 
-    /// Lets every client finish the command it is at.
+    /// Waits until every client has finished its current command.
     pub async fn finish(self) -> Acknowledged {
         self.stop.store(true, Ordering::SeqCst);
         let all = self.clients.join_all().await;
@@ -119,7 +119,7 @@ impl Load {
     }
 }
 
-async fn run(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Deduction> {
+async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Deduction> {
     let mut acknowledged = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         let key = format!("client-{number}-{}", acknowledged.len());
@@ -130,12 +130,12 @@ async fn run(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBoo
 }
 
 impl Acknowledged {
-    /// Every answer is found again, and each command took its credit exactly once.
-    pub async fn verify(&self, billing: &Billing, bought: i64) {
+    /// Checks that every answer is replayed, and that each command took its credit exactly once.
+    pub async fn verify(&self, billing: &Billing, bought_credits: i64) {
         let client = Client::new(billing);
         let mut per_workspace: BTreeMap<Uuid, i64> = BTreeMap::new();
         println!("{} deductions were acknowledged", self.0.len());
-        assert!(self.0.len() > 100, "the load was a load");
+        assert!(self.0.len() > 100, "too little load");
         for deduction in &self.0 {
             let (replayed, body) = client.post(&deduct_path(deduction.workspace), &deduction.key, &one_credit()).await;
             assert!(replayed, "{} was executed again", deduction.key);
@@ -147,7 +147,7 @@ impl Acknowledged {
             let used: i64 = credits["used_this_month"].as_str().unwrap().parse().unwrap();
             assert_eq!(used, deductions, "each acknowledged command took one credit, once");
             let current: i64 = credits["current_credits"].as_str().unwrap().parse().unwrap();
-            assert_eq!((current + used - bought) % 1000, 0, "bought and granted = spent + balance");
+            assert_eq!((current + used - bought_credits) % 1000, 0, "bought and granted = spent + balance");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The server, PostgreSQL and Redis are killed (SIGKILL) at random under load.
 //!
-//! What must hold afterwards: every acknowledged answer is found again, byte for byte; every command
-//! ran exactly once; every invariant holds in the database; and the streams are the outbox. Callers
-//! behave as documented: no answer, or a 5xx, means "unknown", and the same key is sent again.
+//! Afterwards, every acknowledged answer is replayed byte for byte, every command ran exactly once, every invariant
+//! holds in the database, and the streams equal the outbox. The clients behave as documented: after no answer or a
+//! 5xx they send the same key again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -14,12 +14,11 @@ use std::time::Duration;
 use crate::load::Load;
 use crate::processes::{Billing, Postgres, Redis};
 
-/// How many kills one run has.
 const KILLS: u32 = 9;
-/// What each workspace buys at the start: more than the load can spend.
-const BOUGHT: i64 = 1_000_000;
+/// The credits that each workspace buys at the start: more than the load can spend.
+const BOUGHT_CREDITS: i64 = 1_000_000;
 
-/// A small, seeded generator (the multiplier of Knuth's MMIX): a run can be repeated by its seed.
+/// A linear congruential generator (Knuth's MMIX), so that a run can be repeated by its seed.
 struct Random(u64);
 
 impl Random {
@@ -36,12 +35,12 @@ fn seed() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_when_server_postgres_and_redis_are_killed_under_load() {
+async fn no_acknowledged_command_is_lost_when_server_postgres_and_redis_are_killed() {
     let mut random = Random(seed());
     let mut postgres = Postgres::create().await;
     let mut redis = Redis::create();
     let mut billing = Billing::create(Some(&postgres), Some(&redis)).await;
-    let load = Load::start(&billing, BOUGHT).await;
+    let load = Load::start(&billing, BOUGHT_CREDITS).await;
     for _ in 0..KILLS {
         tokio::time::sleep(Duration::from_millis(300 + random.below(500))).await;
         match random.below(3) {
@@ -53,24 +52,24 @@ async fn nothing_acknowledged_is_lost_when_server_postgres_and_redis_are_killed_
     tokio::time::sleep(Duration::from_millis(500)).await;
     let acknowledged = load.finish().await;
     billing.wait_until_ready().await;
-    acknowledged.verify(&billing, BOUGHT).await;
+    acknowledged.verify(&billing, BOUGHT_CREDITS).await;
     billing.wait_until_published().await;
-    assert!(billing.run(&["outbox", "verify"]), "the streams are the outbox");
+    assert!(billing.run(&["outbox", "verify"]), "the streams equal the outbox");
     billing.stop();
     assert!(billing.run(&["verify"]), "every invariant holds");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_when_the_embedded_server_is_killed_under_load() {
+async fn no_acknowledged_command_is_lost_when_the_embedded_server_is_killed() {
     let mut random = Random(seed());
     let mut billing = Billing::create(None, None).await;
-    let load = Load::start(&billing, BOUGHT).await;
+    let load = Load::start(&billing, BOUGHT_CREDITS).await;
     for _ in 0..KILLS {
         tokio::time::sleep(Duration::from_millis(100 + random.below(300))).await;
         billing.kill_and_restart().await;
     }
     let acknowledged = load.finish().await;
-    acknowledged.verify(&billing, BOUGHT).await;
+    acknowledged.verify(&billing, BOUGHT_CREDITS).await;
     billing.stop();
     assert!(billing.run(&["verify"]), "every invariant holds");
 }

@@ -1,4 +1,4 @@
-//! The three processes, each of which can be killed and started again on the same data.
+//! The three processes. Each can be killed and restarted on the same data.
 
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -16,10 +16,10 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A process that does not outlive the test.
-struct Killed(Child);
+/// A process that is killed when it is dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Killed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -31,7 +31,7 @@ pub struct Postgres {
     folder: TempDir,
     bin: PathBuf,
     port: u16,
-    process: Option<Killed>,
+    process: Option<KillOnDrop>,
 }
 
 impl Postgres {
@@ -59,7 +59,7 @@ impl Postgres {
         self.home().join("data")
     }
 
-    /// One of PostgreSQL's programs, which refuse to run as root.
+    /// A PostgreSQL program. As root it is run as the user `postgres`, because it refuses root.
     fn command(&self, program: &str) -> Command {
         let path = self.bin.join(program);
         let mut command = if is_root() {
@@ -84,8 +84,8 @@ impl Postgres {
             command.arg("-D").arg(self.data()).args(["-c", "listen_addresses=127.0.0.1"]);
             command.args(["-c", &format!("port={}", self.port), "-c", "fsync=on", "-c", "max_connections=50"]);
             command.arg("-c").arg(format!("unix_socket_directories={}", self.home().display()));
-            let mut process = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-            // The old server's children may hold its shared memory for a moment; then it ends at once.
+            let mut process = KillOnDrop(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            // It exits at once if children of the old server still hold the shared memory.
             while process.0.try_wait().unwrap().is_none() {
                 let mut ready = self.command("pg_isready");
                 ready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
@@ -125,11 +125,11 @@ fn postgres_bin() -> PathBuf {
     bins.max().expect("PostgreSQL's server is installed: run scripts/test")
 }
 
-/// Redis that forgets everything when it is killed.
+/// Redis without persistence: it loses everything when it is killed.
 pub struct Redis {
     folder: TempDir,
     port: u16,
-    process: Option<Killed>,
+    process: Option<KillOnDrop>,
 }
 
 impl Redis {
@@ -147,7 +147,7 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(Killed(command.spawn().expect("redis-server starts")));
+        self.process = Some(KillOnDrop(command.spawn().expect("redis-server starts")));
     }
 
     pub async fn kill_and_restart(&mut self, down_for: Duration) {
@@ -158,12 +158,12 @@ impl Redis {
     }
 }
 
-/// Our server.
+/// The server under test.
 pub struct Billing {
     pub base: String,
     folder: TempDir,
     environment: Vec<(&'static str, String)>,
-    process: Option<Killed>,
+    process: Option<KillOnDrop>,
 }
 
 impl Billing {
@@ -195,7 +195,7 @@ impl Billing {
     fn start(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let process = self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        self.process = Some(Killed(process));
+        self.process = Some(KillOnDrop(process));
     }
 
     fn log(&self) -> PathBuf {
@@ -209,7 +209,7 @@ impl Billing {
         self.wait_until_ready().await;
     }
 
-    /// A supervisor: while the database is away the server may not be able to start.
+    /// Waits like a supervisor: restarts the server if it exited, because it cannot start while the database is down.
     pub async fn wait_until_ready(&mut self) {
         let started = Instant::now();
         loop {
@@ -237,7 +237,7 @@ impl Billing {
         }
     }
 
-    /// Runs one of the operator's commands; returns whether all was well.
+    /// Runs a command of the operator and returns whether it succeeded.
     pub fn run(&self, arguments: &[&str]) -> bool {
         self.command(arguments).status().unwrap().success()
     }

@@ -1,4 +1,4 @@
-//! What callers see when a batch, or one command of it, cannot be written.
+//! Answers when a batch, or one command of it, cannot be written.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,42 +11,42 @@ use visionscope_billing::engine::EngineConfig;
 
 use crate::databases::Database;
 use crate::faulty_store::Fault;
-use crate::world::{BREAKS_CONTRACT, PANICS, World, word, words};
+use crate::world::{PANICS, VIOLATES_SCHEMA, World, outcome, outcomes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_inside_a_batch_disturbs_nobody() {
+async fn a_refusal_does_not_affect_the_rest_of_its_batch() {
     for database in Database::ALL {
         let world = World::on(database).await;
         let replies = world.deduct_in_one_batch(&[("a", "400"), ("b", "601"), ("c", "600"), ("d", "1")]).await;
-        assert_eq!(words(&replies), ["accepted", "refused", "accepted", "refused"]);
+        assert_eq!(outcomes(&replies), ["accepted", "refused", "accepted", "refused"]);
         assert_eq!(world.balance().await, "0");
         world.audit_and_close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_that_wait_together_are_written_in_one_transaction() {
+async fn queued_commands_are_written_in_one_transaction() {
     for database in Database::ALL {
         let world = World::on(database).await;
         let keys: Vec<String> = (0..100).map(|n| format!("k{n}")).collect();
         let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
-        let before = world.store.plan.transactions.load(Ordering::SeqCst);
+        let before = world.store.faults.transactions.load(Ordering::SeqCst);
         let replies = world.deduct_in_one_batch(&deductions).await;
-        assert!(words(&replies).iter().all(|word| *word == "accepted"));
-        let transactions = world.store.plan.transactions.load(Ordering::SeqCst) - before;
+        assert!(outcomes(&replies).iter().all(|outcome| *outcome == "accepted"));
+        let transactions = world.store.faults.transactions.load(Ordering::SeqCst) - before;
         assert!(transactions <= 2, "{transactions} transactions: the first command may go alone");
         world.audit_and_close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_fails_as_a_whole_is_tried_command_by_command() {
+async fn a_failed_batch_is_retried_command_by_command() {
     for database in Database::ALL {
         for fault in [Fault::BeginUnavailable, Fault::LoadConflict, Fault::CommitConflict, Fault::CommitLost] {
             let world = World::on(database).await;
             world.store.fail_next(&[fault]);
             let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "2000"), ("c", "1"), ("a", "1")]).await;
-            assert_eq!(words(&replies), ["accepted", "refused", "accepted", "replayed"], "{fault:?}");
+            assert_eq!(outcomes(&replies), ["accepted", "refused", "accepted", "replayed"], "{fault:?}");
             assert_eq!(world.balance().await, "998", "{fault:?}");
             world.audit_and_close().await;
         }
@@ -54,13 +54,13 @@ async fn a_batch_that_fails_as_a_whole_is_tried_command_by_command() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_whose_answer_was_lost_is_settled_by_the_keys() {
+async fn commands_of_a_commit_with_a_lost_answer_run_once() {
     for database in Database::ALL {
         let world = World::on(database).await;
         world.store.fail_next(&[Fault::AnswerLost]);
         let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "2000"), ("c", "1")]).await;
-        let got = words(&replies);
-        assert_eq!(got[0], "replayed", "it was written, and its answer is found");
+        let got = outcomes(&replies);
+        assert_eq!(got[0], "replayed", "it was written, and the retry finds its answer");
         assert!(got[2] == "replayed" || got[2] == "accepted", "{got:?}");
         assert_eq!(world.balance().await, "998", "each ran once");
         world.audit_and_close().await;
@@ -68,64 +68,64 @@ async fn a_commit_whose_answer_was_lost_is_settled_by_the_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_that_cannot_be_written_fails_alone() {
+async fn an_unwritable_command_fails_alone() {
     for database in Database::ALL {
         let world = World::on(database).await;
-        *world.store.plan.poison.lock().unwrap() = Some("b".into());
+        *world.store.faults.corrupt_key.lock().unwrap() = Some("b".into());
         let replies = world.deduct_in_one_batch(&[("a", "1"), ("b", "1"), ("c", "1")]).await;
-        assert_eq!(words(&replies), ["accepted", "failed", "accepted"]);
+        assert_eq!(outcomes(&replies), ["accepted", "failed", "accepted"]);
         assert_eq!(world.balance().await, "998");
         world.audit_and_close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_decision_that_panics_or_breaks_the_contract_of_its_event_fails_alone() {
+async fn a_panicking_decision_and_an_invalid_event_fail_alone() {
     for database in Database::ALL {
         let world = World::on(database).await;
-        let deductions = [("a", "1"), ("b", PANICS), ("c", "1"), ("d", BREAKS_CONTRACT), ("e", "1")];
+        let deductions = [("a", "1"), ("b", PANICS), ("c", "1"), ("d", VIOLATES_SCHEMA), ("e", "1")];
         let replies = world.deduct_in_one_batch(&deductions).await;
-        assert_eq!(words(&replies), ["accepted", "failed", "accepted", "failed", "accepted"]);
+        assert_eq!(outcomes(&replies), ["accepted", "failed", "accepted", "failed", "accepted"]);
         assert_eq!(world.balance().await, "997");
-        assert_eq!(word(&world.deduct("f", "1").await), "accepted", "the lane lives");
+        assert_eq!(outcome(&world.deduct("f", "1").await), "accepted", "the lane still runs");
         world.audit_and_close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_database_is_away_every_caller_is_told_at_once_and_afterwards_all_is_well() {
+async fn an_unavailable_database_fails_commands_at_once_and_they_succeed_later() {
     let world = World::on(Database::Sqlite).await;
     world.store.fail_next(&[Fault::BeginUnavailable; 8]);
     let keys: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
     let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
     let began = Instant::now();
     let replies = world.deduct_in_one_batch(&deductions).await;
-    assert!(words(&replies).iter().all(|word| *word == "unavailable"));
+    assert!(outcomes(&replies).iter().all(|outcome| *outcome == "unavailable"));
     assert!(began.elapsed() < Duration::from_secs(1));
-    world.store.plan.faults.lock().unwrap().clear();
-    assert_eq!(word(&world.deduct("k1", "1").await), "accepted");
+    world.store.faults.queue.lock().unwrap().clear();
+    assert_eq!(outcome(&world.deduct("k1", "1").await), "accepted");
     world.audit_and_close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_refuses_at_once_and_what_was_taken_is_finished() {
+async fn a_full_queue_refuses_at_once_and_queued_commands_are_finished() {
     let config =
-        EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2, memory_bytes: 1 << 24, max_clock_ahead: None };
+        EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2, cache_bytes: 1 << 24, max_clock_ahead: None };
     let world = World::with(Database::Sqlite, config).await;
     let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
     let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
     let replies = world.deduct_in_one_batch(&deductions).await;
-    let got = words(&replies);
-    let accepted = got.iter().filter(|word| **word == "accepted").count();
-    let refused = got.iter().filter(|word| **word == "overloaded").count();
+    let got = outcomes(&replies);
+    let accepted = got.iter().filter(|outcome| **outcome == "accepted").count();
+    let refused = got.iter().filter(|outcome| **outcome == "overloaded").count();
     assert_eq!(accepted + refused, 20, "{got:?}");
-    assert!((4..=6).contains(&accepted), "the queue and the batch in hand: {got:?}");
+    assert!((4..=6).contains(&accepted), "the queue and the running batch: {got:?}");
     assert_eq!(world.balance().await, (1000 - accepted).to_string());
     world.audit_and_close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stopping_finishes_what_waits_and_takes_nothing_new() {
+async fn stopping_finishes_queued_commands_and_refuses_new_ones() {
     let world = World::on(Database::Sqlite).await;
     let closed = world.store.gate.forget_permits(Semaphore::MAX_PERMITS);
     let (replies, ()) = tokio::join!(async { tokio::join!(world.deduct("a", "1"), world.deduct("b", "1")) }, async {
@@ -134,13 +134,13 @@ async fn stopping_finishes_what_waits_and_takes_nothing_new() {
         world.store.gate.add_permits(closed);
         stop.await;
     });
-    assert_eq!((word(&replies.0), word(&replies.1)), ("accepted", "accepted"));
-    assert_eq!(word(&world.deduct("c", "1").await), "stopping");
+    assert_eq!((outcome(&replies.0), outcome(&replies.1)), ("accepted", "accepted"));
+    assert_eq!(outcome(&world.deduct("c", "1").await), "stopping");
     world.audit_and_close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_that_is_locked_elsewhere_does_not_hold_up_the_others_of_its_lane() {
+async fn a_partition_locked_elsewhere_does_not_block_the_others_of_its_lane() {
     let world = World::on(Database::Postgres).await;
     let other = (0..1000)
         .map(|_| WorkspaceId(world.clock.new_id()))
@@ -153,29 +153,29 @@ async fn a_partition_that_is_locked_elsewhere_does_not_hold_up_the_others_of_its
     keys.workspaces.insert(world.workspace_id);
     holder.load(&keys).await.unwrap();
 
-    let stuck = async {
+    let blocked = async {
         for n in 0..20 {
-            assert_eq!(word(&world.deduct(&format!("stuck-{n}"), "1").await), "unavailable");
+            assert_eq!(outcome(&world.deduct(&format!("blocked-{n}"), "1").await), "unavailable");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let lively = async {
+    let unaffected = async {
         let mut slowest = Duration::ZERO;
         for n in 0..100 {
             let began = Instant::now();
-            assert_eq!(word(&world.deduct_from(other, &format!("lively-{n}"), "1").await), "accepted");
+            assert_eq!(outcome(&world.deduct_from(other, &format!("unaffected-{n}"), "1").await), "accepted");
             slowest = slowest.max(began.elapsed());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         slowest
     };
-    let ((), slowest) = tokio::join!(stuck, lively);
+    let ((), slowest) = tokio::join!(blocked, unaffected);
     assert!(slowest < Duration::from_secs(4), "{slowest:?}: at most a lock timeout or two");
     drop(holder);
     tokio::time::sleep(Duration::from_secs(3)).await;
     let mut recovered = "unavailable";
     for n in 0..50 {
-        recovered = word(&world.deduct(&format!("again-{n}"), "1").await);
+        recovered = outcome(&world.deduct(&format!("again-{n}"), "1").await);
         if recovered == "accepted" {
             break;
         }
@@ -187,18 +187,18 @@ async fn a_partition_that_is_locked_elsewhere_does_not_hold_up_the_others_of_its
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_is_far_ahead_of_the_databases_is_not_believed() {
+async fn commands_from_a_clock_far_ahead_of_the_database_are_refused() {
     let config = EngineConfig {
         lanes: 1,
         queue_capacity: 10,
         max_batch: 5,
-        memory_bytes: 1 << 24,
+        cache_bytes: 1 << 24,
         max_clock_ahead: Some(Duration::from_secs(10)),
     };
     let world = World::with(Database::Postgres, config).await;
     world.clock.set(SystemClock.now().plus(chrono::TimeDelta::seconds(60)));
-    assert_eq!(word(&world.deduct("ahead", "1").await), "unavailable");
+    assert_eq!(outcome(&world.deduct("ahead", "1").await), "unavailable");
     world.clock.set(SystemClock.now());
-    assert_eq!(word(&world.deduct("right", "1").await), "accepted");
+    assert_eq!(outcome(&world.deduct("right", "1").await), "accepted");
     world.audit_and_close().await;
 }

@@ -1,4 +1,4 @@
-//! A real store whose transactions fail when a test says so.
+//! A real store with injected transaction failures.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,31 +30,31 @@ pub enum Fault {
     LoadConflict,
     /// Nothing is written, and the caller is told so.
     CommitConflict,
-    /// Nothing is written, and the caller does not know.
+    /// Nothing is written, and the caller cannot know.
     CommitLost,
-    /// Everything is written, and the caller does not know.
+    /// Everything is written, and the caller cannot know.
     AnswerLost,
 }
 
-/// The faults to come, and what was counted.
+/// The faults to inject, and counters.
 #[derive(Default)]
-pub struct Plan {
-    pub faults: Mutex<VecDeque<Fault>>,
-    /// Every commit that holds this key fails as corrupt.
-    pub poison: Mutex<Option<String>>,
+pub struct FaultPlan {
+    pub queue: Mutex<VecDeque<Fault>>,
+    /// Every commit with this key fails as corrupt.
+    pub corrupt_key: Mutex<Option<String>>,
     pub transactions: AtomicUsize,
-    /// Those of the transactions that looked at the database first.
-    pub looks: AtomicUsize,
-    /// States that were read without locks.
+    /// The transactions that took locks first.
+    pub locked_transactions: AtomicUsize,
+    /// States read without locks.
     pub states_read: AtomicUsize,
 }
 
-impl Plan {
+impl FaultPlan {
     fn check(&self, changes: &ChangeSet) -> Result<(), StoreError> {
-        let poison = self.poison.lock().unwrap().clone();
-        let poisoned = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
-        if poison.is_some_and(|key| poisoned(&key)) {
-            return Err(StoreError::Corrupt("a planned fault".into()));
+        let corrupt_key = self.corrupt_key.lock().unwrap().clone();
+        let has_key = |key: &str| changes.commands.iter().any(|command| command.idempotency_key.as_str() == key);
+        if corrupt_key.is_some_and(|key| has_key(&key)) {
+            return Err(StoreError::Corrupt("an injected fault".into()));
         }
         Ok(())
     }
@@ -62,52 +62,52 @@ impl Plan {
 
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
-    pub plan: Arc<Plan>,
-    /// A transaction begins when it gets a permit, and keeps none.
+    pub faults: Arc<FaultPlan>,
+    /// Each transaction consumes a permit when it begins.
     pub gate: Arc<Semaphore>,
 }
 
 struct FaultyTx {
     inner: Box<dyn WriteTx>,
     fault: Option<Fault>,
-    plan: Arc<Plan>,
+    faults: Arc<FaultPlan>,
 }
 
 impl FaultyStore {
     pub fn over(inner: Arc<dyn Store>) -> Self {
-        Self { inner, plan: Arc::default(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
+        Self { inner, faults: Arc::default(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
     }
 
-    /// Waits at the gate, and takes the next fault.
+    /// Waits at the gate, and returns the next fault.
     async fn enter(&self) -> Option<Fault> {
         let permit = self.gate.acquire().await.unwrap();
         permit.forget();
-        self.plan.transactions.fetch_add(1, Ordering::SeqCst);
-        self.plan.faults.lock().unwrap().pop_front()
+        self.faults.transactions.fetch_add(1, Ordering::SeqCst);
+        self.faults.queue.lock().unwrap().pop_front()
     }
 
     pub fn fail_next(&self, faults: &[Fault]) {
-        self.plan.faults.lock().unwrap().extend(faults);
+        self.faults.queue.lock().unwrap().extend(faults);
     }
 }
 
 fn unavailable() -> StoreError {
-    StoreError::Unavailable("a planned fault".into())
+    StoreError::Unavailable("an injected fault".into())
 }
 
 #[async_trait]
 impl Store for FaultyStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
         let fault = self.enter().await;
-        self.plan.looks.fetch_add(1, Ordering::SeqCst);
+        self.faults.locked_transactions.fetch_add(1, Ordering::SeqCst);
         if fault == Some(Fault::BeginUnavailable) {
             return Err(unavailable());
         }
-        Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, plan: Arc::clone(&self.plan) }))
+        Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, faults: Arc::clone(&self.faults) }))
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
-        self.plan.states_read.fetch_add(ids.len(), Ordering::SeqCst);
+        self.faults.states_read.fetch_add(ids.len(), Ordering::SeqCst);
         self.inner.states(ids).await
     }
 
@@ -117,10 +117,10 @@ impl Store for FaultyStore {
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         let fault = self.enter().await;
-        self.plan.check(changes)?;
+        self.faults.check(changes)?;
         match fault {
             Some(Fault::BeginUnavailable | Fault::CommitLost) => Err(unavailable()),
-            Some(Fault::LoadConflict | Fault::CommitConflict) => Err(StoreError::Conflict("a planned fault".into())),
+            Some(Fault::LoadConflict | Fault::CommitConflict) => Err(StoreError::Conflict("an injected fault".into())),
             Some(Fault::AnswerLost) => {
                 self.inner.write(changes).await?;
                 Err(unavailable())
@@ -146,15 +146,15 @@ impl Store for FaultyStore {
 impl WriteTx for FaultyTx {
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
         if self.fault == Some(Fault::LoadConflict) {
-            return Err(StoreError::Conflict("a planned fault".into()));
+            return Err(StoreError::Conflict("an injected fault".into()));
         }
         self.inner.load(keys).await
     }
 
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
-        self.plan.check(changes)?;
+        self.faults.check(changes)?;
         match self.fault {
-            Some(Fault::CommitConflict) => Err(StoreError::Conflict("a planned fault".into())),
+            Some(Fault::CommitConflict) => Err(StoreError::Conflict("an injected fault".into())),
             Some(Fault::CommitLost) => Err(unavailable()),
             Some(Fault::AnswerLost) => {
                 self.inner.commit(changes).await?;

@@ -1,4 +1,4 @@
-//! The engine and the scheduler over real stores, with faults put between them.
+//! The engine and the scheduler over real stores, with injected faults.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -6,6 +6,6 @@
 mod databases;
 mod faults;
 mod faulty_store;
-mod memory;
 mod scheduling;
+mod state_cache;
 mod world;

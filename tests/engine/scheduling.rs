@@ -1,4 +1,4 @@
-//! The scheduler: what time asks for happens once, whatever the number of replicas.
+//! The scheduler: due work is done once, whatever the number of replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::world::{World, engine_over};
 
 fn scheduler(world: &World) -> Scheduler {
     Scheduler {
-        config: SchedulerConfig { interval: Duration::from_millis(10), batch: 100 },
+        config: SchedulerConfig { interval: Duration::from_millis(10), max_workspaces: 100 },
         store: Arc::clone(&world.store) as Arc<dyn Store>,
         engine: world.engine.clone(),
         clock: Arc::new(world.clock.clone()),
@@ -32,7 +32,7 @@ async fn events(world: &World, workspace_id: WorkspaceId) -> Vec<EventType> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn periods_that_are_over_begin_anew_without_being_asked() {
+async fn starts_the_next_period_when_one_is_over() {
     for database in Database::ALL {
         let world = World::on(database).await;
         world.deduct("spend", "700").await.unwrap();
@@ -50,7 +50,7 @@ async fn periods_that_are_over_begin_anew_without_being_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn expired_grants_are_booked_and_told() {
+async fn books_expired_grants_and_raises_an_event() {
     for database in Database::ALL {
         let world = World::on(database).await;
         world.purchase("pay-1", "50", Some("2026-02-01T00:00:00Z".parse().unwrap())).await;
@@ -64,7 +64,7 @@ async fn expired_grants_are_booked_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_replicas_begin_each_period_once() {
+async fn several_replicas_start_each_period_once() {
     for database in Database::ALL {
         let world = World::on(database).await;
         let others: Vec<_> = (0..20).map(|_| WorkspaceId(world.clock.new_id())).collect();
@@ -72,7 +72,7 @@ async fn several_replicas_begin_each_period_once() {
             world.provision(*workspace_id).await;
         }
         let config =
-            EngineConfig { lanes: 2, queue_capacity: 100, max_batch: 10, memory_bytes: 1 << 24, max_clock_ahead: None };
+            EngineConfig { lanes: 2, queue_capacity: 100, max_batch: 10, cache_bytes: 1 << 24, max_clock_ahead: None };
         let replica_store = world.database.replica().await;
         let replica = Scheduler {
             store: Arc::clone(&replica_store),
@@ -95,7 +95,7 @@ async fn several_replicas_begin_each_period_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn scheduled_changes_and_cancellations_take_effect_at_the_periods_end() {
+async fn scheduled_changes_and_cancellations_take_effect_at_the_end_of_the_period() {
     for database in Database::ALL {
         let world = World::on(database).await;
         let leaving = WorkspaceId(world.clock.new_id());
@@ -115,14 +115,14 @@ async fn scheduled_changes_and_cancellations_take_effect_at_the_periods_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_due_work_than_one_look_takes_is_all_done() {
+async fn due_work_beyond_one_tick_is_done_by_later_ticks() {
     for database in Database::ALL {
         let world = World::on(database).await;
         for _ in 0..30 {
             world.provision(WorkspaceId(world.clock.new_id())).await;
         }
         world.clock.set("2026-02-28T00:00:00Z".parse().unwrap());
-        let config = SchedulerConfig { interval: Duration::from_millis(10), batch: 7 };
+        let config = SchedulerConfig { interval: Duration::from_millis(10), max_workspaces: 7 };
         let small = Scheduler { config, ..scheduler(&world) };
         let mut done = 0;
         for _ in 0..10 {

@@ -25,14 +25,14 @@ use visionscope_billing::store::{Reads, Store};
 use crate::databases::{Database, TestDatabase};
 use crate::faulty_store::FaultyStore;
 
-/// Roomy enough for every test that is not about its bounds.
+/// Large enough for every test that is not about these limits.
 pub const ONE_LANE: EngineConfig =
-    EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, memory_bytes: 1 << 24, max_clock_ahead: None };
+    EngineConfig { lanes: 1, queue_capacity: 1000, max_batch: 500, cache_bytes: 1 << 24, max_clock_ahead: None };
 
 /// A deduction of this many credits makes the renderer panic.
 pub const PANICS: &str = "13";
-/// A deduction of this many credits raises an event that its contract refuses.
-pub const BREAKS_CONTRACT: &str = "17";
+/// A deduction of this many credits raises an event that violates its schema.
+pub const VIOLATES_SCHEMA: &str = "17";
 
 pub struct World {
     pub database: Arc<TestDatabase>,
@@ -42,9 +42,9 @@ pub struct World {
     pub workspace_id: WorkspaceId,
 }
 
-struct Plain;
+struct TestPorts;
 
-impl Render for Plain {
+impl Render for TestPorts {
     fn receipt(&self, receipt: &Receipt) -> Rendered {
         if let Receipt::Deducted(receipt) = receipt {
             assert_ne!(receipt.credits.to_string(), PANICS, "a planned panic");
@@ -57,10 +57,10 @@ impl Render for Plain {
     }
 }
 
-impl EventWriter for Plain {
+impl EventWriter for TestPorts {
     fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
         match data {
-            EventData::CreditConsumed(data) if data.credits.to_string() == BREAKS_CONTRACT => {
+            EventData::CreditConsumed(data) if data.credits.to_string() == VIOLATES_SCHEMA => {
                 Err(InvalidEvent("a planned violation".into()))
             }
             _ => serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string())),
@@ -68,7 +68,7 @@ impl EventWriter for Plain {
     }
 }
 
-impl CommitSignal for Plain {
+impl CommitSignal for TestPorts {
     fn committed(&self, _: Vec<EventRecord>) {}
 }
 
@@ -90,8 +90,8 @@ impl World {
         world
     }
 
-    /// The same world through another engine.
-    pub fn beside(&self, engine: Engine) -> Self {
+    /// The same database and workspace behind another engine.
+    pub fn with_engine(&self, engine: Engine) -> Self {
         let (database, store) = (Arc::clone(&self.database), Arc::clone(&self.store));
         Self { database, store, engine, clock: self.clock.clone(), workspace_id: self.workspace_id }
     }
@@ -162,8 +162,8 @@ impl World {
         self.envelope(workspace_id, key, command)
     }
 
-    /// Sends deductions at once: while the first is held at the gate the others wait together, so
-    /// they make one batch.
+    /// Sends all deductions at once. While the gate holds the first one, the others queue up and become one
+    /// batch.
     pub async fn deduct_in_one_batch(&self, deductions: &[(&str, &str)]) -> Vec<Result<Reply, EngineError>> {
         let envelope = |(key, credits): &(&str, &str)| self.deduction(self.workspace_id, key, "render", credits, None);
         self.submit_in_one_batch(deductions.iter().map(envelope).collect()).await
@@ -210,10 +210,10 @@ impl World {
 }
 
 pub fn engine_over(store: Arc<dyn Store>, config: &EngineConfig) -> Engine {
-    Engine::start(config, store, Arc::new(Plain), Arc::new(Plain), Arc::new(Plain))
+    Engine::start(config, store, Arc::new(TestPorts), Arc::new(TestPorts), Arc::new(TestPorts))
 }
 
-/// So many credits a month, none of which roll over.
+/// A plan with a monthly allowance and no rollover.
 fn plan(code: &str, allowance: i64) -> PlanVersion {
     let render = FeatureTerms { enabled: true, unit_price: None, limit: None };
     PlanVersion {
@@ -232,8 +232,7 @@ fn plan(code: &str, allowance: i64) -> PlanVersion {
     }
 }
 
-/// What a reply came to, in a word.
-pub fn word(reply: &Result<Reply, EngineError>) -> &'static str {
+pub fn outcome(reply: &Result<Reply, EngineError>) -> &'static str {
     match reply {
         Ok(Reply::Decided { rejection: None, .. }) => "accepted",
         Ok(Reply::Decided { rejection: Some(_), .. }) => "refused",
@@ -247,6 +246,6 @@ pub fn word(reply: &Result<Reply, EngineError>) -> &'static str {
     }
 }
 
-pub fn words(replies: &[Result<Reply, EngineError>]) -> Vec<&'static str> {
-    replies.iter().map(word).collect()
+pub fn outcomes(replies: &[Result<Reply, EngineError>]) -> Vec<&'static str> {
+    replies.iter().map(outcome).collect()
 }

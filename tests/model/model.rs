@@ -1,6 +1,5 @@
-//! An independent model of the product's rules, written from the documentation and not from the
-//! code: plain integers, one workspace, UTC. It predicts the outcome and the balance of every
-//! command.
+//! An independent model of the product's rules, based on the documentation and not on the code. It has one
+//! workspace, plain integers and UTC, and predicts the outcome and the balance of every command.
 
 use chrono::{DateTime, Months, Utc};
 
@@ -10,18 +9,18 @@ pub type Amount = i128;
 pub const CREDIT: Amount = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Source {
     Rollover,
     Allowance,
-    Bought,
+    Purchase,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Lot {
-    kind: Kind,
-    left: Amount,
-    end: Option<i64>,
-    born: i64,
+struct Grant {
+    source: Source,
+    remaining: Amount,
+    expires_at: Option<i64>,
+    effective_at: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +30,9 @@ pub struct Plan {
     pub rollover_cap: Amount,
     pub overdraft: Amount,
     pub monthly_limit: Option<Amount>,
-    /// Whether the second feature is part of it, and the limit of that feature.
+    /// The limit of the second feature; none if the plan does not have that feature.
     pub second_feature_limit: Option<Amount>,
-    pub freezes: bool,
+    pub freezes_on_cancel: bool,
 }
 
 pub const PLANS: [Plan; 3] = [
@@ -44,7 +43,7 @@ pub const PLANS: [Plan; 3] = [
         overdraft: 0,
         monthly_limit: None,
         second_feature_limit: None,
-        freezes: false,
+        freezes_on_cancel: false,
     },
     Plan {
         code: "plus",
@@ -53,7 +52,7 @@ pub const PLANS: [Plan; 3] = [
         overdraft: 30 * CREDIT,
         monthly_limit: Some(350 * CREDIT),
         second_feature_limit: Some(40 * CREDIT),
-        freezes: true,
+        freezes_on_cancel: true,
     },
     Plan {
         code: "max",
@@ -62,7 +61,7 @@ pub const PLANS: [Plan; 3] = [
         overdraft: 7,
         monthly_limit: None,
         second_feature_limit: Some(1000 * CREDIT),
-        freezes: false,
+        freezes_on_cancel: false,
     },
 ];
 
@@ -83,7 +82,7 @@ pub enum Step {
     Cancel { now: bool },
     Resume,
     Reset,
-    Sweep,
+    ExpireGrants,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -92,16 +91,16 @@ enum Pending {
     Cancel,
 }
 
-/// What the model says comes of a step: `accepted`, the code of a refusal, or `nothing`.
+/// The predicted outcome of a step: `accepted`, the code of a refusal, or `nothing`.
 pub type Predicted = &'static str;
 
 #[derive(Clone, Debug)]
 pub struct Model {
     pub now: i64,
-    /// When the command of this step is decided: one microsecond after the boundary that it had to
-    /// pass first, because no two commands of a workspace share an instant.
-    at: i64,
-    lots: Vec<Lot>,
+    /// When the command of this step is decided: one microsecond later if it has to pass a boundary first, because
+    /// no two commands of a workspace share an instant.
+    decided_at: i64,
+    grants: Vec<Grant>,
     debt: Amount,
     used: Amount,
     used_second: Amount,
@@ -117,8 +116,8 @@ impl Model {
     pub fn new(plan: usize, now: i64) -> Self {
         let mut model = Self {
             now,
-            at: now,
-            lots: Vec::new(),
+            decided_at: now,
+            grants: Vec::new(),
             debt: 0,
             used: 0,
             used_second: 0,
@@ -129,12 +128,12 @@ impl Model {
             pending: None,
             references: Vec::new(),
         };
-        model.give(Kind::Allowance, PLANS[plan].allowance, Some(model.boundary(1)), now);
+        model.grant(Source::Allowance, PLANS[plan].allowance, Some(model.boundary(1)), now);
         model
     }
 
     pub fn balance(&self) -> Amount {
-        self.lots.iter().map(|lot| lot.left).sum::<Amount>() - self.debt
+        self.grants.iter().map(|grant| grant.remaining).sum::<Amount>() - self.debt
     }
 
     pub fn used(&self) -> Amount {
@@ -142,36 +141,36 @@ impl Model {
     }
 
     pub fn step(&mut self, step: &Step) -> Predicted {
-        // Steps are a millisecond apart.
+        // One millisecond between steps.
         self.now += 1000;
-        self.at = self.now;
+        self.decided_at = self.now;
         match *step {
             Step::Wait { seconds } => {
                 self.now += seconds * 1_000_000;
                 "nothing"
             }
-            Step::Sweep => self.sweep(),
+            Step::ExpireGrants => self.expire_grants(),
             Step::Reset => self.reset(),
             Step::Deduct { second, amount } => {
-                self.pass_boundaries_first();
+                self.pass_due_boundaries_first();
                 self.deduct(second, amount)
             }
             Step::Purchase { amount, reference, expires_after_days } => {
-                self.pass_boundaries_first();
+                self.pass_due_boundaries_first();
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
                 }
                 self.references.push(reference);
                 let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
-                self.give(Kind::Bought, amount, end, self.at);
+                self.grant(Source::Purchase, amount, end, self.decided_at);
                 "accepted"
             }
             Step::Change { plan, now, policy } => {
-                self.pass_boundaries_first();
+                self.pass_due_boundaries_first();
                 self.change(plan, now, policy)
             }
             Step::Cancel { now } => {
-                self.pass_boundaries_first();
+                self.pass_due_boundaries_first();
                 match (self.active, now) {
                     (false, _) => "subscription-canceled",
                     (true, true) => self.end(),
@@ -182,7 +181,7 @@ impl Model {
                 }
             }
             Step::Resume => {
-                self.pass_boundaries_first();
+                self.pass_due_boundaries_first();
                 match (self.active, self.pending.take()) {
                     (false, _) => "subscription-canceled",
                     (true, None) => "nothing-scheduled",
@@ -201,16 +200,16 @@ impl Model {
         self.active && self.boundary(self.month + 1) <= self.now
     }
 
-    fn give(&mut self, kind: Kind, amount: Amount, end: Option<i64>, born: i64) {
+    fn grant(&mut self, source: Source, amount: Amount, expires_at: Option<i64>, effective_at: i64) {
         let repaid = self.debt.min(amount);
         self.debt -= repaid;
-        self.lots.push(Lot { kind, left: amount - repaid, end, born });
+        self.grants.push(Grant { source, remaining: amount - repaid, expires_at, effective_at });
     }
 
-    fn pass_boundaries_first(&mut self) {
+    fn pass_due_boundaries_first(&mut self) {
         if self.is_due() {
             self.pass_boundaries();
-            self.at += 1;
+            self.decided_at += 1;
         }
     }
 
@@ -231,15 +230,16 @@ impl Model {
 
     fn begin_period(&mut self) {
         let cap = PLANS[self.plan].rollover_cap;
-        let unspent: Amount = self.lots.iter().filter(|lot| lot.kind == Kind::Allowance).map(|lot| lot.left).sum();
-        self.lots.retain(|lot| lot.kind == Kind::Bought);
+        let unspent: Amount =
+            self.grants.iter().filter(|grant| grant.source == Source::Allowance).map(|grant| grant.remaining).sum();
+        self.grants.retain(|grant| grant.source == Source::Purchase);
         self.used = 0;
         self.used_second = 0;
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
         if unspent.min(cap) > 0 {
-            self.give(Kind::Rollover, unspent.min(cap), Some(end), start);
+            self.grant(Source::Rollover, unspent.min(cap), Some(end), start);
         }
-        self.give(Kind::Allowance, PLANS[self.plan].allowance, Some(end), start);
+        self.grant(Source::Allowance, PLANS[self.plan].allowance, Some(end), start);
     }
 
     fn reset(&mut self) -> Predicted {
@@ -253,19 +253,21 @@ impl Model {
         "accepted"
     }
 
-    fn sweep(&mut self) -> Predicted {
+    fn expire_grants(&mut self) -> Predicted {
         let now = self.now;
-        let dead = |lot: &Lot| lot.kind == Kind::Bought && lot.left > 0 && lot.end.is_some_and(|end| end <= now);
-        if !self.lots.iter().any(dead) {
+        let is_expired = |grant: &Grant| {
+            grant.source == Source::Purchase && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
+        };
+        if !self.grants.iter().any(is_expired) {
             return "nothing";
         }
-        self.lots.retain(|lot| !dead(lot));
+        self.grants.retain(|grant| !is_expired(grant));
         "accepted"
     }
 
-    fn spendable(&self, lot: &Lot) -> bool {
-        let frozen = !self.active && PLANS[self.plan].freezes && lot.kind == Kind::Bought;
-        lot.left > 0 && lot.end.is_none_or(|end| end > self.at) && !frozen
+    fn spendable(&self, grant: &Grant) -> bool {
+        let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && grant.source == Source::Purchase;
+        grant.remaining > 0 && grant.expires_at.is_none_or(|end| end > self.decided_at) && !frozen
     }
 
     fn overdraft(&self) -> Amount {
@@ -286,19 +288,20 @@ impl Model {
                 return "limit-exceeded";
             }
         }
-        let spendable: Amount = self.lots.iter().filter(|lot| self.spendable(lot)).map(|lot| lot.left).sum();
+        let spendable: Amount =
+            self.grants.iter().filter(|grant| self.spendable(grant)).map(|grant| grant.remaining).sum();
         if amount > spendable + (self.overdraft() - self.debt).max(0) {
             return "insufficient-credits";
         }
-        let mut order: Vec<usize> = (0..self.lots.len()).filter(|n| self.spendable(&self.lots[*n])).collect();
+        let mut order: Vec<usize> = (0..self.grants.len()).filter(|n| self.spendable(&self.grants[*n])).collect();
         order.sort_by_key(|n| {
-            let lot = &self.lots[*n];
-            (lot.end.unwrap_or(i64::MAX), lot.kind != Kind::Rollover, lot.born)
+            let grant = &self.grants[*n];
+            (grant.expires_at.unwrap_or(i64::MAX), grant.source != Source::Rollover, grant.effective_at)
         });
         let mut left = amount;
         for n in order {
-            let part = left.min(self.lots[n].left);
-            self.lots[n].left -= part;
+            let part = left.min(self.grants[n].remaining);
+            self.grants[n].remaining -= part;
             left -= part;
         }
         self.debt += left;
@@ -321,36 +324,36 @@ impl Model {
         }
         let (old, new) = (PLANS[self.plan].allowance, PLANS[plan].allowance);
         self.plan = plan;
-        // A scheduled cancellation outlives a change of plan.
+        // An immediate change of plan keeps a scheduled cancellation.
         self.pending = self.pending.filter(|pending| matches!(pending, Pending::Cancel));
         self.active = true;
         if restarts {
-            self.anchor = self.at;
+            self.anchor = self.decided_at;
             self.month = 0;
             self.begin_period();
             return "accepted";
         }
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
-        let now = self.at;
-        let share = |difference: Amount| match policy {
+        let now = self.decided_at;
+        let credited = |difference: Amount| match policy {
             Policy::Full => difference,
             Policy::Prorate => difference * Amount::from(end - now) / Amount::from(end - start),
             Policy::None | Policy::Restart => 0,
         };
-        if new > old && share(new - old) > 0 {
-            self.give(Kind::Allowance, share(new - old), Some(end), self.at);
+        if new > old && credited(new - old) > 0 {
+            self.grant(Source::Allowance, credited(new - old), Some(end), self.decided_at);
         }
-        let mut loss = share((old - new).max(0));
-        for lot in self.lots.iter_mut().filter(|lot| lot.kind == Kind::Allowance) {
-            let part = loss.min(lot.left);
-            lot.left -= part;
+        let mut loss = credited((old - new).max(0));
+        for grant in self.grants.iter_mut().filter(|grant| grant.source == Source::Allowance) {
+            let part = loss.min(grant.remaining);
+            grant.remaining -= part;
             loss -= part;
         }
         "accepted"
     }
 
     fn end(&mut self) -> Predicted {
-        self.lots.retain(|lot| lot.kind == Kind::Bought);
+        self.grants.retain(|grant| grant.source == Source::Purchase);
         self.active = false;
         self.pending = None;
         "accepted"

@@ -1,4 +1,4 @@
-//! Runs a history on real stores and compares it with the model.
+//! Runs histories on real stores and compares them with the model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,21 +28,23 @@ use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Re
 use crate::databases::{Database, TestDatabase};
 use crate::model::{Amount, Model, PLANS, Plan, Policy, Step};
 
-/// 2026-01-15T12:00:00Z: a day that every month has.
+/// 2026-01-15T12:00:00Z. Every month has that day.
 const START: i64 = 1_768_478_400_000_000;
 
 pub struct World {
-    one: TestDatabase,
-    other: TestDatabase,
+    /// Gets one command at a time.
+    serial: TestDatabase,
+    /// Gets the same commands in batches.
+    batched: TestDatabase,
     engine: Engine,
-    render: Arc<Codes>,
+    ports: Arc<TestPorts>,
     histories: AtomicU64,
 }
 
-/// Answers with the receipt's own JSON, or with the code of the rejection.
-struct Codes;
+/// Answers with the receipt as JSON, or with the code of the rejection.
+struct TestPorts;
 
-impl Render for Codes {
+impl Render for TestPorts {
     fn receipt(&self, receipt: &Receipt) -> Rendered {
         Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
     }
@@ -52,35 +54,35 @@ impl Render for Codes {
     }
 }
 
-impl EventWriter for Codes {
+impl EventWriter for TestPorts {
     fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
         serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
     }
 }
 
-impl CommitSignal for Codes {
+impl CommitSignal for TestPorts {
     fn committed(&self, _: Vec<EventRecord>) {}
 }
 
 impl World {
-    pub async fn open(one: Database, other: Database) -> Self {
-        let (one, other) = (one.create().await, other.create().await);
+    pub async fn open(serial: Database, batched: Database) -> Self {
+        let (serial, batched) = (serial.create().await, batched.create().await);
         let plans: Vec<_> = PLANS.iter().map(plan_version).collect();
-        one.store.put_plans(&plans, SystemClock.now()).await.unwrap();
-        other.store.put_plans(&plans, SystemClock.now()).await.unwrap();
-        let render = Arc::new(Codes);
+        serial.store.put_plans(&plans, SystemClock.now()).await.unwrap();
+        batched.store.put_plans(&plans, SystemClock.now()).await.unwrap();
+        let ports = Arc::new(TestPorts);
         let config = EngineConfig {
             lanes: 2,
             queue_capacity: 1000,
             max_batch: 100,
-            memory_bytes: 1 << 24,
+            cache_bytes: 1 << 24,
             max_clock_ahead: None,
         };
-        let engine = Engine::start(&config, one.store.clone(), render.clone(), render.clone(), render.clone());
-        Self { one, other, engine, render, histories: AtomicU64::new(0) }
+        let engine = Engine::start(&config, serial.store.clone(), ports.clone(), ports.clone(), ports.clone());
+        Self { serial, batched, engine, ports, histories: AtomicU64::new(0) }
     }
 
-    /// Runs one history; an error says where the product and the model part.
+    /// Runs one history. An error describes the first difference from the model.
     pub async fn run(&self, plan: usize, steps: &[Step], batch_sizes: &[usize]) -> Result<(), String> {
         let workspace_id = WorkspaceId(SystemClock.new_id());
         let number = self.histories.fetch_add(1, Ordering::SeqCst);
@@ -110,20 +112,20 @@ impl World {
     }
 
     async fn compare(&self, workspace_id: WorkspaceId, model: &Model, predicted: &str) -> Result<(), String> {
-        let state = self.one.store.workspace(workspace_id).await.unwrap().unwrap();
+        let state = self.serial.store.workspace(workspace_id).await.unwrap().unwrap();
         let credits = &state.credits;
-        // Only an accepted command writes the boundaries that the model has passed already.
-        let seen = (Amount::from(credits.current_credits.micro()), Amount::from(credits.used_this_month.micro()));
-        if predicted != "nothing" && seen != (model.balance(), model.used()) {
+        // The model has already passed boundaries that only a recorded command writes.
+        let stored = (Amount::from(credits.current_credits.micro()), Amount::from(credits.used_this_month.micro()));
+        if predicted != "nothing" && stored != (model.balance(), model.used()) {
             return Err(format!(
-                "balance and usage are {seen:?}, the model says {:?}",
+                "balance and usage are {stored:?}, the model says {:?}",
                 (model.balance(), model.used())
             ));
         }
         Ok(())
     }
 
-    /// The same envelopes, several to a transaction, on the other database.
+    /// Runs the same envelopes in batches, which must give the same answers.
     async fn run_in_batches(&self, envelopes: &[Envelope], answers: &[Reply], sizes: &[usize]) -> Result<(), String> {
         let mut sizes = sizes.iter().cycle();
         let mut done = 0;
@@ -131,9 +133,9 @@ impl World {
             let size = (*sizes.next().unwrap_or(&1)).min(envelopes.len() - done);
             let mut keys = KeySet::default();
             envelopes[done..done + size].iter().for_each(|envelope| envelope.add_keys(&mut keys));
-            let mut transaction = self.other.store.begin().await.map_err(|error| error.to_string())?;
+            let mut transaction = self.batched.store.begin().await.map_err(|error| error.to_string())?;
             let snapshot = transaction.load(&keys).await.map_err(|error| error.to_string())?;
-            let mut batch = Batch::new(snapshot, &*self.render, &*self.render);
+            let mut batch = Batch::new(snapshot, &*self.ports, &*self.ports);
             for n in done..done + size {
                 let outcome = batch.run(&envelopes[n]).map_err(|error| error.to_string())?;
                 if body(&Reply::from(outcome.clone())) != body(&answers[n]) {
@@ -151,7 +153,7 @@ impl World {
                 transaction.commit(&changes).await.map_err(|error| error.to_string())?;
             }
             for (id, state) in &left.workspaces {
-                let stored = self.other.store.workspace(*id).await.map_err(|error| error.to_string())?;
+                let stored = self.batched.store.workspace(*id).await.map_err(|error| error.to_string())?;
                 if stored.as_ref() != Some(state) {
                     return Err(format!("a batch left {state:?}, and stored {stored:?}"));
                 }
@@ -161,7 +163,7 @@ impl World {
         Ok(())
     }
 
-    /// Everything that was recorded answers again with the same bytes.
+    /// Sends all envelopes again: recorded commands must be replayed with the same bytes.
     async fn replay(&self, envelopes: &[Envelope], answers: &[Reply]) -> Result<(), String> {
         for (envelope, answer) in envelopes.iter().zip(answers) {
             let is_recorded = match answer {
@@ -177,13 +179,13 @@ impl World {
     }
 
     pub async fn audit_and_close(self) {
-        for database in [&self.one, &self.other] {
+        for database in [&self.serial, &self.batched] {
             let findings = database.store.audit(5).await.unwrap();
             assert_eq!(findings, [], "the audit finds nothing");
         }
         self.engine.stop().await;
-        self.one.close().await;
-        self.other.close().await;
+        self.serial.close().await;
+        self.batched.close().await;
     }
 }
 
@@ -245,7 +247,7 @@ fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
     let effective = |now: bool| if now { Effective::Immediate } else { Effective::PeriodEnd };
     Some(match *step {
         Step::Wait { .. } => return None,
-        Step::Sweep => Command::ExpireGrants(ExpireGrants),
+        Step::ExpireGrants => Command::ExpireGrants(ExpireGrants),
         Step::Reset => Command::ResetMonthlyCredits(ResetMonthlyCredits { period: None }),
         Step::Resume => Command::ResumeSubscription(ResumeSubscription { expected_version: None }),
         Step::Cancel { now } => Command::CancelSubscription(CancelSubscription {
@@ -299,7 +301,7 @@ fn plan_version(plan: &Plan) -> PlanVersion {
         monthly_limit: plan.monthly_limit.map(|limit| UsageLimit::hard(credits(limit))),
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(50), Credits::whole(10)],
-        purchased_on_cancel: if plan.freezes { PurchasedOnCancel::Freeze } else { PurchasedOnCancel::Keep },
+        purchased_on_cancel: if plan.freezes_on_cancel { PurchasedOnCancel::Freeze } else { PurchasedOnCancel::Keep },
         features,
     }
 }

@@ -1,4 +1,4 @@
-//! The same on a cluster of three nodes.
+//! The publisher on a Redis Cluster of three nodes.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -9,24 +9,24 @@ use visionscope_billing::outbox::verify;
 use visionscope_billing::stream::EventStream;
 use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
 
-use crate::events::{assert_holds, eventually, eventually_ends_at};
+use crate::events::{assert_stream_equals, eventually, eventually_ends_at};
 use crate::memory_outbox::MemoryOutbox;
-use crate::publishing::{Running, quick};
+use crate::publishing::{RunningPublisher, test_config};
 use crate::redis_server::RedisServer;
 
-/// How long the nodes may take to agree.
-const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the nodes may take to form a cluster.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Three masters on loopback. A node's bus would be 10,000 above its port, which may not be free or
-/// not exist, so it is given one of its own.
+/// Three masters on loopback. The default cluster bus port is 10,000 above a node's port, which may be taken or out
+/// of range, so each node gets a free one.
 fn cluster() -> Vec<RedisServer> {
     let nodes: Vec<RedisServer> = (0..3)
         .map(|_| {
-            let bus = RedisServer::planned(&[]).port.to_string();
+            let bus = RedisServer::not_started(&[]).port.to_string();
             let options =
                 ["--cluster-enabled", "yes", "--cluster-port", bus.as_str(), "--cluster-node-timeout", "5000"];
-            let mut node = RedisServer::planned(&options);
-            node.run();
+            let mut node = RedisServer::not_started(&options);
+            node.start_process();
             node
         })
         .collect();
@@ -36,31 +36,31 @@ fn cluster() -> Vec<RedisServer> {
     let output = create.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let started = Instant::now();
-    let is_ok = |node: &RedisServer| node.tell::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+    let is_ok = |node: &RedisServer| node.execute::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
     while !nodes.iter().all(is_ok) {
-        assert!(started.elapsed() < AGREEMENT_TIMEOUT, "the cluster is not ready");
+        assert!(started.elapsed() < CLUSTER_TIMEOUT, "the cluster is not ready");
         std::thread::sleep(Duration::from_millis(20));
     }
     nodes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_partitions_are_published_to_a_cluster_and_filled_again_when_a_node_forgets() {
+async fn publishes_to_a_cluster_and_refills_a_node_that_lost_its_data() {
     let nodes = cluster();
     let config = RedisConfig { is_cluster: true, ..RedisConfig::from_urls(&nodes[0].url().into()) };
     let (outbox, stream) = (Arc::new(MemoryOutbox::new()), Arc::new(RedisStream::new(&config).unwrap()));
     for p in Partition::all() {
         outbox.commit(p, 600);
     }
-    let running = Running::start(&outbox, &stream, quick());
+    let running = RunningPublisher::start(&outbox, &stream, test_config());
     eventually("everything is recorded", async || Partition::all().all(|p| outbox.published_seq(p) == 600)).await;
-    let sizes: Vec<i64> = nodes.iter().map(|node| node.tell(&["DBSIZE"])).collect();
+    let sizes: Vec<i64> = nodes.iter().map(|node| node.execute(&["DBSIZE"])).collect();
     assert!(sizes.iter().all(|size| *size > 0), "the partitions are spread over the nodes: {sizes:?}");
-    nodes[1].tell::<()>(&["FLUSHALL"]);
-    nodes[1].tell::<()>(&["SCRIPT", "FLUSH"]);
+    nodes[1].execute::<()>(&["FLUSHALL"]);
+    nodes[1].execute::<()>(&["SCRIPT", "FLUSH"]);
     for p in Partition::all() {
         eventually_ends_at(&*stream, p, 1, 600).await;
-        assert_holds(&*stream, 1, &outbox.all(p)).await;
+        assert_stream_equals(&*stream, 1, &outbox.all(p)).await;
     }
     stream.ping().await.unwrap();
     let all: Vec<_> = Partition::all().collect();

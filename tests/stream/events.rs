@@ -1,4 +1,4 @@
-//! Events to publish, and waiting for what they lead to.
+//! Events to publish, and waiting for them in a stream.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,14 @@ use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::stream::{EntryId, EventStream, StreamEntry, envelope_json};
 
-/// How long a test waits for what must come; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long `eventually` waits. Only a failing test waits that long.
+const EVENTUALLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn partition(number: u8) -> Partition {
     Partition::new(number).unwrap()
 }
 
-/// A workspace that belongs to a partition.
+/// A workspace of the partition.
 pub fn workspace_of(partition: Partition) -> WorkspaceId {
     (1..=u128::MAX >> 64)
         .map(|n: u128| WorkspaceId(Uuid::from_u128(n << 64 | n)))
@@ -64,7 +64,7 @@ pub async fn entries(stream: &dyn EventStream, partition: Partition, generation:
 }
 
 /// The stream holds exactly these events: none lost, doubled, reordered or altered.
-pub async fn assert_holds(stream: &dyn EventStream, generation: i32, expected: &[EventRecord]) {
+pub async fn assert_stream_equals(stream: &dyn EventStream, generation: i32, expected: &[EventRecord]) {
     let partition = expected[0].partition;
     let found = entries(stream, partition, generation).await;
     assert_eq!(found.len(), expected.len(), "entries of partition {}", partition.number());
@@ -74,17 +74,17 @@ pub async fn assert_holds(stream: &dyn EventStream, generation: i32, expected: &
     }
 }
 
-/// Waits until it is so.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) -> Duration {
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let started = Instant::now();
-    while !is_so().await {
-        assert!(started.elapsed() < PATIENCE, "not in time: {what}");
+    while !condition().await {
+        assert!(started.elapsed() < EVENTUALLY_TIMEOUT, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     started.elapsed()
 }
 
-/// Waits until a stream's last entry has that number.
+/// Waits until the last entry of the stream has that number.
 pub async fn eventually_ends_at(stream: &dyn EventStream, partition: Partition, generation: i32, seq: i64) -> Duration {
     eventually(&format!("partition {} ends at {seq}", partition.number()), async || {
         let top = stream.top(partition, generation).await.ok().flatten();

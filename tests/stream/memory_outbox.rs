@@ -1,5 +1,4 @@
-//! An outbox in memory, with faults on demand. The real ones are held to the same behaviour by the
-//! conformance suite.
+//! An outbox in memory, with injected faults. It behaves like the real ones, which the conformance suite tests.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,7 +12,7 @@ use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
 
-struct Shelf {
+struct PartitionRows {
     events: Vec<EventRecord>,
     owner: Option<String>,
     until: Instant,
@@ -23,7 +22,7 @@ struct Shelf {
     diverged_seq: Option<i64>,
 }
 
-impl Shelf {
+impl PartitionRows {
     /// As in the real stores, an expired lease that nobody took over is still in force.
     fn is_in_force(&self, lease: &Lease) -> bool {
         (self.owner.as_deref(), self.epoch, self.generation)
@@ -32,23 +31,23 @@ impl Shelf {
 }
 
 pub struct MemoryOutbox {
-    shelves: Mutex<Vec<Shelf>>,
-    /// So many calls of `record` fail without having recorded anything.
+    partitions: Mutex<Vec<PartitionRows>>,
+    /// This many calls of `record` fail and record nothing.
     pub failing_records: AtomicU32,
-    /// How often a partition of it was read, in how many statements, and how often it was recorded.
+    /// Reads, counted per partition.
     pub reads: AtomicU32,
     pub statements: AtomicU32,
     pub records: AtomicU32,
     pub is_down: AtomicBool,
-    /// The events of this partition cannot be read.
+    /// Reading this partition fails.
     pub unreadable: Mutex<Option<Partition>>,
-    /// Answers nobody is given a lease for.
-    pub is_lease_ignored: AtomicBool,
+    /// Leases are given to everybody, even while another owner holds them.
+    pub ignores_leases: AtomicBool,
 }
 
 impl MemoryOutbox {
     pub fn new() -> Self {
-        let shelf = || Shelf {
+        let empty = || PartitionRows {
             events: Vec::new(),
             owner: None,
             until: Instant::now(),
@@ -58,59 +57,59 @@ impl MemoryOutbox {
             diverged_seq: None,
         };
         Self {
-            shelves: Mutex::new(Partition::all().map(|_| shelf()).collect()),
+            partitions: Mutex::new(Partition::all().map(|_| empty()).collect()),
             failing_records: AtomicU32::new(0),
             reads: AtomicU32::new(0),
             statements: AtomicU32::new(0),
             unreadable: Mutex::new(None),
             records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
-            is_lease_ignored: AtomicBool::new(false),
+            ignores_leases: AtomicBool::new(false),
         }
     }
 
-    /// Commits so many more events and returns them.
+    /// Commits this many events and returns them.
     pub fn commit(&self, partition: Partition, count: i64) -> Vec<EventRecord> {
-        let mut shelves = self.shelves.lock().unwrap();
-        let events = &mut shelves[usize::from(partition.number())].events;
+        let mut partitions = self.partitions.lock().unwrap();
+        let events = &mut partitions[usize::from(partition.number())].events;
         let last = i64::try_from(events.len()).unwrap();
         events.extend((last + 1..=last + count).map(|seq| event(partition, seq)));
         events[usize::try_from(last).unwrap()..].to_vec()
     }
 
     pub fn all(&self, partition: Partition) -> Vec<EventRecord> {
-        self.shelves.lock().unwrap()[usize::from(partition.number())].events.clone()
+        self.partitions.lock().unwrap()[usize::from(partition.number())].events.clone()
     }
 
     /// Lets all leases expire.
     pub fn expire_leases(&self) {
-        self.shelves.lock().unwrap().iter_mut().for_each(|shelf| shelf.until = Instant::now());
+        self.partitions.lock().unwrap().iter_mut().for_each(|rows| rows.until = Instant::now());
     }
 
-    /// Another publisher takes the partition over.
-    pub fn give_to_another(&self, partition: Partition) {
-        let taken = &mut self.shelves.lock().unwrap()[usize::from(partition.number())];
+    /// Another publisher takes over the partition.
+    pub fn take_over(&self, partition: Partition) {
+        let taken = &mut self.partitions.lock().unwrap()[usize::from(partition.number())];
         (taken.owner, taken.until) = (Some("another".into()), Instant::now() + Duration::from_mins(10));
         taken.epoch += 1;
     }
 
     pub fn published_seq(&self, partition: Partition) -> i64 {
-        self.shelves.lock().unwrap()[usize::from(partition.number())].published_seq
+        self.partitions.lock().unwrap()[usize::from(partition.number())].published_seq
     }
 
     pub fn diverged_seq(&self, partition: Partition) -> Option<i64> {
-        self.shelves.lock().unwrap()[usize::from(partition.number())].diverged_seq
+        self.partitions.lock().unwrap()[usize::from(partition.number())].diverged_seq
     }
 
     pub fn leases_of_anyone(&self) -> usize {
-        self.shelves.lock().unwrap().iter().filter(|shelf| shelf.owner.is_some()).count()
+        self.partitions.lock().unwrap().iter().filter(|rows| rows.owner.is_some()).count()
     }
 
-    fn with<T>(&self, partition: Partition, act: impl FnOnce(&mut Shelf) -> T) -> Result<T, StoreError> {
+    fn access<T>(&self, partition: Partition, act: impl FnOnce(&mut PartitionRows) -> T) -> Result<T, StoreError> {
         if self.is_down.load(Ordering::SeqCst) {
-            return Err(StoreError::Unavailable("down".into()));
+            return Err(StoreError::Unavailable("an injected fault".into()));
         }
-        Ok(act(&mut self.shelves.lock().unwrap()[usize::from(partition.number())]))
+        Ok(act(&mut self.partitions.lock().unwrap()[usize::from(partition.number())]))
     }
 }
 
@@ -119,24 +118,24 @@ impl Outbox for MemoryOutbox {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
         let mut leases = Vec::new();
         for partition in Partition::all() {
-            let ignored = self.is_lease_ignored.load(Ordering::SeqCst);
-            let lease = self.with(partition, |shelf| {
-                let is_mine = shelf.owner.as_deref() == Some(owner);
-                if shelf.owner.is_some() && !is_mine && shelf.until > Instant::now() && !ignored {
+            let ignored = self.ignores_leases.load(Ordering::SeqCst);
+            let lease = self.access(partition, |rows| {
+                let is_mine = rows.owner.as_deref() == Some(owner);
+                if rows.owner.is_some() && !is_mine && rows.until > Instant::now() && !ignored {
                     return None;
                 }
                 if !is_mine {
-                    shelf.epoch += 1;
-                    shelf.owner = Some(owner.to_owned());
+                    rows.epoch += 1;
+                    rows.owner = Some(owner.to_owned());
                 }
-                shelf.until = Instant::now() + ttl;
+                rows.until = Instant::now() + ttl;
                 Some(Lease {
                     partition,
                     owner: owner.to_owned(),
-                    epoch: shelf.epoch,
-                    generation: shelf.generation,
-                    published_seq: shelf.published_seq,
-                    diverged_seq: shelf.diverged_seq,
+                    epoch: rows.epoch,
+                    generation: rows.generation,
+                    published_seq: rows.published_seq,
+                    diverged_seq: rows.diverged_seq,
                 })
             })?;
             leases.extend(lease);
@@ -146,14 +145,14 @@ impl Outbox for MemoryOutbox {
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
         for partition in Partition::all() {
-            self.with(partition, |shelf| shelf.owner.take_if(|by| by == owner))?;
+            self.access(partition, |rows| rows.owner.take_if(|by| by == owner))?;
         }
         Ok(())
     }
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let head = |partition| {
-            let seq = self.with(partition, |shelf| i64::try_from(shelf.events.len()).unwrap())?;
+            let seq = self.access(partition, |rows| i64::try_from(rows.events.len()).unwrap())?;
             Ok(EventPosition { partition, seq })
         };
         Partition::all().map(head).collect()
@@ -166,12 +165,12 @@ impl Outbox for MemoryOutbox {
         for EventPosition { partition, seq } in after {
             self.reads.fetch_add(1, Ordering::SeqCst);
             if unreadable == Some(*partition) {
-                return Err(StoreError::Corrupt("an event that nobody can read".into()));
+                return Err(StoreError::Corrupt("an injected fault".into()));
             }
             let (after, limit) = (usize::try_from(*seq).unwrap(), usize::try_from(limit).unwrap());
             events.extend(
-                self.with(*partition, |shelf| {
-                    shelf.events.iter().skip(after).take(limit).cloned().collect::<Vec<_>>()
+                self.access(*partition, |rows| {
+                    rows.events.iter().skip(after).take(limit).cloned().collect::<Vec<_>>()
                 })?,
             );
         }
@@ -182,14 +181,14 @@ impl Outbox for MemoryOutbox {
         self.records.fetch_add(1, Ordering::SeqCst);
         let fails = |left: u32| left.checked_sub(1);
         if self.failing_records.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
-            return Err(StoreError::Unavailable("as ordered".into()));
+            return Err(StoreError::Unavailable("an injected fault".into()));
         }
         let record = |Publication { lease, seq_to }: &Publication| {
-            self.with(lease.partition, |shelf| {
-                if !shelf.is_in_force(lease) {
+            self.access(lease.partition, |rows| {
+                if !rows.is_in_force(lease) {
                     return Recorded::LeaseLost;
                 }
-                shelf.published_seq = shelf.published_seq.max(*seq_to);
+                rows.published_seq = rows.published_seq.max(*seq_to);
                 Recorded::Done
             })
         };
@@ -197,37 +196,37 @@ impl Outbox for MemoryOutbox {
     }
 
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError> {
-        self.with(lease.partition, |shelf| {
-            if !shelf.is_in_force(lease) {
+        self.access(lease.partition, |rows| {
+            if !rows.is_in_force(lease) {
                 return Recorded::LeaseLost;
             }
-            shelf.diverged_seq = Some(seq);
+            rows.diverged_seq = Some(seq);
             Recorded::Done
         })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
-        self.with(partition, |shelf| {
-            (shelf.published_seq, shelf.diverged_seq) = (0, None);
-            shelf.generation += 1;
-            shelf.generation
+        self.access(partition, |rows| {
+            (rows.published_seq, rows.diverged_seq) = (0, None);
+            rows.generation += 1;
+            rows.generation
         })
     }
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
         let status = |partition| {
-            self.with(partition, |shelf| PartitionStatus {
+            self.access(partition, |rows| PartitionStatus {
                 partition,
-                generation: shelf.generation,
-                seq: i64::try_from(shelf.events.len()).unwrap(),
-                published_seq: shelf.published_seq,
-                diverged_seq: shelf.diverged_seq,
-                owner: shelf.owner.clone(),
-                epoch: shelf.epoch,
-                is_leased: shelf.owner.is_some() && shelf.until > Instant::now(),
-                oldest_waiting_at: shelf
+                generation: rows.generation,
+                seq: i64::try_from(rows.events.len()).unwrap(),
+                published_seq: rows.published_seq,
+                diverged_seq: rows.diverged_seq,
+                owner: rows.owner.clone(),
+                epoch: rows.epoch,
+                is_leased: rows.owner.is_some() && rows.until > Instant::now(),
+                oldest_waiting_at: rows
                     .events
-                    .get(usize::try_from(shelf.published_seq).unwrap())
+                    .get(usize::try_from(rows.published_seq).unwrap())
                     .map(|event| event.recorded_at),
             })
         };

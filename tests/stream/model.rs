@@ -1,4 +1,4 @@
-//! The script against a model: a stream is a list of (place, event id), and nothing else counts.
+//! The append script against a model, in which a stream is a list of entry ids with event ids.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -10,42 +10,42 @@ use visionscope_billing::stream::{Appended, EntryId, EventStream, stream_key};
 use crate::events::{entries, event, partition};
 use crate::redis_server::RedisServer;
 
-/// What happens to a stream.
+/// A random operation on a stream.
 #[derive(Clone, Debug)]
-enum Act {
-    /// An append after that number; `wrong` makes the event at that offset another one.
+enum Operation {
+    /// An append after that number. `wrong` replaces the event at that offset by another one.
     Append {
         previous: i64,
         count: i64,
         wrong: Option<i64>,
     },
-    /// Somebody deletes the last entries.
+    /// The last entries are deleted.
     LoseTail(usize),
-    /// Somebody deletes one.
+    /// One entry is deleted.
     Delete(usize),
-    /// Somebody adds one that is no event.
-    Stray,
+    /// An entry that is no event is added.
+    AddForeign,
     Flush,
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let append = (0_i64..14, 0_i64..6, proptest::option::weighted(0.15, 0_i64..6))
-        .prop_map(|(previous, count, wrong)| Act::Append { previous, count, wrong });
-    let act = prop_oneof![
+        .prop_map(|(previous, count, wrong)| Operation::Append { previous, count, wrong });
+    let operation = prop_oneof![
         20 => append,
-        2 => (0_usize..4).prop_map(Act::LoseTail),
-        1 => (0_usize..10).prop_map(Act::Delete),
-        1 => Just(Act::Stray),
-        1 => Just(Act::Flush),
+        2 => (0_usize..4).prop_map(Operation::LoseTail),
+        1 => (0_usize..10).prop_map(Operation::Delete),
+        1 => Just(Operation::AddForeign),
+        1 => Just(Operation::Flush),
     ];
-    proptest::collection::vec(act, 1..25)
+    proptest::collection::vec(operation, 1..25)
 }
 
 #[derive(Default)]
 struct Model(Vec<(EntryId, String)>);
 
 impl Model {
-    fn at(&self, seq: i64) -> Option<&str> {
+    fn event_id(&self, seq: i64) -> Option<&str> {
         self.0.iter().find(|(id, _)| *id == EntryId::of(seq)).map(|(_, event_id)| event_id.as_str())
     }
 
@@ -56,18 +56,18 @@ impl Model {
             return Appended::Behind { top_seq: i64::try_from(top.seq).unwrap() };
         }
         if let Some((seq, event_id)) = previous
-            && self.at(seq) != Some(&event_id.to_string())
+            && self.event_id(seq) != Some(&event_id.to_string())
         {
             return Appended::Diverged { seq };
         }
-        let behind: Vec<_> = self.0.iter().filter(|(id, _)| *id > EntryId::of(after)).cloned().collect();
-        if events.is_empty() && behind.first().is_some_and(|(id, _)| id.seq == EntryId::of(after).seq) {
+        let following: Vec<_> = self.0.iter().filter(|(id, _)| *id > EntryId::of(after)).cloned().collect();
+        if events.is_empty() && following.first().is_some_and(|(id, _)| id.seq == EntryId::of(after).seq) {
             return Appended::Diverged { seq: after };
         }
         let mut new = Vec::new();
         for (index, event) in events.iter().enumerate() {
             let entry = (EntryId::of(event.seq), event.event_id.to_string());
-            match behind.get(index) {
+            match following.get(index) {
                 Some(found) if *found == entry => {}
                 Some(_) => return Appended::Diverged { seq: event.seq },
                 None => new.push(entry),
@@ -78,15 +78,19 @@ impl Model {
     }
 }
 
-/// Does the same to the stream and to the model, and compares what they say and hold.
-async fn play(redis: &RedisServer, stream: &dyn EventStream, acts: Vec<Act>) -> Result<(), TestCaseError> {
-    redis.tell::<()>(&["FLUSHALL"]);
+/// Applies the operations to the stream and to the model, and compares their results and contents.
+async fn compare_with_model(
+    redis: &RedisServer,
+    stream: &dyn EventStream,
+    operations: Vec<Operation>,
+) -> Result<(), TestCaseError> {
+    redis.execute::<()>(&["FLUSHALL"]);
     let (p, mut model) = (partition(5), Model::default());
     let key = stream_key(p, 1);
-    let delete = |id: EntryId| redis.tell::<i64>(&["XDEL", &key, &id.to_string()]);
-    for act in acts {
-        match act {
-            Act::Append { previous, count, wrong } => {
+    let delete = |id: EntryId| redis.execute::<i64>(&["XDEL", &key, &id.to_string()]);
+    for operation in operations {
+        match operation {
+            Operation::Append { previous, count, wrong } => {
                 let mut events: Vec<_> = (previous + 1..=previous + count).map(|seq| event(p, seq)).collect();
                 if let Some(event) = wrong.and_then(|offset| events.get_mut(usize::try_from(offset).unwrap())) {
                     event.event_id = EventId(Uuid::from_u128(404));
@@ -95,27 +99,27 @@ async fn play(redis: &RedisServer, stream: &dyn EventStream, acts: Vec<Act>) -> 
                 let expected = model.append(previous, &events);
                 prop_assert_eq!(stream.append(p, 1, previous, &events).await.unwrap(), expected);
             }
-            Act::LoseTail(count) => {
+            Operation::LoseTail(count) => {
                 let kept = model.0.len().saturating_sub(count);
                 model.0.drain(kept..).for_each(|(id, _)| {
                     delete(id);
                 });
             }
-            Act::Delete(index) if index < model.0.len() => {
+            Operation::Delete(index) if index < model.0.len() => {
                 delete(model.0.remove(index).0);
             }
-            Act::Delete(_) => {}
-            Act::Stray => {
+            Operation::Delete(_) => {}
+            Operation::AddForeign => {
                 if let Some((top, _)) = model.0.last().cloned() {
                     let id = EntryId { seq: top.seq, sub: top.sub + 1 };
-                    // Redis refuses it where a higher id was deleted.
-                    if redis.try_tell(&["XADD", &key, &id.to_string(), "a", "b"]) {
+                    // Redis refuses it if a higher id was deleted.
+                    if redis.try_execute(&["XADD", &key, &id.to_string(), "a", "b"]) {
                         model.0.push((id, String::new()));
                     }
                 }
             }
-            Act::Flush => {
-                redis.tell::<()>(&["FLUSHALL"]);
+            Operation::Flush => {
+                redis.execute::<()>(&["FLUSHALL"]);
                 model.0.clear();
             }
         }
@@ -126,10 +130,10 @@ async fn play(redis: &RedisServer, stream: &dyn EventStream, acts: Vec<Act>) -> 
 }
 
 #[test]
-fn the_script_says_and_does_what_the_model_does() {
+fn the_script_behaves_like_the_model() {
     let redis = RedisServer::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let stream = runtime.block_on(async { redis.stream() });
     let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
-    runner.run(&acts(), |acts| runtime.block_on(play(&redis, &*stream, acts))).unwrap();
+    runner.run(&operations(), |operations| runtime.block_on(compare_with_model(&redis, &*stream, operations))).unwrap();
 }

@@ -1,4 +1,4 @@
-//! What the operator's commands see and heal.
+//! The operator's commands: status, verify and rebuild.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use visionscope_billing::outbox::{FindingKind, rebuild, status, verify};
 use visionscope_billing::store::Outbox;
 use visionscope_billing::stream::{EventStream, envelope_json};
 
-use crate::events::{assert_holds, event, events, eventually, eventually_ends_at, partition};
+use crate::events::{assert_stream_equals, event, events, eventually, eventually_ends_at, partition};
 use crate::memory_outbox::MemoryOutbox;
-use crate::publishing::{Running, quick};
+use crate::publishing::{RunningPublisher, test_config};
 use crate::redis_server::RedisServer;
 
 const WITHIN: Duration = Duration::from_secs(20);
 
-/// A published partition of ten events, with nobody publishing any more.
+/// An outbox with ten published events in one partition, and no running publisher.
 async fn published(redis: &RedisServer) -> Arc<MemoryOutbox> {
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
     outbox.commit(p, 10);
-    let running = Running::start(&outbox, &stream, quick());
+    let running = RunningPublisher::start(&outbox, &stream, test_config());
     eventually("all is recorded", async || outbox.published_seq(p) == 10).await;
     running.stop().await;
     outbox
@@ -31,14 +31,14 @@ async fn kinds(redis: &RedisServer, outbox: &MemoryOutbox) -> Vec<(FindingKind, 
     report.partitions[0].findings.iter().map(|finding| (finding.kind, finding.seq, finding.seq_to)).collect()
 }
 
-/// Writes a stream of one's own: places, and whose events are there.
+/// Replaces the stream by entries with these ids and events.
 fn write(redis: &RedisServer, entries: &[(&str, i64)]) {
-    redis.tell::<i64>(&["DEL", "vs:{p00}:g1"]);
+    redis.execute::<i64>(&["DEL", "vs:{p00}:g1"]);
     for (id, seq) in entries {
         let event = event(partition(0), *seq);
         let (event_id, workspace_id) = (event.event_id.to_string(), event.workspace_id.to_string());
         let envelope = envelope_json(&event).unwrap();
-        redis.tell::<String>(&[
+        redis.execute::<String>(&[
             "XADD",
             "vs:{p00}:g1",
             id,
@@ -55,16 +55,15 @@ fn write(redis: &RedisServer, entries: &[(&str, i64)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_finds_what_is_missing_doubled_reordered_altered_or_foreign() {
+async fn verify_finds_missing_doubled_reordered_altered_and_foreign_entries() {
     use FindingKind::{Altered, Doubled, Foreign, Missing, Reordered};
     let redis = RedisServer::start();
     let outbox = published(&redis).await;
     assert_eq!(kinds(&redis, &outbox).await, []);
-    let places: Vec<String> = (0..=10).map(|seq| format!("{seq}-0")).collect();
-    let good: Vec<(&str, i64)> =
-        (1..=10).map(|seq: i64| (places[usize::try_from(seq).unwrap()].as_str(), seq)).collect();
+    let ids: Vec<String> = (0..=10).map(|seq| format!("{seq}-0")).collect();
+    let good: Vec<(&str, i64)> = (1..=10).map(|seq: i64| (ids[usize::try_from(seq).unwrap()].as_str(), seq)).collect();
 
-    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "4-0", "5-0", "6-0", "10-0"]);
+    redis.execute::<i64>(&["XDEL", "vs:{p00}:g1", "4-0", "5-0", "6-0", "10-0"]);
     assert_eq!(kinds(&redis, &outbox).await, [(Missing, 4, 6), (Missing, 10, 10)]);
 
     let mut doubled = good.clone();
@@ -78,14 +77,14 @@ async fn verify_finds_what_is_missing_doubled_reordered_altered_or_foreign() {
     assert_eq!(kinds(&redis, &outbox).await, [(Reordered, 3, 3), (Reordered, 4, 4)]);
 
     write(&redis, &good);
-    redis.tell::<String>(&["XADD", "vs:{p00}:g1", "11-0", "event_id", "x", "event", "{}"]);
+    redis.execute::<String>(&["XADD", "vs:{p00}:g1", "11-0", "event_id", "x", "event", "{}"]);
     assert_eq!(kinds(&redis, &outbox).await, [(Foreign, 11, 11)]);
 
     write(&redis, &good[..9]);
     let last = event(partition(0), 10);
     let altered = envelope_json(&last).unwrap().replace("\"10\"", "\"11\"");
     let (event_id, workspace_id) = (last.event_id.to_string(), last.workspace_id.to_string());
-    redis.tell::<String>(&[
+    redis.execute::<String>(&[
         "XADD",
         "vs:{p00}:g1",
         "10-0",
@@ -105,7 +104,7 @@ async fn verify_finds_what_is_missing_doubled_reordered_altered_or_foreign() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_counts_events_that_wait_and_blames_nobody() {
+async fn verify_counts_unpublished_events_without_a_finding() {
     let redis = RedisServer::start();
     let outbox = published(&redis).await;
     outbox.commit(partition(0), 700);
@@ -114,25 +113,25 @@ async fn verify_counts_events_that_wait_and_blames_nobody() {
     assert!(report.is_equal());
     assert_eq!((report.partitions.len(), report.partitions[0].waiting), (16, 700));
     let status = status(&*outbox, &*redis.stream()).await.unwrap();
-    assert!(!status.is_settled());
+    assert!(!status.is_up_to_date());
     let line = &status.partitions[0];
     assert_eq!((line.seq, line.published_seq, line.stream_seq, line.waiting), (710, 10, Some(10), 700));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_heals_a_diverged_partition_while_its_publisher_runs() {
+async fn rebuild_repairs_a_diverged_partition_while_its_publisher_runs() {
     let redis = RedisServer::start();
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
     stream.append(p, 1, None, &events(p, 1..=3)).await.unwrap();
-    redis.tell::<i64>(&["XDEL", "vs:{p00}:g1", "2-0"]);
+    redis.execute::<i64>(&["XDEL", "vs:{p00}:g1", "2-0"]);
     outbox.commit(p, 900);
-    let running = Running::start(&outbox, &stream, quick());
+    let running = RunningPublisher::start(&outbox, &stream, test_config());
     eventually("it is noticed", async || outbox.diverged_seq(p).is_some()).await;
     let report = rebuild(outbox.clone(), stream.clone(), Arc::new(SystemClock), &[p], WITHIN).await.unwrap();
     assert!(report.is_done(), "{report:?}");
     assert_eq!((report.partitions[0].generation, report.partitions[0].stream.as_str()), (2, "vs:{p00}:g2"));
-    assert_holds(&*stream, 2, &outbox.all(p)).await;
-    assert_eq!(redis.tell::<String>(&["GET", "vs:{p00}:generation"]), "2");
+    assert_stream_equals(&*stream, 2, &outbox.all(p)).await;
+    assert_eq!(redis.execute::<String>(&["GET", "vs:{p00}:generation"]), "2");
     outbox.commit(p, 10);
     eventually_ends_at(&*stream, p, 2, 910).await;
     assert!(verify(&*outbox, &*stream, &[p]).await.unwrap().is_equal());
@@ -140,23 +139,23 @@ async fn a_rebuild_heals_a_diverged_partition_while_its_publisher_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_fills_the_streams_itself_when_nobody_publishes() {
+async fn rebuild_fills_the_streams_itself_without_a_running_publisher() {
     let redis = RedisServer::start();
     let outbox = published(&redis).await;
     let all: Vec<_> = Partition::all().collect();
     let report = rebuild(outbox.clone(), redis.stream(), Arc::new(SystemClock), &all, WITHIN).await.unwrap();
     assert!(report.is_done());
-    assert_holds(&*redis.stream(), 2, &outbox.all(partition(0))).await;
+    assert_stream_equals(&*redis.stream(), 2, &outbox.all(partition(0))).await;
     assert_eq!(outbox.leases_of_anyone(), 0);
-    assert!(status(&*outbox, &*redis.stream()).await.unwrap().is_settled());
+    assert!(status(&*outbox, &*redis.stream()).await.unwrap().is_up_to_date());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_is_told_while_redis_is_away() {
-    let redis = RedisServer::planned(&[]);
+async fn status_is_reported_while_redis_is_down() {
+    let redis = RedisServer::not_started(&[]);
     let outbox = MemoryOutbox::new();
     outbox.commit(partition(0), 3);
     let report = status(&outbox, &*redis.stream()).await.unwrap();
-    assert!(report.stream_error.is_some() && !report.is_settled());
+    assert!(report.stream_error.is_some() && !report.is_up_to_date());
     assert_eq!((report.partitions.len(), outbox.heads().await.unwrap().len()), (16, 16));
 }

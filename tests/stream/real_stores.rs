@@ -1,5 +1,5 @@
-//! The publisher between the real stores and a real Redis. PostgreSQL is the server of
-//! `DATABASE_URL`; each test makes a database of its own there.
+//! The publisher with the real stores and a real Redis. `DATABASE_URL` names the PostgreSQL server; each test
+//! creates a database of its own there.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
 use visionscope_billing::stream::envelope_json;
 
 use crate::events::{event, eventually, eventually_ends_at, partition, workspace_of};
-use crate::publishing::{Running, quick};
+use crate::publishing::{RunningPublisher, test_config};
 use crate::redis_server::RedisServer;
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Commits so many more events of a partition in one transaction, as a batch does.
+/// Commits this many events of a partition in one transaction, like a batch.
 async fn commit(store: &dyn Store, partition: Partition, count: i64) -> Vec<EventRecord> {
     commit_each(store, partition, count, |seq| event(partition, seq)).await
 }
@@ -70,21 +70,21 @@ async fn commit_each(
     changes.events
 }
 
-/// Publishes, forgets, takes over, rebuilds; at the end the streams are the outbox.
+/// Publishes, loses the streams, takes over and rebuilds. In the end the streams equal the outbox.
 async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: PublisherConfig) {
     let redis = RedisServer::start();
     let stream = redis.stream();
     let all: Vec<_> = Partition::all().collect();
     let used = [partition(0), partition(7), partition(15)];
-    let first = Running::start(&store, &stream, config);
-    let second = Running::start(&store, &stream, config);
+    let first = RunningPublisher::start(&store, &stream, config);
+    let second = RunningPublisher::start(&store, &stream, config);
     for round in 0..20 {
         for p in used {
             let events = commit(&*store, p, 43).await;
-            first.handover.committed(events);
+            first.events.committed(events);
         }
         if round == 8 {
-            redis.tell::<()>(&["FLUSHALL"]);
+            redis.execute::<()>(&["FLUSHALL"]);
         }
     }
     for p in used {
@@ -95,11 +95,11 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
         commit(&*store, p, 7).await;
         eventually_ends_at(&*stream, p, 1, 867).await;
     }
-    let settled = async || status(&*store, &*stream).await.unwrap().is_settled();
-    eventually("all is recorded", settled).await;
+    let is_up_to_date = async || status(&*store, &*stream).await.unwrap().is_up_to_date();
+    eventually("all is recorded", is_up_to_date).await;
     assert!(verify(&*store, &*stream, &all).await.unwrap().is_equal());
 
-    redis.tell::<i64>(&["XDEL", "vs:{p07}:g1", "5-0"]);
+    redis.execute::<i64>(&["XDEL", "vs:{p07}:g1", "5-0"]);
     assert!(!verify(&*store, &*stream, &all).await.unwrap().is_equal());
     let report = rebuild(store.clone(), stream.clone(), Arc::new(SystemClock), &[used[1]], WITHIN).await.unwrap();
     assert!(report.is_done(), "{report:?}");
@@ -108,11 +108,11 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
     let report = rebuild(store.clone(), stream.clone(), Arc::new(SystemClock), &all, WITHIN).await.unwrap();
     assert!(report.is_done(), "{report:?}");
     assert!(verify(&*store, &*stream, &all).await.unwrap().is_equal());
-    assert!(status(&*store, &*stream).await.unwrap().is_settled());
+    assert!(status(&*store, &*stream).await.unwrap().is_up_to_date());
 }
 
-/// What a commit hands over makes the same entries as what is read back.
-async fn what_is_handed_over_is_what_is_read_back(store: &dyn Store) {
+/// Committed events make the same entries as the events read from the outbox.
+async fn committed_events_equal_read_events(store: &dyn Store) {
     let p = partition(4);
     let odd = |seq| EventRecord {
         correlation_id: "request \"1\" \\ \u{e9}\u{1f600}".into(),
@@ -122,15 +122,15 @@ async fn what_is_handed_over_is_what_is_read_back(store: &dyn Store) {
         recorded_at: Timestamp::from_micros(1_760_000_000_999_999 + seq),
         ..event(p, seq)
     };
-    let handed_over = commit_each(store, p, 6, odd).await;
+    let committed = commit_each(store, p, 6, odd).await;
     let read = store.read(p, 0, 10).await.unwrap();
-    assert_eq!(handed_over, read);
-    for (handed_over, read) in handed_over.iter().zip(&read) {
-        assert_eq!(envelope_json(handed_over).unwrap(), envelope_json(read).unwrap());
+    assert_eq!(committed, read);
+    for (committed, read) in committed.iter().zip(&read) {
+        assert_eq!(envelope_json(committed).unwrap(), envelope_json(read).unwrap());
     }
 }
 
-/// How fast a backlog goes out.
+/// Prints how fast a backlog is published.
 async fn drain_a_backlog<S: Store + 'static>(store: Arc<S>) {
     let redis = RedisServer::start();
     let stream = redis.stream();
@@ -140,7 +140,7 @@ async fn drain_a_backlog<S: Store + 'static>(store: Arc<S>) {
         }
     }
     let started = Instant::now();
-    let running = Running::start(&store, &stream, quick());
+    let running = RunningPublisher::start(&store, &stream, test_config());
     for p in Partition::all() {
         eventually_ends_at(&*stream, p, 1, 2500).await;
     }
@@ -156,7 +156,7 @@ async fn sqlite() -> (Arc<SqliteStore>, TempDir) {
     (Arc::new(store), folder)
 }
 
-/// A new database, and how to drop it.
+/// A new database, and what is needed to drop it.
 async fn postgres() -> (Arc<PostgresStore>, PgConnectOptions, String) {
     let url = std::env::var("DATABASE_URL").expect(
         "DATABASE_URL names no PostgreSQL server: run the tests with scripts/test, which starts one, or set it",
@@ -179,42 +179,42 @@ async fn drop_database(store: Arc<PostgresStore>, server: PgConnectOptions, name
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_streams_are_the_outbox_on_sqlite() {
+async fn the_streams_equal_the_outbox_on_sqlite() {
     let (store, _folder) = sqlite().await;
-    let config = PublisherConfig { heads_every: Duration::from_millis(100), ..quick() };
+    let config = PublisherConfig { poll_interval: Duration::from_millis(100), ..test_config() };
     streams_follow_the_outbox(store, config).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_streams_are_the_outbox_on_postgres() {
+async fn the_streams_equal_the_outbox_on_postgres() {
     let (store, server, name) = postgres().await;
-    streams_follow_the_outbox(Arc::clone(&store), quick()).await;
+    streams_follow_the_outbox(Arc::clone(&store), test_config()).await;
     drop_database(store, server, name).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_handed_over_is_what_is_read_back_on_sqlite() {
+async fn committed_events_equal_read_events_on_sqlite() {
     let (store, _folder) = sqlite().await;
-    what_is_handed_over_is_what_is_read_back(&*store).await;
+    committed_events_equal_read_events(&*store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_handed_over_is_what_is_read_back_on_postgres() {
+async fn committed_events_equal_read_events_on_postgres() {
     let (store, server, name) = postgres().await;
-    what_is_handed_over_is_what_is_read_back(&*store).await;
+    committed_events_equal_read_events(&*store).await;
     drop_database(store, server, name).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
-async fn how_fast_a_backlog_goes_out_on_sqlite() {
+async fn publishing_speed_of_a_backlog_on_sqlite() {
     let (store, _folder) = sqlite().await;
     drain_a_backlog(store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
-async fn how_fast_a_backlog_goes_out_on_postgres() {
+async fn publishing_speed_of_a_backlog_on_postgres() {
     let (store, server, name) = postgres().await;
     drain_a_backlog(Arc::clone(&store)).await;
     drop_database(store, server, name).await;

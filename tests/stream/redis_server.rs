@@ -1,4 +1,4 @@
-//! Redis servers of a test's own.
+//! A redis-server for a test.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use deadpool_redis::redis::{Client, Connection, FromRedisValue, Value, cmd};
 use tempfile::TempDir;
 use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
 
-/// How long a server may take to answer after it was started.
+/// How long a server may take to answer after its start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running redis-server, stopped when it is dropped.
@@ -21,21 +21,21 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// A server without files: what it forgets is gone.
+    /// A running server without persistence.
     pub fn start() -> Self {
-        let mut server = Self::planned(&[]);
-        server.run();
+        let mut server = Self::not_started(&[]);
+        server.start_process();
         server
     }
 
-    /// A place for a server that is not running yet.
-    pub fn planned(options: &[&str]) -> Self {
+    /// A server with a port and a folder that does not run yet.
+    pub fn not_started(options: &[&str]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let options = options.iter().map(ToString::to_string).collect();
         Self { port, folder: TempDir::new().unwrap(), process: None, options }
     }
 
-    pub fn run(&mut self) {
+    pub fn start_process(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(self.folder.path()).args(&self.options);
@@ -47,7 +47,6 @@ impl RedisServer {
         }
     }
 
-    /// Kills it.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
@@ -55,7 +54,7 @@ impl RedisServer {
         }
     }
 
-    /// Lets it hang: connections stay open, nothing is answered.
+    /// Makes it hang: connections stay open, and nothing is answered.
     pub fn suspend(&self) {
         self.signal("-STOP");
     }
@@ -77,16 +76,16 @@ impl RedisServer {
         Arc::new(RedisStream::new(&RedisConfig::from_urls(&self.url().into())).unwrap())
     }
 
-    /// Says something to the server beside the stream's back.
-    pub fn tell<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = cmd(words[0]);
-        command.arg(&words[1..]).query(&mut self.connect().unwrap()).unwrap()
+    /// Executes a command on a connection of its own.
+    pub fn execute<T: FromRedisValue>(&self, arguments: &[&str]) -> T {
+        let mut command = cmd(arguments[0]);
+        command.arg(&arguments[1..]).query(&mut self.connect().unwrap()).unwrap()
     }
 
-    /// The same where it may be refused.
-    pub fn try_tell(&self, words: &[&str]) -> bool {
-        let mut command = cmd(words[0]);
-        command.arg(&words[1..]).query::<Value>(&mut self.connect().unwrap()).is_ok()
+    /// Executes a command that may fail. Returns whether it succeeded.
+    pub fn try_execute(&self, arguments: &[&str]) -> bool {
+        let mut command = cmd(arguments[0]);
+        command.arg(&arguments[1..]).query::<Value>(&mut self.connect().unwrap()).is_ok()
     }
 
     fn connect(&self) -> Option<Connection> {

@@ -1,0 +1,19 @@
+//! The ports that the lanes work with.
+
+use std::sync::Arc;
+
+use crate::domain::batch::{EventWriter, Render};
+use crate::domain::event::EventRecord;
+use crate::store::Store;
+
+/// Called after each commit with the events that it wrote, in the order of each partition's `seq`.
+pub trait CommitSignal: Send + Sync + 'static {
+    fn committed(&self, events: Vec<EventRecord>);
+}
+
+pub(super) struct Dependencies {
+    pub store: Arc<dyn Store>,
+    pub render: Arc<dyn Render>,
+    pub events: Arc<dyn EventWriter>,
+    pub signal: Arc<dyn CommitSignal>,
+}
