@@ -1,7 +1,7 @@
-//! How values of the domain are stored: the kinds of columns, and the one way from a field to a column and back.
+//! How values of the domain are stored: the types of columns, and the conversion of a field to columns and back.
 //!
-//! Both databases share this. A dialect only says how it takes a [`Value`] of a [`Kind`] in, and how it gives one
-//! out ([`ReadValue`]). A stored value that the domain does not know is corruption, never a default.
+//! Both databases share this. Each only binds a [`Value`] of a [`Kind`] and reads one ([`ReadValue`]). A stored value
+//! that the domain does not know is corruption, never a default.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, 
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::OwnTerms;
 
-/// What a column holds, in the words of PostgreSQL's types.
+/// The type of a column, named after PostgreSQL's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Uuid,
@@ -71,7 +71,7 @@ pub(super) enum Value<'v> {
     Jsonb(Cow<'v, str>),
 }
 
-/// Takes the columns of a row, one after the other.
+/// Takes the values of a row, in order of its columns.
 pub(super) trait WriteValue {
     fn value(&mut self, kind: Kind, value: Value<'_>);
 }
@@ -84,7 +84,7 @@ pub(super) trait ReadValue {
     fn name(&self, place: usize) -> &str;
 }
 
-/// Reads the columns of a row, one after the other.
+/// Reads the values of a row, in order of its columns.
 pub(super) struct Fields<'r> {
     row: &'r dyn ReadValue,
     place: usize,
@@ -122,7 +122,7 @@ pub(super) trait Stored: Sized {
 
     fn to_value(&self) -> Value<'_>;
 
-    /// None if it is not a value of this type.
+    /// `None` if it is not a value of this type.
     fn from_value(value: Value<'_>) -> Option<Self>;
 }
 
@@ -162,7 +162,7 @@ impl<T: Stored> Stored for Option<T> {
     }
 }
 
-/// `Type: Kind, field => how it is written, value => how it is read`.
+/// `Type: Kind, field => its value, value => the field`.
 macro_rules! stored {
     ($($type:ty: $kind:ident, $field:ident => $write:expr, $value:ident => $read:expr;)+) => {
         $(impl Stored for $type {

@@ -1,4 +1,4 @@
-//! What a database does for the statements that both share: it takes parameters in and gives rows out.
+//! Running the shared statements: each database binds parameters and returns rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 
-/// A list of keys: for each its values, in the order of the columns.
+/// A list of keys. Each has its values in order of the columns.
 #[derive(Debug)]
 pub(super) struct Keys<'k>(pub(super) Vec<Vec<Value<'k>>>);
 
@@ -62,14 +62,13 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     /// Inserts rows, if there are any.
     fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// The heads of the partitions, locked where there may be more than one writer; and the database's clock, where it
-    /// is not this machine's.
+    /// Locks and reads the heads of the partitions. Also returns the database's time, if it has a clock of its own.
     fn lock_heads(
         &mut self,
         partitions: &BTreeSet<Partition>,
     ) -> impl Future<Output = Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError>> + Send;
 
-    /// Of each partition the events after that number, at most so many.
+    /// The events of each partition after the given number, at most `limit` of each.
     fn events_after(
         &mut self,
         after: &[EventPosition],
@@ -77,12 +76,12 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     ) -> impl Future<Output = Result<Vec<EventRecord>, StoreError>> + Send;
 }
 
-/// Reads rows of a table, whose columns were selected in their order.
+/// Reads rows of a table. The statement selected its columns in order.
 pub(super) fn rows<R: ReadValue, T: Table>(found: &[R]) -> Result<Vec<T>, StoreError> {
     found.iter().map(|row| T::take(&mut Fields::of(row))).collect()
 }
 
-/// Reads of each row what the function says.
+/// Reads each row with the function.
 pub(super) fn each<R: ReadValue, T>(
     found: &[R],
     read: impl Fn(Fields<'_>) -> Result<T, StoreError>,

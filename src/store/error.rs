@@ -1,25 +1,24 @@
-//! What may go wrong in a store, and that nothing in it is waited for for ever.
+//! Errors of a store, and the timeouts of its operations.
 
 use std::time::Duration;
 
-/// What went wrong, by what may be done about it.
+/// An error, by what the caller can do about it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else's write came between, or a unique key was taken: nothing was written. Loading
-    /// and deciding again may give another result.
+    /// Another writer was first, or a unique key is taken. Nothing was written. Load and decide again.
     #[error("conflicting write: {0}")]
     Conflict(String),
-    /// The database cannot be reached, is too slow, or is full. Whether a commit that was under way
-    /// took effect is unknown; the command's idempotency key settles it.
+    /// The database cannot be reached, is too slow, or is full. A commit in progress may or may not have
+    /// taken effect; sending the command again with its idempotency key answers that.
     #[error("database unavailable: {0}")]
     Unavailable(String),
-    /// What was read or written breaks an invariant. Trying again cannot help.
+    /// A row that was read or written breaks an invariant. A retry cannot help.
     #[error("corrupt: {0}")]
     Corrupt(String),
 }
 
 impl StoreError {
-    /// The database's history of migrations is not this server's.
+    /// The database was migrated by another version of the schema.
     pub(super) fn other_schema(reason: &dyn std::fmt::Display) -> Self {
         Self::Corrupt(format!(
             "the database has another version of the schema ({reason}). Start the server that made it, or give this \
@@ -28,17 +27,19 @@ impl StoreError {
     }
 }
 
-/// How long one operation of a store, of a handful of statements, may take before it is given up: longer than the
-/// waits for connections, locks and statements, which tell the reason.
+/// The timeout of one operation, which is a handful of statements. It is longer than the timeouts for connections,
+/// locks and statements, whose errors name the reason.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits for an operation of a handful of statements.
-pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>> + Send) -> Result<T, StoreError> {
-    within(ANSWER_TIMEOUT, work).await
+/// Runs an operation under [`ANSWER_TIMEOUT`].
+pub(super) async fn with_answer_timeout<T>(
+    work: impl Future<Output = Result<T, StoreError>> + Send,
+) -> Result<T, StoreError> {
+    with_timeout(ANSWER_TIMEOUT, work).await
 }
 
-/// Waits for an operation of a store, but not for ever.
-pub(super) async fn within<T>(
+/// Runs an operation under a timeout.
+pub(super) async fn with_timeout<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, StoreError>> + Send,
 ) -> Result<T, StoreError> {

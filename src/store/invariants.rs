@@ -1,13 +1,13 @@
 //! The invariants of `docs/INVARIANTS.md` as statements that must return no row.
 //!
-//! Each returns the workspace and the row concerned (an event or a grant), where there is one, and what is wrong.
-//! They compute every cache again from history and trust nothing that the write path derived. What a constraint
-//! already forbids (a negative figure, two commands of one key, two grants of one payment) is not asked again.
+//! Each returns the workspace and the row concerned (an event or a grant), if there is one, and what is wrong.
+//! They compute every derived figure again from history. What a constraint already forbids (a negative figure, two
+//! commands of one key, two grants of one payment) is not checked again.
 //!
-//! These read whole tables, so they are written in the SQL that both databases speak, and once. What is looked up is
-//! a subquery that is grouped or distinct: both databases then make it once and find its rows by hashing or an index.
+//! These statements read whole tables. Both databases understand them. A joined subquery is grouped or distinct, so
+//! that both databases evaluate it once and find its rows by hashing or an index.
 
-/// The name of each invariant and its statement; `$1` is how many findings to return at most.
+/// The name of each invariant and its statement; `$1` is the most findings to return.
 pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
     ("balance-after-chains", BALANCE_AFTER_CHAINS),
@@ -37,12 +37,12 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("batches-have-no-gap", BATCHES_HAVE_NO_GAP),
 ];
 
-/// What an entry adds to an account of this kind, less what it takes from it.
-macro_rules! moved {
+/// The change that an entry makes to the accounts of these kinds.
+macro_rules! change_of {
     ($($account:literal),+) => {
         concat!(
-            "(case when credit_account in (", moved!(@list $($account),+), ") then amount else 0 end",
-            " - case when debit_account in (", moved!(@list $($account),+), ") then amount else 0 end)"
+            "(case when credit_account in (", change_of!(@list $($account),+), ") then amount else 0 end",
+            " - case when debit_account in (", change_of!(@list $($account),+), ") then amount else 0 end)"
         )
     };
     (@list $first:literal $(, $more:literal)*) => {
@@ -57,7 +57,7 @@ select c.workspace_id, cast(null as uuid) as row_id,
 from workspace_credits c
 left join (
     select workspace_id, sum(",
-    moved!("grant", "held", "debt"),
+    change_of!("grant", "held", "debt"),
     ") as balance from ledger_entries group by workspace_id
 ) e on e.workspace_id = c.workspace_id
 where c.current_credits <> coalesce(e.balance, 0)
@@ -71,7 +71,7 @@ select e.workspace_id, cast(null as uuid) as row_id,
 from (
     select workspace_id, seq, balance_after,
         lag(balance_after, 1, 0) over (partition by workspace_id order by seq) as balance_before, ",
-    moved!("grant", "held", "debt"),
+    change_of!("grant", "held", "debt"),
     " as moved
     from ledger_entries
 ) e
@@ -108,9 +108,9 @@ select g.workspace_id, g.grant_id as row_id,
 from credit_grants g
 left join (
     select workspace_id, grant_id, sum(",
-    moved!("grant"),
+    change_of!("grant"),
     ") as remaining, sum(",
-    moved!("held"),
+    change_of!("held"),
     ") as held
     from ledger_entries where grant_id is not null group by workspace_id, grant_id
 ) e on e.workspace_id = g.workspace_id and e.grant_id = g.grant_id
@@ -125,7 +125,7 @@ select c.workspace_id, cast(null as uuid) as row_id,
 from workspace_credits c
 left join (
     select workspace_id, -sum(",
-    moved!("debt"),
+    change_of!("debt"),
     ") as debt
     from ledger_entries where debit_account = 'debt' or credit_account = 'debt' group by workspace_id
 ) e on e.workspace_id = c.workspace_id

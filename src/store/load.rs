@@ -1,7 +1,7 @@
-//! What a batch looks at, read in a fixed number of statements whatever the number of keys.
+//! Loads what a batch decides on, in a fixed number of statements whatever the number of keys.
 //!
-//! The heads are locked first, in a statement of their own: waiting for a lock does not refresh the snapshot of the
-//! statement that waits. The statements after it see what the holder before has committed.
+//! The heads are locked first, in a statement of their own, because waiting for a lock does not refresh the snapshot of
+//! the statement that waits. The statements after it see what the previous holder has committed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::domain::text::PlanCode;
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{Workspace, WorkspaceCredits};
 
-/// Locks the partitions and reads everything under the keys.
+/// Locks the partitions of the keys and reads the rows of the keys.
 pub(super) async fn load<D: Dialect>(
     connection: &mut D,
     cache: &PlanCache,
@@ -46,7 +46,7 @@ pub(super) async fn load<D: Dialect>(
     })
 }
 
-/// Nothing is asked for no keys.
+/// Sends no statement if there are no keys.
 async fn look_up<D: Dialect>(
     connection: &mut D,
     statement: &'static Statement,
@@ -80,7 +80,7 @@ pub(super) async fn states<D: Dialect>(
     state_rows.into_states(&plans)
 }
 
-/// Those of the workspaces that have another version than the given one.
+/// The workspaces whose version is not the given one.
 pub(super) async fn stale_workspaces<D: Dialect>(
     connection: &mut D,
     known: &[(WorkspaceId, i64)],
@@ -89,7 +89,7 @@ pub(super) async fn stale_workspaces<D: Dialect>(
     each(&found, |mut row| row.next())
 }
 
-/// The versions by key; those that are not cached are read.
+/// The versions by key, from the cache or else from the database.
 pub(super) async fn versions<D: Dialect>(
     connection: &mut D,
     cache: &PlanCache,
@@ -97,7 +97,7 @@ pub(super) async fn versions<D: Dialect>(
 ) -> Result<HashMap<PlanKey, Arc<PlanVersion>>, StoreError> {
     let (found, missing) = cache.find(keys);
     let read = read_versions(connection, missing.into_iter()).await?;
-    Ok(cache.keep(found, read))
+    Ok(cache.insert(found, read))
 }
 
 async fn read_versions<'k, D: Dialect>(
@@ -109,7 +109,7 @@ async fn read_versions<'k, D: Dialect>(
     plans_of(versions, features)
 }
 
-/// The named plans; of a code that does not exist, none.
+/// The plans by code. A code that does not exist is left out.
 async fn plans_by_codes<D: Dialect>(
     connection: &mut D,
     cache: &PlanCache,
@@ -124,7 +124,7 @@ async fn plans_by_codes<D: Dialect>(
     named.into_iter().map(plan).collect()
 }
 
-/// Stores the versions that are new, refuses any that differs from what is stored, and offers exactly these plans.
+/// Stores new versions, refuses a version that is stored with other terms, and offers exactly these plans.
 pub(super) async fn put_plans<D: Dialect>(
     connection: &mut D,
     plans: &[PlanVersion],

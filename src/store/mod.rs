@@ -1,11 +1,11 @@
-//! The store: where decisions become durable, and where everything that is read comes from.
+//! The store: durable writes, and all reads.
 //!
-//! A store never sees a command: only the keys to load and the rows to write. There are two, each
-//! with handwritten SQL in files of the same names: [`sqlite`], embedded and the default, and
-//! [`postgres`]. One conformance suite (`tests/conformance`) holds them to one behaviour.
+//! A store never sees a command: only the keys to load and the rows to write. There are two:
+//! [`sqlite`], embedded and the default, and [`postgres`]. They share the statements that both
+//! databases understand. One conformance suite (`tests/conformance`) runs over both.
 //!
-//! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`; its
-//! errors leave as a [`StoreError`], whose variant says what may be tried again.
+//! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`. Its
+//! errors leave as a [`StoreError`], whose variant says what may be retried.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,12 +44,11 @@ mod statements;
 mod states;
 mod tables;
 
-/// How many expired grants a look for due work reads for each workspace that it may return: most
-/// workspaces have one or two at a time, and all of a workspace's are booked at once.
+/// How many expired grants [`Reads::due_expiries`] reads per workspace that it may return. Most workspaces
+/// have one or two at a time, and one command expires all of a workspace's.
 const EXPIRIES_PER_WORKSPACE: u32 = 4;
 
-/// The tables that are written in batches, with their columns in order, for the test that compares them with the
-/// migrations.
+/// The tables that are written in batches and their columns in order. A test compares them with the migrations.
 #[doc(hidden)]
 #[must_use]
 pub fn tables() -> Vec<(&'static str, Vec<&'static str>)> {
@@ -62,25 +61,24 @@ pub trait Store: Reads + Outbox {
     /// Begins a transaction. Dropping it rolls back.
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
 
-    /// The states of those of the workspaces that exist, read without locks and not in one view: true for
-    /// certain only if a write shows that their versions still are the same.
+    /// The states of the workspaces that exist. They are read without locks and in several statements, so a
+    /// decision on them is valid only if the write finds the same versions.
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError>;
 
-    /// Those of the workspaces that have another version than the given one, read without locks.
+    /// The workspaces whose version is not the given one. Reads without locks.
     async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError>;
 
-    /// Writes what was decided without locks: all of it in a transaction of its own, or nothing. When a
-    /// workspace has another version than the one that was decided on, or a command's key is taken,
-    /// it is a conflict. Returns the partition heads after the write, in input order: the events follow
-    /// those that others have written to their partitions meanwhile.
+    /// Optimistic write: writes what was decided without locks, all of it or nothing. It is a conflict if a
+    /// workspace has another version than the decision was based on, or if an idempotency key is taken.
+    /// Returns the partition heads after the write, in input order. The events are numbered behind those that
+    /// other replicas have written to the partition.
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError>;
 
-    /// Makes these the plans that are offered. Stores new versions; a version that is already stored must be
-    /// equal, and an older one than what is stored is kept as history. A plan that is not among them is retired:
-    /// the workspaces that have it keep it.
+    /// Offers exactly these plans. New versions are stored; a version that is already stored must be equal.
+    /// Every other plan is retired: workspaces that have it keep it, and nobody else can get it.
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError>;
 
-    /// Applies the migrations that are missing.
+    /// Applies pending migrations.
     async fn migrate(&self) -> Result<(), StoreError>;
 
     /// Closes all connections.
@@ -90,22 +88,22 @@ pub trait Store: Reads + Outbox {
 /// One write transaction.
 #[async_trait]
 pub trait WriteTx: Send {
-    /// Locks the partitions of the keys in ascending order, in a statement of its own, and then
-    /// reads: waiting for a lock does not refresh the snapshot of the statement that waits.
+    /// Locks the partitions of the keys in ascending order, and then reads. These are separate statements,
+    /// because waiting for a lock does not refresh the snapshot of the statement that waits.
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError>;
 
     /// Writes all rows in a fixed number of statements and commits.
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError>;
 }
 
-/// What the API and the scheduler read. Every query names the workspace, but for those of the
-/// scheduler, the operator and a token for all workspaces.
+/// The reads of the API and the scheduler. Every query names the workspace, except those of the
+/// scheduler, of the operator, and of a token for all workspaces.
 #[async_trait]
 pub trait Reads: Send + Sync {
     /// The current state of one workspace, read without locks in one consistent view.
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
-    /// A page of usage logs, perhaps of one feature.
+    /// A page of usage logs, optionally of one feature.
     async fn usage(
         &self,
         query: &HistoryQuery,
@@ -115,13 +113,13 @@ pub trait Reads: Send + Sync {
     /// One usage log.
     async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError>;
 
-    /// A page of ledger entries, perhaps of one grant.
+    /// A page of ledger entries, optionally of one grant.
     async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError>;
 
-    /// Events in order: of one workspace by `workspace_seq`, of all by partition and `seq`.
+    /// A page of events: of one workspace by `workspace_seq`, or of all by partition and `seq`.
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError>;
 
-    /// One event, if it is of that workspace (or whichever, with none named).
+    /// One event; with a workspace given, only if it belongs to that workspace.
     async fn event(
         &self,
         event_id: EventId,
@@ -131,35 +129,35 @@ pub trait Reads: Send + Sync {
     /// The newest version of every plan that is offered, by code.
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError>;
 
-    /// Workspaces with a period that is over, the longest due first.
+    /// Workspaces whose period has ended, the longest overdue first.
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
 
-    /// Workspaces with expired grants that are not booked, the longest due first: those among the
-    /// first [`EXPIRIES_PER_WORKSPACE`] times `limit` grants, so one workspace with many of them
-    /// makes the list shorter and not the look longer.
+    /// Workspaces with expired grants that still have credits, the longest overdue first. Reads at most
+    /// [`EXPIRIES_PER_WORKSPACE`] times `limit` grants, so a workspace with many of them makes the list
+    /// shorter, not the query slower.
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
 
-    /// Checks the invariants; every row is a violation. At most `limit` per invariant.
+    /// Checks the invariants. Returns the violations, at most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;
 
-    /// Answers when the database does, on a connection that commands use.
+    /// Checks that the database answers, on a connection that commands use.
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
 /// The outbox as the publisher sees it. All times are the database's.
 #[async_trait]
 pub trait Outbox: Send + Sync {
-    /// Takes every partition whose lease is free, expired or already this owner's, and extends it
-    /// by `ttl`. Taking over from another owner (or from nobody) raises the epoch.
+    /// Takes or extends, by `ttl`, the lease of every partition that is free, expired or already this
+    /// owner's. A new owner raises the epoch.
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError>;
 
-    /// Gives all leases of this owner back.
+    /// Releases all leases of this owner.
     async fn release(&self, owner: &str) -> Result<(), StoreError>;
 
-    /// The last event's number of every partition, in order of partitions.
+    /// The number of the last event of every partition, ordered by partition.
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError>;
 
-    /// Events of several partitions, of each those after that number, in order and at most `limit`.
+    /// Events of several partitions after the given numbers, in order, at most `limit` of each.
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError>;
 
     /// Events of one partition after `after`, in order, at most `limit`.
@@ -167,20 +165,20 @@ pub trait Outbox: Send + Sync {
         self.read_each(&[EventPosition { partition, seq: after }], limit).await
     }
 
-    /// Notes what is in the streams, at most once for each partition; answers in the same order. A
-    /// batch continues where the last one of its generation ended, and is noted only while the lease's
-    /// owner, epoch and generation are still in force: one lost lease does not hold up the others.
+    /// Records what was published, at most once for each partition. Answers in input order. A batch
+    /// continues where the last one of its generation ended. It is recorded only while the lease's owner,
+    /// epoch and generation are in force; a lost lease does not affect the other partitions.
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError>;
 
-    /// Stops the publishing of a partition whose stream says something else than the outbox, while
-    /// the lease's owner, epoch and generation are still in force: a publisher that lost its lease
-    /// compares with what was since rebuilt.
+    /// Stops publishing a partition whose stream differs from the outbox. It takes effect only while the
+    /// lease's owner, epoch and generation are in force: a publisher that lost its lease may have compared
+    /// with a stream that was rebuilt since.
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError>;
 
-    /// Begins a new, empty stream for a partition and lifts a divergence; the publisher fills it.
-    /// Returns its generation.
+    /// Starts a new, empty stream for a partition and clears a divergence. The publisher fills the stream.
+    /// Returns the new generation.
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError>;
 
-    /// Where every partition stands.
+    /// The publishing status of every partition.
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError>;
 }

@@ -1,5 +1,5 @@
-//! The plan versions that a store has read, kept in memory because a version never changes, and which
-//! of them a subscription refers to. No SQL: both stores use it.
+//! A cache of plan versions, which needs no invalidation because a version never changes; and which versions
+//! a subscription refers to.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,28 +9,27 @@ use crate::domain::subscription::{Pending, Subscription};
 use crate::domain::text::PlanCode;
 use crate::store::error::StoreError;
 
-/// How many versions are kept in memory: far more than an operator defines; reaching it only costs
-/// reading them again.
+/// The most versions that are cached: far more than an operator defines. Beyond it the cache is cleared.
 const CACHED_VERSIONS_MAX: usize = 10_000;
 
 /// A plan's code and version.
 pub(super) type PlanKey = (PlanCode, i32);
 
-/// The versions that were read so far.
+/// The cached versions.
 #[derive(Debug, Default)]
 pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Arc<PlanVersion>>>);
 
 impl PlanCache {
-    /// What is known of these, and the keys that are not.
+    /// Returns the cached versions and the keys that are missing.
     pub(super) fn find<'k>(
         &self,
         keys: &'k BTreeSet<PlanKey>,
     ) -> (HashMap<PlanKey, Arc<PlanVersion>>, Vec<&'k PlanKey>) {
         let mut found = HashMap::with_capacity(keys.len());
         let mut missing = Vec::new();
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let cached = self.0.read().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
-            match known.get(key) {
+            match cached.get(key) {
                 Some(plan) => {
                     found.insert(key.clone(), Arc::clone(plan));
                 }
@@ -40,26 +39,26 @@ impl PlanCache {
         (found, missing)
     }
 
-    /// Keeps what was read, and adds it to what was found.
-    pub(super) fn keep(
+    /// Caches the versions that were read, and adds them to those that were found.
+    pub(super) fn insert(
         &self,
         mut found: HashMap<PlanKey, Arc<PlanVersion>>,
         read: Vec<Arc<PlanVersion>>,
     ) -> HashMap<PlanKey, Arc<PlanVersion>> {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() + read.len() > CACHED_VERSIONS_MAX {
-            known.clear();
+        let mut cached = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if cached.len() + read.len() > CACHED_VERSIONS_MAX {
+            cached.clear();
         }
         for plan in read {
             let key = (plan.plan_code.clone(), plan.version);
-            known.insert(key.clone(), Arc::clone(&plan));
+            cached.insert(key.clone(), Arc::clone(&plan));
             found.insert(key, plan);
         }
         found
     }
 }
 
-/// The versions that a subscription names: the one in force, and that of a pending change.
+/// The versions that a subscription refers to: its own and that of a pending change.
 pub(super) fn plan_keys(subscription: &Subscription) -> impl Iterator<Item = PlanKey> + use<> {
     let current = (subscription.plan_code.clone(), subscription.plan_version);
     std::iter::once(current).chain(pending_key(subscription))
@@ -72,7 +71,7 @@ pub(super) fn pending_key(subscription: &Subscription) -> Option<PlanKey> {
     }
 }
 
-/// A version that rows refer to, so it must be there.
+/// A version that a row refers to. It is corrupt if it is missing.
 pub(super) fn plan_of(
     plans: &HashMap<PlanKey, Arc<PlanVersion>>,
     key: &PlanKey,

@@ -1,4 +1,4 @@
-//! A plan version as rows: its terms as one JSON object, and a row for each feature.
+//! Plan versions as rows: one with the terms as a JSON object, and one for each feature.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::domain::plan::{FeatureTerms, PlanVersion, UsageLimit};
 use crate::domain::text::{FeatureCode, PlanCode};
 use crate::domain::time::Timestamp;
 
-/// The fields of a plan version that are columns or rows of their own.
+/// The fields of a plan version that have columns or rows of their own.
 const NOT_TERMS: [&str; 3] = ["plan_code", "version", "features"];
 
-/// All terms but the features, as a JSON object.
+/// All terms except the features, as a JSON object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Terms(pub(super) String);
 
@@ -76,7 +76,7 @@ pub(super) fn feature_rows(plan: &PlanVersion) -> impl Iterator<Item = PlanFeatu
     })
 }
 
-/// The versions that rows say.
+/// Builds plan versions from their rows.
 pub(super) fn plans_of(
     versions: Vec<PlanVersionRow>,
     features: Vec<PlanFeatureRow>,
@@ -98,7 +98,7 @@ pub(super) fn plans_of(
         .collect()
 }
 
-/// Refuses a version that is stored with other terms: a version never changes.
+/// Refuses a version that is stored with other terms, because a version never changes.
 pub(super) fn check_unchanged(plans: &[PlanVersion], stored: &[Arc<PlanVersion>]) -> Result<(), StoreError> {
     for plan in plans {
         if !stored.iter().any(|stored| **stored == *plan) {

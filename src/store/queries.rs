@@ -1,4 +1,4 @@
-//! What the reads take and give, beyond the domain's own rows.
+//! Parameters and results of the reads, besides the rows of the domain.
 
 use std::collections::BTreeSet;
 
@@ -9,15 +9,14 @@ use super::error::StoreError;
 use crate::domain::ids::{Partition, SubscriptionId, WorkspaceId};
 use crate::domain::time::Timestamp;
 
-/// A place in a workspace's history: a row's key. All rows of a command share its instant, so the number decides
-/// among these.
+/// The key of a row in a workspace's history. All rows of a command share `recorded_at`; `seq` orders them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HistoryPosition {
     pub recorded_at: Timestamp,
     pub seq: i64,
 }
 
-/// Which way a list of history goes.
+/// The order of a page of history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// The oldest first.
@@ -36,7 +35,7 @@ pub struct HistoryQuery {
     /// `recorded_at` before.
     pub to: Option<Timestamp>,
     pub order: Order,
-    /// Only rows behind this one, in the order of the page.
+    /// Only rows after this one, in the order of the page.
     pub after: Option<HistoryPosition>,
     pub limit: u32,
 }
@@ -48,8 +47,8 @@ impl HistoryQuery {
         Self { workspace_id, from: None, to: None, order: Order::default(), after: None, limit }
     }
 
-    /// The positions between which its rows lie, both exclusive. Numbers begin at 1, so a number of 0 stands before
-    /// all rows of its instant.
+    /// The lower and upper bound of its rows, both exclusive. Numbers start at 1, so a `seq` of 0 is before all rows
+    /// of its instant.
     pub(super) fn bounds(&self) -> (HistoryPosition, HistoryPosition) {
         let before_all_of = |recorded_at| HistoryPosition { recorded_at, seq: 0 };
         let from = before_all_of(self.from.unwrap_or(Timestamp::MIN));
@@ -62,17 +61,17 @@ impl HistoryQuery {
     }
 }
 
-/// Some of a workspace's history, in the order that was asked for.
+/// A page of a workspace's history, in the order of the query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T> {
-    /// At most as many as were asked for.
+    /// At most `limit` rows.
     pub rows: Vec<T>,
-    /// Whether there are more behind these.
+    /// Whether more rows follow.
     pub has_more: bool,
 }
 
 impl<T> Page<T> {
-    /// From one row more than the limit, where there is one.
+    /// Makes a page of up to `limit + 1` rows; the last one only shows that more follow.
     pub(super) fn of(mut rows: Vec<T>, limit: u32) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;
@@ -91,7 +90,7 @@ pub enum EventQuery {
     OfAll { after: Vec<EventPosition>, limit: u32 },
 }
 
-/// A place in a partition's sequence of events.
+/// The position of an event in its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventPosition {
     pub partition: Partition,
@@ -104,7 +103,7 @@ impl EventPosition {
     }
 }
 
-/// A workspace for which the scheduler has something to do.
+/// A workspace that needs a command of the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueWorkspace {
     pub workspace_id: WorkspaceId,
@@ -113,14 +112,13 @@ pub struct DueWorkspace {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DueWork {
-    /// The period is over. It names the boundary, so that the command can be made without reading
-    /// the workspace.
+    /// The period has ended. It names the boundary, so the command needs no read of the workspace.
     Boundary { subscription_id: SubscriptionId, period_end: Timestamp },
     /// A grant that belongs to no period has expired and still has credits.
     Expiry,
 }
 
-/// A partition that a publisher may write to, for as long as nobody raised its epoch.
+/// A partition that a publisher may write to until another one raises the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub partition: Partition,
@@ -130,7 +128,7 @@ pub struct Lease {
     pub generation: i32,
     /// The last event recorded as published in this generation; 0 before the first.
     pub published_seq: i64,
-    /// Where the stream was found to say something else; publishing is stopped.
+    /// The number of the first event at which the stream differs from the outbox. Publishing is stopped.
     pub diverged_seq: Option<i64>,
 }
 
@@ -154,24 +152,24 @@ pub struct Publication {
     pub seq_to: i64,
 }
 
-/// What came of noting a publication or a divergence.
+/// The result of recording a publication or a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// It is noted now, or was already.
+    /// It is recorded now, or was before.
     Done,
     /// Another publisher has the partition.
     LeaseLost,
 }
 
 impl Recorded {
-    /// The answer for each publication, from the partitions whose leases were in force.
+    /// The result of each publication, given the partitions whose leases were in force.
     pub(super) fn of_each(publications: &[Publication], held: &BTreeSet<Partition>) -> Vec<Self> {
         let is_held = |publication: &Publication| held.contains(&publication.lease.partition);
         publications.iter().map(|of| if is_held(of) { Self::Done } else { Self::LeaseLost }).collect()
     }
 }
 
-/// Where a partition stands.
+/// The publishing status of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionStatus {
     pub partition: Partition,
@@ -185,7 +183,7 @@ pub struct PartitionStatus {
     pub epoch: i64,
     /// Whether the lease is in force.
     pub is_leased: bool,
-    /// When the oldest event that waits was written.
+    /// When the oldest unpublished event was recorded.
     pub oldest_waiting_at: Option<Timestamp>,
 }
 

@@ -1,4 +1,4 @@
-//! All that the API and the scheduler ask of a database, in statements that both share.
+//! The reads of the API and the scheduler, with the statements that both databases share.
 
 use std::ops::DerefMut;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::columns::{Fields, Stored};
 use super::dialect::{Dialect, Parameters, each, rows};
-use super::error::{StoreError, in_time};
+use super::error::{StoreError, with_answer_timeout};
 use super::load::{states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page};
@@ -23,7 +23,7 @@ use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
-/// A database that can be read from. Whoever is one, [`Reads`] all that the API and the scheduler ask for.
+/// A database that can be read. [`Reads`] is implemented for every one.
 pub(super) trait Database: Send + Sync {
     type Connection: Dialect;
     type Guard: DerefMut<Target = Self::Connection> + Send;
@@ -31,15 +31,15 @@ pub(super) trait Database: Send + Sync {
     /// A connection for reading.
     fn reader(&self) -> impl Future<Output = Result<Self::Guard, StoreError>> + Send;
 
-    /// The same in a transaction: all that is read on it is of one moment.
+    /// A connection in a transaction, whose reads all see the same snapshot.
     fn view(&self) -> impl Future<Output = Result<impl DerefMut<Target = Self::Connection> + Send, StoreError>> + Send;
 
     fn plan_cache(&self) -> &PlanCache;
 
-    /// Runs every invariant in one view of the database.
+    /// Runs every invariant in one snapshot.
     fn run_invariants(&self, limit: u32) -> impl Future<Output = Result<Vec<AuditFinding>, StoreError>> + Send;
 
-    /// Answers when the database does, on a connection that commands use.
+    /// Checks that the database answers, on a connection that commands use.
     fn answer(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
@@ -48,7 +48,7 @@ async fn list<D: Database, T: Table + Send>(
     statement: &'static Statement,
     parameters: Parameters<'_>,
 ) -> Result<Vec<T>, StoreError> {
-    in_time(async { rows(&database.reader().await?.list(statement, parameters).await?) }).await
+    with_answer_timeout(async { rows(&database.reader().await?.list(statement, parameters).await?) }).await
 }
 
 async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
@@ -77,13 +77,13 @@ async fn due<D: Database>(
     parameters: Parameters<'_>,
     read: impl Fn(Fields<'_>) -> Result<DueWorkspace, StoreError> + Send,
 ) -> Result<Vec<DueWorkspace>, StoreError> {
-    in_time(async { each(&database.reader().await?.list(statement, parameters).await?, read) }).await
+    with_answer_timeout(async { each(&database.reader().await?.list(statement, parameters).await?, read) }).await
 }
 
 #[async_trait]
 impl<D: Database> Reads for D {
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut view = self.view().await?;
             let mut found = states(&mut *view, self.plan_cache(), &[workspace_id]).await?;
             Ok(found.remove(&workspace_id).map(|state| *state))
@@ -118,7 +118,7 @@ impl<D: Database> Reads for D {
                 list(self, &D::Connection::statements().events_of_workspace, parameters).await
             }
             EventQuery::OfAll { after, limit } => {
-                in_time(async { self.reader().await?.events_after(after, *limit).await }).await
+                with_answer_timeout(async { self.reader().await?.events_after(after, *limit).await }).await
             }
         }
     }
@@ -128,7 +128,7 @@ impl<D: Database> Reads for D {
     }
 
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut reader = self.reader().await?;
             let found = reader.list(&D::Connection::statements().offered_plans, Parameters::default()).await?;
             let keys: Vec<PlanKey> = each(&found, |mut row| Ok((row.next()?, row.next()?)))?;
@@ -166,6 +166,6 @@ impl<D: Database> Reads for D {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        in_time(self.answer()).await
+        with_answer_timeout(self.answer()).await
     }
 }

@@ -1,4 +1,4 @@
-//! The statements that both databases share: what a batch looks up, and the lists of the API and the scheduler.
+//! The statements that both databases share: the look-ups of a batch, and the lists of the API and the scheduler.
 //!
 //! Placeholders are `$1`, `$2` … in both. A list of keys is a `from` item named `k`, which each database writes in its
 //! own way; it always comes first, and a statement with one has no other parameter. A page is one range of the index
@@ -27,21 +27,21 @@ const PLAN: &[KeyColumn] = &[("plan_code", Kind::Text)];
 const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind::Integer)];
 const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
 
-/// How a database writes what the two do not have in common.
+/// The parts of a shared statement that each database writes in its own way.
 pub(super) trait Syntax {
     /// A list of keys as a `from` item named `k`.
     fn key_list(key: &[KeyColumn]) -> String;
 
-    /// Tells the planner to use an index that it would not choose.
+    /// A hint for the planner to use the index.
     fn indexed_by(index: &str) -> String;
 }
 
 #[derive(Debug)]
 pub(super) struct Statement {
     pub(super) text: String,
-    /// What it looks up, or nothing: then it has parameters.
+    /// The columns of the keys that it looks up. A list has none: it has parameters.
     pub(super) key: &'static [KeyColumn],
-    /// What finds the rows, with the names of PostgreSQL; nothing, where a small table is read whole.
+    /// The index that finds the rows, by its name in PostgreSQL. Empty if a small table is read whole.
     pub(super) index: &'static str,
 }
 
@@ -85,7 +85,7 @@ const PLANS: &str = "
 select p.plan_code, (select max(v.version) from plan_versions v where v.plan_code = p.plan_code), p.retired_at is null
 from {keys} cross join plans p where p.plan_code = k.plan_code";
 
-/// The rows are locked, so that replicas that start at once store new versions one after the other.
+/// Locks the rows, so that replicas that start at once store new versions one after the other.
 const OFFER_PLANS: &str = "
 insert into plans (plan_code, source) select distinct k.plan_code, 'file' from {keys} where true order by 1
 on conflict (plan_code) do update set retired_at = null";
@@ -102,7 +102,7 @@ const DUE_BOUNDARIES: &str = "
 select workspace_id, subscription_id, period_end from subscriptions
 where status = 'active' and period_end <= $1 order by period_end limit $2";
 
-/// The inner limit bounds what is read, the outer one what is returned.
+/// The inner limit bounds the rows read, the outer one the rows returned.
 const DUE_EXPIRIES: &str = "
 select workspace_id from (
     select workspace_id, expires_at from credit_grants
@@ -149,7 +149,7 @@ impl Statements {
         }
     }
 
-    /// Each text and its index, for the tests.
+    /// Each text and its index, for tests.
     pub(super) fn all(&self) -> Vec<(&str, &'static str)> {
         let Self { commands, workspaces, overrides, counters, open_grants, stale, payments, .. } = self;
         let Self { plans, versions, features, offer_plans, retire_others, offered_plans, .. } = self;
@@ -173,7 +173,7 @@ fn lookup<S: Syntax>(key: &'static [KeyColumn], index: &'static str, text: &str)
     Statement { text, key, index }
 }
 
-/// A primary key is used unasked.
+/// A primary key is used without a hint.
 fn hint<S: Syntax>(index: &str) -> String {
     if index.ends_with("_pkey") { String::new() } else { S::indexed_by(index) }
 }
@@ -203,7 +203,7 @@ fn of<S: Syntax, T: Table>(index: &'static str, filter: &str) -> Statement {
     list(index, &format!("select {} from {} t {} where {filter}", T::select("t"), T::NAME, hint::<S>(index)))
 }
 
-/// A page of the workspace $1, behind the position ($2, $3), before ($4, $5), of at most $6 rows.
+/// Pages of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.
 fn pages<S: Syntax, T: Table>(index: &'static str, filter: &str) -> [Statement; 2] {
     ["asc", "desc"].map(|order| {
         let filter = format!(

@@ -1,4 +1,4 @@
-//! Putting the states of workspaces together from their rows.
+//! Builds the states of workspaces from their rows.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,14 +15,14 @@ use crate::domain::subscription::Subscription;
 use crate::domain::text::FeatureCode;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 
-/// The rows of some workspaces, each of a table of its own.
+/// The rows of some workspaces, by table.
 #[derive(Default)]
 pub(super) struct StateRows {
-    /// Those that every workspace has one of.
+    /// The tables that have exactly one row per workspace.
     pub(super) heads: Vec<(Workspace, WorkspaceCredits, Subscription)>,
     pub(super) overrides: Vec<FeatureOverride>,
     pub(super) counters: Vec<UsageCounter>,
-    /// Only open ones.
+    /// Open grants only.
     pub(super) grants: Vec<Grant>,
 }
 
@@ -65,7 +65,7 @@ impl StateRows {
     }
 }
 
-/// Lets a counter share the feature code's text with its plan: states are cached by the ten thousand.
+/// Lets a counter share the feature code's text with its plan, because thousands of states are cached.
 fn share_code(counter: &mut UsageCounter, plan: &PlanVersion) {
     let CounterSubject::Feature(code) = &counter.subject;
     if let Some((shared, _)) = plan.features.get_key_value(code) {

@@ -1,8 +1,8 @@
-//! The tables that are written in batches: for each, its columns and the type of its rows, spelled once.
+//! The tables that are written in batches. A descriptor names the columns of each, once.
 //!
-//! A field has one column of its own name, or the columns in brackets behind it. The order is the migrations': a
-//! test holds the two equal (`tests/conformance/migrations.rs`). From here come the lists of columns, the inserts and updates of
-//! both dialects, and the decoding of rows.
+//! A field is one column of the same name, or the columns in brackets behind it. Their order is that of the migrations,
+//! which a test compares (`tests/conformance/migrations.rs`). The lists of columns, the inserts and updates of both
+//! databases and the decoding of rows are made from the descriptors.
 
 use super::columns::{Columns, Fields, Kind, WriteValue};
 use super::error::StoreError;
@@ -36,7 +36,7 @@ pub(super) trait Table: Sized {
 
     fn columns() -> Vec<Column>;
 
-    /// Gives all columns in order.
+    /// Writes all columns in order.
     fn put(&self, row: &mut impl WriteValue);
 
     /// Reads all columns in order.
@@ -48,7 +48,7 @@ pub(super) trait Table: Sized {
     }
 }
 
-/// A list of columns, each written as the function says, given its place and itself.
+/// A list of columns, each formatted by the function from its place and itself.
 pub(super) fn list(columns: &[Column], write: impl Fn(usize, &Column) -> String) -> String {
     columns.iter().enumerate().map(|(place, column)| write(place, column)).collect::<Vec<_>>().join(", ")
 }
@@ -71,7 +71,7 @@ macro_rules! names {
     };
 }
 
-/// A column behind `+` is derived from the row: it is written, and not read.
+/// A column behind `+` is derived from the row: it is written but not read.
 macro_rules! table {
     ($table:ident($($key:ident),+): $row:ty {
         $($field:ident $([$($column:ident),+])?),+
@@ -166,7 +166,7 @@ table!(outbox_partitions(partition_id): PartitionHead {
     partition [partition_id], seq, last_event_id, version
 });
 
-/// All of them, each with its columns.
+/// The name and the columns of each table.
 pub(super) fn all() -> Vec<(&'static str, Vec<&'static str>)> {
     fn of<T: Table>() -> (&'static str, Vec<&'static str>) {
         (T::NAME, T::columns().iter().map(|column| column.name).collect())

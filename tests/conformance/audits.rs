@@ -1,4 +1,4 @@
-//! The audit: a sound database has no finding, and every fault that is put into it is found.
+//! The audit: a correct database has no findings, and every fault that a test introduces is found.
 
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::PARTITIONS;
@@ -41,7 +41,7 @@ async fn found_after_more(db: &impl TestDatabase, fault: &str) -> Vec<&'static s
     names
 }
 
-pub async fn a_sound_database_has_no_finding(db: &impl TestDatabase) {
+pub async fn a_correct_database_has_no_findings(db: &impl TestDatabase) {
     assert_eq!(audit(db).await, []);
     sound(db).await;
     assert_eq!(audit(db).await, []);
@@ -135,7 +135,7 @@ pub async fn a_changed_counter_is_found(db: &impl TestDatabase) {
     assert_eq!(found, ["counter-is-sum-of-usage-logs"]);
 }
 
-pub async fn usage_that_no_counter_counts_is_found(db: &impl TestDatabase) {
+pub async fn usage_without_a_counter_is_found(db: &impl TestDatabase) {
     let found = found_after(db, "delete from usage_counters where used_credits > 0").await;
     assert_eq!(found, ["usage-has-counter"]);
 }
@@ -170,7 +170,7 @@ pub async fn history_that_is_not_in_order_is_found(db: &impl TestDatabase) {
     }
 }
 
-/// The streams would have them the other way round.
+/// The streams would have them in the other order.
 pub async fn events_out_of_order_are_found(db: &impl TestDatabase) {
     sound(db).await;
     let seq =

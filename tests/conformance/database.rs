@@ -1,4 +1,4 @@
-//! What the suite needs from a kind of database, beyond the store on it.
+//! What the suite needs from a database besides its store.
 
 use async_trait::async_trait;
 use visionscope_billing::store::Store;
@@ -12,10 +12,10 @@ pub trait TestDatabase: Send + Sync + Sized {
 
     fn store(&self) -> &dyn Store;
 
-    /// Runs a statement as anybody could who has the database.
+    /// Runs a statement with the rights of a user of the database.
     async fn execute(&self, sql: &str) -> Result<(), String>;
 
-    /// Runs a statement with triggers and foreign keys off, as a fault would.
+    /// Runs a statement without triggers and foreign keys, to introduce a fault.
     async fn tamper(&self, sql: &str);
 
     /// The columns of a table in order, without generated ones.

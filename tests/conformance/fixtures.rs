@@ -1,4 +1,4 @@
-//! Change sets by hand: a small world of workspaces whose rows agree with each other.
+//! Handmade change sets: a few workspaces whose rows are consistent.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +72,7 @@ pub fn plan(code: &str, version: i32) -> PlanVersion {
     }
 }
 
-/// A row with whether it is in the database and whether it must be written.
+/// A row, whether it is stored, and whether it must be written.
 #[derive(Clone)]
 struct Tracked<T> {
     row: T,
@@ -99,7 +99,7 @@ impl<T: Clone> Tracked<T> {
     }
 }
 
-/// Workspaces and what happened to them, not yet or already stored.
+/// Workspaces and their history, stored or not.
 #[derive(Clone, Default)]
 pub struct World {
     heads: BTreeMap<Partition, PartitionHead>,
@@ -115,12 +115,12 @@ impl World {
         Self::default()
     }
 
-    /// One whose ids are not those of the first so many of another.
+    /// A world whose ids start after the given number of ids.
     pub fn after(ids: u128) -> Self {
         Self { ids, ..Self::default() }
     }
 
-    /// Another writer who knows the same, with ids of its own.
+    /// Another writer with the same state and ids of its own.
     pub fn beside(&self) -> Self {
         Self { ids: self.ids + 1000, ..self.clone() }
     }
@@ -265,12 +265,12 @@ impl World {
         });
     }
 
-    /// What is not written yet, to be bent by a test before it is committed.
+    /// The changes that are not written yet, for a test to alter before it commits them.
     pub fn pending(&mut self) -> &mut ChangeSet {
         &mut self.pending
     }
 
-    /// All that happened since the last time, as one change set.
+    /// All changes since the last call, as one change set.
     pub fn take(&mut self) -> ChangeSet {
         let mut changes = std::mem::take(&mut self.pending);
         let touched: std::collections::BTreeSet<_> =
@@ -286,27 +286,27 @@ impl World {
         changes
     }
 
-    /// Commits all that happened since the last time.
+    /// Commits all changes since the last call.
     pub async fn store(&mut self, store: &dyn Store) {
         let changes = self.take();
         commit(store, changes).await.unwrap();
     }
 }
 
-/// Locks what the change set touches and commits it.
+/// Locks the partitions of the change set and commits it.
 pub async fn commit(store: &dyn Store, changes: ChangeSet) -> Result<(), StoreError> {
     let mut tx = store.begin().await.unwrap();
     tx.load(&keys_of(changes.commands.iter().map(|command| command.workspace_id))).await.unwrap();
     tx.commit(&changes).await
 }
 
-/// Reads what is under the keys and lets the locks go.
+/// Loads the keys and releases the locks.
 pub async fn load(store: &dyn Store, keys: &KeySet) -> Snapshot {
     let mut tx = store.begin().await.unwrap();
     tx.load(keys).await.unwrap()
 }
 
-/// A database with the plan and that many workspaces of partition 3.
+/// Stores the plan and that many workspaces of partition 3.
 pub async fn world_of(store: &dyn Store, workspaces: usize) -> World {
     store.put_plans(&[plan("pro", 1)], at(0)).await.unwrap();
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! One suite for every store: what a store promises, it promises on each database.
+//! One suite for every store.
 //!
 //! A test takes a [`database::TestDatabase`], a fresh and migrated database of its own, and makes
 //! its change sets by hand: no command is decided here. To hold another store to the suite, give it

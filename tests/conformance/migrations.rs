@@ -1,4 +1,4 @@
-//! Migrating: the schema is what the code says, and no other one is taken over.
+//! Migrations: the schema matches the code, and a database of another schema is refused.
 
 use visionscope_billing::store::{StoreError, tables};
 
@@ -12,8 +12,8 @@ pub async fn every_table_has_the_columns_that_its_descriptor_says(db: &impl Test
     }
 }
 
-/// There is no way from the schemas of before the first release.
-pub async fn a_database_of_another_schema_is_refused_with_a_word_on_what_to_do(db: &impl TestDatabase) {
+/// Schemas from before the first release cannot be upgraded.
+pub async fn a_database_of_another_schema_is_refused_with_instructions(db: &impl TestDatabase) {
     for other in [
         "update _sqlx_migrations set checksum = substr(checksum, 2)",
         "update _sqlx_migrations set version = version + 1000",

@@ -1,4 +1,4 @@
-//! The outbox: leases, batches, generations and what the operator sees.
+//! The outbox: leases, batches, generations and the status.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::fixtures::{at, workspace, world_of};
 
 const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(1);
-/// Time enough for a short lease to end.
+/// Long enough for a short lease to expire.
 const AFTER_SHORT: Duration = Duration::from_millis(60);
 
 fn partition() -> Partition {
@@ -65,7 +65,7 @@ pub async fn renewing_keeps_the_epoch_and_taking_over_raises_it(db: &impl TestDa
     tokio::time::sleep(AFTER_SHORT).await;
     assert_eq!(lease(db, "two", SHORT).await.unwrap().epoch, 2);
     tokio::time::sleep(AFTER_SHORT).await;
-    // The same owner after a lapse: somebody else could have been there in between.
+    // The same owner after its lease expired: another one could have had it in between.
     assert_eq!(lease(db, "two", LONG).await.unwrap().epoch, 3);
 }
 
@@ -143,7 +143,7 @@ pub async fn partitions_are_recorded_together_but_for_one_whose_lease_is_lost(db
     assert_eq!(db.store().record(&[]).await.unwrap(), []);
 }
 
-pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl TestDatabase) {
+pub async fn a_new_generation_starts_empty_and_clears_a_divergence(db: &impl TestDatabase) {
     five_events(db).await;
     let old = lease(db, "one", LONG).await.unwrap();
     record(db, &old, 4).await;
@@ -163,7 +163,7 @@ pub async fn a_new_generation_begins_empty_and_lifts_a_divergence(db: &impl Test
     assert_eq!(db.integers(batches).await, [[1, 1, 4], [2, 1, 5]]);
 }
 
-pub async fn the_status_tells_what_waits(db: &impl TestDatabase) {
+pub async fn the_status_shows_unpublished_events(db: &impl TestDatabase) {
     assert_eq!(status(db).await.oldest_waiting_at, None);
     five_events(db).await;
     let own = lease(db, "one", LONG).await.unwrap();
@@ -176,7 +176,7 @@ pub async fn the_status_tells_what_waits(db: &impl TestDatabase) {
     assert_eq!(status(db).await.oldest_waiting_at, None);
 }
 
-pub async fn the_view_tells_which_events_are_published(db: &impl TestDatabase) {
+pub async fn the_view_shows_which_events_are_published(db: &impl TestDatabase) {
     const VIEW: &str = "select cast(seq as bigint), cast(cast(published as integer) as bigint),
         cast(cast(published_at is null as integer) as bigint) from event_outbox_published order by seq";
     five_events(db).await;

@@ -1,4 +1,4 @@
-//! Plans: one definition per version, for ever.
+//! Plans: the terms of a version never change.
 
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::snapshot::KeySet;

@@ -137,7 +137,7 @@ async fn every_statement_prepares() {
 async fn every_list_and_look_up_uses_its_index() {
     let db = PostgresDatabase::create().await;
     let mut connection = db.connection().await;
-    // As the server's own connections have it.
+    // The settings of the server's own connections.
     connection.execute("set plan_cache_mode = force_generic_plan; set enable_seqscan = off").await.unwrap();
     connection.execute("set enable_hashjoin = off; set enable_mergejoin = off").await.unwrap();
     for (n, (statement, index)) in indexes().into_iter().filter(|(_, index)| !index.is_empty()).enumerate() {
@@ -156,9 +156,9 @@ async fn every_list_and_look_up_uses_its_index() {
     db.destroy().await;
 }
 
-/// As two replicas would write that decided on the same head.
+/// Two replicas have decided on the same head.
 #[tokio::test]
-async fn events_follow_those_that_others_wrote_meanwhile() {
+async fn events_are_numbered_behind_those_of_other_replicas() {
     let db = PostgresDatabase::create().await;
     let mut world = world_of(db.store(), 2).await;
     let mut other = world.beside();
@@ -208,7 +208,7 @@ async fn waiting_too_long_for_a_partition_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_unavailable_and_its_password_is_not_told() {
+async fn an_unreachable_server_is_unavailable_and_its_password_is_not_shown() {
     let config = PostgresConfig::new(SecretString::from("postgres://u:hunter2@127.0.0.1:1/none".to_owned()));
     let error = PostgresStore::connect(&config).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
@@ -236,7 +236,7 @@ fn the_defaults_are_those_of_the_configuration_and_each_wait_is_within_the_next(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_reads_keep_no_command_waiting() {
+async fn slow_reads_do_not_delay_commands() {
     let db = PostgresDatabase::create().await;
     let mut blocker = db.connection().await;
     blocker.execute("begin; lock table event_outbox in access exclusive mode").await.unwrap();

@@ -15,7 +15,7 @@ use visionscope_billing::store::queries::{
 use crate::database::TestDatabase;
 use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
 
-/// Seven deductions, one a second, those of odd seconds of another feature.
+/// Seven deductions, one per second. Those of odd seconds are of another feature.
 async fn seven_deductions(db: &impl TestDatabase) -> World {
     let mut world = world_of(db.store(), 2).await;
     for n in 1..=7 {
@@ -58,7 +58,7 @@ pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
     assert_eq!(db.store().workspace(workspace(1)).await.unwrap(), None);
 }
 
-pub async fn usage_pages_go_both_ways_without_a_gap_or_a_repetition(db: &impl TestDatabase) {
+pub async fn usage_pages_have_no_gap_and_no_repetition_in_either_order(db: &impl TestDatabase) {
     seven_deductions(db).await;
     for (order, expected) in [
         (Order::Descending, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]),
@@ -293,7 +293,7 @@ pub async fn a_grant_that_expired_unbooked_is_due_once_per_workspace(db: &impl T
     assert_eq!(db.store().due_boundaries(at(20), 10).await.unwrap(), []);
 }
 
-pub async fn many_expired_grants_of_one_workspace_do_not_make_the_look_longer(db: &impl TestDatabase) {
+pub async fn many_expired_grants_of_one_workspace_do_not_slow_the_query(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 2).await;
     let expiring = |workspace_id: WorkspaceId, n: u128, end: i64| Grant {
         source: GrantSource::Purchase,

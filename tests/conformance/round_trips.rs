@@ -1,4 +1,4 @@
-//! What is written is read again, the same to the last bit.
+//! Rows are read exactly as they were written.
 
 use std::collections::BTreeSet;
 
@@ -202,7 +202,7 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     assert_eq!(db.store().workspace(workspace(1)).await.unwrap(), untouched);
 }
 
-pub async fn open_grants_come_in_burn_order_and_closed_ones_not_at_all(db: &impl TestDatabase) {
+pub async fn open_grants_are_loaded_in_burn_order_and_closed_ones_are_not(db: &impl TestDatabase) {
     let id = workspace(0);
     let mut world = world_of(db.store(), 1).await;
     let grant = |n: u128| new_grant(id, GrantId(Uuid::from_u128(n)), Credits::whole(1));
@@ -220,7 +220,7 @@ pub async fn open_grants_come_in_burn_order_and_closed_ones_not_at_all(db: &impl
     assert_eq!(loaded.len(), 5);
 }
 
-pub async fn keys_that_do_not_exist_load_as_nothing(db: &impl TestDatabase) {
+pub async fn unknown_keys_load_nothing(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     let known = world.command(workspace(0), "DeductCredits", "accepted", at(1));
     let mut keys = keys_of([workspace(1), workspace(2)]);

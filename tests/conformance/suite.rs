@@ -23,21 +23,21 @@ macro_rules! suite {
                 amounts_at_both_bounds_survive,
                 microseconds_survive_in_the_first_and_the_last_year,
                 an_updated_row_is_read_with_its_new_values,
-                open_grants_come_in_burn_order_and_closed_ones_not_at_all,
-                keys_that_do_not_exist_load_as_nothing,
+                open_grants_are_loaded_in_burn_order_and_closed_ones_are_not,
+                unknown_keys_load_nothing,
                 used_payment_references_and_newest_plans_are_loaded_when_asked_for,
             }
             writes {
                 a_dropped_transaction_leaves_nothing,
                 a_workspace_with_another_version_is_a_conflict,
-                a_stale_workspace_is_told_by_its_version,
+                stale_workspaces_are_found_by_their_version,
                 an_optimistic_write_matches_a_locked_one,
                 a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
                 a_used_payment_reference_is_a_conflict_and_nothing_is_written,
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
                 a_debt_beyond_the_overdraft_is_corrupt_and_nothing_is_written,
                 an_update_of_a_row_that_does_not_exist_is_refused,
-                what_history_names_is_not_deleted,
+                rows_that_history_refers_to_cannot_be_deleted,
                 a_second_reset_of_a_period_is_a_conflict,
                 history_can_be_neither_updated_nor_deleted,
                 write_transactions_on_one_partition_are_serial,
@@ -45,7 +45,7 @@ macro_rules! suite {
             }
             reads {
                 an_unknown_workspace_is_none,
-                usage_pages_go_both_ways_without_a_gap_or_a_repetition,
+                usage_pages_have_no_gap_and_no_repetition_in_either_order,
                 usage_is_filtered_by_feature_and_time,
                 the_ledger_is_paged_and_filtered_by_grant_and_time,
                 a_page_says_whether_there_is_more,
@@ -57,7 +57,7 @@ macro_rules! suite {
                 an_event_is_found_only_by_its_own_workspace,
                 a_period_that_is_over_is_due,
                 a_grant_that_expired_unbooked_is_due_once_per_workspace,
-                many_expired_grants_of_one_workspace_do_not_make_the_look_longer,
+                many_expired_grants_of_one_workspace_do_not_slow_the_query,
                 a_live_store_answers_a_ping,
             }
             plans {
@@ -77,23 +77,23 @@ macro_rules! suite {
                 a_recorded_batch_continues_where_the_last_one_ended,
                 a_lost_lease_records_nothing,
                 partitions_are_recorded_together_but_for_one_whose_lease_is_lost,
-                a_new_generation_begins_empty_and_lifts_a_divergence,
-                the_status_tells_what_waits,
-                the_view_tells_which_events_are_published,
+                a_new_generation_starts_empty_and_clears_a_divergence,
+                the_status_shows_unpublished_events,
+                the_view_shows_which_events_are_published,
             }
             migrations {
                 every_table_has_the_columns_that_its_descriptor_says,
-                a_database_of_another_schema_is_refused_with_a_word_on_what_to_do,
+                a_database_of_another_schema_is_refused_with_instructions,
             }
             audits {
-                a_sound_database_has_no_finding,
+                a_correct_database_has_no_findings,
                 a_changed_balance_is_found,
                 a_missing_usage_log_is_found,
                 a_gap_in_the_ledger_is_found,
                 a_missing_event_is_found,
                 a_changed_grant_is_found,
                 a_changed_counter_is_found,
-                usage_that_no_counter_counts_is_found,
+                usage_without_a_counter_is_found,
                 a_refused_command_with_an_entry_is_found,
                 a_refusal_without_its_event_is_found,
                 a_second_event_of_one_deduction_is_found,

@@ -1,4 +1,4 @@
-//! All or nothing, one after the other, and never what an invariant forbids.
+//! Writes are atomic and serial, and keep the invariants.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -22,12 +22,12 @@ const ROWS: &str = "select (select cast(count(*) as bigint) from commands),
     (select cast(sum(current_credits) as bigint) from workspace_credits),
     (select cast(sum(seq * 1000 + version) as bigint) from outbox_partitions)";
 
-/// Commits what must fail, and checks that it left nothing.
+/// Commits a change set that must fail, and checks that nothing was written.
 async fn refused(db: &impl TestDatabase, changes: ChangeSet) -> StoreError {
     let before = db.integers(ROWS).await;
     let error = commit(db.store(), changes.clone()).await.unwrap_err();
     assert_eq!(db.integers(ROWS).await, before, "{error:?}");
-    // Without a look before, it is refused for the same reason.
+    // An optimistic write is refused for the same reason.
     let unseen = db.store().write(&changes).await.unwrap_err();
     assert_eq!(std::mem::discriminant(&unseen), std::mem::discriminant(&error), "{unseen:?} and {error:?}");
     assert_eq!(db.integers(ROWS).await, before, "{unseen:?}");
@@ -44,7 +44,7 @@ async fn assert_corrupt(db: &impl TestDatabase, changes: ChangeSet) {
     assert!(matches!(error, StoreError::Corrupt(_)), "{error:?}");
 }
 
-/// A sound deduction of workspace 0, to be bent.
+/// A valid deduction of workspace 0, for a test to alter.
 async fn deduction(db: &impl TestDatabase) -> ChangeSet {
     let mut world = world_of(db.store(), 2).await;
     world.deduct(workspace(0), Credits::whole(1), at(1)).take()
@@ -55,7 +55,7 @@ pub async fn a_dropped_transaction_leaves_nothing(db: &impl TestDatabase) {
     let mut tx = db.store().begin().await.unwrap();
     tx.load(&keys_of([workspace(0)])).await.unwrap();
     drop(tx);
-    // Its lock is gone too.
+    // Its lock is released too.
     commit(db.store(), changes).await.unwrap();
     assert_eq!(db.store().workspace(workspace(0)).await.unwrap().unwrap().credits.usage_seq, 1);
 }
@@ -70,7 +70,7 @@ pub async fn a_workspace_with_another_version_is_a_conflict(db: &impl TestDataba
     commit(db.store(), changes).await.unwrap();
 }
 
-pub async fn a_stale_workspace_is_told_by_its_version(db: &impl TestDatabase) {
+pub async fn stale_workspaces_are_found_by_their_version(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 2).await;
     let version_of = async |n| db.store().workspace(workspace(n)).await.unwrap().unwrap().credits.version;
     let known = [(workspace(0), version_of(0).await), (workspace(1), version_of(1).await), (workspace(7), 1)];
@@ -107,7 +107,7 @@ pub async fn a_used_idempotency_key_is_a_conflict_and_nothing_is_written(db: &im
     let mut again = world.deduct(workspace(0), Credits::whole(1), at(2)).take();
     again.commands[0].idempotency_key = key.clone();
     assert_conflict(db, again).await;
-    // In another workspace it is another key.
+    // Another workspace can use the same key.
     let mut other = World::after(1000);
     let mut elsewhere = other.provision(workspace_in(Partition::new(5).unwrap(), 0)).take();
     elsewhere.commands[0].idempotency_key = key;
@@ -169,7 +169,7 @@ pub async fn an_update_of_a_row_that_does_not_exist_is_refused(db: &impl TestDat
     assert_corrupt(db, subscriptions).await;
 }
 
-pub async fn what_history_names_is_not_deleted(db: &impl TestDatabase) {
+pub async fn rows_that_history_refers_to_cannot_be_deleted(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     world.deduct(workspace(0), Credits::whole(1), at(1)).store(db.store()).await;
     let before = db.integers(ROWS).await;

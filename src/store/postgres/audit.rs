@@ -14,14 +14,14 @@ use crate::store::queries::AuditFinding;
 /// An audit reads all of history, so it gets more time than anything else.
 pub(super) const TIMEOUT: Duration = Duration::from_mins(30);
 
-/// Whole tables are read, so the planner must be free again, and the clock longer. A limit, or statistics
-/// that are not there yet, would make it look up row by row what it is to read once.
+/// An audit reads whole tables, so it allows every plan except nested loops, and a longer timeout. With a limit, or
+/// without statistics, the planner would choose nested loops where a hash join is needed.
 pub(super) const AUDIT_SETTINGS: &str = "
 select set_config('statement_timeout', $1, true), set_config('plan_cache_mode', 'auto', true),
     set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
     set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true)";
 
-/// Runs every invariant in one view of the database.
+/// Runs every invariant in one snapshot.
 pub(super) async fn run(pool: &PgPool, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
     let mut tx = pool.begin_with(BEGIN_READING).await.map_err(store_error)?;
     let timeout_ms = TIMEOUT.as_millis().to_string();

@@ -1,9 +1,8 @@
-//! The connections that write: a small pool whose connections come back without a word to the server.
+//! The connections that write: a small pool that does not ping a connection when it is returned.
 //!
-//! The pool for reads asks the server, each time a connection comes back, whether it still works; for
-//! a batch that is one statement that would double the round trips. Here a connection comes back only
-//! when what it did last is known to have ended; every other one is closed, which ends whatever it
-//! may still be in and lets its locks go.
+//! The pool for reads pings each connection that is returned. For a batch of one statement that would
+//! double the round trips. Here a connection is returned only after its last statement has ended; any
+//! other connection is closed, which ends its transaction and releases its locks.
 
 use std::time::Duration;
 
@@ -15,11 +14,11 @@ use sqlx::{ConnectOptions, Connection, Executor};
 use super::error::store_error;
 use crate::store::error::StoreError;
 
-/// A connection that was idle for less is taken as it is: a ping would cost each batch a round trip.
+/// A connection that was idle for less is used without a ping, which would cost each batch a round trip.
 pub(super) const TRUSTED_WHEN_IDLE: Duration = Duration::from_secs(1);
-/// An older connection is replaced, so that a server's sessions are spread anew after a failover.
+/// An older connection is replaced, so that sessions are balanced again after a failover.
 const MAX_AGE: Duration = Duration::from_mins(30);
-/// How long a transaction may take to be rolled back before its connection is closed instead.
+/// How long a rollback may take before the connection is closed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -36,7 +35,7 @@ impl managed::Manager for Manager {
 
     async fn recycle(&self, connection: &mut PgConnection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
         if metrics.age() > MAX_AGE {
-            return Err(RecycleError::message("it has had its time"));
+            return Err(RecycleError::message("the connection has reached its maximum age"));
         }
         if metrics.last_used() > TRUSTED_WHEN_IDLE {
             Box::pin(connection.ping()).await?;
@@ -53,7 +52,7 @@ pub(super) struct Writers {
 }
 
 impl Writers {
-    /// As many connections at most, each opened when it is first needed.
+    /// A pool of at most so many connections. Each is opened when it is first needed.
     pub(super) fn new(options: PgConnectOptions, connections: u32, wait: Duration) -> Result<Self, StoreError> {
         let config = PoolConfig {
             max_size: usize::try_from(connections).unwrap_or(usize::MAX),
@@ -69,7 +68,7 @@ impl Writers {
         &self.pool.manager().0
     }
 
-    /// How long it waits for a free connection, or a new one.
+    /// How long it waits for a free or a new connection.
     pub(super) const fn wait(&self) -> Duration {
         self.wait
     }
@@ -89,7 +88,7 @@ impl Writers {
         Ok(Transaction(Some(held)))
     }
 
-    /// Closes all connections that are idle; the others are closed when they come back.
+    /// Closes the idle connections now, and the others when they are returned.
     pub(super) fn close(&self) {
         self.pool.close();
     }
@@ -109,8 +108,8 @@ impl Held {
         self.0.as_mut().expect("it is held until it is consumed")
     }
 
-    /// Gives it back. To be called when its last statement has been answered, and outside a transaction.
-    pub(super) fn put_back(mut self) {
+    /// Returns the connection. To be called after its last statement has ended, and outside a transaction.
+    pub(super) fn give_back(mut self) {
         drop(self.0.take());
     }
 }
@@ -134,7 +133,7 @@ impl Transaction {
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         self.connection().execute(COMMIT).await.map_err(store_error)?;
         if let Some(held) = self.0.take() {
-            held.put_back();
+            held.give_back();
         }
         Ok(())
     }
@@ -146,7 +145,7 @@ impl Drop for Transaction {
         runtime.spawn(async move {
             let rollback = held.connection().execute(ROLLBACK);
             if let Ok(Ok(_)) = tokio::time::timeout(ROLLBACK_TIMEOUT, rollback).await {
-                held.put_back();
+                held.give_back();
             }
         });
     }

@@ -1,4 +1,4 @@
-//! The database that a store works on: its settings, its pools, and how long anything may take.
+//! The settings, pools and timeouts of a PostgreSQL database.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,28 +16,28 @@ use super::error::store_error;
 use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
 
-/// The most that the server may be given for one statement: less than [`ANSWER_TIMEOUT`].
+/// The longest statement timeout that can be configured: less than [`ANSWER_TIMEOUT`].
 pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a connection that comes back may take to show that it still works.
+/// How long a returned connection may take to answer a ping.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long migrating may take, and waiting for another replica that migrates.
+/// How long migrating may take, including the wait for another replica that migrates.
 pub(super) const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long closing waits for connections that are in use.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the database is, and how long to wait for it.
+/// The address of the database, and its timeouts.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
     pub url: SecretString,
-    /// For write transactions of commands.
+    /// Connections for write transactions of commands.
     pub max_connections: u32,
-    /// For everything else: reads and the publisher.
+    /// Connections for everything else: reads and the publisher.
     pub read_connections: u32,
-    /// For a free connection of the pool, or a new one.
+    /// How long to wait for a free or a new connection.
     pub acquire_timeout: Duration,
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
-    /// After this a transaction whose owner hangs loses its locks.
+    /// After this an idle transaction is ended, and its locks are released.
     pub idle_in_transaction_timeout: Duration,
 }
 
@@ -75,8 +75,8 @@ impl PostgresConfig {
     }
 }
 
-/// Every statement reaches few rows by index. A plan made once for that stays right while the tables
-/// grow; one made while they were empty would scan them until the next analyze.
+/// Every statement reads few rows by an index. A generic plan for that stays right while the tables grow. A plan
+/// that was chosen while they were empty would scan them until the next ANALYZE.
 const PLANNING: [(&str, &str); 5] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
@@ -89,7 +89,7 @@ pub(super) static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
 pub(super) const STATEMENTS: &[&str] = &[HAS_MIGRATIONS, APPLIED_MIGRATIONS, BEGIN_READING];
 
-/// Several statements that must see one state of the database.
+/// Begins a transaction whose statements all see the same snapshot.
 pub(super) const BEGIN_READING: &str = "begin isolation level repeatable read, read only";
 
 const HAS_MIGRATIONS: &str = "select to_regclass('_sqlx_migrations') is not null as is_there";
@@ -99,9 +99,9 @@ const APPLIED_MIGRATIONS: &str = "select version, checksum from _sqlx_migrations
 /// The store on a PostgreSQL database. Cheap to clone.
 #[derive(Clone)]
 pub struct PostgresStore {
-    /// For the transactions of commands alone, so that no read, however slow, keeps them waiting.
+    /// For transactions of commands only, so that slow reads do not delay them.
     pub(super) writes: Writers,
-    /// For reads and the publisher, whose work can wait.
+    /// For reads and the publisher.
     pub(super) reads: PgPool,
     pub(super) plans: Arc<PlanCache>,
 }
@@ -118,7 +118,7 @@ impl PostgresStore {
         let options = config.connect_options()?;
         let reads = Self::pool(config, config.read_connections).connect_lazy_with(options.clone());
         let writes = Writers::new(options, config.max_connections, config.acquire_timeout)?;
-        writes.take().await?.put_back();
+        writes.take().await?.give_back();
         Ok(Self { writes, reads, plans: Arc::default() })
     }
 
@@ -145,7 +145,7 @@ impl PostgresStore {
             })
     }
 
-    /// Whether every migration has been applied, unaltered. Only reads.
+    /// Whether every migration has been applied unchanged. Only reads.
     pub(super) async fn is_migrated(&self) -> Result<bool, StoreError> {
         let mut held = self.writes.take().await?;
         if !sqlx::query_scalar(HAS_MIGRATIONS).fetch_one(held.connection()).await.map_err(store_error)? {
@@ -153,7 +153,7 @@ impl PostgresStore {
         }
         let applied = sqlx::query_as::<_, (i64, Vec<u8>)>(APPLIED_MIGRATIONS).fetch_all(held.connection()).await;
         let applied: HashMap<_, _> = applied.map_err(store_error)?.into_iter().collect();
-        held.put_back();
+        held.give_back();
         Ok(MIGRATOR.iter().all(|known| applied.get(&known.version).is_some_and(|sum| **sum == *known.checksum)))
     }
 }

@@ -1,4 +1,4 @@
-//! The statements that both databases share, on PostgreSQL; and the locks.
+//! Runs the shared statements on PostgreSQL, and locks partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::DerefMut;
@@ -17,7 +17,7 @@ use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
-use crate::store::error::{StoreError, within};
+use crate::store::error::{StoreError, with_timeout};
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::{AuditFinding, EventPosition};
 use crate::store::reads::Database;
@@ -26,7 +26,7 @@ use crate::store::tables::Table;
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<PgConnection>);
 
-/// Each list and look-up with the index that finds its rows; with none, where it reads a small table.
+/// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(LOCK_HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_AFTER.as_str(), "event_outbox_pkey")];
     STATEMENTS.all().into_iter().chain(own).collect()
@@ -60,7 +60,7 @@ impl Syntax for PgConnection {
         format!("unnest({}) as k ({})", arrays.collect::<Vec<_>>().join(", "), names.join(", "))
     }
 
-    /// The settings of the connections leave the planner no choice but an index.
+    /// Not needed: the settings of the connections allow no scan of a table.
     fn indexed_by(_: &str) -> String {
         String::new()
     }
@@ -136,13 +136,13 @@ impl Database for PostgresStore {
     }
 
     async fn run_invariants(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        within(audit::TIMEOUT, audit::run(&self.reads, limit)).await
+        with_timeout(audit::TIMEOUT, audit::run(&self.reads, limit)).await
     }
 
     async fn answer(&self) -> Result<(), StoreError> {
         let mut held = self.writes.take().await?;
         sqlx::query(PING).execute(held.connection()).await.map_err(store_error)?;
-        held.put_back();
+        held.give_back();
         Ok(())
     }
 }

@@ -1,21 +1,20 @@
-//! What an error of PostgreSQL means for the one who called: the only place that knows SQLSTATEs.
+//! The meaning of PostgreSQL errors. Only this file knows SQLSTATEs.
 //!
-//! A state that is not listed is [`StoreError::Corrupt`]: trying again cannot be shown to help.
+//! A state that is not listed is [`StoreError::Corrupt`], because a retry is not known to help.
 
 use sqlx::error::DatabaseError;
 
 use crate::store::error::StoreError;
 
-/// Somebody else's write came between: unique and exclusion violations, serialization failure,
+/// Another writer was first: unique and exclusion violations, serialization failure,
 /// deadlock, lock timeout.
 const CONFLICTS: [&str; 5] = ["23505", "23P01", "40001", "40P01", "55P03"];
 
-/// The server cannot do it now: a statement or idle timeout, or a database that only reads because
-/// it is a standby after a failover.
+/// The server cannot do it now: a statement or idle timeout, or a read-only standby after a failover.
 const UNAVAILABLE: [&str; 3] = ["57014", "25P03", "25006"];
 
-/// Classes of the same: no connection, not authorized, resources (disk full, too many connections),
-/// operator's intervention (shutdown, crash), the server's own IO.
+/// Classes of the same meaning: connection, authorization, resources (disk full, too many connections),
+/// operator intervention (shutdown, crash), and system errors.
 const UNAVAILABLE_CLASSES: [&str; 5] = ["08", "28", "53", "57", "58"];
 
 /// The meaning of an error.

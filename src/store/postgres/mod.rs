@@ -1,13 +1,13 @@
 //! The store on PostgreSQL: for production, with any number of replicas.
 //!
-//! Invariants: every write transaction locks its partitions first, so writers of one partition are
-//! strictly serial and none ever waits in a circle. `synchronous_commit` is on: what is committed
-//! survives. Every wait has an end, on the server (statement, lock and idle timeouts) and here (the
-//! pools and `ANSWER_TIMEOUT`, for a server that has gone without a word). Commands have a pool of
-//! their own, so that slow reads keep none of them waiting.
+//! Invariants: every write transaction locks its partitions first, in ascending order, so writers of
+//! one partition are serial and there are no deadlocks. `synchronous_commit` is on. Every wait has a
+//! timeout, on the server (statement, lock and idle timeouts) and here (the pools and
+//! `ANSWER_TIMEOUT`, for a server that does not answer). Commands have a pool of their own, so slow
+//! reads do not delay them.
 //!
-//! Deliberately absent: LISTEN/NOTIFY (the publisher is woken in its process and polls otherwise),
-//! advisory locks (the partition's row is the lock), and statements for single rows on the write path.
+//! Deliberately absent: LISTEN/NOTIFY (the publisher is woken within its process and polls otherwise),
+//! advisory locks (the partition's row is the lock), and single-row statements on the write path.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::store::dialect::Dialect;
-use crate::store::error::{StoreError, in_time, within};
+use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
 use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::{Store, WriteTx, invariants};
 
@@ -42,25 +42,25 @@ mod write;
 #[async_trait]
 impl Store for PostgresStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        let tx = in_time(self.writes.begin()).await?;
+        let tx = with_answer_timeout(self.writes.begin()).await?;
         Ok(Box::new(PostgresTx::new(tx, Arc::clone(&self.plans))))
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut held = self.writes.take().await?;
             let states = states(held.connection(), &self.plans, ids).await?;
-            held.put_back();
+            held.give_back();
             Ok(states)
         })
         .await
     }
 
     async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut held = self.writes.take().await?;
             let stale = stale_workspaces(held.connection(), known).await?;
-            held.put_back();
+            held.give_back();
             Ok(stale)
         })
         .await
@@ -68,9 +68,9 @@ impl Store for PostgresStore {
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         if !changes.is_usual() {
-            return in_time(async {
+            return with_answer_timeout(async {
                 let mut tx = self.writes.begin().await?;
-                // The heads first, here too: whoever holds them may want the other rows next.
+                // The heads are locked first, as everywhere, so that there are no deadlocks.
                 let partitions = changes.heads.iter().map(|head| head.partition).collect();
                 tx.connection().lock_heads(&partitions).await?;
                 let heads = write::write(tx.connection(), changes).await?;
@@ -79,12 +79,12 @@ impl Store for PostgresStore {
             })
             .await;
         }
-        in_time(async {
+        with_answer_timeout(async {
             let mut held = self.writes.take().await?;
             let written = write::write_batch(held.connection(), changes).await;
-            // An answer of the server, good or bad, ends the statement; anything else leaves it open.
+            // After an answer of the server the statement has ended; after any other error it may be running.
             if matches!(written, Ok(_) | Err(StoreError::Conflict(_))) {
-                held.put_back();
+                held.give_back();
             }
             written
         })
@@ -92,7 +92,7 @@ impl Store for PostgresStore {
     }
 
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writes.begin().await?;
             put_plans(tx.connection(), plans, now).await?;
             tx.commit().await
@@ -101,7 +101,7 @@ impl Store for PostgresStore {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        if in_time(self.is_migrated()).await? {
+        if with_answer_timeout(self.is_migrated()).await? {
             // A user that may not create tables can run the server.
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl Store for PostgresStore {
             pool.close().await;
             migrated
         };
-        within(MIGRATE_TIMEOUT, work).await
+        with_timeout(MIGRATE_TIMEOUT, work).await
     }
 
     async fn close(&self) {
@@ -127,15 +127,15 @@ impl Store for PostgresStore {
     }
 }
 
-/// Each list and look-up with the index that finds its rows, for the test that asserts it. It has the
-/// name that PostgreSQL gives it; where a small table is read whole, there is none.
+/// Each list and look-up with its index, by the name in PostgreSQL, for the test that asserts its use. It is
+/// empty if a small table is read whole.
 #[doc(hidden)]
 #[must_use]
 pub fn indexes() -> Vec<(&'static str, &'static str)> {
     dialect::indexes()
 }
 
-/// Every statement of this store, for the test that prepares them all.
+/// Every statement of this store, for the test that prepares them.
 #[doc(hidden)]
 pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();

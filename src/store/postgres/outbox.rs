@@ -1,7 +1,7 @@
-//! The outbox as the publisher sees it. Leases are told by the database's clock, never by ours.
+//! The publisher's view of the outbox. Leases are timed by the database's clock.
 //!
-//! Taking a lease and recording batches meet at the rows of `stream_leases`: who records holds them
-//! locked and has shown that its epochs are still in force, so two publishers can never both record.
+//! Taking a lease and recording batches both lock rows of `stream_leases`. Recording checks under the
+//! lock that the epochs are in force, so two publishers can never both record.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
 use crate::store::dialect::Dialect;
-use crate::store::error::{StoreError, in_time};
+use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::reads::Database;
 
 pub(super) const STATEMENTS: &[&str] =
     &[TAKE_LEASES, RELEASE_LEASES, HEADS, LOCK_LEASES, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
 
-/// Own leases are waited for, those of others only taken when free: a publisher that records is not
-/// robbed of its lease by the moment that takes.
+/// It waits for locks on its own leases and skips locked leases of others, so a publisher that is
+/// recording does not lose its lease to a statement that waited for it.
 const TAKE_LEASES: &str = "
 with own as (
     select partition_id from stream_leases where owner = $1 order by partition_id for update
@@ -56,8 +56,8 @@ update stream_leases set owner = null, leased_until = '-infinity' where owner = 
 const HEADS: &str = "
 select partition_id, seq from outbox_partitions order by partition_id";
 
-/// A statement of its own: waiting for a lock does not refresh the snapshot of the statement that
-/// waits, and the next one must see what an earlier call recorded whose answer was lost.
+/// A separate statement, because waiting for a lock does not refresh the snapshot of the statement that
+/// waits. The next statement must see what an earlier call recorded, even if its answer was lost.
 const LOCK_LEASES: &str = "
 select l.partition_id
 from stream_leases l
@@ -100,7 +100,7 @@ order by l.partition_id";
 impl Outbox for PostgresStore {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
         let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
-        let rows = in_time(async {
+        let rows = with_answer_timeout(async {
             sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.reads).await.map_err(store_error)
         })
         .await?;
@@ -108,7 +108,7 @@ impl Outbox for PostgresStore {
     }
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             sqlx::query(RELEASE_LEASES).bind(owner).execute(&self.reads).await.map_err(store_error)?;
             Ok(())
         })
@@ -116,16 +116,17 @@ impl Outbox for PostgresStore {
     }
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
-        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
+        let rows =
+            with_answer_timeout(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
         rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        in_time(async { self.reader().await?.events_after(after, limit).await }).await
+        with_answer_timeout(async { self.reader().await?.events_after(after, limit).await }).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.reads.begin().await.map_err(store_error)?;
             let held = lock_leases(&mut tx, publications).await?;
             insert_batches(&mut tx, publications, &held).await?;
@@ -142,18 +143,19 @@ impl Outbox for PostgresStore {
             .bind(lease.epoch)
             .bind(lease.generation)
             .bind(seq);
-        let marked = in_time(async { statement.execute(&self.reads).await.map_err(store_error) }).await?;
+        let marked = with_answer_timeout(async { statement.execute(&self.reads).await.map_err(store_error) }).await?;
         Ok(if marked.rows_affected() == 1 { Recorded::Done } else { Recorded::LeaseLost })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         let statement = sqlx::query(START_GENERATION).bind(partition.stored());
-        let row = in_time(async { statement.fetch_one(&self.reads).await.map_err(store_error) }).await?;
+        let row = with_answer_timeout(async { statement.fetch_one(&self.reads).await.map_err(store_error) }).await?;
         Fields::of(&row).next()
     }
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
-        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
+        let rows = with_answer_timeout(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) })
+            .await?;
         rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Rows of PostgreSQL: values in and out, and the statements that every table has.
 //!
-//! A batch's rows of a table come as one array of the table's row type. An array for each column would be set out
-//! again row by row on the server, which took a tenth of a batch's time.
+//! A batch's rows of a table are one parameter: an array of the table's row type. An array per column took a tenth of a
+//! batch's time on the server, to build the rows again.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -24,7 +24,7 @@ use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
 use crate::store::tables::{Table, list};
 
-/// Binds what a column of keys holds as an array of its type.
+/// Binds a column of keys as an array of its type.
 macro_rules! array_of {
     ($statement:ident, $values:ident, $value:pat => $item:expr) => {
         $statement.bind(
@@ -41,7 +41,7 @@ macro_rules! array_of {
 /// A query with its arguments so far.
 pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
-/// Inserts the rows of an array, the parameter of that number.
+/// The statement that inserts the rows of an array, given the number of its parameter.
 pub(super) fn insert<T: Table>(parameter: usize) -> String {
     let columns = T::columns();
     let (table, row_type) = (T::NAME, T::ROW_TYPE);
@@ -49,7 +49,7 @@ pub(super) fn insert<T: Table>(parameter: usize) -> String {
     format!("insert into {table} ({names}) select {values} from unnest(${parameter}::{row_type}[]) n")
 }
 
-/// Updates rows, found by their keys, from the rows `n` of a `from` item.
+/// The statement that updates rows by their keys from a `from` item.
 pub(super) fn update<T: Table>(from: &str) -> String {
     let mut columns = T::columns();
     columns.retain(|column| !T::KEY.contains(&column.name));
@@ -58,7 +58,7 @@ pub(super) fn update<T: Table>(from: &str) -> String {
     format!("update {} t set {values} from {from} n where {key}", T::NAME)
 }
 
-/// An array of rows as a `from` item, the parameter of that number.
+/// An array of rows as a `from` item, given the number of its parameter.
 pub(super) fn array<T: Table>(parameter: usize) -> String {
     format!("unnest(${parameter}::{}[])", T::ROW_TYPE)
 }
@@ -226,7 +226,7 @@ fn encode(record: &mut PgRecordEncoder<'_>, kind: Kind, value: Value<'_>) -> Res
     Ok(())
 }
 
-/// A field without a value still has its type.
+/// A null in a row still needs its type.
 fn encode_null(record: &mut PgRecordEncoder<'_>, kind: Kind) -> Result<(), BoxDynError> {
     match kind {
         Kind::Uuid => record.encode(None::<Uuid>)?,

@@ -1,14 +1,13 @@
-//! One write transaction: load under lock, then all rows of a batch at once.
+//! A write transaction: load under locks, then write all rows of a batch.
 //!
-//! [`WRITE_BATCH`] is all that nearly every command needs: one statement for all tables that a deduction touches.
-//! Rows that only some commands have (new workspaces, grants, subscriptions, periods) go before it, each table in
-//! one statement that is sent when there are such rows.
+//! [`WRITE_BATCH`] writes all tables that a deduction changes, in one statement. Rows that only some commands have
+//! (new workspaces, grants, subscriptions, periods) are written before it, with one statement per table that has any.
 //!
-//! Every update must find its row: a missing one is corruption, and a workspace with another version than the one
-//! that was decided on is a conflict. The statement itself refuses then, so it needs no transaction around it. The
-//! heads are counted first, so they are the first rows that it locks; each gives the batch's events their numbers
-//! behind those that other replicas have written meanwhile. An event of a partition without a head would get no
-//! number, which its column refuses.
+//! Every update must find its row: a missing row is corruption, and a workspace with another version than the decision
+//! was based on is a conflict. The statement itself raises the error, so it needs no transaction around it. It counts
+//! the updated heads first, so it locks them first. The batch's events are numbered behind those that other replicas
+//! have written to the partition. An event of a partition without a head would get no number, which its column
+//! refuses.
 
 use std::sync::{Arc, LazyLock};
 
@@ -30,7 +29,7 @@ use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 use crate::store::WriteTx;
-use crate::store::error::{StoreError, in_time};
+use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
 use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow};
@@ -52,7 +51,7 @@ pub(super) fn statements() -> Vec<String> {
     ]
 }
 
-/// A transaction that holds the locks of its partitions.
+/// A transaction that locks its partitions.
 pub(super) struct PostgresTx {
     tx: Transaction,
     plans: Arc<PlanCache>,
@@ -67,12 +66,12 @@ impl PostgresTx {
 #[async_trait]
 impl WriteTx for PostgresTx {
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
-        in_time(load(self.tx.connection(), &self.plans, keys)).await
+        with_answer_timeout(load(self.tx.connection(), &self.plans, keys)).await
     }
 
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
-        in_time(async move {
+        with_answer_timeout(async move {
             write(tx.connection(), changes).await?;
             tx.commit().await
         })
@@ -80,7 +79,7 @@ impl WriteTx for PostgresTx {
     }
 }
 
-/// All rows of a batch, in the transaction that holds the locks of its partitions. Returns the heads after it.
+/// Writes all rows of a batch in a transaction that has locked its partitions. Returns the heads after the write.
 pub(super) async fn write(
     connection: &mut PgConnection,
     changes: &ChangeSet,
@@ -152,8 +151,7 @@ select
     )
 });
 
-/// The statement is whole in itself: inside a transaction or outside, it writes everything or nothing. Returns the
-/// heads after it.
+/// Writes everything or nothing, inside a transaction or outside. Returns the heads after the write.
 pub(super) async fn write_batch(
     connection: &mut PgConnection,
     changes: &ChangeSet,

@@ -1,4 +1,4 @@
-//! Running the invariants.
+//! Runs the invariants.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::store::error::StoreError;
 use crate::store::invariants::INVARIANTS;
 use crate::store::queries::AuditFinding;
 
-/// An audit reads all of history, so it gets more time than anything else.
+/// An audit reads the whole history, so its timeout is the longest.
 pub(super) const TIMEOUT: Duration = Duration::from_mins(30);
 
-/// Runs every invariant in one view of the database.
+/// Runs every invariant in one snapshot.
 pub(super) async fn run(pool: &SqlitePool, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
     let mut tx = pool.begin_with(BEGIN_READING).await.map_err(store_error)?;
     limit_time(&mut tx, TIMEOUT).await.map_err(store_error)?;

@@ -1,13 +1,13 @@
 //! How the file is opened, and the one connection that writes to it.
 //!
-//! SQLite has one writer at a time, so this store has one writing connection and tasks wait for it
-//! in order: no writer ever meets another one's lock within the process. A transaction takes the
-//! connection out of its slot and puts it back when it ended well; whatever else happens (an error,
-//! a cancelled task, a rollback that SQLite has made on its own because the disk is full), the slot
-//! stays empty or is filled after a proven rollback, and the next transaction opens a new connection.
+//! SQLite has one writer at a time, so this store has one writing connection, and tasks wait for it
+//! in order. Within the process no writer waits for a lock of SQLite. A transaction takes the
+//! connection out of its slot and returns it after a commit. After anything else (an error, a
+//! cancelled task, a rollback by SQLite itself because the disk is full) the slot gets the connection
+//! back only after a successful rollback; otherwise the next transaction opens a new connection.
 //!
-//! Deliberately absent: sqlx's own transactions for writing. They count their depth themselves and
-//! would take the connection for one in a transaction after SQLite has rolled back on its own.
+//! Deliberately absent: sqlx's own transactions for writing. They count their depth, which is wrong
+//! after SQLite has rolled back by itself.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -27,29 +27,27 @@ use crate::store::error::{ANSWER_TIMEOUT, StoreError};
 
 pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
 
-/// How long a transaction waits for the writing connection: many batches' worth.
+/// How long a transaction waits for the writing connection: the time of many batches.
 const WRITER_WAIT: Duration = Duration::from_millis(500);
 /// How long a read waits for a free connection.
 const READER_WAIT: Duration = Duration::from_millis(500);
-/// How long SQLite waits for the lock of another process (`visionscope verify`, a backup). Within
-/// this process nobody waits for a lock.
+/// How long SQLite waits for a lock of another process (`visionscope verify`, a backup).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a rollback may take before the connection is given up.
+/// How long a rollback may take before the connection is closed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// To how much the write-ahead log shrinks after it was checkpointed, in bytes: a burst does not
-/// keep the disk.
+/// The size in bytes that the write-ahead log is truncated to after a checkpoint, so that a burst does
+/// not occupy the disk for ever.
 const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
-/// The log is copied into the file after so many pages (of 4 KiB): a page that many batches change
-/// is copied once for all of them.
+/// After how many pages (of 4 KiB) the log is checkpointed. A page that many batches change is then
+/// copied once.
 const CHECKPOINT_PAGES: i64 = 4_000;
-/// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. The
-/// operating system caches the file too. A larger one gained nothing: where a batch split pages that lie in another
-/// order than their keys, its commit looks at every page in the cache.
+/// The page cache of the writer and of each reader, in negative KiB as SQLite wants it. A larger one
+/// gained nothing: the operating system caches the file too, and some commits visit every cached page.
 const PAGE_CACHE: i64 = -8 * 1024;
-/// Rows that the connection's thread may be ahead of its reader.
+/// How many rows the connection's thread may buffer for the reader.
 const ROW_BUFFER: usize = 512;
 
-/// Instructions of SQLite's machine between two looks at the clock: a fraction of a millisecond.
+/// Instructions of SQLite's virtual machine between two checks of the deadline: less than a millisecond.
 const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
 
 const BEGIN: &str = "begin immediate";
@@ -66,12 +64,12 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .pragma("temp_store", "memory")
         .pragma("mmap_size", "0")
         .pragma("cache_size", PAGE_CACHE.to_string())
-        // So that REPLACE fires the triggers that protect history.
+        // REPLACE then fires the triggers that protect history.
         .pragma("recursive_triggers", "on")
         .disable_statement_logging()
 }
 
-/// The pool of connections that cannot write.
+/// The pool of read-only connections.
 pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
     let options = options(path).read_only(true).pragma("query_only", "on");
     SqlitePoolOptions::new()
@@ -80,7 +78,7 @@ pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-        // Dropping a read does not stop the connection's thread: it would go on to its end.
+        // Dropping the future of a read does not stop the connection's thread; the deadline does.
         .after_connect(|connection, _| Box::pin(limit(connection, ANSWER_TIMEOUT)))
         .before_acquire(|connection, _| {
             Box::pin(async move {
@@ -88,12 +86,12 @@ pub(super) fn readers(path: &Path, connections: u32) -> SqlitePool {
                 Ok(true)
             })
         })
-        // A read that was cancelled may leave its transaction open, and with it an old view.
+        // A cancelled read may leave its transaction open, and with it an old snapshot.
         .after_release(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
         .connect_lazy_with(options)
 }
 
-/// Interrupts whatever the connection does after this time, whether anybody still waits for it or not.
+/// Interrupts statements of the connection after this time, even if their futures were dropped.
 pub(super) async fn limit(connection: &mut SqliteConnection, time: Duration) -> Result<(), sqlx::Error> {
     let deadline = Instant::now() + time;
     connection.lock_handle().await?.set_progress_handler(INSTRUCTIONS_PER_LOOK, move || Instant::now() < deadline);
@@ -102,17 +100,17 @@ pub(super) async fn limit(connection: &mut SqliteConnection, time: Duration) -> 
 
 type Slot = Arc<Mutex<Option<SqliteConnection>>>;
 
-/// The one connection that writes.
+/// The only connection that writes.
 pub(super) struct Writer {
     options: SqliteConnectOptions,
-    /// What is run on every new connection.
+    /// Statements to run on every new connection.
     prepare: &'static [String],
     slot: Slot,
     is_closed: AtomicBool,
 }
 
 impl Writer {
-    /// Creates the file, if it is missing, and opens it. The statements are run on every connection to it.
+    /// Opens the file, and creates it if it is missing. `prepare` is run on every new connection.
     pub(super) async fn open(path: &Path, prepare: &'static [String]) -> Result<Self, StoreError> {
         create_file(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
         let options = options(path)
@@ -135,11 +133,11 @@ impl Writer {
         let mut held = self.acquire().await?;
         let migrator = sqlx::migrate!("migrations/sqlite");
         migrator.run_direct(None, held.connection(), false).await.map_err(of_migration)?;
-        held.put_back();
+        held.give_back();
         Ok(())
     }
 
-    /// Closes the connection; nothing begins afterwards. Waits for the transaction under way.
+    /// Waits for the current transaction and closes the connection. No transaction begins afterwards.
     pub(super) async fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
         let connection = self.slot.lock().await.take();
@@ -179,7 +177,7 @@ struct Held {
     connection: SqliteConnection,
 }
 
-/// The writing connection. Dropping it rolls back, or closes it where no transaction had begun.
+/// The writing connection in use. Dropping it rolls back, or closes the connection if no transaction has begun.
 pub(super) struct Transaction(Option<Held>);
 
 impl Transaction {
@@ -189,12 +187,12 @@ impl Transaction {
 
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         sqlx::query(COMMIT).execute(self.connection()).await.map_err(store_error)?;
-        self.put_back();
+        self.give_back();
         Ok(())
     }
 
-    /// Gives the connection back. To be called outside a transaction.
-    pub(super) fn put_back(&mut self) {
+    /// Returns the connection. To be called outside a transaction.
+    pub(super) fn give_back(&mut self) {
         if let Some(mut held) = self.0.take() {
             *held.slot = Some(held.connection);
         }
@@ -204,8 +202,8 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         let (Some(mut held), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else { return };
-        // The slot stays locked meanwhile. When the rollback fails, the connection is dropped, which
-        // closes it, which rolls back.
+        // The slot stays locked meanwhile. If the rollback fails, the connection is dropped, and closing
+        // it rolls back.
         runtime.spawn(async move {
             let rollback = sqlx::query(ROLLBACK).execute(&mut held.connection);
             if let Ok(Ok(_)) = timeout(ROLLBACK_TIMEOUT, rollback).await {
@@ -215,7 +213,7 @@ impl Drop for Transaction {
     }
 }
 
-/// SQLite's messages do not say which file they are about.
+/// Adds the path, which SQLite's messages do not name.
 fn naming(path: &Path, error: StoreError) -> StoreError {
     let name = |text: String| format!("{}: {text}", path.display());
     match error {
@@ -225,7 +223,7 @@ fn naming(path: &Path, error: StoreError) -> StoreError {
     }
 }
 
-/// Creates the folder and the file, readable only by its owner; SQLite gives the log the same mode.
+/// Creates the folder and the file, readable by its owner only. SQLite gives the log the same mode.
 fn create_file(path: &Path) -> std::io::Result<()> {
     create_folder_of(path)?;
     match private_file().create_new(true).open(path) {
@@ -242,7 +240,7 @@ fn create_folder_of(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// How a file that only its owner may read is opened for writing.
+/// Options to open a file for writing that only its owner may read.
 fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true);
@@ -251,13 +249,13 @@ fn private_file() -> OpenOptions {
     options
 }
 
-/// Takes the lock that one server at a time has on a database, until the file that is returned is
-/// closed: at the latest when its process ends, however it ends.
+/// Takes the lock that one server at a time has on a database. It is held until the returned file is
+/// closed, at the latest when the process ends.
 ///
-/// The lock is on a file of its own, because SQLite's locks are lost when any other handle of the
-/// database is closed. That file stays: removing it would let two servers lock two files.
+/// The lock is on a separate file, because SQLite's locks are lost when any other handle of the
+/// database is closed. That file is never removed: otherwise two servers could lock two files.
 pub(super) fn claim(path: &Path) -> Result<File, StoreError> {
-    // The same database under another name (a link) has the same lock.
+    // The same database by another path (a link) has the same lock.
     let mut lock = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
     lock.push(".lock");
     let lock = PathBuf::from(lock);

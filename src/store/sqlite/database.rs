@@ -1,4 +1,4 @@
-//! The file that a store works on: its settings, its connections, and how long anything may take.
+//! The settings, connections and timeouts of a SQLite file.
 
 use std::fmt;
 use std::fs::File;
@@ -10,22 +10,22 @@ use sqlx::sqlite::SqlitePool;
 
 use super::connection::{self, Writer};
 use super::write::PREPARE_CONNECTION;
-use crate::store::error::{StoreError, in_time};
+use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::plan_cache::PlanCache;
 
-/// Several statements that must see one state of the database.
+/// Begins a transaction whose statements all see the same snapshot.
 pub(super) const BEGIN_READING: &str = "begin deferred";
 /// How long migrating may take.
 pub(super) const MIGRATE_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long closing waits for connections that are in use.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections for reading: pages are small and come from memory, so few serve many requests.
+/// Connections for reading. Pages are small and cached, so a few serve many requests.
 const DEFAULT_READERS: u32 = 4;
 
-/// Where the file is, and how many connections read from it.
+/// The path of the file, and the number of connections that read from it.
 #[derive(Clone, Debug)]
 pub struct SqliteConfig {
-    /// Created when it is missing, with its folder.
+    /// The file and its folder are created if they are missing.
     pub path: PathBuf,
     pub readers: u32,
 }
@@ -44,7 +44,7 @@ pub struct SqliteStore {
     pub(super) writer: Arc<Writer>,
     pub(super) readers: SqlitePool,
     pub(super) plans: Arc<PlanCache>,
-    /// The lock of the one server; none where a command works beside it.
+    /// The lock of a server. An operator's command has none.
     pub(super) claim: Option<Arc<File>>,
 }
 
@@ -55,15 +55,15 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, or creates an empty one, which [`migrate`](crate::store::Store::migrate) fills.
+    /// Opens the file, or creates an empty one for [`migrate`](crate::store::Store::migrate).
     pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
-        let writer = in_time(Writer::open(&config.path, &*PREPARE_CONNECTION)).await?;
+        let writer = with_answer_timeout(Writer::open(&config.path, &*PREPARE_CONNECTION)).await?;
         let readers = connection::readers(&config.path, config.readers);
         Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default(), claim: None })
     }
 
-    /// The same for a server, of which there is one at a time: another one gets
-    /// [`StoreError::Unavailable`] until this store is closed or its process has ended.
+    /// Opens the file for a server. Another server gets [`StoreError::Unavailable`] until this store is
+    /// closed or its process has ended.
     pub async fn open_to_serve(config: &SqliteConfig) -> Result<Self, StoreError> {
         let claim = connection::claim(&config.path)?;
         Ok(Self { claim: Some(Arc::new(claim)), ..Self::open(config).await? })

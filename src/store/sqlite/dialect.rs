@@ -1,4 +1,4 @@
-//! The statements that both databases share, on SQLite.
+//! Runs the shared statements on SQLite.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::DerefMut;
@@ -16,7 +16,7 @@ use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
-use crate::store::error::{StoreError, within};
+use crate::store::error::{StoreError, with_timeout};
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::{AuditFinding, EventPosition};
 use crate::store::reads::Database;
@@ -25,7 +25,7 @@ use crate::store::tables::{Column, Table, list};
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<SqliteConnection>);
 
-/// Each list and look-up with the index that finds its rows; with none, where it reads a small table.
+/// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_OF_PARTITION.as_str(), "event_outbox_pkey")];
     STATEMENTS.all().into_iter().chain(own).collect()
@@ -80,8 +80,7 @@ impl Dialect for SqliteConnection {
         insert_rows(self, rows).await
     }
 
-    /// Nothing is locked: a write transaction has held the write lock since it began, before its first read. The
-    /// database is in this process and has this machine's clock.
+    /// Locks nothing: a write transaction holds the write lock since it began. SQLite has the clock of this machine.
     async fn lock_heads(
         &mut self,
         partitions: &BTreeSet<Partition>,
@@ -97,7 +96,7 @@ impl Dialect for SqliteConnection {
         Ok((heads, None))
     }
 
-    /// A statement for each partition: here none has to go to a server.
+    /// One statement per partition, because none is a round trip to a server.
     async fn events_after(&mut self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         let mut events = Vec::new();
         let after: BTreeMap<_, _> = after.iter().map(|position| (position.partition, position.seq)).collect();
@@ -127,7 +126,7 @@ impl Database for SqliteStore {
     }
 
     async fn run_invariants(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        within(audit::TIMEOUT, audit::run(&self.readers, limit)).await
+        with_timeout(audit::TIMEOUT, audit::run(&self.readers, limit)).await
     }
 
     async fn answer(&self) -> Result<(), StoreError> {

@@ -1,13 +1,13 @@
-//! What an error of SQLite means for the one who called: the only place that knows result codes
+//! The meaning of SQLite errors. Only this file knows result codes
 //! (<https://www.sqlite.org/rescode.html>).
 //!
-//! A code that is not listed is [`StoreError::Corrupt`]: trying again cannot be shown to help.
+//! A code that is not listed is [`StoreError::Corrupt`], because a retry is not known to help.
 
 use sqlx::error::DatabaseError;
 
 use crate::store::error::StoreError;
 
-/// Somebody else's write came first: `SQLITE_CONSTRAINT_PRIMARYKEY`, `_UNIQUE` and `_ROWID`.
+/// Another writer was first: `SQLITE_CONSTRAINT_PRIMARYKEY`, `_UNIQUE` and `_ROWID`.
 const CONFLICTS: [i32; 3] = [1555, 2067, 2579];
 
 /// `SQLITE_CONSTRAINT_TRIGGER`: a trigger refused, and its message says what kind of error it is.

@@ -1,15 +1,15 @@
 //! The store in a SQLite file: embedded, the default, nothing to install.
 //!
 //! Invariants: one connection writes, in transactions that take the write lock before they read, so
-//! all writers are strictly serial. The log is synced before a commit is answered
-//! (`synchronous = FULL`): what is committed survives the power. Readers have their own connections,
-//! cannot write, and neither wait for the writer nor hold it up.
+//! all writers are serial. The log is synced before a commit is answered (`synchronous = FULL`), so
+//! committed rows survive a power cut. Readers have their own read-only connections; readers and the
+//! writer do not wait for each other.
 //!
-//! One server at a time serves a file ([`SqliteStore::open_to_serve`]); an operator's commands work
-//! beside it, and SQLite's own locks make one writer wait for the other, up to a bound.
+//! Only one server at a time serves a file ([`SqliteStore::open_to_serve`]). An operator's commands can
+//! run beside it; then one writer waits for the other's lock, up to a timeout.
 //!
-//! Deliberately absent: locks of partitions (the write lock is the lock), and statements for single
-//! rows on the write path.
+//! Deliberately absent: locks of partitions (SQLite's write lock covers all), and single-row statements
+//! on the write path.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
-use crate::store::error::{StoreError, in_time, within};
+use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
 use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::{Store, WriteTx, invariants};
 
@@ -41,39 +41,39 @@ mod write;
 #[async_trait]
 impl Store for SqliteStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        let tx = in_time(self.writer.begin()).await?;
+        let tx = with_answer_timeout(self.writer.begin()).await?;
         Ok(Box::new(SqliteTx::new(tx, Arc::clone(&self.plans))))
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         // On the writing connection: every commit makes the others forget the pages that they have read.
-        in_time(async {
+        with_answer_timeout(async {
             let mut held = self.writer.acquire().await?;
             let states = states(held.connection(), &self.plans, ids).await?;
-            held.put_back();
+            held.give_back();
             Ok(states)
         })
         .await
     }
 
     async fn stale_workspaces(&self, known: &[(WorkspaceId, i64)]) -> Result<Vec<WorkspaceId>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut held = self.writer.acquire().await?;
             let stale = stale_workspaces(held.connection(), known).await?;
-            held.put_back();
+            held.give_back();
             Ok(stale)
         })
         .await
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             if changes.is_usual() {
                 let mut held = self.writer.acquire().await?;
                 let written = write::write_batch(held.connection(), changes).await;
                 // An answer of the database ends the statement, and with it the transaction.
                 if !matches!(written, Err(StoreError::Unavailable(_))) {
-                    held.put_back();
+                    held.give_back();
                 }
                 written?;
             } else {
@@ -88,7 +88,7 @@ impl Store for SqliteStore {
     }
 
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             put_plans(tx.connection(), plans, now).await?;
             tx.commit().await
@@ -97,7 +97,7 @@ impl Store for SqliteStore {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        within(MIGRATE_TIMEOUT, self.writer.migrate()).await
+        with_timeout(MIGRATE_TIMEOUT, self.writer.migrate()).await
     }
 
     async fn close(&self) {
@@ -110,15 +110,15 @@ impl Store for SqliteStore {
     }
 }
 
-/// Each list and look-up with the index that finds its rows, for the test that asserts it. It has the
-/// name that PostgreSQL gives it; where a small table is read whole, there is none.
+/// Each list and look-up with its index, by the name in PostgreSQL, for the test that asserts its use. It is
+/// empty if a small table is read whole.
 #[doc(hidden)]
 #[must_use]
 pub fn indexes() -> Vec<(&'static str, &'static str)> {
     dialect::indexes()
 }
 
-/// Every statement of this store, for the test that prepares them all.
+/// Every statement of this store, for the test that prepares them.
 #[doc(hidden)]
 pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();

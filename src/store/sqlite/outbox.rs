@@ -1,8 +1,8 @@
-//! The outbox as the publisher sees it. Leases are told by the database's clock: SQLite has none but
-//! the machine's, so it is asked within the statement, and every process on the file sees the same.
+//! The publisher's view of the outbox. Leases are timed by the clock that SQLite reads within the
+//! statement, which is the same for every process on the machine.
 //!
-//! Taking a lease and recording batches are write transactions, so they are serial: who records has
-//! shown that its epochs are still in force, and two publishers can never both record.
+//! Taking a lease and recording batches are write transactions, so they are serial. Recording checks
+//! that the epochs are in force, so two publishers can never both record.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,14 +18,14 @@ use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
 use crate::store::dialect::Dialect;
-use crate::store::error::{StoreError, in_time};
+use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::reads::Database;
 
 pub(super) const STATEMENTS: &[&str] =
     &[TAKE_LEASES, RELEASE_LEASES, HEADS, LEASES_IN_FORCE, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
 
-/// The database's clock, in microseconds since 1970. It has a resolution of a millisecond.
+/// The database's time in microseconds since 1970, with a resolution of a millisecond.
 macro_rules! now {
     () => {
         "(cast(round(unixepoch('subsec') * 1000) as integer) * 1000)"
@@ -106,7 +106,7 @@ order by l.partition_id"
 impl Outbox for SqliteStore {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
         let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us);
             let rows = statement.fetch_all(tx.connection()).await.map_err(store_error)?;
@@ -119,7 +119,7 @@ impl Outbox for SqliteStore {
     }
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             sqlx::query(RELEASE_LEASES).bind(owner).execute(tx.connection()).await.map_err(store_error)?;
             tx.commit().await
@@ -128,16 +128,18 @@ impl Outbox for SqliteStore {
     }
 
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
-        let rows = in_time(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        let rows =
+            with_answer_timeout(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) })
+                .await?;
         rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        in_time(async { self.reader().await?.events_after(after, limit).await }).await
+        with_answer_timeout(async { self.reader().await?.events_after(after, limit).await }).await
     }
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             let held = leases_in_force(&mut tx, publications).await?;
             insert_batches(&mut tx, publications, &held).await?;
@@ -154,7 +156,7 @@ impl Outbox for SqliteStore {
             .bind(lease.epoch)
             .bind(lease.generation)
             .bind(seq);
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             let marked = statement.execute(tx.connection()).await.map_err(store_error)?;
             tx.commit().await?;
@@ -164,7 +166,7 @@ impl Outbox for SqliteStore {
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
-        in_time(async {
+        with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(START_GENERATION).bind(partition.stored());
             let row = statement.fetch_one(tx.connection()).await.map_err(store_error)?;
@@ -176,7 +178,9 @@ impl Outbox for SqliteStore {
     }
 
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
-        let rows = in_time(async { sqlx::query(STATUS).fetch_all(&self.readers).await.map_err(store_error) }).await?;
+        let rows =
+            with_answer_timeout(async { sqlx::query(STATUS).fetch_all(&self.readers).await.map_err(store_error) })
+                .await?;
         rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
     }
 }

@@ -1,9 +1,8 @@
 //! Rows of SQLite: values in and out, and the statements that every table has.
 //!
-//! Every statement costs a hop to the connection's thread, so a batch's rows of a table come as one parameter: the
-//! JSON text of an array of arrays, which `jsonb_each` takes apart again (since SQLite 3.51 it gives each row in
-//! SQLite's parsed form). The text is written directly, without a tree of values. Ids and bytes are hexadecimal
-//! (`unhex` in SQL), booleans are 0 or 1, instants are microseconds.
+//! Every statement is a visit to the connection's thread, so a batch's rows of a table are one parameter: an array of
+//! arrays as JSON, which `jsonb_each` splits. Ids and bytes are hexadecimal (`unhex` in SQL), booleans are 0 or 1, and
+//! instants are microseconds.
 
 use serde::Serialize;
 use sqlx::query::Query;
@@ -18,20 +17,20 @@ use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
 use crate::store::tables::{Column, Table, list};
 
-/// A guess at the text of one row, so that few batches grow their buffer.
+/// An estimate of the text of one row, so that few batches grow their buffer.
 const ROW_BYTES: usize = 256;
 
 /// A query with its arguments so far.
 pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 
-/// Inserts the rows of a JSON text.
+/// The statement that inserts the rows of a JSON array.
 pub(super) fn insert<T: Table>(rows: &str) -> String {
     let columns = T::columns();
     let (names, values) = (list(&columns, |_, column| column.name.into()), list(&columns, element));
     format!("insert into {} ({names}) select {values} from jsonb_each({rows}) where true", T::NAME)
 }
 
-/// Updates rows, found by their keys, from the rows of a JSON text.
+/// The statement that updates rows by their keys from a JSON array.
 pub(super) fn update<T: Table>(rows: &str) -> String {
     let columns = T::columns();
     let is_key = |column: &Column| T::KEY.contains(&column.name);
@@ -97,7 +96,7 @@ pub(super) fn bind<'q>(statement: Statement<'q>, (_, value): (Kind, Value<'q>)) 
     }
 }
 
-/// The JSON text of a list of keys.
+/// A list of keys as a JSON array.
 pub(super) fn keys_json(key: &[KeyColumn], keys: &Keys<'_>) -> String {
     json_of(&keys.0, |row, values| {
         for ((_, kind), value) in key.iter().zip(values) {
@@ -132,12 +131,12 @@ impl ReadValue for SqliteRow {
     }
 }
 
-/// The JSON text of rows of a table.
+/// Rows of a table as a JSON array.
 pub(super) fn json<T: Table>(items: &[T]) -> String {
     json_of(items, |row, item: &T| item.put(row))
 }
 
-/// The JSON text of rows, each written by the function.
+/// Rows as a JSON array, each written by the function.
 pub(super) fn json_of<T>(items: impl IntoIterator<Item = T>, write: impl Fn(&mut JsonRow<'_>, T)) -> String {
     let items = items.into_iter();
     let mut text = Vec::with_capacity(2 + items.size_hint().0 * ROW_BYTES);

@@ -55,7 +55,7 @@ async fn a_dropped_transaction_leaves_nothing_and_readers_see_what_is_committed_
 }
 
 #[tokio::test]
-async fn a_full_disk_is_unavailable_and_once_there_is_room_writing_goes_on() {
+async fn a_full_disk_is_unavailable_and_writing_resumes_with_free_space() {
     let (_folder, store) = store().await;
     let mut tx = store.writer.begin().await.unwrap();
     tx.connection().execute("pragma max_page_count = 1").await.unwrap();
@@ -91,7 +91,7 @@ async fn the_file_is_its_owners_alone_durable_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_read_that_nobody_waits_for_is_interrupted_and_its_connection_serves_the_next() {
+async fn a_dropped_read_is_interrupted_and_its_connection_is_used_again() {
     let endless = "with recursive n (i) as (select 1 union all select i + 1 from n) select count(*) from n";
     let (_folder, store) = store().await;
     let mut connection = store.readers.acquire().await.unwrap();

@@ -1,11 +1,10 @@
-//! One write transaction: load, then all rows of a batch in a fixed number of statements, then commit.
+//! A write transaction: load, then write all rows of a batch, then commit.
 //!
-//! All that nearly every command writes goes in one statement, and with that in one visit to the connection's thread,
-//! each of which costs as much as writing a command: a row of the view `write_batch`, whose trigger writes the
-//! tables. Rows that only some commands have go before it, each table in one statement that is sent when there are
-//! such rows.
+//! Every statement is a visit to the connection's thread, which costs as much as writing a command. So one statement
+//! writes all tables that a deduction changes: it inserts a row into the view `write_batch`, whose trigger writes the
+//! tables. Rows that only some commands have are written before it, with one statement per table that has any.
 //!
-//! A head or a workspace with another version than the one that was decided on is a conflict.
+//! A head or a workspace with another version than the decision was based on is a conflict.
 
 use std::sync::{Arc, LazyLock};
 
@@ -27,7 +26,7 @@ use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 use crate::store::WriteTx;
-use crate::store::error::{StoreError, in_time};
+use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
 use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow};
@@ -64,12 +63,12 @@ impl SqliteTx {
 #[async_trait]
 impl WriteTx for SqliteTx {
     async fn load(&mut self, keys: &KeySet) -> Result<Snapshot, StoreError> {
-        in_time(load(self.tx.connection(), &self.plans, keys)).await
+        with_answer_timeout(load(self.tx.connection(), &self.plans, keys)).await
     }
 
     async fn commit(self: Box<Self>, changes: &ChangeSet) -> Result<(), StoreError> {
         let mut tx = self.tx;
-        in_time(async move {
+        with_answer_timeout(async move {
             write(tx.connection(), changes).await?;
             tx.commit().await
         })
@@ -77,7 +76,7 @@ impl WriteTx for SqliteTx {
     }
 }
 
-/// All rows of a batch, in a transaction.
+/// Writes all rows of a batch in a transaction.
 pub(super) async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     // In the order of the foreign keys.
     insert_rows(connection, &changes.workspaces).await?;
@@ -93,8 +92,8 @@ pub(super) async fn write(connection: &mut SqliteConnection, changes: &ChangeSet
 
 const WRITE_BATCH: &str = "insert into write_batch values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 
-/// What [`WRITE_BATCH`] needs on a connection: the rows of a batch as one row of a view, and a trigger that writes them
-/// where they belong.
+/// What [`WRITE_BATCH`] needs on a connection: a view whose one row is a batch, and its trigger, which writes the rows
+/// to their tables.
 pub(super) static PREPARE_CONNECTION: LazyLock<[String; 2]> = LazyLock::new(|| {
     let view = "
 create temp view if not exists write_batch as
