@@ -17,7 +17,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
 use crate::databases::{Database, TestDatabase};
-use crate::page::{Question, map, questions, role_statements, sqlite_questions};
+use crate::page::{Question, map, questions, recommended_settings, role_statements, sqlite_questions};
 use crate::world::{DEDUCTIONS, OTHERS, fill};
 
 /// Tables that only ever grow. The balance and the grants of a workspace are as easily found.
@@ -187,6 +187,21 @@ async fn the_map_of_the_page_names_every_table_and_no_column_that_is_not_there()
         for column in columns {
             assert!(tables[&table].contains(&column), "{table} has no column {column}");
         }
+    }
+    connection.close().await.unwrap();
+    database.close().await;
+}
+
+#[tokio::test]
+async fn every_setting_that_the_page_on_operations_recommends_is_one_of_postgresql() {
+    let database = Database::Postgres.create().await;
+    let mut connection = database.postgres_options().connect().await.unwrap();
+    let known: Vec<String> =
+        sqlx::query_scalar("select name from pg_settings").fetch_all(&mut connection).await.unwrap();
+    let settings = recommended_settings();
+    assert!(settings.len() >= 12, "{settings:?}");
+    for setting in settings {
+        assert!(known.contains(&setting), "PostgreSQL has no setting {setting}");
     }
     connection.close().await.unwrap();
     database.close().await;

@@ -1,8 +1,10 @@
-//! Reads `docs/SQL.md`: its statements, the variables that they use, and the map of the tables.
+//! Reads `docs/SQL.md`: its statements, the variables that they use, and the map of the tables. And the settings that
+//! `docs/OPERATIONS.md` recommends.
 
 use std::collections::BTreeMap;
 
 const PAGE: &str = include_str!("../../docs/SQL.md");
+const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
 /// A statement that answers a question.
 #[derive(Clone, Debug)]
@@ -59,6 +61,14 @@ fn question(block: &str) -> Question {
 pub fn map() -> Vec<(String, Vec<String>)> {
     let (_, rest) = PAGE.split_once("| table | a row is | columns to know |\n|---|---|---|\n").unwrap();
     rest.lines().take_while(|line| line.starts_with('|')).map(map_row).collect()
+}
+
+/// The names in the first column of the table of settings.
+pub fn recommended_settings() -> Vec<String> {
+    let (_, section) = OPERATIONS.split_once("\n## Settings of PostgreSQL\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| row.split('`').next().unwrap().to_owned()).collect()
 }
 
 fn map_row(line: &str) -> (String, Vec<String>) {
