@@ -3,6 +3,8 @@
 use std::fs;
 
 use visionscope_billing::config::{ALIASES, keys};
+use visionscope_billing::domain::event::EventType;
+use visionscope_billing::http::auth::Scope;
 use visionscope_billing::telemetry::metric;
 
 fn page(name: &str) -> (String, String) {
@@ -34,6 +36,22 @@ fn the_page_on_configuration_holds_every_alias() {
     let (_, text) = page("CONFIGURATION.md");
     for (alias, key) in ALIASES {
         assert!(text.contains(&format!("| `{alias}` | `{key}` |")), "{alias}");
+    }
+}
+
+#[test]
+fn the_page_on_configuration_holds_every_scope() {
+    let (_, text) = page("CONFIGURATION.md");
+    for scope in Scope::ALL {
+        assert!(text.contains(&format!("| `{}` | ", scope.as_str())), "{}", scope.as_str());
+    }
+}
+
+#[test]
+fn the_page_on_events_names_every_type() {
+    let (_, text) = page("EVENTS.md");
+    for event_type in EventType::ALL {
+        assert!(text.contains(&format!("| `{}` | ", event_type.as_str())), "{}", event_type.as_str());
     }
 }
 
