@@ -1,4 +1,4 @@
-//! What the guides for contributors name is there: files and tests.
+//! What the guides for contributors name is there: files, tests and scripts.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -79,6 +79,39 @@ fn every_checklist_names_tests_that_are_there() {
     hold(
         "every checklist in docs/adding has a table of tests, and each test in it exists",
         "who follows a checklist must know what would have noticed a forgotten step",
+        &violations,
+    );
+}
+
+#[test]
+fn every_task_of_the_justfile_says_what_it_does_and_calls_what_is_there() {
+    let files = tracked_files();
+    let justfile = files.iter().find(|file| file.path == "justfile").expect("there is a justfile");
+    let lines: Vec<_> = justfile.text.lines().collect();
+    let mut violations = Vec::new();
+    for (n, line) in lines.iter().enumerate() {
+        let place = format!("justfile:{}", n + 1);
+        let is_task = line.starts_with(char::is_alphabetic);
+        if is_task && !lines.get(n.wrapping_sub(1)).is_some_and(|before| before.starts_with("# ")) {
+            violations.push(format!("{place}: {line} has no comment"));
+        }
+        let mut words = line.split_whitespace().peekable();
+        while let Some(word) = words.next() {
+            let is_script = word.starts_with("scripts/") || word.starts_with(".ci/");
+            if is_script && !is_there(word) {
+                violations.push(format!("{place}: there is no {word}"));
+            }
+            let suite = words.peek().filter(|next| word == "--test" && !next.starts_with('{'));
+            if let Some(suite) = suite.filter(|suite| {
+                ![format!("tests/{suite}.rs"), format!("tests/{suite}/main.rs")].iter().any(|path| is_there(path))
+            }) {
+                violations.push(format!("{place}: there is no suite {suite}"));
+            }
+        }
+    }
+    hold(
+        "every task of the justfile has a comment and calls scripts and suites that exist",
+        "a task that does not run is found by the person who needs it",
         &violations,
     );
 }
