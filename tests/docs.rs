@@ -3,6 +3,8 @@
 use std::fs;
 
 use visionscope_billing::config::{ALIASES, keys};
+use visionscope_billing::domain::event::EventType;
+use visionscope_billing::http::auth::Scope;
 use visionscope_billing::telemetry::metric;
 
 fn page(name: &str) -> (String, String) {
@@ -38,8 +40,45 @@ fn the_page_on_configuration_holds_every_alias() {
 }
 
 #[test]
+fn the_page_on_configuration_holds_every_scope() {
+    let (_, text) = page("CONFIGURATION.md");
+    for scope in Scope::ALL {
+        assert!(text.contains(&format!("| `{}` | ", scope.as_str())), "{}", scope.as_str());
+    }
+}
+
+#[test]
+fn the_page_on_events_names_every_type() {
+    let (_, text) = page("EVENTS.md");
+    for event_type in EventType::ALL {
+        assert!(text.contains(&format!("| `{}` | ", event_type.as_str())), "{}", event_type.as_str());
+    }
+}
+
+#[test]
 fn the_page_on_operations_holds_every_metric() {
     assert_holds_table("OPERATIONS.md", "metrics", &metric::to_markdown());
+}
+
+/// What `scripts/bench` calls tuned stands in a dictionary of its source.
+#[test]
+fn the_page_on_operations_recommends_what_the_benchmark_is_tuned_to() {
+    let (_, text) = page("OPERATIONS.md");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/benchmark/rounds.py");
+    let source = fs::read_to_string(source).expect("the source of the benchmark is there");
+    let (_, tuned) = source.split_once("def tuned():").expect("the settings that are tuned");
+    let settings = tuned.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = settings.split('"').collect();
+    let pairs = words.windows(3).filter(|three| three[1] == ": ").map(|three| (three[0], three[2]));
+    let marked = |(name, value): (&str, &str)| format!("| `{name}` | `{value}` (tuned) |");
+    let mut expected: Vec<_> = pairs.map(marked).collect();
+    assert_eq!(expected.len(), 3, "{settings}");
+    assert!(settings.contains("\"shared_buffers\": f\"{memory_mb // 4}MB\""), "{settings}");
+    expected.push("| `shared_buffers` | a quarter of the memory (tuned) |".into());
+    for row in &expected {
+        assert!(text.contains(row.as_str()), "docs/OPERATIONS.md has no row {row}");
+    }
+    assert_eq!(text.matches("(tuned) |").count(), expected.len(), "a setting is marked that is not tuned");
 }
 
 #[test]

@@ -38,6 +38,26 @@ fn the_kept_document_is_the_one_the_routes_give() {
     assert!(kept == current, "openapi/openapi.json is not current: run UPDATE_OPENAPI=1 cargo test --test openapi");
 }
 
+/// A handler that is not registered compiles without a warning.
+#[test]
+fn every_handler_is_served() {
+    let document = document();
+    let served: BTreeSet<String> = operations(&document)
+        .into_iter()
+        .map(|(.., operation)| operation["operationId"].as_str().unwrap().to_owned())
+        .collect();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/http/routes");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let routes = ["\n#[get(", "\n#[post(", "\n#[put("].iter().flat_map(|start| text.split(start).skip(1));
+        for route in routes {
+            let (_, declared) = route.split_once("pub async fn ").unwrap();
+            let name = declared.split('(').next().unwrap();
+            assert!(served.contains(name), "{name} is not registered in src/http/routes/mod.rs");
+        }
+    }
+}
+
 #[test]
 fn every_operation_is_told_completely() {
     let document = document();

@@ -4,6 +4,7 @@
 //! `DATABASE_URL`. SQLite: a file of its own in a temporary folder.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,6 +74,22 @@ impl TestDatabase {
                 Arc::new(SqliteStore::open(&config).await.unwrap())
             }
             Kind::Postgres(name) => Arc::new(connect(name).await),
+        }
+    }
+
+    /// For a test that speaks to PostgreSQL itself.
+    pub fn postgres_options(&self) -> PgConnectOptions {
+        match &self.kind {
+            Kind::Postgres(name) => server().database(name),
+            Kind::Sqlite(_) => panic!("it is an SQLite database"),
+        }
+    }
+
+    /// For a test that opens the file itself.
+    pub fn sqlite_file(&self) -> PathBuf {
+        match &self.kind {
+            Kind::Sqlite(folder) => folder.path().join("test.db"),
+            Kind::Postgres(_) => panic!("it is a PostgreSQL database"),
         }
     }
 

@@ -5,6 +5,7 @@
 //! in the open, and not worked around.
 
 mod circles;
+mod guides;
 mod layers;
 mod mirrors;
 mod source;
