@@ -64,14 +64,6 @@ impl ChangeSet {
         self.commands.is_empty()
     }
 
-    /// Whether it has nothing but what deductions usually write: new figures of rows that are there, and history.
-    #[must_use]
-    pub fn is_usual(&self) -> bool {
-        let Self { workspaces, credits, subscriptions, counters, grants, periods, .. } = self;
-        let has_new = !(credits.inserted.is_empty() && counters.inserted.is_empty() && grants.inserted.is_empty());
-        !has_new && workspaces.is_empty() && subscriptions.is_empty() && periods.is_empty()
-    }
-
     /// For each updated row of `credits`, in order, the version it was decided on: the workspace must still have
     /// it when the batch is written.
     #[must_use]

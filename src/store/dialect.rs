@@ -62,6 +62,9 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     /// Inserts rows, if there are any.
     fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Updates rows by their keys, if there are any. Each must exist.
+    fn update<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Locks and reads the heads of the partitions. Also returns the database's time, if it has a clock of its own.
     fn lock_heads(
         &mut self,

@@ -43,6 +43,7 @@ pub mod sqlite;
 mod statements;
 mod states;
 mod tables;
+mod write;
 
 /// How many expired grants [`Reads::due_expiries`] reads per workspace that it may return. Most workspaces
 /// have one or two at a time, and one command expires all of a workspace's.

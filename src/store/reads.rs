@@ -11,7 +11,7 @@ use super::error::{StoreError, with_answer_timeout};
 use super::load::{states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page};
-use super::statements::{Statement, Statements};
+use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
 use crate::domain::event::EventRecord;
@@ -53,7 +53,7 @@ async fn list<D: Database, T: Table + Send>(
 
 async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
     database: &D,
-    [ascending, descending]: &'static [Statement; 2],
+    [ascending, descending]: [&'static Statement; 2],
     query: &HistoryQuery,
     filter: Option<&F>,
 ) -> Result<Page<T>, StoreError> {
@@ -96,8 +96,12 @@ impl<D: Database> Reads for D {
         query: &HistoryQuery,
         feature_code: Option<&FeatureCode>,
     ) -> Result<Page<UsageLog>, StoreError> {
-        let Statements { usage, usage_of_feature, .. } = D::Connection::statements();
-        page(self, if feature_code.is_some() { usage_of_feature } else { usage }, query, feature_code).await
+        let statements = D::Connection::statements();
+        let orders = match feature_code {
+            None => [&statements.usage_asc, &statements.usage_desc],
+            Some(_) => [&statements.usage_of_feature_asc, &statements.usage_of_feature_desc],
+        };
+        page(self, orders, query, feature_code).await
     }
 
     async fn usage_log(&self, workspace_id: WorkspaceId, id: UsageId) -> Result<Option<UsageLog>, StoreError> {
@@ -106,8 +110,12 @@ impl<D: Database> Reads for D {
     }
 
     async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
-        let Statements { ledger, ledger_of_grant, .. } = D::Connection::statements();
-        page(self, if grant_id.is_some() { ledger_of_grant } else { ledger }, query, grant_id.as_ref()).await
+        let statements = D::Connection::statements();
+        let orders = match grant_id {
+            None => [&statements.ledger_asc, &statements.ledger_desc],
+            Some(_) => [&statements.ledger_of_grant_asc, &statements.ledger_of_grant_desc],
+        };
+        page(self, orders, query, grant_id.as_ref()).await
     }
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<EventRecord>, StoreError> {

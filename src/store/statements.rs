@@ -45,31 +45,28 @@ pub(super) struct Statement {
     pub(super) index: &'static str,
 }
 
-/// The statements as one database writes them; a page has one for each order.
-#[derive(Debug)]
-pub(super) struct Statements {
-    pub(super) commands: Statement,
-    pub(super) workspaces: Statement,
-    pub(super) overrides: Statement,
-    pub(super) counters: Statement,
-    pub(super) open_grants: Statement,
-    pub(super) stale: Statement,
-    pub(super) payments: Statement,
-    pub(super) plans: Statement,
-    pub(super) versions: Statement,
-    pub(super) features: Statement,
-    pub(super) offer_plans: Statement,
-    pub(super) retire_others: Statement,
-    pub(super) offered_plans: Statement,
-    pub(super) usage: [Statement; 2],
-    pub(super) usage_of_feature: [Statement; 2],
-    pub(super) ledger: [Statement; 2],
-    pub(super) ledger_of_grant: [Statement; 2],
-    pub(super) usage_log: Statement,
-    pub(super) events_of_workspace: Statement,
-    pub(super) event: Statement,
-    pub(super) due_boundaries: Statement,
-    pub(super) due_expiries: Statement,
+macro_rules! statements {
+    ($($name:ident),+) => {
+        /// The statements as one database writes them.
+        #[derive(Debug)]
+        pub(super) struct Statements {
+            $(pub(super) $name: Statement),+
+        }
+
+        impl Statements {
+            /// Each text and its index, for tests.
+            pub(super) fn all(&self) -> Vec<(&str, &'static str)> {
+                vec![$((self.$name.text.as_str(), self.$name.index)),+]
+            }
+        }
+    };
+}
+
+statements! {
+    commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
+    retire_others, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
+    ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
+    due_expiries
 }
 
 const STALE: &str = "
@@ -128,10 +125,14 @@ impl Statements {
             offer_plans: lookup::<S>(PLAN, "", OFFER_PLANS),
             retire_others: lookup::<S>(OFFERED_PLAN, "", RETIRE_OTHERS),
             offered_plans: list("", OFFERED_PLANS),
-            usage: pages::<S, UsageLog>("usage_logs_pkey", ""),
-            usage_of_feature: pages::<S, UsageLog>("usage_logs_by_feature", "and t.feature_code = $7"),
-            ledger: pages::<S, LedgerEntry>("ledger_entries_pkey", ""),
-            ledger_of_grant: pages::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7"),
+            usage_asc: page::<S, UsageLog>("usage_logs_pkey", "", "asc"),
+            usage_desc: page::<S, UsageLog>("usage_logs_pkey", "", "desc"),
+            usage_of_feature_asc: page::<S, UsageLog>("usage_logs_by_feature", "and t.feature_code = $7", "asc"),
+            usage_of_feature_desc: page::<S, UsageLog>("usage_logs_by_feature", "and t.feature_code = $7", "desc"),
+            ledger_asc: page::<S, LedgerEntry>("ledger_entries_pkey", "", "asc"),
+            ledger_desc: page::<S, LedgerEntry>("ledger_entries_pkey", "", "desc"),
+            ledger_of_grant_asc: page::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7", "asc"),
+            ledger_of_grant_desc: page::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7", "desc"),
             usage_log: of::<S, UsageLog>(
                 "usage_logs_pkey",
                 "t.workspace_id = $1 and t.recorded_at = $2 and t.seq = $3",
@@ -147,20 +148,6 @@ impl Statements {
             due_boundaries: list("subscriptions_due", DUE_BOUNDARIES),
             due_expiries: list("credit_grants_expiring", DUE_EXPIRIES),
         }
-    }
-
-    /// Each text and its index, for tests.
-    pub(super) fn all(&self) -> Vec<(&str, &'static str)> {
-        let Self { commands, workspaces, overrides, counters, open_grants, stale, payments, .. } = self;
-        let Self { plans, versions, features, offer_plans, retire_others, offered_plans, .. } = self;
-        let Self { usage, usage_of_feature, ledger, ledger_of_grant, usage_log, .. } = self;
-        let Self { events_of_workspace, event, due_boundaries, due_expiries, .. } = self;
-        let of_batches = [commands, workspaces, overrides, counters, open_grants, stale, payments];
-        let of_plans = [plans, versions, features, offer_plans, retire_others, offered_plans];
-        let of_lists = [usage_log, events_of_workspace, event, due_boundaries, due_expiries];
-        let pages = [usage, usage_of_feature, ledger, ledger_of_grant].into_iter().flatten();
-        let all = of_batches.into_iter().chain(of_plans).chain(of_lists).chain(pages);
-        all.map(|statement| (statement.text.as_str(), statement.index)).collect()
     }
 }
 
@@ -203,13 +190,11 @@ fn of<S: Syntax, T: Table>(index: &'static str, filter: &str) -> Statement {
     list(index, &format!("select {} from {} t {} where {filter}", T::select("t"), T::NAME, hint::<S>(index)))
 }
 
-/// Pages of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.
-fn pages<S: Syntax, T: Table>(index: &'static str, filter: &str) -> [Statement; 2] {
-    ["asc", "desc"].map(|order| {
-        let filter = format!(
-            "t.workspace_id = $1 and (t.recorded_at, t.seq) > ($2, $3) and (t.recorded_at, t.seq) < ($4, $5) {filter}
+/// A page of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.
+fn page<S: Syntax, T: Table>(index: &'static str, filter: &str, order: &str) -> Statement {
+    let filter = format!(
+        "t.workspace_id = $1 and (t.recorded_at, t.seq) > ($2, $3) and (t.recorded_at, t.seq) < ($4, $5) {filter}
 order by t.recorded_at {order}, t.seq {order} limit $6"
-        );
-        of::<S, T>(index, &filter)
-    })
+    );
+    of::<S, T>(index, &filter)
 }

@@ -48,6 +48,11 @@ pub(super) trait Table: Sized {
     }
 }
 
+/// Does something with every table.
+pub(super) trait Visitor {
+    fn visit<T: Table>(&mut self);
+}
+
 /// A list of columns, each formatted by the function from its place and itself.
 pub(super) fn list(columns: &[Column], write: impl Fn(usize, &Column) -> String) -> String {
     columns.iter().enumerate().map(|(place, column)| write(place, column)).collect::<Vec<_>>().join(", ")
@@ -72,12 +77,12 @@ macro_rules! names {
 }
 
 /// A column behind `+` is derived from the row: it is written but not read.
-macro_rules! table {
-    ($table:ident($($key:ident),+): $row:ty {
+macro_rules! tables {
+    ($($table:ident($($key:ident),+): $row:ty {
         $($field:ident $([$($column:ident),+])?),+
         $(; $(+ $derived:ident: $kind:ty = $derive:expr),+)?
-    }) => {
-        impl Table for $row {
+    })+) => {
+        $(impl Table for $row {
             const NAME: &'static str = stringify!($table);
             const ROW_TYPE: &'static str = concat!(stringify!($table), "_row");
             const KEY: &'static [&'static str] = &[$(stringify!($key)),+];
@@ -99,92 +104,82 @@ macro_rules! table {
                 $($(row.skip(<$kind as Columns>::KINDS.len());)+)?
                 Ok(read)
             }
+        })+
+
+        /// Visits each table.
+        pub(super) fn visit_all(visitor: &mut impl Visitor) {
+            $(visitor.visit::<$row>();)+
+        }
+
+        /// The name and the columns of each table.
+        pub(super) fn all() -> Vec<(&'static str, Vec<&'static str>)> {
+            let names = |columns: Vec<Column>| columns.iter().map(|column| column.name).collect();
+            vec![$((stringify!($table), names(<$row>::columns()))),+]
         }
     };
 }
 
-table!(plan_versions(plan_code, version): PlanVersionRow {
-    plan_code, version, terms, created_at
-});
-
-table!(plan_features(plan_code, version, feature_code): PlanFeatureRow {
-    plan_code, version, feature_code, is_enabled, unit_price, limit [limit_credits, limit_mode]
-});
-
-table!(workspaces(workspace_id): Workspace {
-    workspace_id, name, time_zone, monthly_limit_override, overdraft_limit_override, created_at;
-    + partition_id: Partition = Workspace::partition
-});
-
-table!(workspace_feature_overrides(workspace_id, feature_code): FeatureOverride {
-    workspace_id, feature_code, terms [is_enabled, unit_price, limit_credits]
-});
-
-table!(subscriptions(subscription_id): Subscription {
-    subscription_id, workspace_id, plan_code, plan_version, status, billing_anchor, period [period_start, period_end],
-    version, pending_change, canceled_at, updated_at
-});
-
-table!(subscription_periods(subscription_id, period_start): SubscriptionPeriod {
-    workspace_id, subscription_id, period [period_start, period_end], usage_seq, command_id
-});
-
-table!(workspace_credits(workspace_id): WorkspaceCredits {
-    workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, reported_limit,
-    rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq, event_seq, updated_at
-});
-
-table!(usage_counters(workspace_id, scope, subject): UsageCounter {
-    workspace_id, subject [scope, subject], window_start, used_credits, reported_limit
-});
-
-table!(credit_grants(workspace_id, grant_id): Grant {
-    workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
-    payment_reference, cost_basis [amount_minor, currency]
-});
-
-table!(commands(workspace_id, idempotency_key): CommandRecord {
-    workspace_id, idempotency_key, command_id, seq, command_type, fingerprint, outcome, status, body, actor,
-    correlation_id, traceparent, metadata, received_at, recorded_at
-});
-
-table!(ledger_entries(workspace_id, recorded_at, seq): LedgerEntry {
-    workspace_id, seq, command_id, accounts [debit_account, credit_account, grant_id], amount, balance_after,
-    recorded_at, effective_at
-});
-
-table!(usage_logs(workspace_id, recorded_at, seq): UsageLog {
-    workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata
-});
-
-table!(event_outbox(partition_id, seq): EventRecord {
-    partition [partition_id], seq, event_id, workspace_id, workspace_seq, event_type, schema_version, recorded_at, correlation_id,
-    causation_id, traceparent, metadata, data
-});
-
-table!(outbox_partitions(partition_id): PartitionHead {
-    partition [partition_id], seq, last_event_id, version
-});
-
-/// The name and the columns of each table.
-pub(super) fn all() -> Vec<(&'static str, Vec<&'static str>)> {
-    fn of<T: Table>() -> (&'static str, Vec<&'static str>) {
-        (T::NAME, T::columns().iter().map(|column| column.name).collect())
+tables! {
+    plan_versions(plan_code, version): PlanVersionRow {
+        plan_code, version, terms, created_at
     }
-    vec![
-        of::<PlanVersionRow>(),
-        of::<PlanFeatureRow>(),
-        of::<Workspace>(),
-        of::<FeatureOverride>(),
-        of::<Subscription>(),
-        of::<SubscriptionPeriod>(),
-        of::<WorkspaceCredits>(),
-        of::<UsageCounter>(),
-        of::<Grant>(),
-        of::<CommandRecord>(),
-        of::<LedgerEntry>(),
-        of::<UsageLog>(),
-        of::<EventRecord>(),
-        of::<PartitionHead>(),
-    ]
+
+    plan_features(plan_code, version, feature_code): PlanFeatureRow {
+        plan_code, version, feature_code, is_enabled, unit_price, limit [limit_credits, limit_mode]
+    }
+
+    workspaces(workspace_id): Workspace {
+        workspace_id, name, time_zone, monthly_limit_override, overdraft_limit_override, created_at;
+        + partition_id: Partition = Workspace::partition
+    }
+
+    workspace_feature_overrides(workspace_id, feature_code): FeatureOverride {
+        workspace_id, feature_code, terms [is_enabled, unit_price, limit_credits]
+    }
+
+    subscriptions(subscription_id): Subscription {
+        subscription_id, workspace_id, plan_code, plan_version, status, billing_anchor, period [period_start, period_end],
+        version, pending_change, canceled_at, updated_at
+    }
+
+    subscription_periods(subscription_id, period_start): SubscriptionPeriod {
+        workspace_id, subscription_id, period [period_start, period_end], usage_seq, command_id
+    }
+
+    workspace_credits(workspace_id): WorkspaceCredits {
+        workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, reported_limit,
+        rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq, event_seq, updated_at
+    }
+
+    usage_counters(workspace_id, scope, subject): UsageCounter {
+        workspace_id, subject [scope, subject], window_start, used_credits, reported_limit
+    }
+
+    credit_grants(workspace_id, grant_id): Grant {
+        workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
+        payment_reference, cost_basis [amount_minor, currency]
+    }
+
+    commands(workspace_id, idempotency_key): CommandRecord {
+        workspace_id, idempotency_key, command_id, seq, command_type, fingerprint, outcome, status, body, actor,
+        correlation_id, traceparent, metadata, received_at, recorded_at
+    }
+
+    ledger_entries(workspace_id, recorded_at, seq): LedgerEntry {
+        workspace_id, seq, command_id, accounts [debit_account, credit_account, grant_id], amount, balance_after,
+        recorded_at, effective_at
+    }
+
+    usage_logs(workspace_id, recorded_at, seq): UsageLog {
+        workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata
+    }
+
+    event_outbox(partition_id, seq): EventRecord {
+        partition [partition_id], seq, event_id, workspace_id, workspace_seq, event_type, schema_version, recorded_at, correlation_id,
+        causation_id, traceparent, metadata, data
+    }
+
+    outbox_partitions(partition_id): PartitionHead {
+        partition [partition_id], seq, last_event_id, version
+    }
 }

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnection, PgRow, Postgres};
 use super::audit;
 use super::database::{BEGIN_READING, PostgresStore};
 use super::error::store_error;
-use super::rows::{BindColumn, bind, bind_keys, insert_rows};
+use super::rows::{BindColumn, array, bind, bind_keys, insert, update, write_rows};
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
@@ -88,7 +88,11 @@ impl Dialect for PgConnection {
     }
 
     async fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
-        insert_rows(self, rows).await
+        write_rows(self, insert::<T>(1), rows).await
+    }
+
+    async fn update<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, update::<T>(&array::<T>(1)), rows).await
     }
 
     async fn lock_heads(

@@ -63,17 +63,12 @@ pub(super) fn array<T: Table>(parameter: usize) -> String {
     format!("unnest(${parameter}::{}[])", T::ROW_TYPE)
 }
 
-/// Inserts the rows, if there are any.
-pub(super) async fn insert_rows<T: Table>(connection: &mut PgConnection, rows: &[T]) -> Result<(), StoreError> {
-    write_rows(connection, insert::<T>(1), rows).await
-}
-
-/// Updates the rows, if there are any; each must be there.
-pub(super) async fn update_rows<T: Table>(connection: &mut PgConnection, rows: &[T]) -> Result<(), StoreError> {
-    write_rows(connection, update::<T>(&array::<T>(1)), rows).await
-}
-
-async fn write_rows<T: Table>(connection: &mut PgConnection, statement: String, rows: &[T]) -> Result<(), StoreError> {
+/// Runs one of these statements, if there are rows. Each row must be written.
+pub(super) async fn write_rows<T: Table>(
+    connection: &mut PgConnection,
+    statement: String,
+    rows: &[T],
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use super::audit;
 use super::database::{BEGIN_READING, SqliteStore};
 use super::error::store_error;
-use super::rows::{bind, element, insert_rows, json_of, keys_json};
+use super::rows::{bind, element, insert, json_of, keys_json, update, write_rows};
 use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
@@ -77,7 +77,11 @@ impl Dialect for SqliteConnection {
     }
 
     async fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
-        insert_rows(self, rows).await
+        write_rows(self, insert::<T>("?1"), rows).await
+    }
+
+    async fn update<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, update::<T>("?1"), rows).await
     }
 
     /// Locks nothing: a write transaction holds the write lock since it began. SQLite has the clock of this machine.

@@ -54,17 +54,8 @@ pub(super) fn element(place: usize, column: &Column) -> String {
     }
 }
 
-/// Inserts the rows, if there are any.
-pub(super) async fn insert_rows<T: Table>(connection: &mut SqliteConnection, rows: &[T]) -> Result<(), StoreError> {
-    write_rows(connection, insert::<T>("?1"), rows).await
-}
-
-/// Updates the rows, if there are any; each must be there.
-pub(super) async fn update_rows<T: Table>(connection: &mut SqliteConnection, rows: &[T]) -> Result<(), StoreError> {
-    write_rows(connection, update::<T>("?1"), rows).await
-}
-
-async fn write_rows<T: Table>(
+/// Runs one of these statements, if there are rows. Each row must be written.
+pub(super) async fn write_rows<T: Table>(
     connection: &mut SqliteConnection,
     statement: String,
     rows: &[T],

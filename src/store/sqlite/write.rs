@@ -13,8 +13,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::connection::Transaction;
 use super::error::store_error;
-use super::rows::{insert, insert_rows, json, json_of, update, update_rows};
-use crate::domain::change_set::{ChangeSet, SubscriptionPeriod};
+use super::rows::{insert, json, json_of, update};
+use crate::domain::change_set::ChangeSet;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
 use crate::domain::event::EventRecord;
@@ -22,30 +22,26 @@ use crate::domain::grant::Grant;
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::snapshot::{KeySet, Snapshot};
-use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
-use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
+use crate::domain::workspace::WorkspaceCredits;
 use crate::store::WriteTx;
 use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
-use crate::store::plan_rows::{PlanFeatureRow, PlanVersionRow};
-use crate::store::tables::Table;
+use crate::store::tables::{self, Table, Visitor};
+use crate::store::write::write_unusual;
 
+/// The inserts and updates of each table, and the statement of a usual batch.
 pub(super) fn statements() -> Vec<String> {
-    vec![
-        insert::<PlanVersionRow>("?1"),
-        insert::<PlanFeatureRow>("?1"),
-        insert::<Workspace>("?1"),
-        insert::<FeatureOverride>("?1"),
-        insert::<WorkspaceCredits>("?1"),
-        insert::<Subscription>("?1"),
-        update::<Subscription>("?1"),
-        insert::<SubscriptionPeriod>("?1"),
-        insert::<UsageCounter>("?1"),
-        insert::<Grant>("?1"),
-        WRITE_BATCH.to_owned(),
-    ]
+    struct OfEach(Vec<String>);
+    impl Visitor for OfEach {
+        fn visit<T: Table>(&mut self) {
+            self.0.extend([insert::<T>("?1"), update::<T>("?1")]);
+        }
+    }
+    let mut statements = OfEach(vec![WRITE_BATCH.to_owned()]);
+    tables::visit_all(&mut statements);
+    statements.0
 }
 
 /// A transaction on the writing connection.
@@ -78,15 +74,7 @@ impl WriteTx for SqliteTx {
 
 /// Writes all rows of a batch in a transaction.
 pub(super) async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
-    // In the order of the foreign keys.
-    insert_rows(connection, &changes.workspaces).await?;
-    insert_rows(connection, &changes.feature_overrides).await?;
-    insert_rows(connection, &changes.credits.inserted).await?;
-    insert_rows(connection, &changes.subscriptions.inserted).await?;
-    update_rows(connection, &changes.subscriptions.updated).await?;
-    insert_rows(connection, &changes.periods).await?;
-    insert_rows(connection, &changes.counters.inserted).await?;
-    insert_rows(connection, &changes.grants.inserted).await?;
+    write_unusual(connection, changes).await?;
     write_batch(connection, changes).await
 }
 

@@ -1,0 +1,39 @@
+//! The rows of a batch that only some commands have. A usual batch has none, and is one statement.
+//!
+//! [`is_usual`] names every field of [`ChangeSet`], so that the compiler asks what becomes of a new one.
+
+use super::dialect::Dialect;
+use super::error::StoreError;
+use crate::domain::change_set::ChangeSet;
+
+/// Whether the batch has only rows that deductions write: changes of existing rows, and history.
+pub(super) fn is_usual(changes: &ChangeSet) -> bool {
+    let ChangeSet {
+        workspaces,
+        feature_overrides,
+        credits,
+        subscriptions,
+        periods,
+        counters,
+        grants,
+        heads: _,
+        commands: _,
+        ledger_entries: _,
+        usage_logs: _,
+        events: _,
+    } = changes;
+    let has_new = !(credits.inserted.is_empty() && counters.inserted.is_empty() && grants.inserted.is_empty());
+    !has_new && workspaces.is_empty() && feature_overrides.is_empty() && subscriptions.is_empty() && periods.is_empty()
+}
+
+/// Writes the rows that a usual batch does not have, in the order of the foreign keys.
+pub(super) async fn write_unusual<D: Dialect>(connection: &mut D, changes: &ChangeSet) -> Result<(), StoreError> {
+    connection.insert(&changes.workspaces).await?;
+    connection.insert(&changes.feature_overrides).await?;
+    connection.insert(&changes.credits.inserted).await?;
+    connection.insert(&changes.subscriptions.inserted).await?;
+    connection.update(&changes.subscriptions.updated).await?;
+    connection.insert(&changes.periods).await?;
+    connection.insert(&changes.counters.inserted).await?;
+    connection.insert(&changes.grants.inserted).await
+}
