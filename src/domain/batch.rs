@@ -17,7 +17,7 @@ use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{Snapshot, WorkspaceState};
-use super::subscription::Pending;
+use super::subscription::PendingChange;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
 use super::workspace::FeatureOverride;
@@ -306,7 +306,7 @@ impl<'a> Batch<'a> {
         state.credits = effects.credits;
         if let Some(subscription) = effects.subscription {
             changed.has_subscription = true;
-            if !matches!(subscription.pending_change, Some(Pending::Change { .. })) {
+            if !matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
                 state.pending_plan = None;
             }
             state.subscription = subscription;
@@ -338,7 +338,7 @@ impl<'a> Batch<'a> {
         }
         self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));
         if is_reordered {
-            state.grants.sort_by(Grant::burns_before);
+            state.grants.sort_by(Grant::cmp_burn_order);
         }
     }
 }

@@ -41,7 +41,7 @@ impl<T> Rows<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeSet {
     /// The new heads of all partitions that the batch wrote to, in ascending order, if nobody else writes to
-    /// them first. If somebody does, the batch's events follow theirs (see [`ChangeSet::follow`]).
+    /// them first. If somebody does, the batch's events follow theirs (see [`ChangeSet::renumber_events`]).
     pub heads: Vec<PartitionHead>,
     pub workspaces: Vec<Workspace>,
     /// Of new workspaces.
@@ -66,7 +66,7 @@ impl ChangeSet {
 
     /// Whether it has nothing but what deductions usually write: new figures of rows that are there, and history.
     #[must_use]
-    pub fn is_usual(&self) -> bool {
+    pub fn only_updates(&self) -> bool {
         let Self { workspaces, credits, subscriptions, counters, grants, periods, .. } = self;
         let has_new = !(credits.inserted.is_empty() && counters.inserted.is_empty() && grants.inserted.is_empty());
         !has_new && workspaces.is_empty() && subscriptions.is_empty() && periods.is_empty()
@@ -75,7 +75,7 @@ impl ChangeSet {
     /// For each updated row of `credits`, in order, the version it was decided on: the workspace must still have
     /// it when the batch is written.
     #[must_use]
-    pub fn versions_before(&self) -> Vec<i64> {
+    pub fn expected_versions(&self) -> Vec<i64> {
         let mut before = HashMap::with_capacity(self.credits.updated.len());
         for command in &self.commands {
             before.entry(command.workspace_id).or_insert(command.seq - 1);
@@ -86,7 +86,7 @@ impl ChangeSet {
 
     /// For each of `heads`, in order, how many events the batch adds to its partition.
     #[must_use]
-    pub fn events_by_head(&self) -> Vec<i64> {
+    pub fn event_counts(&self) -> Vec<i64> {
         let mut added = BTreeMap::new();
         for event in &self.events {
             *added.entry(event.partition).or_default() += 1;
@@ -95,7 +95,7 @@ impl ChangeSet {
     }
 
     /// Moves the events behind those that others have written to their partitions meanwhile.
-    pub fn follow(&mut self, written: &[PartitionHead]) {
+    pub fn renumber_events(&mut self, written: &[PartitionHead]) {
         let ahead: BTreeMap<_, _> =
             self.heads.iter().zip(written).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
         if ahead.values().any(|by| *by != 0) {

@@ -64,13 +64,13 @@ impl Credits {
 
     /// `self - other`, but never below zero.
     #[must_use]
-    pub fn less_down_to_zero(self, other: Self) -> Self {
+    pub fn minus_or_zero(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0).max(0))
     }
 
     /// `self + other`, but never above the largest amount: for what is only compared.
     #[must_use]
-    pub fn up_to_max(self, other: Self) -> Self {
+    pub fn saturating_plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0).min(MAX_MICRO))
     }
 
@@ -87,7 +87,7 @@ impl Credits {
     /// The share `part / whole` of this amount, rounded down to a micro-credit: what is granted or
     /// taken back for a part of a period. `part` is clamped to `0..=whole`.
     #[must_use]
-    pub fn share(self, part: i64, whole: i64) -> Self {
+    pub fn prorate(self, part: i64, whole: i64) -> Self {
         if whole <= 0 {
             return Self::ZERO;
         }
@@ -400,10 +400,10 @@ mod tests {
     #[test]
     fn a_share_is_rounded_down_and_never_more_than_the_whole() {
         let ten = Credits::whole(10);
-        assert_eq!(ten.share(1, 3).to_string(), "3.333333");
-        assert_eq!(ten.share(5, 3), ten);
-        assert_eq!(ten.share(-1, 3), Credits::ZERO);
-        assert_eq!(Credits::MAX.share(i64::MAX - 1, i64::MAX).to_string(), "999999999999.999999");
-        assert_eq!(ten.share(1, 0), Credits::ZERO);
+        assert_eq!(ten.prorate(1, 3).to_string(), "3.333333");
+        assert_eq!(ten.prorate(5, 3), ten);
+        assert_eq!(ten.prorate(-1, 3), Credits::ZERO);
+        assert_eq!(Credits::MAX.prorate(i64::MAX - 1, i64::MAX).to_string(), "999999999999.999999");
+        assert_eq!(ten.prorate(1, 0), Credits::ZERO);
     }
 }

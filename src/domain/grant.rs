@@ -66,7 +66,7 @@ impl GrantSource {
 
     /// Among grants that end at the same time: promotional credits before paid ones, and rolled over
     /// ones before the allowance, because they cannot roll over again.
-    const fn burns_at(self) -> u8 {
+    const fn burn_rank(self) -> u8 {
         match self {
             Self::Promotion => 0,
             Self::Rollover => 1,
@@ -135,7 +135,7 @@ impl Grant {
     /// priority, sooner expiry (none last), promotion before rollover before the rest, older, smaller
     /// id.
     #[must_use]
-    pub fn burns_before(&self, other: &Self) -> Ordering {
+    pub fn cmp_burn_order(&self, other: &Self) -> Ordering {
         self.burn_key().cmp(&other.burn_key())
     }
 
@@ -144,7 +144,7 @@ impl Grant {
             Reverse(self.feature_scope.is_some()),
             self.priority,
             self.expires_at.map_or(i64::MAX, Timestamp::micros),
-            self.source.burns_at(),
+            self.source.burn_rank(),
             self.effective_at,
             self.grant_id,
         )
@@ -208,7 +208,7 @@ mod tests {
         ];
         let mut shuffled = in_order.clone();
         shuffled.reverse();
-        shuffled.sort_by(Grant::burns_before);
+        shuffled.sort_by(Grant::cmp_burn_order);
         assert_eq!(shuffled, in_order);
     }
 

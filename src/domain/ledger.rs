@@ -64,7 +64,7 @@ impl Account {
 
     /// Whether it is part of the workspace's balance.
     #[must_use]
-    pub const fn counts(&self) -> bool {
+    pub const fn is_in_balance(&self) -> bool {
         matches!(self, Self::Grant(_) | Self::Held(_) | Self::Debt)
     }
 

@@ -8,7 +8,7 @@ use super::event::{CreditReset, GrantShare};
 use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
 use super::period::Period;
 use super::snapshot::WorkspaceState;
-use super::subscription::{Pending, Subscription, SubscriptionStatus};
+use super::subscription::{PendingChange, Subscription, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
 use super::time::Timestamp;
 use super::usage::UsageId;
@@ -148,10 +148,10 @@ impl From<&Subscription> for SubscriptionView {
     fn from(subscription: &Subscription) -> Self {
         let effective_at = subscription.period.end;
         let pending = subscription.pending_change.clone().map(|pending| match pending {
-            Pending::Change { plan_code, plan_version } => {
+            PendingChange::Change { plan_code, plan_version } => {
                 PendingView::Change { plan_code, plan_version, effective_at }
             }
-            Pending::Cancel { reason } => PendingView::Cancel { effective_at, reason },
+            PendingChange::Cancel { reason } => PendingView::Cancel { effective_at, reason },
         });
         Self {
             subscription_id: subscription.subscription_id,

@@ -17,7 +17,7 @@ pub enum Rejection {
     /// A time that is well-formed but too early or too late now. Checked here and not where the body
     /// is read, so that a stored command replays whatever the time.
     #[error("{pointer}: {detail}")]
-    FieldOutOfTime {
+    TimeOutOfRange {
         /// The field, as a JSON pointer into the command's body.
         pointer: &'static str,
         detail: &'static str,
@@ -72,7 +72,7 @@ impl Rejection {
         match self {
             Self::WorkspaceNotFound => "workspace-not-found",
             Self::WorkspaceExists => "workspace-exists",
-            Self::FieldOutOfTime { .. } => "invalid-field",
+            Self::TimeOutOfRange { .. } => "invalid-field",
             Self::PlanNotFound(_) => "plan-not-found",
             Self::PlanNotOffered(_) => "plan-not-offered",
             Self::VersionMismatch { .. } => "version-mismatch",
@@ -100,7 +100,7 @@ impl Rejection {
     pub const fn is_recorded(&self) -> bool {
         !matches!(
             self,
-            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::FieldOutOfTime { .. } | Self::RateExceeded { .. }
+            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::TimeOutOfRange { .. } | Self::RateExceeded { .. }
         )
     }
 }

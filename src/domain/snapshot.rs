@@ -10,7 +10,7 @@ use super::grant::Grant;
 use super::ids::{Partition, WorkspaceId};
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
-use super::subscription::{Pending, Subscription};
+use super::subscription::{PendingChange, Subscription};
 use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use super::time::Timestamp;
 use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
@@ -22,7 +22,7 @@ pub struct KeySet {
     pub workspaces: BTreeSet<WorkspaceId>,
     /// Those of the workspaces whose state is known, each with the version of its partition that it is
     /// true at. They are read only if the partition has another one.
-    pub known: BTreeMap<WorkspaceId, i64>,
+    pub cached_versions: BTreeMap<WorkspaceId, i64>,
     pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
     /// Plans whose newest version is wanted.
@@ -36,17 +36,17 @@ impl KeySet {
     }
 
     /// The workspaces to read once the heads are locked.
-    pub fn unknown(&self, heads: &BTreeMap<Partition, PartitionHead>) -> impl Iterator<Item = WorkspaceId> {
-        let is_known = |id: &WorkspaceId| {
+    pub fn uncached_workspaces(&self, heads: &BTreeMap<Partition, PartitionHead>) -> impl Iterator<Item = WorkspaceId> {
+        let is_current = |id: &WorkspaceId| {
             let version = heads.get(&Partition::of(*id)).map(|head| head.version);
-            version.is_some() && self.known.get(id).copied() == version
+            version.is_some() && self.cached_versions.get(id).copied() == version
         };
-        self.workspaces.iter().copied().filter(move |id| !is_known(id))
+        self.workspaces.iter().copied().filter(move |id| !is_current(id))
     }
 }
 
 /// Room for so many more grants than twice those that are open is left to a state.
-const GRANTS_TO_SPARE: usize = 4;
+const SPARE_GRANTS: usize = 4;
 /// What one override takes in a state, about.
 const OVERRIDE_BYTES: usize = 96;
 
@@ -106,7 +106,7 @@ impl WorkspaceState {
 
     /// Gives back the room of grants that were closed.
     pub fn shrink(&mut self) {
-        if self.grants.capacity() > 2 * self.grants.len() + GRANTS_TO_SPARE {
+        if self.grants.capacity() > 2 * self.grants.len() + SPARE_GRANTS {
             self.grants.shrink_to_fit();
         }
     }
@@ -127,7 +127,7 @@ impl WorkspaceState {
 
     /// What was used of a feature in this billing period.
     #[must_use]
-    pub fn used_of(&self, code: &FeatureCode) -> Credits {
+    pub fn feature_usage(&self, code: &FeatureCode) -> Credits {
         let counter = self.counter(&CounterSubject::Feature(code.clone()));
         counter.map_or(Credits::ZERO, |counter| counter.used_in(self.subscription.period.start))
     }
@@ -167,8 +167,8 @@ impl WorkspaceState {
     #[must_use]
     pub fn pending_plan(&self) -> Option<&Arc<PlanVersion>> {
         match self.subscription.pending_change {
-            Some(Pending::Change { .. }) => self.pending_plan.as_ref(),
-            Some(Pending::Cancel { .. }) | None => None,
+            Some(PendingChange::Change { .. }) => self.pending_plan.as_ref(),
+            Some(PendingChange::Cancel { .. }) | None => None,
         }
     }
 }

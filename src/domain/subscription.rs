@@ -56,7 +56,7 @@ pub enum Effective {
 /// What waits for the end of the period. Stored as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Pending {
+pub enum PendingChange {
     /// Another plan, at the version that was current when it was asked for.
     Change {
         plan_code: PlanCode,
@@ -80,7 +80,7 @@ pub struct Subscription {
     pub period: Period,
     /// Grows by one with every change; what `expected_version` is compared with.
     pub version: i64,
-    pub pending_change: Option<Pending>,
+    pub pending_change: Option<PendingChange>,
     pub canceled_at: Option<Timestamp>,
     pub updated_at: Timestamp,
 }

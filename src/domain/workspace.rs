@@ -89,7 +89,7 @@ impl WorkspaceCredits {
 
 /// A workspace's own terms for a feature; each, where given, stands before the plan's. Survives a change of plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnTerms {
+pub struct OverrideTerms {
     pub enabled: Option<bool>,
     pub unit_price: Option<Credits>,
     /// A hard limit.
@@ -101,16 +101,16 @@ pub struct OwnTerms {
 pub struct FeatureOverride {
     pub workspace_id: WorkspaceId,
     pub feature_code: FeatureCode,
-    pub terms: OwnTerms,
+    pub terms: OverrideTerms,
 }
 
 /// A workspace's own terms, by feature.
-pub type FeatureOverrides = BTreeMap<FeatureCode, OwnTerms>;
+pub type FeatureOverrides = BTreeMap<FeatureCode, OverrideTerms>;
 
-impl OwnTerms {
+impl OverrideTerms {
     /// These terms before the plan's.
     #[must_use]
-    pub fn over(&self, plan: FeatureTerms) -> FeatureTerms {
+    pub fn apply_to(&self, plan: FeatureTerms) -> FeatureTerms {
         FeatureTerms {
             enabled: self.enabled.unwrap_or(plan.enabled),
             unit_price: self.unit_price.or(plan.unit_price),
@@ -125,6 +125,6 @@ pub fn feature_terms(plan: &PlanVersion, overrides: &FeatureOverrides, code: &Fe
     let of_plan = plan.features.get(code).copied();
     match overrides.get(code) {
         None => of_plan,
-        Some(own) => Some(own.over(of_plan.unwrap_or_default())),
+        Some(own) => Some(own.apply_to(of_plan.unwrap_or_default())),
     }
 }

@@ -17,7 +17,7 @@ use crate::domain::grant::GrantSource;
 use crate::domain::ledger::Account;
 use crate::domain::period::Period;
 use crate::domain::plan::PurchasedOnCancel;
-use crate::domain::subscription::{Pending, SubscriptionStatus};
+use crate::domain::subscription::{PendingChange, SubscriptionStatus};
 use crate::domain::text::Label;
 use crate::domain::time::Timestamp;
 
@@ -32,11 +32,11 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
         let boundary = work.subscription().period.end;
         let months = work.plan().period_months;
         match work.subscription().pending_change.clone() {
-            Some(Pending::Cancel { reason }) => {
+            Some(PendingChange::Cancel { reason }) => {
                 end_subscription(work, boundary, reason)?;
                 break;
             }
-            Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
+            Some(PendingChange::Change { .. }) => apply_pending_plan(work, boundary),
             None => {}
         }
         let subscription = work.subscription();
@@ -47,7 +47,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
     Ok(resets)
 }
 
-fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
+fn apply_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
     let Some(plan) = work.pending_plan().cloned() else { return };
     let before = work.summary();
     work.change_subscription().pending_change = None;
@@ -63,7 +63,7 @@ fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
 /// allowance and begins to count anew. The period's length is that of the plan in force.
 pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<CreditReset, Refusal> {
     let (rolled_over, expired) = close_periodic_grants(work, period.start, work.plan().rollover_cap)?;
-    let previously_used = work.balance().used_this_month;
+    let previously_used = work.credits().used_this_month;
     start_counting(work, period);
 
     let terms = || GrantTerms { effective_at: period.start, expires_at: Some(period.end), payment: None };
@@ -73,12 +73,12 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
     }
     // A boundary must always be passable: an allowance that the largest balance has no room for is
     // granted as far as it has.
-    let room = Credits::MAX.less_down_to_zero(work.balance().current_credits);
+    let room = Credits::MAX.minus_or_zero(work.credits().current_credits);
     let granted = work.plan().allowance.min(room);
     if granted.is_positive() {
         debt_repaid = debt_repaid.plus(work.issue(GrantSource::Allowance, granted, terms())?.debt_repaid)?;
     }
-    work.settle_overdraft();
+    work.update_overdraft_limit();
     let reset = CreditReset {
         period,
         plan_code: work.subscription().plan_code.clone(),
@@ -88,16 +88,16 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
         granted,
         previously_used,
         debt_repaid,
-        current_credits: work.balance().current_credits,
+        current_credits: work.credits().current_credits,
     };
     let record = SubscriptionPeriod {
         workspace_id: work.workspace().workspace_id,
         subscription_id: work.subscription().subscription_id,
         period,
-        usage_seq: work.balance().usage_seq,
+        usage_seq: work.credits().usage_seq,
         command_id: work.command_id(),
     };
-    work.effects().periods.push(record);
+    work.effects_mut().periods.push(record);
     work.raise(reset.clone());
     Ok(reset)
 }
@@ -114,18 +114,18 @@ fn close_periodic_grants(
     let open: Vec<_> = work
         .grants()
         .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
-        .map(|(place, grant)| (place, grant.source, grant.remaining))
+        .map(|(index, grant)| (index, grant.source, grant.remaining))
         .collect();
-    for (place, source, remaining) in open {
+    for (index, source, remaining) in open {
         let room = if source == GrantSource::Allowance { rollover_cap.minus(rolled_over)? } else { Credits::ZERO };
         let rolled = remaining.min(room);
         if rolled.is_positive() {
-            work.take(place, rolled, Account::Issued(GrantSource::Rollover), at)?;
+            work.debit_grant(index, rolled, Account::Issued(GrantSource::Rollover), at)?;
             rolled_over = rolled_over.plus(rolled)?;
         }
         let lost = remaining.minus(rolled)?;
         if lost.is_positive() {
-            work.take(place, lost, Account::Expired, at)?;
+            work.debit_grant(index, lost, Account::Expired, at)?;
             expired = expired.plus(lost)?;
         }
     }
@@ -135,7 +135,7 @@ fn close_periodic_grants(
 /// Features' counters begin anew by themselves: they name the period that they count.
 fn start_counting(work: &mut Work<'_>, period: Period) {
     work.change_subscription().period = period;
-    let credits = work.credits();
+    let credits = work.credits_mut();
     credits.used_this_month = Credits::ZERO;
     credits.reported_limit = None;
     credits.low_credit_alerts = 0;
@@ -157,7 +157,7 @@ pub(super) fn end_subscription(
     if let PurchasedOnCancel::ExpireAfterDays(days) = work.plan().purchased_on_cancel {
         limit_purchased_grants(work, at.plus(TimeDelta::days(i64::from(days))));
     }
-    work.settle_overdraft();
+    work.update_overdraft_limit();
     let event = SubscriptionChanged {
         credits_removed: removed,
         reason,
@@ -175,10 +175,10 @@ fn limit_purchased_grants(work: &mut Work<'_>, end: Timestamp) {
         .filter(|(_, grant)| {
             grant.source.follows_cancel_policy() && grant.is_open() && grant.expires_at.is_none_or(|at| at > end)
         })
-        .map(|(place, _)| place)
+        .map(|(index, _)| index)
         .collect();
-    for place in later {
-        if let Some(grant) = work.change_grant(place) {
+    for index in later {
+        if let Some(grant) = work.change_grant(index) {
             grant.expires_at = Some(end);
         }
     }

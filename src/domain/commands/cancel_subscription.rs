@@ -11,7 +11,7 @@ use super::work::Work;
 use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
-use crate::domain::subscription::{Effective, Pending};
+use crate::domain::subscription::{Effective, PendingChange};
 use crate::domain::text::Label;
 
 /// Ends a subscription, now or with its period.
@@ -44,7 +44,7 @@ impl CancelSubscription {
     fn schedule(&self, work: &mut Work<'_>) {
         let before = work.summary();
         let subscription = work.change_subscription();
-        subscription.pending_change = Some(Pending::Cancel { reason: self.reason.clone() });
+        subscription.pending_change = Some(PendingChange::Cancel { reason: self.reason.clone() });
         subscription.version += 1;
         let effective_at = subscription.period.end;
         let event = SubscriptionChanged {

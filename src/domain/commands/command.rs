@@ -50,7 +50,7 @@ impl Command {
     }
 
     /// Whether a period that is over must be closed before this command is decided.
-    pub(super) const fn wants_current_period(&self) -> bool {
+    pub(super) const fn needs_current_period(&self) -> bool {
         match self {
             Self::DeductCredits(_)
             | Self::PurchaseCredits(_)

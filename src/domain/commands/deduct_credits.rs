@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
-use super::work::{Movement, Work};
+use super::work::{BalanceChange, Work};
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{
@@ -59,7 +59,7 @@ struct Assessment {
 
 /// A cost that is about to be added to what a limit bounds.
 #[derive(Clone, Copy)]
-struct Passage {
+struct LimitCheck {
     scope: LimitScope,
     limit: UsageLimit,
     used: Credits,
@@ -72,7 +72,7 @@ impl DeductCredits {
         let occurred_at = self.occurred_at.unwrap_or(now);
         if occurred_at < now.minus(OCCURRED_AT_MAX_AGE) || occurred_at > now.plus(OCCURRED_AT_MAX_AHEAD) {
             let detail = "must be at most 35 days ago and at most 5 minutes ahead";
-            return Err(Rejection::FieldOutOfTime { pointer: "/occurred_at", detail }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/occurred_at", detail }.into());
         }
         let assessment = self.assess(&work)?;
         self.check_limits(&mut work, &assessment)?;
@@ -81,7 +81,7 @@ impl DeductCredits {
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
-        work.settle_thresholds(assessment.available.minus(assessment.cost)?, Movement::Down);
+        work.update_low_credit_alerts(assessment.available.minus(assessment.cost)?, BalanceChange::Decrease);
         Ok(self.record(work, &assessment, grants, overdraft, occurred_at, request))
     }
 
@@ -98,9 +98,9 @@ impl DeductCredits {
         let (mut for_feature, mut for_others) = (work.overdraft_left(), Credits::ZERO);
         for (_, grant) in work.grants().filter(|(_, grant)| work.is_spendable(grant)) {
             let sum = if grant.is_for(&self.feature_code) { &mut for_feature } else { &mut for_others };
-            *sum = sum.up_to_max(grant.remaining);
+            *sum = sum.saturating_plus(grant.remaining);
         }
-        let available = for_feature.up_to_max(for_others);
+        let available = for_feature.saturating_plus(for_others);
         Ok(Assessment { terms, cost, available_for_feature: for_feature, available })
     }
 
@@ -112,7 +112,7 @@ impl DeductCredits {
         let cost = assessment.cost;
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
-            let passage = Passage { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
+            let passage = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
             let event = self.check_limit(work, passage)?;
             if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
                 work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
@@ -121,24 +121,24 @@ impl DeductCredits {
         }
         let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
         if let Some(limit) = own.or(work.plan().monthly_limit) {
-            let used = work.balance().used_this_month;
-            let event = self.check_limit(work, Passage { scope: LimitScope::Workspace, limit, used, cost })?;
-            if let Some(event) = event.filter(|_| work.balance().reported_limit != Some(limit.credits)) {
-                work.credits().reported_limit = Some(limit.credits);
+            let used = work.credits().used_this_month;
+            let event = self.check_limit(work, LimitCheck { scope: LimitScope::Workspace, limit, used, cost })?;
+            if let Some(event) = event.filter(|_| work.credits().reported_limit != Some(limit.credits)) {
+                work.credits_mut().reported_limit = Some(limit.credits);
                 work.raise(event);
             }
         }
         let Some(rate) = work.plan().rate_limit else { return Ok(()) };
         // More than a whole window lets through could be tried for ever.
         let limit = UsageLimit::hard(rate.credits);
-        self.check_limit(work, Passage { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
+        self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
         check_rate(work, rate, cost)
     }
 
     /// The event of a limit that would be passed: raised where the limit is soft, and the refusal's
     /// where it is hard.
-    fn check_limit(&self, work: &Work<'_>, passage: Passage) -> Result<Option<UsageLimitExceeded>, Refusal> {
-        let Passage { scope, limit, used, cost } = passage;
+    fn check_limit(&self, work: &Work<'_>, passage: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
+        let LimitCheck { scope, limit, used, cost } = passage;
         if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
             return Ok(None);
         }
@@ -187,25 +187,25 @@ impl DeductCredits {
         let mut left = cost;
         let mut shares = Vec::new();
         let mut plan = Vec::new();
-        for (place, grant) in work.grants() {
+        for (index, grant) in work.grants() {
             if left.is_zero() {
                 break;
             }
             if work.is_spendable(grant) && grant.is_for(&self.feature_code) {
                 let part = left.min(grant.remaining);
                 left = left.minus(part)?;
-                plan.push((place, part));
+                plan.push((index, part));
             }
         }
-        for (place, part) in plan {
+        for (index, part) in plan {
             let consumed = Account::Consumed(self.feature_code.clone());
-            shares.push(work.take(place, part, consumed, occurred_at)?);
+            shares.push(work.debit_grant(index, part, consumed, occurred_at)?);
         }
         if left.is_zero() {
             return Ok((shares, None));
         }
         work.book(Account::Debt, Account::Consumed(self.feature_code.clone()), left, occurred_at)?;
-        let credits = work.credits();
+        let credits = work.credits_mut();
         credits.debt_credits = credits.debt_credits.plus(left)?;
         Ok((shares, Some(left)))
     }
@@ -219,7 +219,7 @@ impl DeductCredits {
         let mut counter = work.counter(&self.subject());
         counter.used_credits = counter.used_credits.plus(cost)?;
         work.set_counter(counter);
-        let credits = work.credits();
+        let credits = work.credits_mut();
         credits.used_this_month = credits.used_this_month.plus(cost)?;
         credits.usage_seq += 1;
         Ok(())
@@ -240,10 +240,10 @@ impl DeductCredits {
         };
         let (command_id, recorded_at) = (work.command_id(), work.now());
         let workspace_id = work.workspace().workspace_id;
-        let balance = work.balance();
+        let balance = work.credits();
         let (usage_seq, current_credits, used_this_month) =
             (balance.usage_seq, balance.current_credits, balance.used_this_month);
-        work.effects().usage_log = Some(UsageLog {
+        work.effects_mut().usage_log = Some(UsageLog {
             workspace_id,
             seq: usage_seq,
             command_id,
@@ -288,7 +288,7 @@ fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<()
     let now = work.now();
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
     let start = Timestamp::from_micros(now.micros().div_euclid(window) * window);
-    let credits = work.credits();
+    let credits = work.credits_mut();
     let used = if credits.rate_window_start == start { credits.rate_window_used } else { Credits::ZERO };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {

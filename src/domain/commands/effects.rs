@@ -33,7 +33,7 @@ pub struct Effects {
     pub pending_plan: Option<Arc<PlanVersion>>,
     /// New and changed counters.
     pub counters: BTreeMap<CounterSubject, UsageCounter>,
-    /// Changed grants, by their place in the state's list.
+    /// Changed grants, by their index in the state's list.
     pub changed_grants: BTreeMap<usize, Grant>,
     pub added_grants: Vec<Grant>,
     pub entries: Vec<LedgerEntry>,

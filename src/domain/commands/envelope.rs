@@ -41,7 +41,7 @@ pub struct Envelope {
 impl Envelope {
     /// A command that the system sends by itself.
     #[must_use]
-    pub fn of_system(
+    pub fn internal(
         command_id: CommandId,
         workspace_id: WorkspaceId,
         idempotency_key: IdempotencyKey,
@@ -102,7 +102,7 @@ impl Envelope {
     pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
         let now = state.now(self.received_at);
-        if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
+        if !self.command.needs_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }
         let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
@@ -127,7 +127,7 @@ impl AdvancePeriod {
     ) -> Envelope {
         let end = period_end.micros();
         let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
+        Envelope::internal(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
     }
 }
 
@@ -135,6 +135,6 @@ impl ExpireGrants {
     #[must_use]
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
         let key = IdempotencyKey::system(format_args!("expire {command_id}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
+        Envelope::internal(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
     }
 }

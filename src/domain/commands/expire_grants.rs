@@ -6,7 +6,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{Movement, Work, settle};
+use super::work::{BalanceChange, Work, settle};
 use crate::domain::credits::Credits;
 use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
@@ -26,23 +26,23 @@ impl ExpireGrants {
         let expired: Vec<_> = work
             .grants()
             .filter(|(_, grant)| !grant.source.is_periodic() && grant.remaining.is_positive())
-            .filter_map(|(place, grant)| Some((place, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
+            .filter_map(|(index, grant)| Some((index, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
             .take(MAX_GRANTS_PER_COMMAND)
             .collect();
         if expired.is_empty() {
             return Ok(None);
         }
         let mut shares = Vec::with_capacity(expired.len());
-        for (place, remaining, expires_at) in expired {
-            shares.push(work.take(place, remaining, Account::Expired, expires_at)?);
+        for (index, remaining, expires_at) in expired {
+            shares.push(work.debit_grant(index, remaining, Account::Expired, expires_at)?);
         }
         let event = CreditsExpired {
             credits: Credits::sum(shares.iter().map(|share| share.credits))?,
             grants: shares,
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
         };
         work.raise(event);
         let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
-        Ok(Some((settle(work, Movement::Down), Receipt::Internal(receipt))))
+        Ok(Some((settle(work, BalanceChange::Decrease), Receipt::Internal(receipt))))
     }
 }

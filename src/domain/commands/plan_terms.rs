@@ -16,9 +16,9 @@ pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<F
     subscription.plan_code = plan.plan_code.clone();
     subscription.plan_version = plan.version;
     subscription.version += 1;
-    work.effects().plan = Some(Arc::clone(plan));
-    work.credits().low_credit_alerts = 0;
-    work.settle_overdraft();
+    work.effects_mut().plan = Some(Arc::clone(plan));
+    work.credits_mut().low_credit_alerts = 0;
+    work.update_overdraft_limit();
     feature_changes(work, &before, plan)
 }
 

@@ -52,16 +52,16 @@ impl ProvisionWorkspace {
         }
         let plan = Arc::clone(&wanted.newest);
         if self.anchor.is_some_and(|anchor| anchor > now) {
-            return Err(Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/anchor", detail: "must not be in the future" }.into());
         }
-        let state = self.fresh_state(request, &plan);
+        let state = self.initial_state(request, &plan);
         let mut work = Work::new(&state, request);
-        work.settle_overdraft();
+        work.update_overdraft_limit();
         let reset = begin_period(&mut work, state.subscription.period)?;
-        work.effects().workspace = Some(state.workspace.clone());
-        work.effects().feature_overrides = self.feature_overrides.clone();
+        work.effects_mut().workspace = Some(state.workspace.clone());
+        work.effects_mut().feature_overrides = self.feature_overrides.clone();
         // The first period is told by the provisioning itself.
-        work.effects().events.clear();
+        work.effects_mut().events.clear();
         work.raise(WorkspaceProvisioned {
             name: self.name.clone(),
             time_zone: self.time_zone.name().to_owned(),
@@ -78,7 +78,7 @@ impl ProvisionWorkspace {
             name: self.name.clone(),
             time_zone: self.time_zone.name().to_owned(),
             subscription: SubscriptionView::from(work.subscription()),
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: now,
         };
         let mut effects = work.into_effects();
@@ -87,7 +87,7 @@ impl ProvisionWorkspace {
     }
 
     /// The workspace before its first period begins: no credits yet, the agreed overrides.
-    fn fresh_state(&self, request: &Request<'_>, plan: &Arc<PlanVersion>) -> WorkspaceState {
+    fn initial_state(&self, request: &Request<'_>, plan: &Arc<PlanVersion>) -> WorkspaceState {
         let (now, workspace_id) = (request.received_at, request.workspace_id);
         let anchor = self.anchor.unwrap_or(now);
         // The command creates one subscription, so the command's own id serves it too.

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{GrantTerms, Movement, Work, settle};
+use super::work::{BalanceChange, GrantTerms, Work, settle};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
 use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};
@@ -42,7 +42,7 @@ impl PurchaseCredits {
             return Err(Rejection::PaymentReferenceUsed(self.payment_reference.clone()).into());
         }
         if self.expires_at.is_some_and(|end| end <= now) {
-            return Err(Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/expires_at", detail: "must be in the future" }.into());
         }
         if work.grants().count() >= MAX_OPEN_GRANTS {
             return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
@@ -67,7 +67,7 @@ impl PurchaseCredits {
             payment_reference: self.payment_reference.clone(),
             expires_at: self.expires_at,
             debt_repaid: purchase.debt_repaid.plus(repaid_by_bonus)?,
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: now,
         };
         work.raise(CreditsPurchased {
@@ -82,6 +82,6 @@ impl PurchaseCredits {
             debt_repaid: receipt.debt_repaid,
             current_credits: receipt.current_credits,
         });
-        Ok((settle(work, Movement::Up), Receipt::Purchased(receipt)))
+        Ok((settle(work, BalanceChange::Increase), Receipt::Purchased(receipt)))
     }
 }

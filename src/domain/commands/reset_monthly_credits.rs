@@ -37,7 +37,7 @@ impl ResetMonthlyCredits {
             workspace_id: work.workspace().workspace_id,
             resets,
             subscription: SubscriptionView::from(work.subscription()),
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: work.now(),
         };
         Ok((work.into_effects(), Receipt::Reset(receipt)))

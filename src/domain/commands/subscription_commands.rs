@@ -3,7 +3,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{Movement, Work};
+use super::work::{BalanceChange, Work};
 use crate::domain::credits::Credits;
 use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
@@ -29,7 +29,7 @@ pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<()
 pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
     if effect.removed.is_positive() {
         let available = work.available();
-        work.settle_thresholds(available, Movement::Down);
+        work.update_low_credit_alerts(available, BalanceChange::Decrease);
     }
     let receipt = SubscriptionReceipt {
         command_id: work.command_id(),
@@ -38,7 +38,7 @@ pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Rec
         credits_granted: effect.granted,
         credits_removed: effect.removed,
         credits_uncollected: effect.uncollected,
-        current_credits: work.balance().current_credits,
+        current_credits: work.credits().current_credits,
         recorded_at: work.now(),
     };
     (work.into_effects(), Receipt::Subscription(receipt))

@@ -1,7 +1,7 @@
 //! The working copy that a command decides on: one workspace as it is, and what changed so far.
 //!
 //! It borrows the state and copies only what changes, so that a deduction from a workspace with a
-//! thousand grants copies the one grant it burns. Every movement of credits goes through
+//! thousand grants copies the one grant it burns. Every change of credits goes through
 //! [`Work::book`]: there is no other way to write an entry or to change the balance.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::domain::ledger::{Account, Accounts, LedgerEntry};
 use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::subscription::{Pending, Subscription};
+use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
@@ -43,13 +43,13 @@ pub(super) struct GrantTerms {
 
 /// Which way a command moves the available credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Movement {
-    Up,
-    Down,
+pub(super) enum BalanceChange {
+    Increase,
+    Decrease,
 }
 
 /// A grant that was just issued.
-pub(super) struct Issued {
+pub(super) struct IssuedGrant {
     pub grant_id: GrantId,
     /// What of it went straight into an overdraft that was owed.
     pub debt_repaid: Credits,
@@ -77,15 +77,15 @@ impl<'a> Work<'a> {
         &self.state.workspace
     }
 
-    pub(super) fn credits(&mut self) -> &mut WorkspaceCredits {
+    pub(super) fn credits_mut(&mut self) -> &mut WorkspaceCredits {
         &mut self.effects.credits
     }
 
-    pub(super) fn balance(&self) -> &WorkspaceCredits {
+    pub(super) fn credits(&self) -> &WorkspaceCredits {
         &self.effects.credits
     }
 
-    pub(super) fn effects(&mut self) -> &mut Effects {
+    pub(super) fn effects_mut(&mut self) -> &mut Effects {
         &mut self.effects
     }
 
@@ -138,7 +138,7 @@ impl<'a> Work<'a> {
             credits_granted: Credits::ZERO,
             credits_removed: Credits::ZERO,
             credits_uncollected: Credits::ZERO,
-            current_credits: self.balance().current_credits,
+            current_credits: self.credits().current_credits,
             reason: None,
         }
     }
@@ -148,10 +148,10 @@ impl<'a> Work<'a> {
         let before = self.state.subscription.pending_change.as_ref()?;
         let after = self.subscription().pending_change.as_ref();
         match (before, after) {
-            (Pending::Cancel { .. }, Some(Pending::Cancel { .. })) => None,
-            (Pending::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
-            (Pending::Change { .. }, Some(after)) if after == before => None,
-            (Pending::Change { .. }, _) => Some(ScheduledKind::Change),
+            (PendingChange::Cancel { .. }, Some(PendingChange::Cancel { .. })) => None,
+            (PendingChange::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
+            (PendingChange::Change { .. }, Some(after)) if after == before => None,
+            (PendingChange::Change { .. }, _) => Some(ScheduledKind::Change),
         }
     }
 
@@ -177,20 +177,20 @@ impl<'a> Work<'a> {
         self.effects.counters.insert(counter.subject.clone(), counter);
     }
 
-    /// The grants as they are now, each with the place by which [`Work::take`] knows it.
+    /// The grants as they are now, each with the index by which [`Work::debit_grant`] knows it.
     pub(super) fn grants(&self) -> impl Iterator<Item = (usize, &Grant)> {
         let known = self.state.grants.iter().enumerate();
-        let current = known.map(|(place, grant)| (place, self.effects.changed_grants.get(&place).unwrap_or(grant)));
+        let current = known.map(|(index, grant)| (index, self.effects.changed_grants.get(&index).unwrap_or(grant)));
         let first_added = self.state.grants.len();
         current.chain(self.effects.added_grants.iter().enumerate().map(move |(n, grant)| (first_added + n, grant)))
     }
 
-    pub(super) fn change_grant(&mut self, place: usize) -> Option<&mut Grant> {
-        if let Some(added) = place.checked_sub(self.state.grants.len()) {
+    pub(super) fn change_grant(&mut self, index: usize) -> Option<&mut Grant> {
+        if let Some(added) = index.checked_sub(self.state.grants.len()) {
             return self.effects.added_grants.get_mut(added);
         }
-        let known = self.state.grants.get(place)?;
-        Some(self.effects.changed_grants.entry(place).or_insert_with(|| known.clone()))
+        let known = self.state.grants.get(index)?;
+        Some(self.effects.changed_grants.entry(index).or_insert_with(|| known.clone()))
     }
 
     /// Whether a grant can be spent now, on whichever feature it is for.
@@ -202,12 +202,12 @@ impl<'a> Work<'a> {
     /// What could be spent now on any feature: see [`available_credits`].
     pub(super) fn available(&self) -> Credits {
         let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
-        spendable.fold(self.overdraft_left(), Credits::up_to_max)
+        spendable.fold(self.overdraft_left(), Credits::saturating_plus)
     }
 
     pub(super) fn overdraft_left(&self) -> Credits {
-        let credits = self.balance();
-        credits.overdraft_limit.less_down_to_zero(credits.debt_credits)
+        let credits = self.credits();
+        credits.overdraft_limit.minus_or_zero(credits.debt_credits)
     }
 
     /// Writes one ledger entry and carries it into the balance.
@@ -220,10 +220,10 @@ impl<'a> Work<'a> {
     ) -> Result<(), Refusal> {
         debug_assert!(amount.is_positive(), "an entry moves something");
         let credits = &mut self.effects.credits;
-        if debit.counts() {
+        if debit.is_in_balance() {
             credits.current_credits = credits.current_credits.minus(amount)?;
         }
-        if credit.counts() {
+        if credit.is_in_balance() {
             credits.current_credits = credits.current_credits.plus(amount)?;
         }
         credits.ledger_seq += 1;
@@ -241,14 +241,14 @@ impl<'a> Work<'a> {
     }
 
     /// Moves credits out of a grant.
-    pub(super) fn take(
+    pub(super) fn debit_grant(
         &mut self,
-        place: usize,
+        index: usize,
         amount: Credits,
         to: Account,
         effective_at: Timestamp,
     ) -> Result<GrantShare, Refusal> {
-        let grant = self.change_grant(place).ok_or(Rejection::BalanceOutOfRange)?;
+        let grant = self.change_grant(index).ok_or(Rejection::BalanceOutOfRange)?;
         debug_assert!(amount <= grant.remaining, "a grant never goes below zero");
         grant.remaining = grant.remaining.minus(amount)?;
         let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
@@ -257,9 +257,14 @@ impl<'a> Work<'a> {
     }
 
     /// Issues a grant, and pays back what is owed with it.
-    pub(super) fn issue(&mut self, source: GrantSource, amount: Credits, terms: GrantTerms) -> Result<Issued, Refusal> {
+    pub(super) fn issue(
+        &mut self,
+        source: GrantSource,
+        amount: Credits,
+        terms: GrantTerms,
+    ) -> Result<IssuedGrant, Refusal> {
         let grant_id = GrantId(self.ids.draw());
-        let place = self.state.grants.len() + self.effects.added_grants.len();
+        let index = self.state.grants.len() + self.effects.added_grants.len();
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
         self.effects.added_grants.push(Grant {
@@ -277,38 +282,38 @@ impl<'a> Work<'a> {
             cost_basis,
         });
         self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
-        let debt_repaid = self.balance().debt_credits.min(amount);
+        let debt_repaid = self.credits().debt_credits.min(amount);
         if debt_repaid.is_positive() {
-            self.take(place, debt_repaid, Account::Debt, effective_at)?;
-            let credits = self.credits();
+            self.debit_grant(index, debt_repaid, Account::Debt, effective_at)?;
+            let credits = self.credits_mut();
             credits.debt_credits = credits.debt_credits.minus(debt_repaid)?;
-            self.settle_overdraft();
+            self.update_overdraft_limit();
         }
-        Ok(Issued { grant_id, debt_repaid })
+        Ok(IssuedGrant { grant_id, debt_repaid })
     }
 
     /// Sets the overdraft limit that is in force: the agreed one, but never less than what is owed
     /// already, which a lower limit does not call in.
-    pub(super) fn settle_overdraft(&mut self) {
+    pub(super) fn update_overdraft_limit(&mut self) {
         let agreed = if self.subscription().is_active() {
             self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
         } else {
             Credits::ZERO
         };
-        let credits = self.credits();
+        let credits = self.credits_mut();
         credits.overdraft_limit = agreed.max(credits.debt_credits);
     }
 
     /// Arms the low-credit thresholds that the available credits are above, and fires those they have
     /// reached, where it is a fall that brought them there: what adds credits never warns.
-    pub(super) fn settle_thresholds(&mut self, available: Credits, movement: Movement) {
+    pub(super) fn update_low_credit_alerts(&mut self, available: Credits, change: BalanceChange) {
         let plan = Arc::clone(self.plan());
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
-                self.credits().low_credit_alerts &= !mask;
-            } else if movement == Movement::Down && self.balance().low_credit_alerts & mask == 0 {
-                self.credits().low_credit_alerts |= mask;
+                self.credits_mut().low_credit_alerts &= !mask;
+            } else if change == BalanceChange::Decrease && self.credits().low_credit_alerts & mask == 0 {
+                self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }
         }
@@ -331,9 +336,9 @@ impl<'a> Work<'a> {
 }
 
 /// Ends a command that changed what is available: arms or fires the low-credit thresholds.
-pub(super) fn settle(mut work: Work<'_>, movement: Movement) -> Effects {
+pub(super) fn settle(mut work: Work<'_>, change: BalanceChange) -> Effects {
     let available = work.available();
-    work.settle_thresholds(available, movement);
+    work.update_low_credit_alerts(available, change);
     work.into_effects()
 }
 
@@ -352,6 +357,6 @@ pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bo
 #[must_use]
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
-    let overdraft_left = state.credits.overdraft_limit.less_down_to_zero(state.credits.debt_credits);
-    spendable.fold(overdraft_left, Credits::up_to_max)
+    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
+    spendable.fold(overdraft_left, Credits::saturating_plus)
 }

@@ -67,7 +67,7 @@ impl Store for PostgresStore {
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
-        if !changes.is_usual() {
+        if !changes.only_updates() {
             return in_time(async {
                 let mut tx = self.writes.begin().await?;
                 // The heads first, here too: whoever holds them may want the other rows next.

@@ -158,7 +158,7 @@ pub(super) async fn write_batch(
     connection: &mut PgConnection,
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
-    let added = changes.events_by_head();
+    let added = changes.event_counts();
     let heads = || changes.heads.iter();
     let row = sqlx::query(WRITE_BATCH.as_str())
         .column(heads(), |head| head.partition.stored())
@@ -166,7 +166,7 @@ pub(super) async fn write_batch(
         .bind(&added)
         .column(heads().zip(&added), |(head, added)| head.last_event_id.filter(|_| *added > 0).map(|id| id.0))
         .rows(&changes.credits.updated)
-        .bind(changes.versions_before())
+        .bind(changes.expected_versions())
         .rows(&changes.counters.updated)
         .rows(&changes.grants.updated)
         .rows(&changes.commands)

@@ -68,7 +68,7 @@ impl Store for SqliteStore {
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         in_time(async {
-            if changes.is_usual() {
+            if changes.only_updates() {
                 let mut held = self.writer.acquire().await?;
                 let written = write::write_batch(held.connection(), changes).await;
                 // An answer of the database ends the statement, and with it the transaction.

@@ -129,7 +129,7 @@ select null as heads, null as credits, null as counters, null as grants, null as
 /// Writes everything or nothing, inside a transaction or outside. The connection must be prepared for it.
 pub(super) async fn write_batch(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let ChangeSet { heads, credits, counters, grants, commands, ledger_entries, usage_logs, events, .. } = changes;
-    let versions = changes.versions_before();
+    let versions = changes.expected_versions();
     let credits_json = json_of(credits.updated.iter().zip(&versions), |row, (credits, version_before)| {
         credits.put(row);
         row.add(version_before);

@@ -172,11 +172,11 @@ fn an_ended_subscription_begins_anew_in_the_same_way_whatever_the_policy() {
 
 #[test]
 fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
-    use crate::domain::workspace::OwnTerms;
+    use crate::domain::workspace::OverrideTerms;
     let mut world = world();
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     let render_code = FeatureCode::new("render").unwrap();
-    let own = OwnTerms { unit_price: Some(Credits::whole(9)), ..OwnTerms::default() };
+    let own = OverrideTerms { unit_price: Some(Credits::whole(9)), ..OverrideTerms::default() };
     state.feature_overrides.insert(render_code.clone(), own);
     world.change("scale", Immediate, CreditPolicy::None).accepted();
     assert_eq!(world.state().feature_terms(&render_code).unwrap().unit_price, Some(Credits::whole(9)));
@@ -237,6 +237,6 @@ fn a_change_of_plan_tells_the_terms_of_every_feature_that_became_others() {
     assert!(codes.contains(&Some("upscale")), "{codes:?}");
     assert_eq!(changes[0]["after"]["enabled"], false);
     // What was used of it stays counted.
-    assert_eq!(world.state().used_of(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
+    assert_eq!(world.state().feature_usage(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
     assert!(world.state().feature_codes().contains(&FeatureCode::new("upscale").unwrap()));
 }
