@@ -1,7 +1,7 @@
-//! CancelSubscription: ends a subscription, now or with its period.
+//! CancelSubscription: ends a subscription, now or at the end of the period.
 //!
-//! What waits for the period's end can be withdrawn (`ResumeSubscription`) until it takes effect.
-//! The allowance ends with the subscription; bought and promotional credits follow the plan.
+//! A scheduled cancellation can be withdrawn (`ResumeSubscription`) until it takes effect. The allowance ends
+//! with the subscription; the plan decides what happens to bought and promotional credits.
 
 use super::boundary::end_subscription;
 use super::effects::Effects;
@@ -14,7 +14,7 @@ use crate::domain::rejection::Rejection;
 use crate::domain::subscription::{Effective, PendingChange};
 use crate::domain::text::Label;
 
-/// Ends a subscription, now or with its period.
+/// Ends a subscription, now or at the end of the period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelSubscription {
     pub effective: Effective,

@@ -1,8 +1,8 @@
 //! DeductCredits: charges for the use of a feature.
 //!
-//! The checks come in the documented order, cheapest and most specific first: feature enabled →
-//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first that
-//! fails is the answer.
+//! The checks run in the documented order, the cheapest and most specific first: feature enabled →
+//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first check that
+//! fails decides the answer.
 
 use chrono::TimeDelta;
 
@@ -23,16 +23,16 @@ use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
-/// How long before it is charged something may have been used.
+/// How far `occurred_at` may lie before the time of the command.
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
-/// How far ahead of this server's clock the caller's may be.
+/// How far `occurred_at` may lie after it: the clocks of callers differ from the server's.
 pub const OCCURRED_AT_MAX_AHEAD: TimeDelta = TimeDelta::minutes(5);
 
-/// How a deduction says what it costs.
+/// What a deduction charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
     Credits(PositiveCredits),
-    /// Times the feature's unit price, rounded up to one micro-credit.
+    /// Charged at the feature's unit price, rounded up to one micro-credit.
     Quantity(Quantity),
 }
 
@@ -42,12 +42,12 @@ pub struct DeductCredits {
     pub feature_code: FeatureCode,
     pub charge: Charge,
     pub user_id: Option<UserId>,
-    /// When it was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
-    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. It is charged now, in the current period.
+    /// When the feature was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
+    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. The charge counts now, in the current period.
     pub occurred_at: Option<Timestamp>,
 }
 
-/// What a deduction is measured against.
+/// The cost of a deduction, and what it is checked against.
 struct Assessment {
     terms: FeatureTerms,
     cost: Credits,
@@ -57,7 +57,7 @@ struct Assessment {
     available: Credits,
 }
 
-/// A cost that is about to be added to what a limit bounds.
+/// A cost that is checked against a limit.
 #[derive(Clone, Copy)]
 struct LimitCheck {
     scope: LimitScope,
@@ -77,7 +77,7 @@ impl DeductCredits {
         let assessment = self.assess(&work)?;
         self.check_limits(&mut work, &assessment)?;
         if assessment.cost > assessment.available_for_feature {
-            return Err(self.refuse_for_balance(&assessment));
+            return Err(self.insufficient_credits(&assessment));
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
@@ -104,7 +104,7 @@ impl DeductCredits {
         Ok(Assessment { terms, cost, available_for_feature: for_feature, available })
     }
 
-    /// Limits belong to the periods of a running subscription; an ended one has neither.
+    /// Checks the limits of the feature, of the workspace and of the rate. An ended subscription has none.
     fn check_limits(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
         if !work.subscription().is_active() {
             return Ok(());
@@ -112,8 +112,8 @@ impl DeductCredits {
         let cost = assessment.cost;
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
-            let passage = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
-            let event = self.check_limit(work, passage)?;
+            let check = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
+            let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
                 work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
                 work.raise(event);
@@ -129,16 +129,15 @@ impl DeductCredits {
             }
         }
         let Some(rate) = work.plan().rate_limit else { return Ok(()) };
-        // More than a whole window lets through could be tried for ever.
+        // A cost above the limit of a whole window would be refused in every window, so the refusal is final.
         let limit = UsageLimit::hard(rate.credits);
         self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
         check_rate(work, rate, cost)
     }
 
-    /// The event of a limit that would be passed: raised where the limit is soft, and the refusal's
-    /// where it is hard.
-    fn check_limit(&self, work: &Work<'_>, passage: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
-        let LimitCheck { scope, limit, used, cost } = passage;
+    /// If the cost exceeds the limit: the event to raise for a soft limit, or the refusal for a hard one.
+    fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
+        let LimitCheck { scope, limit, used, cost } = check;
         if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
             return Ok(None);
         }
@@ -162,7 +161,7 @@ impl DeductCredits {
         }
     }
 
-    fn refuse_for_balance(&self, assessment: &Assessment) -> Refusal {
+    fn insufficient_credits(&self, assessment: &Assessment) -> Refusal {
         Refusal {
             rejection: Rejection::InsufficientCredits {
                 requested: assessment.cost,
@@ -177,7 +176,7 @@ impl DeductCredits {
         }
     }
 
-    /// Takes the cost out of the grants in burn order, and what is left out of the overdraft.
+    /// Takes the cost from the grants in burn order, and the rest from the overdraft.
     fn burn(
         &self,
         work: &mut Work<'_>,
@@ -186,7 +185,7 @@ impl DeductCredits {
     ) -> Result<(Vec<GrantShare>, Option<Credits>), Refusal> {
         let mut left = cost;
         let mut shares = Vec::new();
-        let mut plan = Vec::new();
+        let mut parts = Vec::new();
         for (index, grant) in work.grants() {
             if left.is_zero() {
                 break;
@@ -194,10 +193,10 @@ impl DeductCredits {
             if work.is_spendable(grant) && grant.is_for(&self.feature_code) {
                 let part = left.min(grant.remaining);
                 left = left.minus(part)?;
-                plan.push((index, part));
+                parts.push((index, part));
             }
         }
-        for (index, part) in plan {
+        for (index, part) in parts {
             let consumed = Account::Consumed(self.feature_code.clone());
             shares.push(work.debit_grant(index, part, consumed, occurred_at)?);
         }
@@ -283,7 +282,7 @@ impl DeductCredits {
     }
 }
 
-/// Counts the cost in the current window, aligned to the Unix epoch, or refuses it.
+/// Adds the cost to the current rate window, or refuses it. Windows are aligned to the Unix epoch.
 fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<(), Refusal> {
     let now = work.now();
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;

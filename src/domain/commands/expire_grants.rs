@@ -1,8 +1,8 @@
 //! ExpireGrants: books grants that have reached their expiry with credits left.
 //!
-//! An expired grant cannot be spent from that instant on, booked or not; this only makes the ledger
-//! say so. Grants that belong to a period are left to the period's end, because what is left of
-//! them decides what rolls over.
+//! A grant cannot be spent from its expiry on, whether the expiry is booked or not; this command only records
+//! it in the ledger. Grants that belong to a period are closed at the period's end instead, because their
+//! unspent credits may roll over.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -12,11 +12,11 @@ use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
 use crate::domain::receipt::{InternalReceipt, Receipt};
 
-/// How many grants one command books, so that its event stays bounded. The scheduler sends the next
+/// How many grants one command books, so that its event stays bounded. The scheduler sends another
 /// command while more are due.
 const MAX_GRANTS_PER_COMMAND: usize = 100;
 
-/// Books what has expired.
+/// Books expired grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpireGrants;
 
