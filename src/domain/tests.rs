@@ -1,5 +1,5 @@
-//! A small world for the domain's own tests: one workspace, a clock that the test moves, and every
-//! command run through a batch as in production.
+//! The fixture of the domain's tests: one workspace and a clock that the test sets. Every command runs through a
+//! batch, as in production.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode
 use super::time::Timestamp;
 use super::workspace::FeatureOverrides;
 
-/// Renders with the texts of the types themselves.
+/// Renders receipts as JSON and rejections as their code.
 pub(crate) struct PlainRender;
 
 impl Render for PlainRender {
@@ -121,7 +121,7 @@ impl World {
         self.run_envelope(&envelope)
     }
 
-    /// Runs one command in a batch of its own, carries it over, and audits the world.
+    /// Runs one command in a batch of its own, keeps the new state, and audits it.
     pub(crate) fn run_envelope(&mut self, envelope: &Envelope) -> Ran {
         let mut batch = Batch::new(self.snapshot.clone(), &PlainRender, &PlainRender);
         let outcome = batch.run(envelope).unwrap();
@@ -157,7 +157,7 @@ impl World {
         self.run(Command::CancelSubscription(CancelSubscription { effective, reason: None, expected_version: None }))
     }
 
-    /// Computes everything again from the entries, and compares.
+    /// Recomputes all balances from the ledger entries, and compares them.
     fn audit(&self) {
         let Some(state) = self.snapshot.workspaces.get(&self.workspace_id) else { return };
         let mut balances: BTreeMap<String, i64> = BTreeMap::new();
@@ -181,7 +181,7 @@ impl World {
         for grant in &state.grants {
             let booked = balances.remove(&grant.grant_id.to_string()).unwrap_or(0);
             assert_eq!(booked, grant.remaining.micro(), "what remains of a grant is the ledger's");
-            assert!(grant.is_open(), "closed grants are out of the way");
+            assert!(grant.is_open(), "closed grants are removed");
         }
         for (account, balance) in balances {
             assert!(Uuid::parse_str(&account).is_err() || balance == 0, "closed grants are empty");
@@ -195,7 +195,7 @@ impl World {
     }
 }
 
-/// What came of one command.
+/// The result of one command.
 pub(crate) struct Ran {
     pub outcome: Outcome,
     pub changes: ChangeSet,

@@ -6,7 +6,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{BalanceChange, Work, settle};
+use super::work::{BalanceChange, Work, finish};
 use crate::domain::credits::Credits;
 use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
@@ -43,6 +43,6 @@ impl ExpireGrants {
         };
         work.raise(event);
         let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
-        Ok(Some((settle(work, BalanceChange::Decrease), Receipt::Internal(receipt))))
+        Ok(Some((finish(work, BalanceChange::Decrease), Receipt::Internal(receipt))))
     }
 }

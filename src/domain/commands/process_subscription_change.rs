@@ -1,9 +1,8 @@
 //! ProcessSubscriptionChange: moves a workspace to the newest version of a plan.
 //!
-//! It never infers whether a change is an upgrade or a downgrade: when it takes effect and what it
-//! does with credits is what the caller says. A change at the period's end pins the version that is
-//! newest now. At most one thing waits for the period's end; scheduling another replaces it, and the
-//! event tells what was withdrawn.
+//! The command does not distinguish upgrades from downgrades: the caller says when the change takes effect and
+//! what it does with credits. A change at the period's end uses the version that is newest now. At most one
+//! change or cancellation is pending. Scheduling another replaces it, and the event says what was withdrawn.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use crate::domain::text::PlanCode;
 pub struct ProcessSubscriptionChange {
     pub plan_code: PlanCode,
     pub effective: Effective,
-    /// What an immediate change does with the running period's credits; of no effect at the
+    /// What an immediate change does with the running period's credits. Ignored for a change at the
     /// period's end.
     pub credit_policy: CreditPolicy,
     pub expected_version: Option<i64>,
@@ -46,7 +45,7 @@ impl ProcessSubscriptionChange {
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
         let wanted = plans.get(&self.plan_code).ok_or_else(unknown)?;
         let before = work.summary();
-        // Who has a plan keeps it, whether or not it is still offered to others.
+        // A workspace that has a plan may stay on it, even if it is no longer offered to others.
         if !wanted.is_offered && before.plan_code != self.plan_code {
             return Err(Rejection::PlanNotOffered(self.plan_code.clone()).into());
         }
@@ -102,8 +101,8 @@ impl ProcessSubscriptionChange {
             return Err(Rejection::RestartRequired.into());
         }
         let (now, old_allowance) = (work.now(), work.plan().allowance);
-        // A scheduled change gives way to this one; a scheduled cancellation was about the subscription
-        // and not about its plan, and stays until it is withdrawn.
+        // This change replaces a scheduled change. A scheduled cancellation concerns the subscription and not
+        // its plan, so it stays until it is withdrawn.
         let subscription = work.change_subscription();
         if matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
             subscription.pending_change = None;
@@ -130,11 +129,11 @@ impl ProcessSubscriptionChange {
             ..work.subscription_changed(change, now, before)
         };
         work.raise_first(event);
-        // The period's own event tells of its credits; the receipt tells of all.
+        // The event of the new period reports its credits. The receipt reports all of them.
         Ok(reset.map_or(effect, |reset| CreditEffect { granted: reset.granted, removed: reset.expired, ..effect }))
     }
 
-    /// Grants or takes back the difference of the allowances, as far as the policy says.
+    /// Grants or removes the difference of the allowances, as the credit policy says.
     fn adjust_allowance(&self, work: &mut Work<'_>, old_allowance: Credits) -> Result<CreditEffect, Refusal> {
         let (now, period) = (work.now(), work.subscription().period);
         let by_policy = |difference: Credits| match self.credit_policy {

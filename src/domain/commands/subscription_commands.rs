@@ -1,5 +1,4 @@
-//! What the commands on a subscription have in common: they name the version that the caller has seen,
-//! and they are answered alike.
+//! Shared by the commands on a subscription: the check of `expected_version`, and the receipt.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -8,7 +7,7 @@ use crate::domain::credits::Credits;
 use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
 
-/// What a change did to the credits.
+/// How a change affected the credits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CreditEffect {
     pub granted: Credits,
@@ -16,7 +15,7 @@ pub(super) struct CreditEffect {
     pub uncollected: Credits,
 }
 
-/// Refuses a change of a subscription that the caller has not seen in its current version.
+/// Refuses the command if the subscription does not have the version that the caller expects.
 pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<(), Refusal> {
     let actual = work.subscription().version;
     match expected {
@@ -25,7 +24,7 @@ pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<()
     }
 }
 
-/// The answer to every change of a subscription.
+/// Builds the receipt of a change of a subscription, and raises low-credit warnings if credits were removed.
 pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
     if effect.removed.is_positive() {
         let available = work.available();

@@ -1,8 +1,7 @@
-//! The working copy that a command decides on: one workspace as it is, and what changed so far.
+//! The working copy that a command decides on: the state of one workspace, and the changes so far.
 //!
-//! It borrows the state and copies only what changes, so that a deduction from a workspace with a
-//! thousand grants copies the one grant it burns. Every change of credits goes through
-//! [`Work::book`]: there is no other way to write an entry or to change the balance.
+//! It borrows the state and copies only what changes: a deduction from a workspace with a thousand grants
+//! copies only the grants that it spends. Only [`Work::book`] writes ledger entries and changes the balance.
 
 use std::sync::Arc;
 
@@ -41,7 +40,7 @@ pub(super) struct GrantTerms {
     pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
 }
 
-/// Which way a command moves the available credits.
+/// Whether a command increases or decreases the available credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BalanceChange {
     Increase,
@@ -51,7 +50,7 @@ pub(super) enum BalanceChange {
 /// A grant that was just issued.
 pub(super) struct IssuedGrant {
     pub grant_id: GrantId,
-    /// What of it went straight into an overdraft that was owed.
+    /// The part of it that repaid debt.
     pub debt_repaid: Credits,
 }
 
@@ -119,7 +118,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The event of a change that has been made: what it did beyond that is for the command to add.
+    /// The event of a change that was made. The command adds the fields that are empty here.
     pub(super) fn subscription_changed(
         &self,
         change: SubscriptionChangeKind,
@@ -143,7 +142,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What was scheduled when the command began and is not scheduled any more.
+    /// What was scheduled when the command began and is no longer scheduled.
     pub(super) fn withdrawn(&self) -> Option<ScheduledKind> {
         let before = self.state.subscription.pending_change.as_ref()?;
         let after = self.subscription().pending_change.as_ref();
@@ -159,16 +158,16 @@ impl<'a> Work<'a> {
         &self.state.feature_overrides
     }
 
-    /// The terms of a feature in force; none if neither the plan nor the workspace names it.
+    /// The terms of a feature in force. None if neither the plan nor an override has it.
     pub(super) fn feature_terms(&self, code: &FeatureCode) -> Option<FeatureTerms> {
         feature_terms(self.plan(), self.feature_overrides(), code)
     }
 
-    /// What is counted in the current period.
+    /// The counter of the current period.
     pub(super) fn counter(&self, subject: &CounterSubject) -> UsageCounter {
         let window_start = self.subscription().period.start;
         match self.effects.counters.get(subject).or_else(|| self.state.counter(subject)) {
-            Some(known) => known.in_window(window_start),
+            Some(counter) => counter.in_window(window_start),
             None => UsageCounter::new(self.state.workspace.workspace_id, subject.clone(), window_start),
         }
     }
@@ -177,10 +176,10 @@ impl<'a> Work<'a> {
         self.effects.counters.insert(counter.subject.clone(), counter);
     }
 
-    /// The grants as they are now, each with the index by which [`Work::debit_grant`] knows it.
+    /// The grants with the changes so far, each with the index that [`Work::debit_grant`] takes.
     pub(super) fn grants(&self) -> impl Iterator<Item = (usize, &Grant)> {
-        let known = self.state.grants.iter().enumerate();
-        let current = known.map(|(index, grant)| (index, self.effects.changed_grants.get(&index).unwrap_or(grant)));
+        let existing = self.state.grants.iter().enumerate();
+        let current = existing.map(|(index, grant)| (index, self.effects.changed_grants.get(&index).unwrap_or(grant)));
         let first_added = self.state.grants.len();
         current.chain(self.effects.added_grants.iter().enumerate().map(move |(n, grant)| (first_added + n, grant)))
     }
@@ -189,17 +188,17 @@ impl<'a> Work<'a> {
         if let Some(added) = index.checked_sub(self.state.grants.len()) {
             return self.effects.added_grants.get_mut(added);
         }
-        let known = self.state.grants.get(index)?;
-        Some(self.effects.changed_grants.entry(index).or_insert_with(|| known.clone()))
+        let existing = self.state.grants.get(index)?;
+        Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
     }
 
-    /// Whether a grant can be spent now, on whichever feature it is for.
+    /// Whether a grant can be spent now, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
         let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
         grant.is_spendable(self.effects.now) && !frozen
     }
 
-    /// What could be spent now on any feature: see [`available_credits`].
+    /// The available credits: see [`available_credits`].
     pub(super) fn available(&self) -> Credits {
         let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
         spendable.fold(self.overdraft_left(), Credits::saturating_plus)
@@ -210,7 +209,7 @@ impl<'a> Work<'a> {
         credits.overdraft_limit.minus_or_zero(credits.debt_credits)
     }
 
-    /// Writes one ledger entry and carries it into the balance.
+    /// Writes one ledger entry and updates the balance.
     pub(super) fn book(
         &mut self,
         debit: Account,
@@ -218,7 +217,7 @@ impl<'a> Work<'a> {
         amount: Credits,
         effective_at: Timestamp,
     ) -> Result<(), Refusal> {
-        debug_assert!(amount.is_positive(), "an entry moves something");
+        debug_assert!(amount.is_positive(), "an entry has a positive amount");
         let credits = &mut self.effects.credits;
         if debit.is_in_balance() {
             credits.current_credits = credits.current_credits.minus(amount)?;
@@ -240,23 +239,23 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Moves credits out of a grant.
+    /// Moves credits from a grant to the credit account.
     pub(super) fn debit_grant(
         &mut self,
         index: usize,
         amount: Credits,
-        to: Account,
+        credit: Account,
         effective_at: Timestamp,
     ) -> Result<GrantShare, Refusal> {
         let grant = self.change_grant(index).ok_or(Rejection::BalanceOutOfRange)?;
         debug_assert!(amount <= grant.remaining, "a grant never goes below zero");
         grant.remaining = grant.remaining.minus(amount)?;
         let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
-        self.book(Account::Grant(share.grant_id), to, amount, effective_at)?;
+        self.book(Account::Grant(share.grant_id), credit, amount, effective_at)?;
         Ok(share)
     }
 
-    /// Issues a grant, and pays back what is owed with it.
+    /// Issues a grant, and repays debt with it.
     pub(super) fn issue(
         &mut self,
         source: GrantSource,
@@ -292,20 +291,20 @@ impl<'a> Work<'a> {
         Ok(IssuedGrant { grant_id, debt_repaid })
     }
 
-    /// Sets the overdraft limit that is in force: the agreed one, but never less than what is owed
-    /// already, which a lower limit does not call in.
+    /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt. A
+    /// lower limit does not make the debt due.
     pub(super) fn update_overdraft_limit(&mut self) {
-        let agreed = if self.subscription().is_active() {
+        let limit = if self.subscription().is_active() {
             self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
         } else {
             Credits::ZERO
         };
         let credits = self.credits_mut();
-        credits.overdraft_limit = agreed.max(credits.debt_credits);
+        credits.overdraft_limit = limit.max(credits.debt_credits);
     }
 
-    /// Arms the low-credit thresholds that the available credits are above, and fires those they have
-    /// reached, where it is a fall that brought them there: what adds credits never warns.
+    /// Raises a warning for every threshold that a decrease has reached and that was not reported yet. A
+    /// threshold can be reported again once the available credits have been above it. An increase never warns.
     pub(super) fn update_low_credit_alerts(&mut self, available: Credits, change: BalanceChange) {
         let plan = Arc::clone(self.plan());
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
@@ -324,7 +323,7 @@ impl<'a> Work<'a> {
         self.effects.events.push((event_id, event.into()));
     }
 
-    /// Raises the event that tells what the command did, before those that tell what follows from it.
+    /// Raises the main event of the command, before those of its consequences.
     pub(super) fn raise_first(&mut self, event: impl Into<EventData>) {
         let event_id = EventId(self.ids.draw());
         self.effects.events.insert(0, (event_id, event.into()));
@@ -335,25 +334,25 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Ends a command that changed what is available: arms or fires the low-credit thresholds.
-pub(super) fn settle(mut work: Work<'_>, change: BalanceChange) -> Effects {
+/// Updates the low-credit alerts after a command changed the available credits, and returns its effects.
+pub(super) fn finish(mut work: Work<'_>, change: BalanceChange) -> Effects {
     let available = work.available();
     work.update_low_credit_alerts(available, change);
     work.into_effects()
 }
 
-/// Purchased credits of an ended subscription whose plan freezes them.
+/// Whether credits of this source are frozen: the subscription has ended, and its plan freezes them.
 fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSource) -> bool {
     !subscription.is_active() && plan.purchased_on_cancel == PurchasedOnCancel::Freeze && source.follows_cancel_policy()
 }
 
-/// Whether a grant can be spent now, on whichever feature it is for.
+/// Whether a grant can be spent now, whatever its feature scope.
 #[must_use]
 pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bool {
     grant.is_spendable(now) && !is_frozen(&state.subscription, &state.plan, grant.source)
 }
 
-/// What can be spent now on any feature: spendable grants plus what is left of the overdraft.
+/// The credits that could be spent now on any feature: the spendable grants and the rest of the overdraft.
 #[must_use]
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
