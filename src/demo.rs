@@ -157,7 +157,7 @@ fn provision(workspace_id: WorkspaceId, clock: &dyn Clock) -> Envelope {
         feature_overrides: FeatureOverrides::new(),
     });
     let key = ProvisionWorkspace::idempotency_key();
-    let envelope = Envelope::of_system(clock.new_command_id(), workspace_id, key, clock.now(), command);
+    let envelope = Envelope::internal(clock.new_command_id(), workspace_id, key, clock.now(), command);
     Envelope { actor: "demo".to_owned(), ..envelope }
 }
 

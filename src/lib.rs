@@ -1,7 +1,7 @@
 //! VisionScope Billing: usage credits and events.
 //!
-//! One way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`].
-//! Nothing on the right knows anything on its left; only [`app`] knows all.
+//! Data flows one way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`].
+//! No module knows one to its left; only [`app`] knows all.
 
 pub mod app;
 pub mod cli;

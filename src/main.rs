@@ -1,4 +1,4 @@
-//! The command line: `visionscope` serves, and does what an operator needs. See [`cli`].
+//! The `visionscope` command line. See [`cli`].
 
 use std::process::ExitCode;
 

@@ -60,18 +60,18 @@ impl Place {
 }
 
 #[test]
-fn an_operator_in_the_wrong_folder_is_told_and_makes_nothing() {
+fn in_a_folder_without_a_database_commands_fail_and_create_nothing() {
     let place = Place::new();
     for arguments in [&["verify"][..], &["token", "--workspace", "*"]] {
         let output = place.command(arguments).assert().failure().code(1);
         let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
         assert!(errors.starts_with("error: ") && errors.lines().count() == 1, "{errors}");
     }
-    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
-fn a_wrong_configuration_names_the_key_and_where_it_came_from() {
+fn a_configuration_error_names_the_key_and_its_origin() {
     let place = Place::new();
     let output = place.command(&["serve"]).env("VISIONSCOPE__ENGINE__LANES", "17").assert().failure();
     let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
@@ -79,7 +79,7 @@ fn a_wrong_configuration_names_the_key_and_where_it_came_from() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_named() {
+fn an_error_names_the_file_that_is_not_a_database() {
     let place = Place::new();
     std::fs::create_dir(place.folder.path().join("data")).unwrap();
     std::fs::write(place.folder.path().join("data/visionscope.db"), "text".repeat(1000)).unwrap();
@@ -89,7 +89,7 @@ fn a_file_that_is_no_database_is_named() {
 }
 
 #[test]
-fn migrating_twice_is_migrating_once_and_the_fresh_database_holds_every_invariant() {
+fn migrating_is_idempotent_and_a_new_database_holds_every_invariant() {
     let place = Place::new();
     place.command(&["migrate"]).assert().success();
     place.command(&["migrate"]).assert().success();
@@ -97,7 +97,7 @@ fn migrating_twice_is_migrating_once_and_the_fresh_database_holds_every_invarian
 }
 
 #[test]
-fn a_server_without_streams_says_so_when_asked_about_them() {
+fn outbox_commands_report_missing_redis_settings() {
     let place = Place::new();
     place.command(&["migrate"]).assert().success();
     let output = place.command(&["outbox", "status"]).assert().failure();
@@ -105,7 +105,7 @@ fn a_server_without_streams_says_so_when_asked_about_them() {
 }
 
 #[test]
-fn the_demo_serves_again_after_a_restart_and_its_old_token_still_works() {
+fn the_demo_token_works_after_a_restart() {
     let place = Place::new();
     let first = place.serve();
     let token = place.command(&["token", "--workspace", "*", "--scopes", "plans:read"]).output().unwrap();
@@ -122,7 +122,7 @@ fn the_demo_serves_again_after_a_restart_and_its_old_token_still_works() {
 }
 
 #[test]
-fn a_rebuilt_stream_holds_what_the_outbox_holds() {
+fn a_rebuilt_stream_matches_the_outbox() {
     let Ok(redis) = std::env::var("REDIS_URL") else { panic!("REDIS_URL is not set: run scripts/test") };
     let place = Place::new();
     let server = place.serve();
@@ -136,11 +136,11 @@ fn a_rebuilt_stream_holds_what_the_outbox_holds() {
     with_redis(&["outbox", "status"]).assert().success();
     let verified = with_redis(&["outbox", "verify"]).assert().success();
     let report = String::from_utf8_lossy(&verified.get_output().stdout).into_owned();
-    assert!(report.contains("generation 2: 1 entries") && report.contains("The streams are the outbox."), "{report}");
+    assert!(report.contains("generation 2: 1 entries") && report.contains("The streams match the outbox."), "{report}");
 }
 
 #[test]
-fn an_embedded_database_has_one_server_and_an_operator_works_beside_it() {
+fn an_embedded_database_allows_one_server_and_operator_commands() {
     let place = Place::new();
     let first = place.serve();
     let output = place.command(&["serve"]).env("VISIONSCOPE__SERVER__BIND", "127.0.0.1:0").assert().failure().code(1);
@@ -155,7 +155,7 @@ fn an_embedded_database_has_one_server_and_an_operator_works_beside_it() {
 }
 
 #[test]
-fn what_is_no_http_is_refused_and_fills_no_log() {
+fn a_malformed_request_is_refused_and_not_logged() {
     let place = Place::new();
     let log = place.folder.path().join("log");
     let server = place.serve_logging_to(std::fs::File::create(&log).unwrap().into());

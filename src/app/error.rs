@@ -1,4 +1,4 @@
-//! Why the server cannot start: whatever its parts refuse, and what only shows when they are put together.
+//! Why the server cannot start: the errors of its parts, and those of putting them together.
 
 use std::io;
 use std::net::SocketAddr;

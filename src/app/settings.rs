@@ -1,4 +1,4 @@
-//! From the configuration's sections to what each part takes.
+//! Converts the sections of the configuration to the settings of each part.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::http::auth::jwks::JwksConfig;
 use crate::http::auth::keys::{KeyAlg, KeyConfig};
 use crate::http::limits::LimitsConfig;
 
-/// SQLite has one writer, so a second lane would only wait for it.
+/// SQLite has one writer, so a second lane would only wait.
 const LANES_SQLITE: usize = 1;
-/// Each lane keeps one session of the database busy, and the fewer lanes, the fuller their batches and the
-/// less each command costs. The database has the processors' other half.
+/// Each lane keeps one database session busy. Fewer lanes make larger batches, which cost less per command. The
+/// other half of the processors is left to the database.
 const MAX_DEFAULT_LANES: usize = 8;
 
-/// How many threads serve requests, and how many decide, write and publish: with more threads than
-/// processors, waking them costs more than they gain.
+/// The default number of threads that serve requests, and of those that decide, write and publish. More threads
+/// than processors cost more to wake than they gain.
 #[must_use]
 pub fn half_of_the_processors() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -34,7 +34,7 @@ pub(super) fn default_lanes(config: &Config) -> usize {
     half_of_the_processors().min(MAX_DEFAULT_LANES)
 }
 
-/// The keys that tokens are checked with; in demo mode the generated one, returned for minting too.
+/// The settings that tokens are checked with. In demo mode the generated key is returned too, to sign tokens.
 pub(super) fn auth(config: &Config, mode: Mode) -> Result<(Option<KeyConfig>, AuthConfig), StartError> {
     let key_config = |kid: &str, alg: Algorithm, material: Option<KeyMaterial<'_>>| KeyConfig {
         kid: kid.to_owned(),

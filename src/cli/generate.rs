@@ -1,4 +1,4 @@
-//! `visionscope openapi`: the generated files, written or compared.
+//! `visionscope openapi`: writes or compares the generated files.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::http::openapi;
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Only compare; the exit status is 1 when a file is not current.
+    /// Only compare. The exit status is 1 if a file is out of date.
     #[arg(long)]
     check: bool,
     /// The folder that holds `openapi/`.
@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 fn compare(path: &Path, text: &str) -> bool {
     let is_current = std::fs::read_to_string(path).is_ok_and(|found| found == text);
     if !is_current {
-        println!("{} is not current: run `visionscope openapi`", path.display());
+        println!("{} is out of date: run `visionscope openapi`", path.display());
     }
     is_current
 }

@@ -1,7 +1,7 @@
-//! The command line: serving, and what an operator needs.
+//! The command line: the server, and commands for operators.
 //!
-//! A command prints its result on stdout and everything else on stderr; its exit status is 0 when
-//! all is well, 1 when something is wrong or was found, 2 for a wrong command line.
+//! A command prints its result on stdout and everything else on stderr; its exit status is 0 for
+//! success, 1 for an error or a negative result, and 2 for a wrong command line.
 
 mod generate;
 mod outbox;
@@ -30,20 +30,20 @@ struct Cli {
 enum Action {
     /// Serves the API until SIGINT or SIGTERM (the default).
     Serve,
-    /// Applies the migrations that are missing, and stores the plans.
+    /// Applies missing migrations, and stores the plans.
     Migrate,
     /// Prints a token, signed with the first HS256 key, for development and tests.
     Token(token::Arguments),
-    /// Checks the invariants of the database; prints what is violated.
+    /// Checks the invariants of the database, and prints violations.
     Verify(verify::Arguments),
-    /// The events on their way to Redis.
+    /// Inspects and repairs the event streams.
     #[command(subcommand)]
     Outbox(outbox::Action),
     /// Writes the generated files: the OpenAPI document and the schemas of the events.
     Openapi(generate::Arguments),
-    /// Asks the server on this machine whether it is alive.
+    /// Checks whether the server on this machine is alive.
     Healthcheck {
-        /// The address to ask instead of `server.bind`, such as http://127.0.0.1:8080.
+        /// The address to check instead of `server.bind`, such as http://127.0.0.1:8080.
         #[arg(long)]
         url: Option<String>,
     },
@@ -52,7 +52,7 @@ enum Action {
 /// Runs the command line of this process.
 #[must_use]
 pub fn run() -> ExitCode {
-    // TLS of Redis, PostgreSQL and the key sets shares one provider; installing it twice is harmless.
+    // Redis, PostgreSQL and the key sets use the same TLS provider. Installing it twice is harmless.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = match Cli::parse().action.unwrap_or(Action::Serve) {
         Action::Openapi(arguments) => generate::run(&arguments),

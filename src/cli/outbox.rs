@@ -1,4 +1,4 @@
-//! `visionscope outbox`: where the events stand on their way to Redis.
+//! `visionscope outbox`: the state of publishing, and repairs of the streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::stream::EventStream;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
-    /// What each partition has, what of it is published, and by whom.
+    /// Shows the events, the published events and the publisher of each partition.
     Status,
     /// Compares every entry of the streams with the outbox.
     Verify(Selection),
-    /// Begins new, empty streams and fills them from the outbox.
+    /// Starts new, empty streams and fills them from the outbox.
     Rebuild {
         #[command(flatten)]
         selection: Selection,
-        /// How long to wait until they are filled; publishers go on afterwards.
+        /// How long to wait until they are filled. Publishers continue afterwards.
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         wait_s: u64,
     },
@@ -105,7 +105,7 @@ async fn print_verdict(outbox: &dyn Outbox, stream: &dyn EventStream, partitions
     }
     println!(
         "{}",
-        if report.is_equal() { "The streams are the outbox." } else { "The streams differ from the outbox." }
+        if report.is_equal() { "The streams match the outbox." } else { "The streams differ from the outbox." }
     );
     Ok(report.is_equal())
 }
@@ -124,7 +124,7 @@ async fn print_rebuild(
         );
     }
     if !report.is_done() {
-        println!("Not done yet: the publishers go on; see `visionscope outbox status`.");
+        println!("Not done yet. The publishers continue; see `visionscope outbox status`.");
     }
     Ok(report.is_done())
 }

@@ -1,4 +1,4 @@
-//! What a command of the command line ends with.
+//! The result of a command of the command line.
 
-/// What a command ends with: `Ok(false)` when it found something wrong.
+/// `Ok(false)` if the command found a problem.
 pub(super) type Outcome = anyhow::Result<bool>;

@@ -22,13 +22,13 @@ pub(super) async fn run(config: &Config) -> Outcome {
         Some(demo) => println!("{demo}"),
         None => println!("VisionScope Billing listens on http://{}", app.address),
     }
-    let told = app.run_until(async {
+    let stopped_by_signal = app.run_until(async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     });
-    Ok(told.await)
+    Ok(stopped_by_signal.await)
 }
 
 pub(super) async fn migrate(config: &Config) -> Outcome {

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::domain::ids::WorkspaceId;
 use crate::http::auth::{MintRequest, Scope, Tenancy, mint};
 
-/// The longest time that a development token may be good for.
+/// The longest validity of a development token.
 const MAX_VALID_FOR_S: i64 = 366 * 24 * 3600;
 
 #[derive(Args, Debug)]
@@ -18,13 +18,13 @@ pub(super) struct Arguments {
     /// The workspace that the token is for, or `*` for all.
     #[arg(long)]
     workspace: String,
-    /// What the token allows, with commas between; without it, everything.
+    /// The scopes of the token, separated by commas. Default: all.
     #[arg(long, value_delimiter = ',')]
     scopes: Vec<String>,
-    /// Whose token it is.
+    /// The subject of the token.
     #[arg(long, default_value = "developer")]
     subject: String,
-    /// How long it is good for, in seconds.
+    /// How long the token is valid, in seconds.
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(i64).range(1..=MAX_VALID_FOR_S))]
     valid_for_s: i64,
 }

@@ -1,4 +1,4 @@
-//! `visionscope verify`: the invariants of the database.
+//! `visionscope verify`: checks the invariants of the database.
 
 use clap::Args;
 

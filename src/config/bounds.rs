@@ -1,7 +1,7 @@
 //! The bounds of every value, and the rules between values.
 //!
-//! A bound is there to catch a mistake (a unit taken for another, a zero that means "never"), not to
-//! tune: the upper ones lie far above what makes sense.
+//! A bound is there to catch mistakes (a wrong unit, a zero that should mean "never") and not to tune: the upper
+//! bounds lie far above sensible values.
 
 use std::ops::RangeInclusive;
 
@@ -12,15 +12,14 @@ use tracing_subscriber::EnvFilter;
 use super::sections::{Algorithm, AuthKey, Config};
 use crate::domain::ids::PARTITIONS;
 
-/// From a tenth of a second, below which a loaded machine fails for no reason, to five minutes,
-/// above which nobody still waits.
+/// With less than a tenth of a second, requests fail on a busy machine. No caller waits for more than five minutes.
 const TIMEOUT_MS: RangeInclusive<u64> = 100..=300_000;
-/// Of one statement on PostgreSQL: `store::postgres` states why.
+/// The timeout of one PostgreSQL statement. `store::postgres` explains the upper bound.
 const STATEMENT_TIMEOUT_MS: RangeInclusive<u64> = 100..=4_000;
-/// A publisher's lease that is renewed less than three times in its life is lost to one slow answer.
+/// A lease must be renewed at least three times before it expires, so that one slow answer does not lose it.
 const POLLS_PER_LEASE: u64 = 3;
 
-/// Collects what is wrong, by key.
+/// Collects the problems by key.
 struct Check(Vec<(String, String)>);
 
 impl Check {
@@ -126,7 +125,7 @@ fn auth(check: &mut Check, Config { auth, .. }: &Config) {
     }
 }
 
-/// Exactly one source of exactly the kind of key that the algorithm takes.
+/// Checks that the key has exactly one source of the kind that its algorithm needs.
 fn wrong_fields(key: &AuthKey) -> Option<&'static str> {
     let secrets = usize::from(key.secret.is_some()) + usize::from(key.secret_file.is_some());
     let publics = usize::from(key.public_key_pem.is_some()) + usize::from(key.public_key_file.is_some());
@@ -159,7 +158,7 @@ fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config)
 
 fn telemetry(check: &mut Check, Config { telemetry, .. }: &Config) {
     if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
-        check.refuse("telemetry.log_filter", format!("is no filter: {error}"));
+        check.refuse("telemetry.log_filter", format!("is not a valid filter: {error}"));
     }
     if let Some(endpoint) = &telemetry.otlp_endpoint
         && !has_scheme(endpoint, &["http", "https"])
@@ -175,7 +174,7 @@ fn has_scheme(url: &str, schemes: &[&str]) -> bool {
     Url::parse(url).is_ok_and(|url| schemes.contains(&url.scheme()) && url.host().is_some())
 }
 
-/// Whoever can alter the answer of this address can sign tokens.
+/// Whether the answers of this address cannot be changed on the way. Whoever can change them can sign tokens.
 fn is_safe_for_keys(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);

@@ -1,4 +1,4 @@
-//! Why a configuration cannot be used: every wrong key, with the place its value came from.
+//! Why a configuration cannot be used: every wrong key, with the origin of its value.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! Every key there is, with its default and its meaning: the one list that the defaults, the check
-//! for unknown keys and `docs/CONFIGURATION.md` come from.
+//! The list of all keys with their defaults and meanings. The defaults, the check for unknown keys and
+//! `docs/CONFIGURATION.md` come from it.
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -7,17 +7,17 @@ pub struct Key {
     /// Such as `server.bind`; `[]` stands for any element of a list of tables.
     pub name: &'static str,
     pub kind: Kind,
-    /// As it would stand in an environment variable; none for a key that may be left out.
+    /// In the form of an environment variable. None if the key may be left out.
     pub default: Option<&'static str>,
     /// One line for the documentation, with the unit and the bounds.
     pub meaning: &'static str,
 }
 
-/// What an environment variable's text stands for.
+/// How the text of an environment variable is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     One,
-    /// Texts with commas between them.
+    /// Texts separated by commas.
     List,
 }
 
@@ -36,14 +36,14 @@ const fn list(name: &'static str, meaning: &'static str) -> Key {
 /// All keys, by section.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
-    key("server.bind", "127.0.0.1:8080", "Address and port to listen on. Other than a loopback address only with `auth.keys` or `auth.jwks_url`."),
-    optional("server.workers", "Threads that serve requests, 1 to 512. Without it, half as many as there are processors: the others decide, write and publish."),
+    key("server.bind", "127.0.0.1:8080", "Address and port to listen on. An address that is not a loopback address needs `auth.keys` or `auth.jwks_url`."),
+    optional("server.workers", "Threads that serve requests, 1 to 512. Without it, half the number of processors; the other half decides, writes and publishes."),
     key("server.max_connections", "4096", "Open connections per worker, 1 to 100000."),
     key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),
     key("server.body_timeout_ms", "10000", "Time for a request's whole body to arrive, 100 to 300000."),
     key("server.keep_alive_s", "75", "Time an idle connection stays open, 1 to 3600."),
-    key("server.drain_delay_ms", "1000", "Time that `/readyz` says 503 before the server takes no more requests when it stops, 0 to 60000: what a load balancer needs to notice. Not in the demo."),
-    key("server.shutdown_timeout_s", "10", "Time that requests under way get to end when the server stops, 1 to 300."),
+    key("server.drain_delay_ms", "1000", "Time between `/readyz` answering 503 and the server refusing new requests at shutdown, 0 to 60000, so that load balancers notice. Not used in the demo."),
+    key("server.shutdown_timeout_s", "10", "Time that running requests have to finish at shutdown, 1 to 300."),
     list("server.cors_allowed_origins", "Origins whose pages may call the API from a browser."),
 
     optional("database.url", "A `postgres://` address (secret). Without it, the embedded SQLite database."),
@@ -51,54 +51,54 @@ pub const KEYS: &[Key] = &[
     key("database.max_connections", "8", "PostgreSQL connections per replica for commands, 1 to 1000."),
     key("database.read_connections", "8", "PostgreSQL connections per replica for reads and the publisher, 1 to 1000."),
     key("database.acquire_timeout_ms", "500", "Time to wait for a free connection before answering 503, 100 to 300000."),
-    key("database.statement_timeout_ms", "2000", "Time for one statement, 100 to 4000: an operation of a few statements is given up after 5000."),
+    key("database.statement_timeout_ms", "2000", "Time for one statement, 100 to 4000: an operation of several statements is canceled after 5000."),
     key("database.lock_timeout_ms", "1000", "Time to wait for a lock, 100 to `database.statement_timeout_ms`."),
     key("database.readers", "4", "Connections of the embedded database that only read, 1 to 64."),
 
-    optional("redis.url", "A `redis://` or `rediss://` address (secret); of a cluster, one or more with commas between them. Without it, nothing is published and events are read over HTTP."),
+    optional("redis.url", "A `redis://` or `rediss://` address (secret); for a cluster, one or more, separated by commas. Without it, nothing is published and events are read over HTTP."),
     key("redis.cluster", "false", "Whether `redis.url` is a Redis Cluster."),
-    key("redis.pool_size", "12", "Connections to Redis beside the one that events are appended on, 1 to 256."),
+    key("redis.pool_size", "12", "Connections to Redis, in addition to the one that appends events, 1 to 256."),
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 
-    key("auth.issuer", "visionscope-billing", "What a token's `iss` must be."),
-    key("auth.audience", "visionscope-billing", "What a token's `aud` must hold."),
+    key("auth.issuer", "visionscope-billing", "The required `iss` of a token."),
+    key("auth.audience", "visionscope-billing", "What the `aud` of a token must contain."),
     optional("auth.keys[].kid", "Id of the key, as a token's header names it."),
     optional("auth.keys[].alg", "`HS256`, `RS256`, `ES256` or `EdDSA`: the only algorithm this key is used with."),
     optional("auth.keys[].secret", "Secret of an `HS256` key, at least 32 bytes."),
-    optional("auth.keys[].secret_file", "File with that secret; a line break at its end is cut off."),
+    optional("auth.keys[].secret_file", "File with that secret. White space at its end is ignored."),
     optional("auth.keys[].public_key_pem", "Public key of the other algorithms, PEM."),
     optional("auth.keys[].public_key_file", "File with that public key."),
     optional("auth.jwks_url", "`https://` address of a JSON Web Key Set."),
     key("auth.jwks_refresh_s", "300", "Time after which the key set is fetched again, 30 to 86400."),
 
-    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half as many as there are processors, 1 to 8."),
+    optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half the number of processors, 1 to 8."),
     key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
     key("engine.memory_mb", "64", "Approximate size of the cached states of workspaces in megabytes, 1 to 65535. The state of a workspace with five features and one grant takes about one kilobyte. A state that is not cached is read first."),
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
-    key("publisher.lease_ttl_ms", "10000", "How long a partition stays with a publisher that died, 1000 to 300000."),
+    key("publisher.lease_ttl_ms", "10000", "Time until another publisher takes over the partitions of one that died, 1000 to 300000."),
     optional("publisher.poll_ms", "Time between two polls for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database. Events of this process's own commits need no poll."),
 
     key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
-    key("scheduler.interval_ms", "1000", "Time between two looks for what is due, 100 to 3600000."),
-    key("scheduler.batch", "200", "Workspaces taken in one look, 1 to 10000."),
+    key("scheduler.interval_ms", "1000", "Time between two checks for due work, 100 to 3600000."),
+    key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
 
     key("limits.workspace_in_flight", "512", "Commands of one workspace at once, per replica, 1 to 100000."),
     key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),
-    // The dispatcher calls every request that is no HTTP an error, and anybody can send those.
+    // The dispatcher logs every malformed request as an error, and anybody can send those.
     key(
         "telemetry.log_filter",
         "info,sqlx=warn,actix_server=warn,actix_http::h1::dispatcher=off",
-        "What is logged, in the form of `RUST_LOG`.",
+        "Which messages are logged, in the syntax of `RUST_LOG`.",
     ),
     optional("telemetry.otlp_endpoint", "Base address of an OTLP/HTTP receiver, such as `http://127.0.0.1:4318`. Without it, no traces are sent."),
     optional("telemetry.service_instance", "Name of this replica in traces."),
 
-    optional("plans.file", "File with the plans. Without it, `plans.toml` of the configuration's folder, or the built-in plans."),
+    optional("plans.file", "File with the plans. Without it, `plans.toml` in the configuration folder, or the built-in plans."),
 ];
 
 /// The names of the sections, each once.
@@ -124,14 +124,14 @@ pub fn find(key: &str) -> Option<&'static Key> {
     KEYS.iter().find(|known| known.name == name)
 }
 
-/// Whether it is a key, or on the way to one.
+/// Whether the name is a key, or a section or list that contains keys.
 pub(super) fn is_known(key: &str) -> bool {
     let name = without_indexes(key);
-    let leads_to = |known: &Key| known.name.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['.', '[']));
-    find(key).is_some() || KEYS.iter().any(leads_to)
+    let is_inside = |known: &Key| known.name.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['.', '[']));
+    find(key).is_some() || KEYS.iter().any(is_inside)
 }
 
-/// Whether a value at this place may be a secret, or hold one.
+/// Whether the value of this key may be a secret, or contain one.
 pub(super) fn is_secret(key: &str) -> bool {
     let is_plain = |field: &str| key.starts_with("auth.keys[") && key.ends_with(field);
     key == "auth"

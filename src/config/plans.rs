@@ -1,4 +1,4 @@
-//! The plans file: what the server sells, as TOML that people edit.
+//! The plans file: the offered plans, as TOML that people edit.
 //!
 //! ```toml
 //! [[plan]]
@@ -30,7 +30,7 @@ use crate::domain::plan::{
 };
 use crate::domain::text::{FeatureCode, Label, PlanCode};
 
-/// The plans of a server that was given none.
+/// The plans of a server without a plans file.
 const BUILT_IN: &str = include_str!("../../config/plans.toml");
 const BUILT_IN_ORIGIN: &str = "built-in plans";
 
@@ -143,7 +143,7 @@ impl From<FeatureToml> for FeatureTerms {
     }
 }
 
-/// The plans that are part of the program.
+/// The built-in plans.
 pub fn built_in() -> Result<Vec<PlanVersion>, PlansError> {
     parse(BUILT_IN, BUILT_IN_ORIGIN)
 }
@@ -156,7 +156,7 @@ pub fn read_file(file: &Path) -> Result<Vec<PlanVersion>, PlansError> {
     }
 }
 
-/// Parses and checks a plans file. `origin` is for the words of an error.
+/// Parses and checks a plans file. Errors name its `origin`.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<PlanVersion>, PlansError> {
     let wrong_file = |detail: String| PlansError::File { origin: origin.to_owned(), detail };
     let source = File::from_str(text, FileFormat::Toml);
@@ -173,19 +173,19 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<PlanVersion>, PlansError> {
             |(field, problem)| PlansError::Field { origin: origin.to_owned(), plan: name.clone(), field, problem };
         let plan: PlanToml = read(value).map_err(wrong_field)?;
         if let Some(code) = first_double(plan.feature.iter().map(|feature| &feature.code)) {
-            return Err(wrong_field(("feature".to_owned(), format!("{code} is there twice"))));
+            return Err(wrong_field(("feature".to_owned(), format!("{code} is defined twice"))));
         }
         let version = plan.into_version();
         version.validate().map_err(|source| PlansError::Bounds { origin: origin.to_owned(), source })?;
         if !seen.insert((version.plan_code.clone(), version.version)) {
-            return Err(wrong_field(("version".to_owned(), format!("{} is there twice", version.version))));
+            return Err(wrong_field(("version".to_owned(), format!("{} is defined twice", version.version))));
         }
         versions.push(version);
     }
     Ok(versions)
 }
 
-/// Reads a value; the error is the path of the field and what is wrong with it.
+/// Reads a value. The error is the path of the field and the problem.
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = error.path().to_string();
@@ -193,7 +193,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     })
 }
 
-/// The plan's code if it can be read, or its place in the file.
+/// The plan's code if it can be read, or its number in the file.
 fn name_of(plan: &Value, n: usize) -> String {
     let code = plan.clone().into_table().ok().and_then(|mut table| table.remove("code")?.into_string().ok());
     code.unwrap_or_else(|| format!("number {}", n + 1))
@@ -277,7 +277,7 @@ mod tests {
             (("mode = \"soft\"", "mode = \"weak\""), "plan pro: monthly_limit.mode:"),
             (("window_s = 60", "window_s = 0"), "rate_limit.window_s"),
             (("unit_price = \"0.5\"", "unit_price = \"0.5000001\""), "plan pro: feature[0].unit_price:"),
-            (("image.upscale", "video.render"), "plan pro: feature: video.render is there twice"),
+            (("image.upscale", "video.render"), "plan pro: feature: video.render is defined twice"),
             (("image.upscale", "Image"), "plan pro: feature[1].code:"),
             (("code = \"pro\"", ""), "plan number 1: ."),
             (("[[plan]]", "[[plans]]"), "plans"),
@@ -288,7 +288,7 @@ mod tests {
             assert!(message.starts_with("plans (shop.toml): ") && message.contains(expected), "{message}");
         }
         let twice = parse(&format!("{SMALL}{SMALL}"), "shop.toml").unwrap_err().to_string();
-        assert!(twice.contains("plan pro: version: 2 is there twice"), "{twice}");
+        assert!(twice.contains("plan pro: version: 2 is defined twice"), "{twice}");
         assert!(parse("", "shop.toml").unwrap_err().to_string().contains("has no [[plan]]"));
     }
 }

@@ -1,5 +1,5 @@
-//! The whole configuration: its sections and the types of their values. Defaults stand in [`super::keys`], bounds in
-//! `super::bounds`.
+//! The whole configuration: its sections and the types of their values. The defaults are in [`super::keys`], the
+//! bounds in `super::bounds`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-/// The whole configuration; every bound of it has been checked.
+/// The whole configuration, with all bounds checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -22,7 +22,7 @@ pub struct Config {
     pub limits: Limits,
     pub telemetry: Telemetry,
     pub plans: Plans,
-    /// Where the files came from, if there were any.
+    /// The folder of the files, if there is one.
     #[serde(skip)]
     pub(super) files_dir: Option<PathBuf>,
 }
@@ -32,14 +32,14 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Server {
     pub bind: SocketAddr,
-    /// Threads that serve requests; without it, one per processor.
+    /// Threads that serve requests. Without it, half the number of processors.
     pub workers: Option<u16>,
     /// Open connections per worker.
     pub max_connections: u32,
     pub client_request_timeout_ms: u64,
     pub body_timeout_ms: u64,
     pub keep_alive_s: u64,
-    /// How long `/readyz` says 503 before the server stops to take requests.
+    /// How long `/readyz` answers 503 before the server refuses new requests.
     pub drain_delay_ms: u64,
     pub shutdown_timeout_s: u64,
     pub cors_allowed_origins: Vec<String>,
@@ -68,7 +68,7 @@ pub struct Database {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
-    /// A `redis://` or `rediss://` address; of a cluster, one or more with commas between them.
+    /// A `redis://` or `rediss://` address; for a cluster, one or more, separated by commas.
     /// Without it, nothing is published and events are read over HTTP.
     pub url: Option<SecretString>,
     pub cluster: bool,
@@ -88,11 +88,11 @@ pub struct Auth {
     pub jwks_refresh_s: u64,
 }
 
-/// A key that is known beforehand, with the one algorithm it may be used with.
+/// A configured key, with the only algorithm that it may be used with.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthKey {
-    /// What a token's header calls it.
+    /// The id of the key in a token's header.
     pub kid: String,
     pub alg: Algorithm,
     pub(super) secret: Option<SecretString>,
@@ -117,9 +117,9 @@ pub enum Algorithm {
 /// What a key's signatures are checked with.
 #[derive(Clone, Debug)]
 pub enum KeyMaterial<'a> {
-    /// Of HS256: at least 32 bytes.
+    /// For HS256: at least 32 bytes.
     Secret(&'a SecretString),
-    /// Of all others: a public key in PEM form.
+    /// For all others: a public key in PEM form.
     PublicPem(&'a str),
 }
 
@@ -127,7 +127,7 @@ pub enum KeyMaterial<'a> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Engine {
-    /// Without it, the engine takes what suits the database.
+    /// The default depends on the database.
     pub lanes: Option<u8>,
     /// Commands that may wait in one lane.
     pub queue_capacity: usize,
@@ -137,13 +137,13 @@ pub struct Engine {
     pub memory_mb: u16,
 }
 
-/// The task that brings events from the database into Redis.
+/// The task that publishes events to Redis.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Publisher {
     pub enabled: bool,
     pub lease_ttl_ms: u64,
-    /// Without it, what suits the database.
+    /// The default depends on the database.
     pub poll_ms: Option<u64>,
 }
 
@@ -156,7 +156,7 @@ pub struct Scheduler {
     pub batch: u32,
 }
 
-/// What one workspace may ask of one replica.
+/// Limits of one workspace on one replica.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -190,11 +190,11 @@ pub struct Plans {
     pub file: Option<PathBuf>,
 }
 
-/// The shortest secret of HS256: as long as its hash (RFC 7518, section 3.2).
+/// The minimum length of an HS256 secret: that of the hash (RFC 7518, section 3.2).
 const MIN_SECRET_BYTES: usize = 32;
 
 impl Redis {
-    /// The addresses of the nodes; one, unless it is a cluster.
+    /// The addresses of the nodes; only a cluster has more than one.
     #[must_use]
     pub fn urls(&self) -> Vec<SecretString> {
         let urls = self.url.iter().flat_map(|url| url.expose_secret().split(','));
@@ -210,7 +210,7 @@ impl Server {
 }
 
 impl AuthKey {
-    /// What its signatures are checked with; files have been read when the configuration was.
+    /// What its signatures are checked with. Files were read together with the configuration.
     #[must_use]
     pub fn material(&self) -> Option<KeyMaterial<'_>> {
         match self.alg {
@@ -221,7 +221,7 @@ impl AuthKey {
         }
     }
 
-    /// Reads the file that holds the secret or key, and checks what it holds.
+    /// Reads the file with the secret or public key, and checks its content.
     fn read_file(&mut self) -> Result<(), (&'static str, String)> {
         let read = |field: &'static str, file: &PathBuf| {
             std::fs::read_to_string(file).map_err(|error| (field, format!("cannot read {}: {error}", file.display())))
@@ -248,7 +248,7 @@ impl AuthKey {
 }
 
 impl Auth {
-    /// Reads the files of all keys. Returns what was wrong, by key.
+    /// Reads the files of all keys. Returns the problems by key.
     pub(super) fn read_key_files(&mut self) -> Vec<(String, String)> {
         let read = self.keys.iter_mut().enumerate().map(|(n, key)| (n, key.read_file()));
         read.filter_map(|(n, result)| {

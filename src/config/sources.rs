@@ -1,6 +1,6 @@
 //! Where values come from, in rising order: the built-in defaults, the files, the environment.
 //!
-//! Every value carries the name of its place, so that an error can say it.
+//! Every value carries its origin, so that an error can name it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use config::{ConfigError as SourceError, File, FileFormat, Map, Source, Value, V
 use super::error::{ConfigError, Problem};
 use super::keys::{self, KEYS, Kind};
 
-/// The file of the plans lies in the same folder, but is no configuration.
+/// The plans file is in the same folder, but is not part of the configuration.
 pub(super) const PLANS_FILE: &str = "plans.toml";
 const CONFIG_DIR_VAR: &str = "VISIONSCOPE_CONFIG_DIR";
 const DEFAULT_CONFIG_DIR: &str = "config";
 const PREFIX: &str = "VISIONSCOPE__";
 
-/// Names that other tools set too. The full name stands before them. There is deliberately no
-/// `PORT`: a port alone would leave the address to a guess.
+/// Variables that other tools use too. The full name takes precedence. There is deliberately no `PORT`, because a
+/// port does not say which address to listen on.
 pub const ALIASES: [(&str, &str); 4] = [
     ("DATABASE_URL", "database.url"),
     ("REDIS_URL", "redis.url"),
@@ -24,7 +24,7 @@ pub const ALIASES: [(&str, &str); 4] = [
     ("RUST_LOG", "telemetry.log_filter"),
 ];
 
-/// The folder of the files: the one that is named, which must be there, or `./config` if it is.
+/// The folder of the files: the named one, which must exist, or `./config` if it exists.
 pub(super) fn config_dir(vars: &[(String, String)]) -> Result<Option<PathBuf>, ConfigError> {
     let named = vars.iter().find(|(name, value)| name == CONFIG_DIR_VAR && !value.is_empty());
     match named {
@@ -36,7 +36,7 @@ pub(super) fn config_dir(vars: &[(String, String)]) -> Result<Option<PathBuf>, C
     }
 }
 
-/// Merges all sources into one tree and refuses keys that nobody reads.
+/// Merges all sources into one tree and refuses unknown keys.
 pub(super) fn merge(
     vars: impl IntoIterator<Item = (String, String)>,
     config_dir: Option<&Path>,
@@ -86,7 +86,7 @@ impl Source for Defaults {
         let with_default = KEYS.iter().filter_map(|key| Some((key, key.default?)));
         let mut values: Map<_, _> =
             with_default.map(|(key, text)| (key.name.to_owned(), key.kind.value(text, &origin))).collect();
-        // A section all of whose keys may be left out must still be there.
+        // A section must exist even if all of its keys are left out.
         for section in keys::sections() {
             let has_value = values.keys().any(|key| key.split('.').next() == Some(section));
             if !has_value {
@@ -99,8 +99,7 @@ impl Source for Defaults {
 }
 
 impl Kind {
-    /// The value that a text stands for. Numbers and truth values stay texts: they are converted
-    /// where their type is known.
+    /// The value of a text. Numbers and booleans stay texts; they are converted when their type is known.
     fn value(self, text: &str, origin: &String) -> Value {
         let of = |text: &str| Value::new(Some(origin), ValueKind::String(text.to_owned()));
         match self {
@@ -117,7 +116,7 @@ impl Kind {
 #[derive(Clone)]
 struct Environment(Vec<(String, Value)>);
 
-/// Without the values: some are secrets.
+/// Does not show the values, because some are secrets.
 impl std::fmt::Debug for Environment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(key, _)| key)).finish()
@@ -174,7 +173,7 @@ fn key_of(path: &str) -> String {
     key
 }
 
-/// Adds every key of the tree that is not one of [`KEYS`], nor on the way to one.
+/// Adds every key of the tree that is neither one of [`KEYS`] nor contains one.
 fn find_unknown(value: &Value, path: &str, unknown: &mut Vec<Problem>) {
     match &value.kind {
         ValueKind::Table(table) => {
@@ -198,7 +197,7 @@ fn find_unknown(value: &Value, path: &str, unknown: &mut Vec<Problem>) {
     unknown.sort_by(|one, other| one.key.cmp(&other.key));
 }
 
-/// Where the value of a key came from; of a key that is not set, where what holds it came from.
+/// The origin of a key's value. If the key is not set, the origin of what contains it.
 pub(super) fn origin_of(tree: &Value, key: &str) -> String {
     let mut origin = None;
     let mut value = Some(tree);
@@ -216,7 +215,7 @@ pub(super) fn origin_of(tree: &Value, key: &str) -> String {
     origin.unwrap_or("not set").to_owned()
 }
 
-/// The value's own place, or that of the first value in it.
+/// The value's own origin, or that of the first value in it.
 fn deepest_origin(value: &Value) -> Option<&str> {
     value.origin().or_else(|| match &value.kind {
         ValueKind::Table(table) => table.values().find_map(deepest_origin),
@@ -225,7 +224,7 @@ fn deepest_origin(value: &Value) -> Option<&str> {
     })
 }
 
-/// What an error says, without the key and the place: the caller has both.
+/// The text of an error without the key and the origin, which the caller adds.
 pub(super) fn words_of(error: SourceError) -> String {
     match error {
         SourceError::Type { unexpected, expected, .. } => format!("must be {expected}, but is {unexpected}"),

@@ -1,4 +1,4 @@
-//! Precedence, every kind of error, and that no secret is shown.
+//! Tests of precedence, of every kind of error, and that no secret is shown.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -33,7 +33,7 @@ fn hs256(secret: &str) -> [(&'static str, String); 3] {
 }
 
 #[test]
-fn without_anything_set_the_defaults_are_valid_and_mean_the_demo_on_loopback() {
+fn the_defaults_are_valid_and_start_the_demo_on_loopback() {
     let config = read(&[]).unwrap();
     assert_eq!(config.server.bind.to_string(), "127.0.0.1:8080");
     assert_eq!(config.database.path, Path::new("data/visionscope.db"));
@@ -44,7 +44,7 @@ fn without_anything_set_the_defaults_are_valid_and_mean_the_demo_on_loopback() {
 }
 
 #[test]
-fn files_stand_before_defaults_and_the_environment_before_files() {
+fn files_override_defaults_and_the_environment_overrides_files() {
     let dir = folder("10-first.toml", "[server]\nworkers = 2\nkeep_alive_s = 9\n[engine]\nmax_batch = 7");
     fs::write(
         dir.path().join("20-second.toml"),
@@ -61,7 +61,7 @@ fn files_stand_before_defaults_and_the_environment_before_files() {
 }
 
 #[test]
-fn aliases_of_the_environment_are_read_and_the_full_name_stands_before_them() {
+fn aliases_are_read_and_the_full_name_takes_precedence() {
     let config = read(&[
         ("DATABASE_URL", "postgres://localhost/one"),
         ("REDIS_URL", "redis://localhost:1/"),
@@ -87,14 +87,14 @@ fn an_empty_variable_counts_as_not_set() {
 }
 
 #[test]
-fn lists_come_from_the_environment_with_commas() {
+fn lists_in_the_environment_are_separated_by_commas() {
     let origins = "https://a.example, http://localhost:3000";
     let config = read(&[("VISIONSCOPE__SERVER__CORS_ALLOWED_ORIGINS", origins)]).unwrap();
     assert_eq!(config.server.cors_allowed_origins, ["https://a.example", "http://localhost:3000"]);
 }
 
 #[test]
-fn every_wrong_value_is_refused_with_its_key_and_its_place() {
+fn every_wrong_value_is_refused_with_its_key_and_origin() {
     let cases = [
         ("server.bind", "localhost"),
         ("server.workers", "0"),
@@ -177,7 +177,7 @@ fn an_error_in_a_file_names_the_file() {
 }
 
 #[test]
-fn unknown_keys_are_errors_wherever_they_stand() {
+fn unknown_keys_are_errors_in_every_source() {
     let error = read(&[("VISIONSCOPE__SERVER__BNID", "x"), ("VISIONSCOPE__TYPO", "y")]).unwrap_err();
     let keys: Vec<_> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["server.bnid", "typo"]);
@@ -185,7 +185,7 @@ fn unknown_keys_are_errors_wherever_they_stand() {
 }
 
 #[test]
-fn a_key_has_exactly_the_material_that_its_algorithm_takes() {
+fn a_key_has_exactly_the_material_that_its_algorithm_needs() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let file = dir.path().join(name);
@@ -278,7 +278,7 @@ fn no_secret_is_shown_by_debug_or_by_an_error() {
 }
 
 #[test]
-fn the_plans_file_is_the_named_one_then_the_one_of_the_folder_then_the_built_in() {
+fn the_plans_come_from_the_named_file_then_the_folder_then_the_built_in_ones() {
     let plan = |code: &str| {
         format!("[[plan]]\ncode = \"{code}\"\nversion = 1\nname = \"P\"\nallowance = 1\npurchased_on_cancel = \"keep\"")
     };
@@ -294,7 +294,7 @@ fn the_plans_file_is_the_named_one_then_the_one_of_the_folder_then_the_built_in(
 }
 
 #[test]
-fn a_named_folder_must_be_there() {
+fn a_named_folder_must_exist() {
     let error = sources::config_dir(&owned(&[("VISIONSCOPE_CONFIG_DIR", "/nowhere/at/all")])).unwrap_err();
     assert_eq!(error.problems[0].key, "VISIONSCOPE_CONFIG_DIR");
     let dir = tempfile::tempdir().unwrap();

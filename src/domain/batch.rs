@@ -1,8 +1,8 @@
-//! A batch: many commands, decided one after the other against one running state.
+//! A batch: many commands, decided one after the other on one snapshot.
 //!
 //! Deciding commands in a batch gives exactly what deciding them one at a time would: each sees
-//! what those before it did. What changed is gathered so that every row is written once, with its
-//! last value.
+//! the effects of those before it. Changes are collected, so that every row is written once, with its
+//! final value.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -17,15 +17,16 @@ use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{Snapshot, WorkspaceState};
-use super::subscription::Pending;
+use super::subscription::PendingChange;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
 use super::workspace::FeatureOverride;
 
-/// How many times a command passes boundaries before it is decided: enough for a century of months.
+/// How many `AdvancePeriod` commands may run before one command. Together they pass up to 36 × 36 periods,
+/// which is more than a century of months.
 const MAX_ADVANCES: usize = 36;
 
-/// What one command of a batch came to.
+/// The result of one command of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Accepted(Rendered),
@@ -33,7 +34,7 @@ pub enum Outcome {
         rejection: Rejection,
         answer: Rendered,
     },
-    /// The same command under the same key, decided before.
+    /// The stored answer: the same command was decided before under the same key.
     Replayed(Rendered),
     /// The key was used with another body.
     KeyReused,
@@ -49,45 +50,45 @@ pub struct Rendered {
     pub body: String,
 }
 
-/// Turns a decision into the answer that is stored with it. The domain knows no HTTP; whoever runs
-/// a batch brings this along.
+/// Turns a decision into the answer that is stored with it. The caller of a batch provides it, because the
+/// domain does not know HTTP.
 pub trait Render: Send + Sync {
     fn receipt(&self, receipt: &Receipt) -> Rendered;
     fn rejection(&self, rejection: &Rejection) -> Rendered;
 }
 
-/// An event's data could not be written, or is not what its schema says: a defect.
+/// An event's data could not be serialized or does not match its schema: a defect of the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("event data does not fit its contract: {0}")]
+#[error("event data does not match its schema: {0}")]
 pub struct InvalidEvent(pub String);
 
-/// Writes and checks the data of an event.
+/// Serializes the data of an event and checks it against its schema.
 pub trait EventWriter: Send + Sync {
     fn write(&self, data: &EventData) -> Result<String, InvalidEvent>;
 }
 
-/// Whether a row was made in this batch, and is inserted and not updated.
+/// Whether a row was created in this batch: it is inserted, not updated.
 type IsNew = bool;
 
-/// The changed rows of one workspace.
+/// The keys of the changed rows of one workspace.
 #[derive(Default)]
-struct Changed {
+struct ChangedRows {
     grants: BTreeMap<GrantId, IsNew>,
     counters: BTreeMap<CounterSubject, IsNew>,
     has_subscription: bool,
 }
 
-/// The running state of a batch, and what it will write.
+/// The current states of a batch, and the rows that it will write.
 pub struct Batch<'a> {
     snapshot: Snapshot,
     render: &'a dyn Render,
     events: &'a dyn EventWriter,
-    /// What was written to so far, each with whether it is new.
+    /// The workspaces that were changed so far.
     workspaces: BTreeMap<WorkspaceId, IsNew>,
-    changed: BTreeMap<WorkspaceId, Changed>,
-    /// Grants with nothing left, which the running state no longer holds.
+    changed: BTreeMap<WorkspaceId, ChangedRows>,
+    /// Grants that were closed in this batch and removed from their states.
     closed_grants: Vec<Grant>,
-    /// Where each key's command is among the changes.
+    /// The index in `changes.commands` of each command that was recorded in this batch.
     decided: HashMap<(WorkspaceId, IdempotencyKey), usize>,
     changes: ChangeSet,
 }
@@ -107,13 +108,12 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Decides one command and carries what follows into the running state. On an error nothing of
-    /// the command is kept.
+    /// Decides one command and applies its effects to the snapshot. On an error nothing of the command is kept.
     pub fn run(&mut self, envelope: &Envelope) -> Result<Outcome, InvalidEvent> {
         let key = (envelope.workspace_id, envelope.idempotency_key.clone());
-        if let Some(known) = self.known(&key) {
-            let same = known.fingerprint == envelope.fingerprint && known.command_type == envelope.command.name();
-            let answer = || Rendered { status: known.status.unsigned_abs(), body: known.body.clone() };
+        if let Some(recorded) = self.recorded_command(&key) {
+            let same = recorded.fingerprint == envelope.fingerprint && recorded.command_type == envelope.command.name();
+            let answer = || Rendered { status: recorded.status.unsigned_abs(), body: recorded.body.clone() };
             return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
         }
         if let Some(rejection) = self.pass_boundaries(envelope)? {
@@ -141,28 +141,28 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// The command that was decided under the key, in this batch or before.
-    fn known(&self, key: &(WorkspaceId, IdempotencyKey)) -> Option<&CommandRecord> {
-        let decided = self.decided.get(key).and_then(|place| self.changes.commands.get(*place));
+    /// The command that was recorded under the key, in this batch or before.
+    fn recorded_command(&self, key: &(WorkspaceId, IdempotencyKey)) -> Option<&CommandRecord> {
+        let decided = self.decided.get(key).and_then(|index| self.changes.commands.get(*index));
         decided.or_else(|| self.snapshot.commands.get(key))
     }
 
-    /// Closes the periods that are over before the command is decided, as often as it takes; each
-    /// time passes many. Returns why it cannot be done, if so: then nothing else is done either.
+    /// Runs `AdvancePeriod` until the current period contains the command, because one command passes a bounded
+    /// number of boundaries. Returns the rejection if one is refused: the command itself is then not decided.
     fn pass_boundaries(&mut self, envelope: &Envelope) -> Result<Option<Rejection>, InvalidEvent> {
         let mut cause = envelope.message_id;
         for _ in 0..MAX_ADVANCES {
             cause = cause.of_internal_command();
-            let Some(first) = envelope.prerequisite(&self.snapshot, cause) else { break };
-            if let Outcome::Refused { rejection, .. } = self.run(&first)? {
+            let Some(prerequisite) = envelope.prerequisite(&self.snapshot, cause) else { break };
+            if let Outcome::Refused { rejection, .. } = self.run(&prerequisite)? {
                 return Ok(Some(rejection));
             }
         }
         Ok(None)
     }
 
-    /// The rows to write, and the states as the batch leaves them: what the next one would load. The
-    /// batch's own commands are among the rows only.
+    /// Returns the rows to write, and the snapshot after the batch. Its states are what the next batch would load;
+    /// it does not contain the commands of this batch.
     #[must_use]
     pub fn finish(mut self) -> (ChangeSet, Snapshot) {
         let partitions: BTreeSet<_> = self.workspaces.keys().copied().map(Partition::of).collect();
@@ -204,7 +204,7 @@ impl<'a> Batch<'a> {
         (self.changes, self.snapshot)
     }
 
-    /// Carries the effects of a recorded command into the running state and the rows to write.
+    /// Applies the effects of a recorded command to the snapshot and adds its rows.
     fn accept(
         &mut self,
         envelope: &Envelope,
@@ -220,7 +220,7 @@ impl<'a> Batch<'a> {
         let now = effects.now;
         self.apply(workspace_id, effects);
         for (event_id, event_type, data) in written {
-            let (seq, workspace_seq) = self.next_place(workspace_id, event_id);
+            let (seq, workspace_seq) = self.next_event_seqs(workspace_id, event_id);
             self.changes.events.push(EventRecord {
                 event_id,
                 event_type,
@@ -268,8 +268,8 @@ impl<'a> Batch<'a> {
         self.changes.commands.push(record);
     }
 
-    /// Gives an event its numbers, in the partition and in the workspace.
-    fn next_place(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64) {
+    /// Returns the event's `seq` and `workspace_seq`.
+    fn next_event_seqs(&mut self, workspace_id: WorkspaceId, event_id: EventId) -> (i64, i64) {
         let partition = Partition::of(workspace_id);
         let head = self.snapshot.heads.entry(partition).or_insert(PartitionHead::empty(partition));
         head.seq += 1;
@@ -306,7 +306,7 @@ impl<'a> Batch<'a> {
         state.credits = effects.credits;
         if let Some(subscription) = effects.subscription {
             changed.has_subscription = true;
-            if !matches!(subscription.pending_change, Some(Pending::Change { .. })) {
+            if !matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
                 state.pending_plan = None;
             }
             state.subscription = subscription;
@@ -323,22 +323,22 @@ impl<'a> Batch<'a> {
             changed.counters.entry(subject).or_insert(is_new);
         }
         let mut is_reordered = !effects.added_grants.is_empty();
-        for (place, grant) in effects.changed_grants {
-            let Some(slot) = state.grants.get_mut(place) else { continue };
+        for (index, grant) in effects.changed_grants {
+            let Some(slot) = state.grants.get_mut(index) else { continue };
             changed.grants.entry(grant.grant_id).or_insert(false);
             is_reordered |= slot.expires_at != grant.expires_at;
             *slot = grant;
         }
         for grant in effects.added_grants {
             changed.grants.insert(grant.grant_id, true);
-            // From now on the payment is taken, for the commands that follow in this batch too.
+            // Later commands of this batch cannot use the same payment again.
             let payment = grant.payment_reference.clone().map(|reference| (workspace_id, reference));
             self.snapshot.payments.extend(payment);
             state.grants.push(grant);
         }
         self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));
         if is_reordered {
-            state.grants.sort_by(Grant::burns_before);
+            state.grants.sort_by(Grant::cmp_burn_order);
         }
     }
 }
@@ -348,7 +348,7 @@ fn put<T>(rows: &mut Rows<T>, is_new: bool, row: T) {
 }
 
 impl Effects {
-    /// What a recorded refusal leaves: its event, and the instant.
+    /// A recorded refusal changes nothing but `updated_at`, and raises the event of the refusal.
     fn of_refusal(state: &WorkspaceState, envelope: &Envelope, event: Option<EventData>) -> Self {
         let mut effects = Self::unchanged(state, envelope.received_at);
         let event_id = || EventId(IdSequence::new(envelope.message_id).draw());

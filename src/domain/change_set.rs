@@ -1,7 +1,7 @@
-//! The closed vocabulary of rows that a batch writes.
+//! The rows that a batch writes.
 //!
-//! A store knows these and no command. Rows that can change come as their whole new value; history
-//! (ledger entries, usage logs, commands, events, periods) is only ever inserted.
+//! A store knows these rows and no commands. A row that can change is given with all its new values. History
+//! (ledger entries, usage logs, commands, events, periods) is only inserted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +17,7 @@ use super::subscription::Subscription;
 use super::usage::UsageLog;
 use super::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
 
-/// New and changed rows of one table; each row's key occurs once in both together.
+/// New and changed rows of one table. A key occurs at most once in both lists together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows<T> {
     pub inserted: Vec<T>,
@@ -37,14 +37,14 @@ impl<T> Rows<T> {
     }
 }
 
-/// What one batch writes, all of it or nothing.
+/// The rows that one batch writes: all of them or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeSet {
-    /// The new heads of all partitions that the batch wrote to, in ascending order, if nobody else writes to
-    /// them first. If somebody does, the batch's events follow theirs (see [`ChangeSet::follow`]).
+    /// The new heads of all partitions that the batch writes to, in ascending order. If another replica writes
+    /// first, the heads and the events get later numbers (see [`ChangeSet::renumber_events`]).
     pub heads: Vec<PartitionHead>,
     pub workspaces: Vec<Workspace>,
-    /// Of new workspaces.
+    /// The overrides of new workspaces.
     pub feature_overrides: Vec<FeatureOverride>,
     pub credits: Rows<WorkspaceCredits>,
     pub subscriptions: Rows<Subscription>,
@@ -58,27 +58,27 @@ pub struct ChangeSet {
 }
 
 impl ChangeSet {
-    /// Nothing to write: every command was a replay, unknown or came too late.
+    /// Whether there is nothing to write. Every other row belongs to a command.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()
     }
 
-    /// For each updated row of `credits`, in order, the version it was decided on: the workspace must still have
-    /// it when the batch is written.
+    /// For each row of `credits.updated`, in order, the version that the workspace had when the batch was decided.
+    /// The write must be refused if the workspace has another one by then.
     #[must_use]
-    pub fn versions_before(&self) -> Vec<i64> {
+    pub fn expected_versions(&self) -> Vec<i64> {
         let mut before = HashMap::with_capacity(self.credits.updated.len());
         for command in &self.commands {
             before.entry(command.workspace_id).or_insert(command.seq - 1);
         }
-        // A row without a command is decided on no version: no workspace has that one.
+        // -1 for a row without a command: no workspace has this version, so the write is refused.
         self.credits.updated.iter().map(|row| before.get(&row.workspace_id).copied().unwrap_or(-1)).collect()
     }
 
     /// For each of `heads`, in order, how many events the batch adds to its partition.
     #[must_use]
-    pub fn events_by_head(&self) -> Vec<i64> {
+    pub fn event_counts(&self) -> Vec<i64> {
         let mut added = BTreeMap::new();
         for event in &self.events {
             *added.entry(event.partition).or_default() += 1;
@@ -86,27 +86,28 @@ impl ChangeSet {
         self.heads.iter().map(|head| added.get(&head.partition).copied().unwrap_or_default()).collect()
     }
 
-    /// Moves the events behind those that others have written to their partitions meanwhile.
-    pub fn follow(&mut self, written: &[PartitionHead]) {
-        let ahead: BTreeMap<_, _> =
+    /// Replaces the heads by those that were written, and renumbers the events accordingly: other replicas may
+    /// have written events to the same partitions since the batch was decided.
+    pub fn renumber_events(&mut self, written: &[PartitionHead]) {
+        let offsets: BTreeMap<_, _> =
             self.heads.iter().zip(written).map(|(head, actual)| (head.partition, actual.seq - head.seq)).collect();
-        if ahead.values().any(|by| *by != 0) {
-            let ahead = |partition| ahead.get(&partition).copied().unwrap_or_default();
+        if offsets.values().any(|offset| *offset != 0) {
+            let offset_of = |partition| offsets.get(&partition).copied().unwrap_or_default();
             for event in &mut self.events {
-                event.seq += ahead(event.partition);
+                event.seq += offset_of(event.partition);
             }
         }
         self.heads = written.to_vec();
     }
 }
 
-/// A period that began: there is one per subscription and start.
+/// A period that began. The subscription and the start identify it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionPeriod {
     pub workspace_id: WorkspaceId,
     pub subscription_id: SubscriptionId,
     pub period: Period,
-    /// The last usage log before the period: what came after it is used in this period.
+    /// The number of the last usage log before the period. Later logs count in this period.
     pub usage_seq: i64,
     pub command_id: CommandId,
 }

@@ -1,11 +1,11 @@
-//! The record of a decided command: for the audit, and for its idempotency.
+//! The record of a decided command, for audits and for idempotency.
 
 use super::ids::{CommandId, WorkspaceId};
 use super::metadata::Metadata;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
 
-/// A command that was decided, with the answer that was given.
+/// A decided command with its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandRecord {
     pub workspace_id: WorkspaceId,

@@ -1,7 +1,7 @@
-//! Counters: how much was used of something in a billing period.
+//! Usage counters: how much of a feature was used in a billing period.
 //!
-//! A counter names the window that it counts. One of an older window counts as nothing used, so the end of a
-//! period writes no counter.
+//! A counter names the period that it counts. A counter of an older period means that nothing was used in this
+//! one, so the end of a period writes no counters.
 
 use super::credits::Credits;
 use super::ids::WorkspaceId;
@@ -15,7 +15,7 @@ pub enum CounterSubject {
     Feature(FeatureCode),
 }
 
-/// What was used in one window.
+/// The use of one subject in one billing period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageCounter {
     pub workspace_id: WorkspaceId,
@@ -23,24 +23,25 @@ pub struct UsageCounter {
     /// The start of the billing period that it counts.
     pub window_start: Timestamp,
     pub used_credits: Credits,
-    /// The soft limit whose passing was reported in this window.
+    /// The soft limit whose passing was reported in this period.
     pub reported_limit: Option<Credits>,
 }
 
 impl UsageCounter {
-    /// One that has counted nothing.
+    /// A counter that starts at zero.
     #[must_use]
     pub const fn new(workspace_id: WorkspaceId, subject: CounterSubject, window_start: Timestamp) -> Self {
         Self { workspace_id, subject, window_start, used_credits: Credits::ZERO, reported_limit: None }
     }
 
-    /// What it counted in the window that begins at that instant.
+    /// What was used in the period that begins at `window_start`.
     #[must_use]
     pub fn used_in(&self, window_start: Timestamp) -> Credits {
         if self.window_start == window_start { self.used_credits } else { Credits::ZERO }
     }
 
-    /// The same counter in that window, begun anew if it counted another one.
+    /// The counter of the period that begins at `window_start`: this one, or a new one if this one counts another
+    /// period.
     #[must_use]
     pub fn in_window(&self, window_start: Timestamp) -> Self {
         if self.window_start == window_start {

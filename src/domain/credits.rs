@@ -1,9 +1,9 @@
-//! Amounts: credits, quantities and the one place where something is rounded.
+//! Amounts: credits and quantities, and all rounding.
 //!
 //! A credit amount is a whole number of micro-credits. In JSON it goes out as a decimal string
 //! (`"12.5"`) and comes in as a decimal string with at most six places, or as a JSON integer of
-//! whole credits. There is deliberately no way from or to a float, and no unchecked operator:
-//! every sum says what happens at its bound.
+//! whole credits. There is deliberately no conversion from or to a float, and no unchecked operator:
+//! every operation says what happens at the bounds.
 
 use std::fmt;
 
@@ -21,14 +21,14 @@ const SCALE: i64 = 1_000_000;
 const MAX_MICRO: i64 = 1_000_000_000_000 * SCALE;
 /// The most digits before the point: those of the largest amount.
 const MAX_WHOLE_DIGITS: usize = 13;
-/// As many whole credits as no amount has: a JSON number of this size is too large, whatever its form.
+/// Whole credits beyond every amount: a JSON number of this size is too large in any form.
 const BEYOND_MAX: f64 = 1e12;
 
 /// An amount of credits in micro-credits, within ±10^12 credits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Credits(i64);
 
-/// A sum left the range of [`Credits`].
+/// The result is outside the range of [`Credits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the amount is out of range")]
 pub struct OutOfRange;
@@ -64,13 +64,13 @@ impl Credits {
 
     /// `self - other`, but never below zero.
     #[must_use]
-    pub fn less_down_to_zero(self, other: Self) -> Self {
+    pub fn minus_or_zero(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0).max(0))
     }
 
-    /// `self + other`, but never above the largest amount: for what is only compared.
+    /// `self + other`, but never above the largest amount. Only for sums that are compared and not booked.
     #[must_use]
-    pub fn up_to_max(self, other: Self) -> Self {
+    pub fn saturating_plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0).min(MAX_MICRO))
     }
 
@@ -84,10 +84,10 @@ impl Credits {
         self.0 > 0
     }
 
-    /// The share `part / whole` of this amount, rounded down to a micro-credit: what is granted or
-    /// taken back for a part of a period. `part` is clamped to `0..=whole`.
+    /// `part / whole` of this amount, rounded down to a micro-credit: the amount for a part of a period.
+    /// `part` is clamped to `0..=whole`.
     #[must_use]
-    pub fn share(self, part: i64, whole: i64) -> Self {
+    pub fn prorate(self, part: i64, whole: i64) -> Self {
         if whole <= 0 {
             return Self::ZERO;
         }
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_stop_exactly_at_their_bound() {
+    fn amounts_end_exactly_at_their_bound() {
         assert_eq!("1000000000000".parse(), Ok(Credits::MAX));
         for text in ["1000000000000.000001", "-1000000000000.000001", "99999999999999999999999", "00000000000001"] {
             let error = text.parse::<Credits>().unwrap_err();
@@ -398,12 +398,12 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_rounded_down_and_never_more_than_the_whole() {
+    fn a_prorated_amount_is_rounded_down_and_at_most_the_whole() {
         let ten = Credits::whole(10);
-        assert_eq!(ten.share(1, 3).to_string(), "3.333333");
-        assert_eq!(ten.share(5, 3), ten);
-        assert_eq!(ten.share(-1, 3), Credits::ZERO);
-        assert_eq!(Credits::MAX.share(i64::MAX - 1, i64::MAX).to_string(), "999999999999.999999");
-        assert_eq!(ten.share(1, 0), Credits::ZERO);
+        assert_eq!(ten.prorate(1, 3).to_string(), "3.333333");
+        assert_eq!(ten.prorate(5, 3), ten);
+        assert_eq!(ten.prorate(-1, 3), Credits::ZERO);
+        assert_eq!(Credits::MAX.prorate(i64::MAX - 1, i64::MAX).to_string(), "999999999999.999999");
+        assert_eq!(ten.prorate(1, 0), Credits::ZERO);
     }
 }

@@ -1,11 +1,10 @@
-//! Events: facts about the domain, in the words in which they go out.
+//! Events: immutable facts, in the form in which they are published.
 //!
-//! Every type here *is* the contract: the JSON Schema under `openapi/events/` is generated from it.
-//! A field may be added; none is ever removed, renamed or given another meaning without a new
-//! `schema_version`.
+//! The types here are the contract: the JSON Schemas in `openapi/events/` are generated from them. A field may be
+//! added. To remove or rename one, or to change its meaning, raise the `schema_version`.
 //!
-//! Each movement into the `expired` account is told by exactly one event: `CreditsExpired` (the
-//! sweeper), `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
+//! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry),
+//! `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -21,10 +20,10 @@ use super::subscription::{CreditPolicy, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
 
-/// The name under which events of this service go out.
+/// The name of this service in published events.
 pub const SERVICE_NAME: &str = "visionscope-billing";
 
-/// Declares the closed set of events: the enum of types, the enum of data, and how they match.
+/// Declares all events: the enum of their types, the enum of their data, and the mapping between them.
 macro_rules! events {
     ($($name:ident $version:literal),+ $(,)?) => {
         /// The type of an event.
@@ -58,7 +57,7 @@ macro_rules! events {
             }
         }
 
-        /// What an event says.
+        /// The data of an event.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
         #[serde(untagged)]
         pub enum EventData { $($name($name)),+ }
@@ -95,7 +94,7 @@ impl EventType {
     }
 }
 
-/// A part of a deduction, a purchase or an expiry that one grant bore.
+/// The part of a deduction or an expiry that was taken from one grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct GrantShare {
     pub grant_id: GrantId,
@@ -112,18 +111,18 @@ pub struct CreditConsumed {
     pub credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantity: Option<Quantity>,
-    /// Which grants paid, in the order in which they burned.
+    /// The grants that the credits were taken from, in burn order.
     pub grants: Vec<GrantShare>,
-    /// What went beyond the grants, into the overdraft.
+    /// The part that was taken from the overdraft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overdraft_credits: Option<Credits>,
-    /// The balance after it.
+    /// The balance after the deduction.
     pub current_credits: Credits,
     pub used_this_month: Credits,
     pub occurred_at: Timestamp,
 }
 
-/// A deduction was refused for want of credits.
+/// A deduction was refused because there are not enough credits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CreditLimitExceeded {
     pub feature_code: FeatureCode,
@@ -142,13 +141,13 @@ pub struct LowCreditWarning {
     pub available_credits: Credits,
 }
 
-/// What a limit bounds.
+/// What a limit applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitScope {
     Feature,
     Workspace,
-    /// One deduction of more than the plan's rate lets through in a whole window.
+    /// One deduction that costs more than the plan's rate allows in a whole window.
     Window,
 }
 
@@ -165,7 +164,7 @@ pub struct UsageLimitExceeded {
     pub requested_credits: Credits,
     /// Whether the deduction was refused.
     pub refused: bool,
-    /// When the period ends and the limit begins anew.
+    /// When the period ends and usage is counted from zero.
     pub resets_at: Timestamp,
 }
 
@@ -177,19 +176,19 @@ pub struct CreditsPurchased {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bonus_grant_id: Option<GrantId>,
     pub bonus_credits: Credits,
-    /// What was paid, in minor units of the currency.
+    /// The amount paid, in minor units of the currency.
     pub amount_minor: i64,
     /// ISO 4217.
     pub currency: String,
     pub payment_reference: PaymentReference,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// What of it paid back an overdraft.
+    /// The part that repaid debt.
     pub debt_repaid: Credits,
     pub current_credits: Credits,
 }
 
-/// Credits reached their expiry unspent.
+/// Unspent credits expired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CreditsExpired {
     pub credits: Credits,
@@ -203,13 +202,13 @@ pub struct CreditReset {
     pub period: Period,
     pub plan_code: PlanCode,
     pub plan_version: i32,
-    /// What of the old period's credits was lost.
+    /// Credits of the old period that expired.
     pub expired: Credits,
-    /// What of them was carried over.
+    /// Credits of the old period that were carried over.
     pub rolled_over: Credits,
-    /// The new allowance; less than the plan's only where the balance would pass its largest value.
+    /// The new allowance. It is less than the plan's only if the balance would exceed its largest value.
     pub granted: Credits,
-    /// What was used in the period before.
+    /// Credits that were used in the previous period.
     pub previously_used: Credits,
     pub debt_repaid: Credits,
     pub current_credits: Credits,
@@ -223,17 +222,17 @@ pub enum SubscriptionChangeKind {
     Changed,
     /// Another plan will be in force when the period ends.
     ChangeScheduled,
-    /// It will end with the period.
+    /// The subscription will end with the period.
     CancelScheduled,
-    /// It has ended.
+    /// The subscription has ended.
     Canceled,
     /// A scheduled change or cancellation was withdrawn.
     Resumed,
-    /// An ended subscription began anew.
+    /// An ended subscription was reactivated.
     Reactivated,
 }
 
-/// What was waiting for the period's end.
+/// What was scheduled for the period's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduledKind {
@@ -251,7 +250,7 @@ pub struct SubscriptionSummary {
     pub version: i64,
 }
 
-/// How the terms of one feature changed; without `before`, the feature is new.
+/// How the terms of one feature changed. Without `before`, the feature is new.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FeatureChange {
     pub feature_code: FeatureCode,
@@ -260,26 +259,26 @@ pub struct FeatureChange {
     pub after: FeatureTerms,
 }
 
-/// A subscription changed, or will.
+/// A subscription changed, or a change was scheduled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SubscriptionChanged {
     pub change: SubscriptionChangeKind,
     pub effective_at: Timestamp,
     pub before: SubscriptionSummary,
     pub after: SubscriptionSummary,
-    /// The plan that a scheduled change will bring.
+    /// The plan of the scheduled change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduled_plan_code: Option<PlanCode>,
-    /// What had been scheduled before and will not take effect now.
+    /// What was scheduled before and will no longer take effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<ScheduledKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credit_policy: Option<CreditPolicy>,
-    /// Features whose terms changed with it.
+    /// Features whose terms changed.
     pub features: Vec<FeatureChange>,
     pub credits_granted: Credits,
     pub credits_removed: Credits,
-    /// What a lower allowance should have taken back, but was already spent.
+    /// Credits that a lower allowance should have removed, but that were already spent.
     pub credits_uncollected: Credits,
     pub current_credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -298,7 +297,7 @@ pub struct WorkspaceProvisioned {
     pub granted: Credits,
 }
 
-/// An event as it is stored, with its place in the partition's and in the workspace's sequence.
+/// An event as it is stored, with its numbers in the partition and in the workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRecord {
     pub event_id: EventId,
@@ -312,13 +311,13 @@ pub struct EventRecord {
     pub correlation_id: String,
     pub causation_id: Uuid,
     pub traceparent: Option<String>,
-    /// JSON, as the command brought it.
+    /// JSON, as the caller sent it.
     pub metadata: Option<String>,
-    /// JSON, as one of the types above wrote it.
+    /// JSON of one of the types above.
     pub data: String,
 }
 
-/// An event as it goes out: in a stream's entry, and from the API.
+/// An event as consumers get it, from a stream or from the API.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct EventEnvelope {
     pub event_id: EventId,
@@ -348,7 +347,7 @@ pub struct EventEnvelope {
 }
 
 impl EventRecord {
-    /// The envelope, in one canonical form: what a stream holds can be compared byte for byte.
+    /// The envelope in its only form, so that the entries of a stream can be compared byte for byte.
     pub fn to_envelope(&self) -> Result<EventEnvelope, serde_json::Error> {
         let raw = |json: &str| serde_json::value::RawValue::from_string(json.to_owned());
         Ok(EventEnvelope {

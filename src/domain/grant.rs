@@ -10,11 +10,11 @@ use super::ids::{GrantId, WorkspaceId};
 use super::text::{FeatureCode, PaymentReference};
 use super::time::Timestamp;
 
-/// How many open grants a workspace may have when credits are bought: every command of the workspace
-/// looks at all of them, and one deduction may burn them all.
+/// How many open grants a workspace may have before a purchase is refused. Every command of the workspace
+/// reads all of them, and one deduction may spend them all.
 pub const MAX_OPEN_GRANTS: usize = 1000;
 
-/// The priority of a grant that names none; lower burns first.
+/// The priority of a grant without one. Lower burns first.
 pub const DEFAULT_PRIORITY: i16 = 50;
 
 /// Where credits come from.
@@ -26,7 +26,7 @@ pub enum GrantSource {
     /// What was carried over from the period before.
     Rollover,
     Purchase,
-    /// Given for nothing: a purchase's bonus, a campaign.
+    /// Free credits, such as the bonus of a purchase.
     Promotion,
     /// A correction by an operator.
     Adjustment,
@@ -51,22 +51,22 @@ impl GrantSource {
         Self::ALL.into_iter().find(|source| source.as_str() == text)
     }
 
-    /// Credits that belong to a period: only a reset, a change of plan or a cancellation ends them,
-    /// because what is left of them decides what rolls over.
+    /// Whether the credits belong to a period. Only a reset, a change of plan or a cancellation ends them, because
+    /// their unspent part may roll over.
     #[must_use]
     pub const fn is_periodic(self) -> bool {
         matches!(self, Self::Allowance | Self::Rollover)
     }
 
-    /// Credits that a cancellation treats by the plan's `purchased_on_cancel`.
+    /// Whether the plan's `purchased_on_cancel` decides about the credits when the subscription ends.
     #[must_use]
     pub const fn follows_cancel_policy(self) -> bool {
         matches!(self, Self::Purchase | Self::Promotion)
     }
 
-    /// Among grants that end at the same time: promotional credits before paid ones, and rolled over
-    /// ones before the allowance, because they cannot roll over again.
-    const fn burns_at(self) -> u8 {
+    /// The burn order among grants that expire at the same time: promotional credits before paid ones, and rolled
+    /// over credits before the allowance, because they cannot roll over again.
+    const fn burn_rank(self) -> u8 {
         match self {
             Self::Promotion => 0,
             Self::Rollover => 1,
@@ -75,7 +75,7 @@ impl GrantSource {
     }
 }
 
-/// What was paid for a lot of credits.
+/// What was paid for a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostBasis {
     /// In minor units of the currency.
@@ -94,13 +94,13 @@ pub struct Grant {
     pub grant_id: GrantId,
     pub source: GrantSource,
     pub amount: Credits,
-    /// What was neither spent nor expired, without what is held.
+    /// What is neither spent, expired nor held.
     pub remaining: Credits,
     pub held: Credits,
     /// 0 to 100; lower burns first.
     pub priority: i16,
     pub effective_at: Timestamp,
-    /// The first instant at which it cannot be spent.
+    /// The first instant at which the grant cannot be spent.
     pub expires_at: Option<Timestamp>,
     /// The only feature it may be spent on.
     pub feature_scope: Option<FeatureCode>,
@@ -109,7 +109,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Nothing is left of a closed grant; it no longer takes part in anything.
+    /// Whether the grant has remaining or held credits. Closed grants take no part in decisions.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.remaining.is_positive() || self.held.is_positive()
@@ -120,7 +120,7 @@ impl Grant {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether it may be spent at all at that instant.
+    /// Whether the grant can be spent at that instant, whatever its feature scope.
     #[must_use]
     pub fn is_spendable(&self, now: Timestamp) -> bool {
         self.remaining.is_positive() && self.effective_at <= now && !self.is_expired(now)
@@ -131,11 +131,10 @@ impl Grant {
         self.feature_scope.as_ref().is_none_or(|scope| scope == feature)
     }
 
-    /// The order of burning among grants that serve a feature: scoped ones first, then lower
-    /// priority, sooner expiry (none last), promotion before rollover before the rest, older, smaller
-    /// id.
+    /// Compares in burn order: grants scoped to a feature first, then by lower priority, earlier expiry (none
+    /// last), source (promotion, rollover, others), earlier `effective_at`, smaller id.
     #[must_use]
-    pub fn burns_before(&self, other: &Self) -> Ordering {
+    pub fn cmp_burn_order(&self, other: &Self) -> Ordering {
         self.burn_key().cmp(&other.burn_key())
     }
 
@@ -144,7 +143,7 @@ impl Grant {
             Reverse(self.feature_scope.is_some()),
             self.priority,
             self.expires_at.map_or(i64::MAX, Timestamp::micros),
-            self.source.burns_at(),
+            self.source.burn_rank(),
             self.effective_at,
             self.grant_id,
         )
@@ -208,7 +207,7 @@ mod tests {
         ];
         let mut shuffled = in_order.clone();
         shuffled.reverse();
-        shuffled.sort_by(Grant::burns_before);
+        shuffled.sort_by(Grant::cmp_burn_order);
         assert_eq!(shuffled, in_order);
     }
 

@@ -1,8 +1,8 @@
-//! Identifiers, and how a command's further ids follow from its own.
+//! Identifiers, and how a command's other ids are derived from its own.
 //!
-//! The domain has no randomness: the one random id of a command is its `message_id`, made at the
-//! edge; every grant, event and internal command it leads to derives from that, so deciding twice
-//! gives the same rows.
+//! The domain has no randomness. The only random id of a command is its `message_id`, which its sender creates.
+//! The ids of its grants, events and internal commands are derived from it, so deciding twice gives the same
+//! rows.
 
 use std::fmt;
 
@@ -53,9 +53,9 @@ uuid_type!(
 );
 
 impl CommandId {
-    /// The id of a command that the system sends because of this one. Its own derived ids must not
-    /// meet those of this command, so the random bits are mixed beyond recognition (the finalizer of
-    /// SplitMix64, which is a bijection) and not just moved along the sequence.
+    /// The id of an internal command that this command causes. The ids derived from both must not collide, so the
+    /// random bits are mixed (with the finalizer of SplitMix64, which is a bijection) instead of taken from the
+    /// same sequence.
     #[must_use]
     pub fn of_internal_command(self) -> Self {
         let bits = self.0.as_u128();
@@ -68,12 +68,11 @@ impl CommandId {
     }
 }
 
-/// How many partitions there are. Fixed when a database is created, because the hash below and the
+/// The number of partitions. It can never change for an existing database, because the hash below and the
 /// sequence numbers of every stream depend on it.
 pub const PARTITIONS: u8 = 16;
 
-/// A writer's shard: every workspace belongs to exactly one, and each has one strictly serial
-/// sequence of events.
+/// A shard: every workspace belongs to exactly one, and each has one strictly serial sequence of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Partition(u8);
@@ -114,9 +113,8 @@ impl Partition {
     }
 }
 
-/// Derives ids from a base id: the time part of the base stays, so that they sort beside it; the
-/// rest is the base's randomness, moved by a counter through a bijection, so that two counters can
-/// never give one id.
+/// Derives ids from a base id. They keep the time part of the base, so that they sort beside it. Their other bits
+/// are the base's random bits, changed by a counter through a bijection, so that no two ids are equal.
 #[derive(Debug)]
 pub struct IdSequence {
     base: u128,
@@ -159,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ids_of_an_internal_command_never_meet_those_of_the_command_behind_it() {
+    fn the_ids_of_an_internal_command_never_collide_with_those_of_its_cause() {
         let base = CommandId(Uuid::parse_str("019a0000-0000-7000-8000-000000000001").unwrap());
         let draw = |base: CommandId| {
             let mut sequence = IdSequence::new(base);

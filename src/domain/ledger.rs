@@ -1,8 +1,7 @@
 //! The ledger: immutable entries, each moving an amount from one account to another.
 //!
-//! An entry is one row with two accounts, so every transaction sums to zero by its shape. A
-//! workspace's balance is what came into its `grant`, `held` and `debt` accounts less what left
-//! them.
+//! An entry is one row with two accounts, so every transaction sums to zero by construction. A
+//! workspace's balance is the sum of its `grant`, `held` and `debt` accounts: their credits less their debits.
 
 use std::borrow::Cow;
 
@@ -15,20 +14,20 @@ use super::time::Timestamp;
 /// One side of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Account {
-    /// The outside, where credits come from. What rolls over passes through `issued:rollover`, out
-    /// of the old grant and into the new one.
+    /// The external source of credits. Rolled over credits move from the old grant to `issued:rollover`, and from
+    /// there to the new grant.
     Issued(GrantSource),
     Grant(GrantId),
     Held(GrantId),
     Consumed(FeatureCode),
-    /// Where credits end that nobody can spend any more.
+    /// The account of credits that can no longer be spent.
     Expired,
-    /// What the workspace owes: negative while it does.
+    /// The debt of the workspace, as a negative balance.
     Debt,
 }
 
 impl Account {
-    /// The name without the id of a grant, which has its own column: `grant`, `issued:purchase`.
+    /// The stored name, such as `grant` or `issued:purchase`. The id of a grant has its own column.
     #[must_use]
     pub fn label(&self) -> Cow<'static, str> {
         match self {
@@ -45,7 +44,7 @@ impl Account {
         }
     }
 
-    /// The account of a label; `grant` is the one that belongs to it, if it is a grant's.
+    /// The account of a stored label. `grant` is the id from the grant's column.
     #[must_use]
     pub fn from_stored(label: &str, grant: Option<GrantId>) -> Option<Self> {
         match label.split_once(':') {
@@ -62,9 +61,9 @@ impl Account {
         }
     }
 
-    /// Whether it is part of the workspace's balance.
+    /// Whether the account is part of the workspace's balance.
     #[must_use]
-    pub const fn counts(&self) -> bool {
+    pub const fn is_in_balance(&self) -> bool {
         matches!(self, Self::Grant(_) | Self::Held(_) | Self::Debt)
     }
 
@@ -80,14 +79,14 @@ impl Account {
 /// The two sides of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accounts {
-    /// What gives the amount.
+    /// The account that the amount is taken from.
     pub debit: Account,
-    /// What receives it.
+    /// The account that the amount is added to.
     pub credit: Account,
 }
 
 impl Accounts {
-    /// The grant that one of the two sides belongs to; no entry touches two.
+    /// The grant of one of the two sides. No entry has two grants.
     #[must_use]
     pub fn grant_id(&self) -> Option<GrantId> {
         self.debit.grant_id().or(self.credit.grant_id())
@@ -106,6 +105,6 @@ pub struct LedgerEntry {
     pub amount: Credits,
     pub balance_after: Credits,
     pub recorded_at: Timestamp,
-    /// When it counts: the boundary of a period that was caught up later, or when something was used.
+    /// When the entry counts: for example a boundary that was passed late, or the time of use.
     pub effective_at: Timestamp,
 }

@@ -1,4 +1,4 @@
-//! What a caller wants to find again with a command and its events: a small map of texts.
+//! Metadata: a small map of texts that a caller attaches to a command, and that its events carry.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ impl Metadata {
         Ok(Self(entries))
     }
 
-    /// A map that a store already holds: checked when it was written.
+    /// A map from a store. It was checked before it was written.
     #[must_use]
     pub fn from_stored(json: &str) -> Option<Self> {
         serde_json::from_str(json).ok().map(Self)

@@ -1,11 +1,11 @@
 //! The domain: what a command may do. Pure: no async, no IO, no clock, no randomness.
 //!
-//! Reading order: [`commands`] (the envelope, the commands and `decide`), [`batch`] (many of them
-//! against one running state), [`snapshot`] (what they look at) and [`change_set`] (what they write).
+//! Reading order: [`commands`] (the envelope, the commands and `decide`), [`batch`] (decides many
+//! commands in one transaction), [`snapshot`] (what they read) and [`change_set`] (what they write).
 //!
 //! *Architecture invariant:* nothing here knows HTTP, SQL or Redis, and no other module of the crate
-//! is imported. The only thing from outside the domain is `utoipa::ToSchema` on the types that go
-//! over a wire (see ADR 2).
+//! is imported. The only dependency on the API is `utoipa::ToSchema` on the types that are sent to
+//! callers (see ADR 2).
 
 pub mod batch;
 pub mod change_set;

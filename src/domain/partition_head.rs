@@ -2,7 +2,7 @@
 
 use super::ids::{EventId, Partition};
 
-/// Where a partition's sequence of events ends.
+/// The last event of a partition, and the partition's version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionHead {
     pub partition: Partition,

@@ -20,7 +20,7 @@ pub struct Period {
     pub end: Timestamp,
 }
 
-/// A schedule of periods: where they are anchored, and in which zone a day is a day.
+/// A schedule of periods: their anchor, and the time zone of their calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     pub anchor: Timestamp,
@@ -47,13 +47,12 @@ impl Schedule {
             i64::from(local.year()) * 12 + i64::from(local.month0())
         };
         let months = u32::try_from(month(boundary) - month(self.anchor)).unwrap_or(0);
-        // A change of the clocks can move a boundary over midnight, and so into the month beside.
+        // A change of the clocks can move a boundary across midnight into a neighbouring month.
         let near = months.saturating_sub(1)..=months.saturating_add(1);
         near.into_iter().find(|offset| self.boundary(*offset) == boundary).unwrap_or(months)
     }
 
-    /// The period of `length_months` that contains `at`; the first one for an instant before the
-    /// anchor.
+    /// The period of `length_months` that contains `at`, or the first period if `at` is before the anchor.
     #[must_use]
     pub fn containing(&self, at: Timestamp, length_months: u32) -> Period {
         let length_months = length_months.max(1);
@@ -72,7 +71,7 @@ impl Schedule {
 
     fn boundary(&self, offset_months: u32) -> Timestamp {
         if offset_months == 0 {
-            // An anchor in an hour that comes twice may be the second one.
+            // The anchor may lie in the second of two equal hours, which its local time does not show.
             return self.anchor;
         }
         let local = self.anchor.to_datetime().with_timezone(&self.zone).naive_local();
@@ -81,9 +80,8 @@ impl Schedule {
     }
 }
 
-/// The instant of a local time. Where clocks go back and it comes twice, the first; where they go
-/// forward and it never comes, the same wall clock reading before the change, which lies right
-/// after the gap.
+/// The instant of a local time. If the clocks go back and the time occurs twice, the first. If they go forward and
+/// the time is skipped, the instant that it would be without the change, which lies right after the gap.
 fn resolve(local: NaiveDateTime, zone: Tz) -> Option<DateTime<Utc>> {
     match zone.from_local_datetime(&local) {
         LocalResult::Single(at) | LocalResult::Ambiguous(at, _) => Some(at.to_utc()),
@@ -104,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn months_clamp_to_the_last_day_and_come_back_to_the_anchors_day() {
+    fn short_months_end_on_their_last_day_and_later_ones_return_to_the_anchor_day() {
         let schedule = schedule("2026-01-31T00:00:00Z", "UTC");
         let starts: Vec<_> = (0..5).map(|n| schedule.period(n, 1).start.to_string()[..10].to_owned()).collect();
         assert_eq!(starts, ["2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30", "2026-05-31"]);
@@ -118,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_touch_each_other_without_gap_or_overlap() {
+    fn consecutive_periods_have_no_gap_or_overlap() {
         for zone in ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Apia"] {
             let schedule = schedule("2011-10-30T00:30:00Z", zone);
             for n in 0..60 {
@@ -130,20 +128,20 @@ mod tests {
     }
 
     #[test]
-    fn the_wall_clock_is_kept_through_a_change_of_the_clocks() {
+    fn a_change_of_the_clocks_keeps_the_local_time() {
         let schedule = schedule("2026-01-15T08:00:00Z", "Europe/Berlin");
         assert_eq!(schedule.period(3, 1).start.to_string(), "2026-04-15T07:00:00.000000Z");
     }
 
     #[test]
-    fn a_time_that_the_clocks_skip_is_the_same_reading_before_the_change() {
+    fn a_skipped_local_time_lies_right_after_the_gap() {
         // 2026-03-29 02:30 does not exist in Berlin.
         let schedule = schedule("2026-01-29T01:30:00Z", "Europe/Berlin");
         assert_eq!(schedule.period(2, 1).start.to_string(), "2026-03-29T01:30:00.000000Z");
     }
 
     #[test]
-    fn the_first_period_begins_at_its_anchor_even_in_an_hour_that_comes_twice() {
+    fn the_first_period_begins_at_its_anchor_even_in_a_repeated_hour() {
         let schedule = schedule("2026-10-25T01:30:00Z", "Europe/Berlin");
         assert_eq!(schedule.period(0, 1).start, schedule.anchor);
         assert!(schedule.period(0, 1).end > schedule.anchor);
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_period_follows_without_knowing_how_many_came_before() {
+    fn the_next_period_is_computed_from_the_current_one() {
         for (anchor, zone) in [
             ("2024-01-31T00:30:00Z", "Europe/Berlin"),
             ("2011-10-30T10:30:00Z", "Pacific/Apia"),

@@ -1,7 +1,7 @@
 //! Plans: what a subscription grants and allows.
 //!
-//! A plan has a code and versions. A version never changes once it is stored: a subscription names
-//! the version it has, so a new price list never alters what a workspace already agreed to.
+//! A plan has a code and versions. A stored version never changes, and a subscription names its version. So a new
+//! version never changes what a workspace has agreed to.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::text::{FeatureCode, Label, PlanCode};
 
 /// How many features one plan may have.
 pub const MAX_FEATURES: usize = 200;
-/// How many low-credit thresholds one plan may have: they are bits of one small integer.
+/// How many low-credit thresholds one plan may have. Each is one bit of `low_credit_alerts`.
 pub const MAX_THRESHOLDS: usize = 8;
 /// The longest billing period.
 pub const MAX_PERIOD_MONTHS: u32 = 36;
@@ -203,7 +203,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_plan_out_of_its_bounds_is_refused_with_the_name_of_the_field() {
+    fn an_invalid_plan_is_refused_with_the_name_of_the_field() {
         let field = |change: fn(&mut PlanVersion)| {
             let mut plan = pro();
             change(&mut plan);

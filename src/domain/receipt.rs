@@ -1,4 +1,4 @@
-//! Receipts: what an accepted command answers, in the words in which it goes out.
+//! Receipts: the answers to accepted commands, in the form in which the API sends them.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,7 +8,7 @@ use super::event::{CreditReset, GrantShare};
 use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
 use super::period::Period;
 use super::snapshot::WorkspaceState;
-use super::subscription::{Pending, Subscription, SubscriptionStatus};
+use super::subscription::{PendingChange, Subscription, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
 use super::time::Timestamp;
 use super::usage::UsageId;
@@ -22,7 +22,7 @@ pub enum Receipt {
     Reset(ResetReceipt),
     Subscription(SubscriptionReceipt),
     Provisioned(ProvisionReceipt),
-    /// Of an internal command; nobody reads it.
+    /// The receipt of an internal command. Nobody reads it.
     Internal(InternalReceipt),
 }
 
@@ -31,18 +31,18 @@ pub enum Receipt {
 pub struct DeductReceipt {
     pub command_id: CommandId,
     pub workspace_id: WorkspaceId,
-    /// The usage log that it wrote.
+    /// The usage log of the deduction.
     pub usage_id: UsageId,
     pub feature_code: FeatureCode,
     pub credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantity: Option<Quantity>,
-    /// Which grants paid, in the order in which they burned.
+    /// The grants that the credits were taken from, in burn order.
     pub grants: Vec<GrantShare>,
-    /// What went beyond the grants, into the overdraft.
+    /// The part that was taken from the overdraft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overdraft_credits: Option<Credits>,
-    /// The balance after it.
+    /// The balance after the deduction.
     pub current_credits: Credits,
     pub used_this_month: Credits,
     pub recorded_at: Timestamp,
@@ -61,13 +61,13 @@ pub struct PurchaseReceipt {
     pub payment_reference: PaymentReference,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// What of it paid back an overdraft.
+    /// The part that repaid debt.
     pub debt_repaid: Credits,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
 }
 
-/// One or more billing periods began; more than one when some had been missed.
+/// One or more billing periods began: more than one if some were missed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ResetReceipt {
     pub command_id: CommandId,
@@ -79,18 +79,18 @@ pub struct ResetReceipt {
     pub recorded_at: Timestamp,
 }
 
-/// A subscription changed, or will.
+/// A subscription changed, or a change was scheduled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SubscriptionReceipt {
     pub command_id: CommandId,
     pub workspace_id: WorkspaceId,
     pub subscription: SubscriptionView,
-    /// What the change added: the difference of the allowances by the credit policy, or the new
-    /// period's allowance.
+    /// Credits that the change granted: the difference of the allowances by the credit policy, or the
+    /// allowance of the new period.
     pub credits_granted: Credits,
-    /// What the change took away: of the old allowance, or with the old period.
+    /// Credits that the change removed: unspent allowance, or credits that expired with the old period.
     pub credits_removed: Credits,
-    /// What a lower allowance should have taken back, but was already spent.
+    /// Credits that a lower allowance should have removed, but that were already spent.
     pub credits_uncollected: Credits,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
@@ -114,11 +114,11 @@ pub struct InternalReceipt {
     pub recorded_at: Timestamp,
 }
 
-/// What waits for the end of the period.
+/// The change that is scheduled for the end of the period.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum PendingView {
-    /// Another plan.
+    /// A change to another plan.
     Change { plan_code: PlanCode, plan_version: i32, effective_at: Timestamp },
     /// The end of the subscription.
     Cancel {
@@ -136,7 +136,8 @@ pub struct SubscriptionView {
     pub plan_version: i32,
     pub status: SubscriptionStatus,
     pub period: Period,
-    /// Grows with every change; send it as `expected_version` to change only what you have seen.
+    /// Grows with every change. Send it as `expected_version` to refuse your change if the subscription has
+    /// changed since.
     pub version: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<PendingView>,
@@ -148,10 +149,10 @@ impl From<&Subscription> for SubscriptionView {
     fn from(subscription: &Subscription) -> Self {
         let effective_at = subscription.period.end;
         let pending = subscription.pending_change.clone().map(|pending| match pending {
-            Pending::Change { plan_code, plan_version } => {
+            PendingChange::Change { plan_code, plan_version } => {
                 PendingView::Change { plan_code, plan_version, effective_at }
             }
-            Pending::Cancel { reason } => PendingView::Cancel { effective_at, reason },
+            PendingChange::Cancel { reason } => PendingView::Cancel { effective_at, reason },
         });
         Self {
             subscription_id: subscription.subscription_id,

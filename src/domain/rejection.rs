@@ -1,7 +1,7 @@
-//! Every way in which a command can be refused by the business, in order of precedence.
+//! Every reason for which the rules of the business refuse a command, in order of precedence.
 //!
-//! A rejection is an expected answer, not an error. Except where [`Rejection::is_recorded`] says
-//! otherwise it is stored like any other answer, so that sending the command again gives it again.
+//! A rejection is an expected answer, not an error. It is stored like any other answer, so that sending the
+//! command again returns it again; [`Rejection::is_recorded`] lists the exceptions.
 
 use super::credits::{Credits, OutOfRange};
 use super::event::LimitScope;
@@ -10,21 +10,21 @@ use super::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    #[error("there is no such workspace")]
+    #[error("the workspace does not exist")]
     WorkspaceNotFound,
-    #[error("the workspace exists with another definition")]
+    #[error("the workspace already exists with another definition")]
     WorkspaceExists,
-    /// A time that is well-formed but too early or too late now. Checked here and not where the body
-    /// is read, so that a stored command replays whatever the time.
+    /// A well-formed time that is too early or too late now. Checked when the command is decided, not when the
+    /// body is read, so that a stored command can be replayed at any time.
     #[error("{pointer}: {detail}")]
-    FieldOutOfTime {
+    TimeOutOfRange {
         /// The field, as a JSON pointer into the command's body.
         pointer: &'static str,
         detail: &'static str,
     },
-    #[error("there is no plan {0}")]
+    #[error("plan {0} does not exist")]
     PlanNotFound(PlanCode),
-    #[error("plan {0} is not offered any more")]
+    #[error("plan {0} is no longer offered")]
     PlanNotOffered(PlanCode),
     #[error("the subscription is at version {actual}, not {expected}")]
     VersionMismatch { expected: i64, actual: i64 },
@@ -32,13 +32,11 @@ pub enum Rejection {
     SubscriptionCanceled,
     #[error("the workspace already has this version of plan {0}")]
     PlanUnchanged(PlanCode),
-    #[error(
-        "plans with periods of another length can only be changed to with credit_policy restart or at the period's end"
-    )]
+    #[error("the new plan has another period length: use credit_policy restart, or change at the period's end")]
     RestartRequired,
-    #[error("nothing is scheduled that could be withdrawn")]
+    #[error("no change or cancellation is scheduled")]
     NothingScheduled,
-    #[error("the period ends at {ends_at}")]
+    #[error("no reset is due before the period ends at {ends_at}")]
     ResetNotDue { ends_at: Timestamp },
     #[error("the next period to begin starts at {next}")]
     PeriodMismatch { next: Timestamp },
@@ -48,7 +46,7 @@ pub enum Rejection {
     TooManyGrants(usize),
     #[error("feature {0} is not available to this workspace")]
     FeatureDisabled(FeatureCode),
-    #[error("feature {0} has no unit price: name the credits")]
+    #[error("feature {0} has no unit price: send credits instead of a quantity")]
     FeatureNotPriced(FeatureCode),
     #[error("the limit of {limit} credits in this period would be exceeded: {used} used, {requested} requested")]
     LimitExceeded { scope: LimitScope, limit: Credits, used: Credits, requested: Credits, resets_at: Timestamp },
@@ -61,7 +59,7 @@ pub enum Rejection {
     },
     #[error("{requested} credits requested, {available} available")]
     InsufficientCredits { requested: Credits, available: Credits },
-    #[error("the balance would leave the range of ±10^12 credits")]
+    #[error("the balance would be outside the range of ±10^12 credits")]
     BalanceOutOfRange,
 }
 
@@ -72,7 +70,7 @@ impl Rejection {
         match self {
             Self::WorkspaceNotFound => "workspace-not-found",
             Self::WorkspaceExists => "workspace-exists",
-            Self::FieldOutOfTime { .. } => "invalid-field",
+            Self::TimeOutOfRange { .. } => "invalid-field",
             Self::PlanNotFound(_) => "plan-not-found",
             Self::PlanNotOffered(_) => "plan-not-offered",
             Self::VersionMismatch { .. } => "version-mismatch",
@@ -93,14 +91,13 @@ impl Rejection {
         }
     }
 
-    /// Whether the refusal is stored under the command's key. Not where there is nothing to store
-    /// it with, nor where the same command shall simply be tried again later, nor where a field must
-    /// be corrected first, as with every other refused field.
+    /// Whether the refusal is stored under the command's key. It is not stored if there is no workspace to store
+    /// it with, if the same command should be tried again later, or if a field must be corrected first.
     #[must_use]
     pub const fn is_recorded(&self) -> bool {
         !matches!(
             self,
-            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::FieldOutOfTime { .. } | Self::RateExceeded { .. }
+            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::TimeOutOfRange { .. } | Self::RateExceeded { .. }
         )
     }
 }

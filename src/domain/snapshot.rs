@@ -1,4 +1,4 @@
-//! What a batch of commands needs to know, and what was found.
+//! The rows that a batch needs, and the snapshot that the store loads for them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use super::grant::Grant;
 use super::ids::{Partition, WorkspaceId};
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
-use super::subscription::{Pending, Subscription};
+use super::subscription::{PendingChange, Subscription};
 use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use super::time::Timestamp;
 use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
-/// The rows that a batch will look at. The store locks the partitions of the workspaces first, in
+/// The keys of the rows that a batch needs. The store first locks the partitions of the workspaces, in
 /// ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeySet {
     pub workspaces: BTreeSet<WorkspaceId>,
-    /// Those of the workspaces whose state is known, each with the version of its partition that it is
-    /// true at. They are read only if the partition has another one.
-    pub known: BTreeMap<WorkspaceId, i64>,
+    /// The workspaces with a cached state, each with the partition version of that state. A state is read only
+    /// if its partition has another version.
+    pub cached_versions: BTreeMap<WorkspaceId, i64>,
     pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
-    /// Plans whose newest version is wanted.
+    /// Plans whose newest version is needed.
     pub plans: BTreeSet<PlanCode>,
 }
 
@@ -35,22 +35,22 @@ impl KeySet {
         self.workspaces.iter().copied().map(Partition::of).collect()
     }
 
-    /// The workspaces to read once the heads are locked.
-    pub fn unknown(&self, heads: &BTreeMap<Partition, PartitionHead>) -> impl Iterator<Item = WorkspaceId> {
-        let is_known = |id: &WorkspaceId| {
+    /// The workspaces whose states must be read, given the locked heads.
+    pub fn uncached_workspaces(&self, heads: &BTreeMap<Partition, PartitionHead>) -> impl Iterator<Item = WorkspaceId> {
+        let is_current = |id: &WorkspaceId| {
             let version = heads.get(&Partition::of(*id)).map(|head| head.version);
-            version.is_some() && self.known.get(id).copied() == version
+            version.is_some() && self.cached_versions.get(id).copied() == version
         };
-        self.workspaces.iter().copied().filter(move |id| !is_known(id))
+        self.workspaces.iter().copied().filter(move |id| !is_current(id))
     }
 }
 
-/// Room for so many more grants than twice those that are open is left to a state.
-const GRANTS_TO_SPARE: usize = 4;
-/// What one override takes in a state, about.
+/// Unused grant slots that a state may keep, besides one for each open grant.
+const SPARE_GRANTS: usize = 4;
+/// The approximate size of one override in a state.
 const OVERRIDE_BYTES: usize = 96;
 
-/// Everything about one workspace that a decision may depend on.
+/// Everything of one workspace that a decision may depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceState {
     pub workspace: Workspace,
@@ -61,17 +61,18 @@ pub struct WorkspaceState {
     /// The version that a pending change names.
     pub pending_plan: Option<Arc<PlanVersion>>,
     pub feature_overrides: FeatureOverrides,
-    /// What was used of each feature, in order of subjects. A feature that was never used has none.
+    /// The usage counters in the order of their subjects. A feature that was never used has none.
     pub counters: Vec<UsageCounter>,
     /// The open grants, in burn order.
     pub grants: Vec<Grant>,
 }
 
-/// What the store found, and afterwards what the batch made of it: commands are decided one after
-/// the other against this running state.
+/// What the store loaded for a batch. Commands are decided on it one after the other, and each accepted
+/// command updates it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The database's clock, where it is not this machine's: what a replica's clock is held against.
+    /// The time of the database server, which the replica's clock is compared with. None on SQLite, where both
+    /// are the same.
     pub database_now: Option<Timestamp>,
     pub heads: BTreeMap<Partition, PartitionHead>,
     pub workspaces: HashMap<WorkspaceId, Box<WorkspaceState>>,
@@ -90,7 +91,7 @@ pub struct CataloguePlan {
 }
 
 impl WorkspaceState {
-    /// How much memory it takes, about, without what is shared and short texts.
+    /// The approximate size in memory, without shared data and short texts.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let references: usize = self
@@ -104,36 +105,36 @@ impl WorkspaceState {
         size_of::<Self>() + overrides + counters + self.grants.capacity() * size_of::<Grant>() + references
     }
 
-    /// Gives back the room of grants that were closed.
+    /// Frees the memory of closed grants.
     pub fn shrink(&mut self) {
-        if self.grants.capacity() > 2 * self.grants.len() + GRANTS_TO_SPARE {
+        if self.grants.capacity() > 2 * self.grants.len() + SPARE_GRANTS {
             self.grants.shrink_to_fit();
         }
     }
 
-    /// The instant at which a command is decided: when it was received, but always later than the
-    /// command before it. So every command of a workspace has an instant of its own, whatever the
-    /// clocks of the replicas say, and no two periods can begin at one.
+    /// The instant at which a command is decided: when it was received, but always later than the command
+    /// before it. So no two commands of a workspace share an instant, even if the clocks of the replicas
+    /// differ, and no two periods begin at the same instant.
     #[must_use]
     pub fn now(&self, received_at: Timestamp) -> Timestamp {
         received_at.max(self.credits.updated_at.next())
     }
 
-    /// The terms of a feature in force; none if neither the plan nor the workspace names it.
+    /// The terms of a feature in force. None if neither the plan nor an override has it.
     #[must_use]
     pub fn feature_terms(&self, code: &FeatureCode) -> Option<FeatureTerms> {
         feature_terms(&self.plan, &self.feature_overrides, code)
     }
 
-    /// What was used of a feature in this billing period.
+    /// The credits that were used on a feature in this billing period.
     #[must_use]
-    pub fn used_of(&self, code: &FeatureCode) -> Credits {
+    pub fn feature_usage(&self, code: &FeatureCode) -> Credits {
         let counter = self.counter(&CounterSubject::Feature(code.clone()));
         counter.map_or(Credits::ZERO, |counter| counter.used_in(self.subscription.period.start))
     }
 
-    /// The features that are worth listing, in order: those of the plan and of the workspace's own terms, and what
-    /// was used in this period.
+    /// The features to list, in order: those of the plan, those with an override, and those that were used in this
+    /// period.
     #[must_use]
     pub fn feature_codes(&self) -> BTreeSet<&FeatureCode> {
         let used = self.counters.iter().filter(|counter| counter.window_start == self.subscription.period.start);
@@ -145,30 +146,30 @@ impl WorkspaceState {
 
     #[must_use]
     pub fn counter(&self, subject: &CounterSubject) -> Option<&UsageCounter> {
-        let place = self.counters.binary_search_by(|counter| counter.subject.cmp(subject)).ok()?;
-        self.counters.get(place)
+        let index = self.counters.binary_search_by(|counter| counter.subject.cmp(subject)).ok()?;
+        self.counters.get(index)
     }
 
-    /// Puts a counter in the place of the one with its subject; true if there was none.
+    /// Inserts a counter or replaces the one of the same subject. Returns whether it is new.
     pub fn put_counter(&mut self, counter: UsageCounter) -> bool {
-        match self.counters.binary_search_by(|known| known.subject.cmp(&counter.subject)) {
-            Ok(place) => {
-                self.counters[place] = counter;
+        match self.counters.binary_search_by(|existing| existing.subject.cmp(&counter.subject)) {
+            Ok(index) => {
+                self.counters[index] = counter;
                 false
             }
-            Err(place) => {
-                self.counters.insert(place, counter);
+            Err(index) => {
+                self.counters.insert(index, counter);
                 true
             }
         }
     }
 
-    /// The plan that is waiting for the period's end, if the pending change is one of plan.
+    /// The plan of the pending change, if it is a change of plan.
     #[must_use]
     pub fn pending_plan(&self) -> Option<&Arc<PlanVersion>> {
         match self.subscription.pending_change {
-            Some(Pending::Change { .. }) => self.pending_plan.as_ref(),
-            Some(Pending::Cancel { .. }) | None => None,
+            Some(PendingChange::Change { .. }) => self.pending_plan.as_ref(),
+            Some(PendingChange::Cancel { .. }) | None => None,
         }
     }
 }

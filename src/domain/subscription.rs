@@ -1,4 +1,4 @@
-//! What ties a workspace to a plan, and the one change that may be waiting for the period's end.
+//! What connects a workspace to a plan version, and the change that may be pending for the period's end.
 
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
@@ -53,11 +53,11 @@ pub enum Effective {
     PeriodEnd,
 }
 
-/// What waits for the end of the period. Stored as JSON.
+/// A change that is scheduled for the end of the period. Stored as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Pending {
-    /// Another plan, at the version that was current when it was asked for.
+pub enum PendingChange {
+    /// A change to another plan, at the version that was newest when the change was scheduled.
     Change {
         plan_code: PlanCode,
         plan_version: i32,
@@ -74,13 +74,13 @@ pub struct Subscription {
     pub plan_code: PlanCode,
     pub plan_version: i32,
     pub status: SubscriptionStatus,
-    /// Where all periods are counted from.
+    /// The instant that all periods are counted from.
     pub billing_anchor: Timestamp,
-    /// The current period; as long as the plan in force says.
+    /// The current period. Its length is that of the plan in force.
     pub period: Period,
-    /// Grows by one with every change; what `expected_version` is compared with.
+    /// Grows by one with every change. `expected_version` is compared with it.
     pub version: i64,
-    pub pending_change: Option<Pending>,
+    pub pending_change: Option<PendingChange>,
     pub canceled_at: Option<Timestamp>,
     pub updated_at: Timestamp,
 }
@@ -96,7 +96,7 @@ impl Subscription {
         self.status == SubscriptionStatus::Active
     }
 
-    /// Whether the current period is over, so that a boundary must be passed before anything else.
+    /// Whether the current period has ended, so that a boundary must be passed first.
     #[must_use]
     pub fn is_boundary_due(&self, now: Timestamp) -> bool {
         self.is_active() && self.period.end <= now

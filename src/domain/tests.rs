@@ -1,5 +1,5 @@
-//! A small world for the domain's own tests: one workspace, a clock that the test moves, and every
-//! command run through a batch as in production.
+//! The fixture of the domain's tests: one workspace and a clock that the test sets. Every command runs through a
+//! batch, as in production.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode
 use super::time::Timestamp;
 use super::workspace::FeatureOverrides;
 
-/// Renders with the texts of the types themselves.
+/// Renders receipts as JSON and rejections as their code.
 pub(crate) struct PlainRender;
 
 impl Render for PlainRender {
@@ -121,7 +121,7 @@ impl World {
         self.run_envelope(&envelope)
     }
 
-    /// Runs one command in a batch of its own, carries it over, and audits the world.
+    /// Runs one command in a batch of its own, keeps the new state, and audits it.
     pub(crate) fn run_envelope(&mut self, envelope: &Envelope) -> Ran {
         let mut batch = Batch::new(self.snapshot.clone(), &PlainRender, &PlainRender);
         let outcome = batch.run(envelope).unwrap();
@@ -157,7 +157,7 @@ impl World {
         self.run(Command::CancelSubscription(CancelSubscription { effective, reason: None, expected_version: None }))
     }
 
-    /// Computes everything again from the entries, and compares.
+    /// Recomputes all balances from the ledger entries, and compares them.
     fn audit(&self) {
         let Some(state) = self.snapshot.workspaces.get(&self.workspace_id) else { return };
         let mut balances: BTreeMap<String, i64> = BTreeMap::new();
@@ -169,8 +169,8 @@ impl World {
             };
             *balances.entry(key(&entry.accounts.debit)).or_default() -= entry.amount.micro();
             *balances.entry(key(&entry.accounts.credit)).or_default() += entry.amount.micro();
-            running += i64::from(entry.accounts.credit.counts()) * entry.amount.micro();
-            running -= i64::from(entry.accounts.debit.counts()) * entry.amount.micro();
+            running += i64::from(entry.accounts.credit.is_in_balance()) * entry.amount.micro();
+            running -= i64::from(entry.accounts.debit.is_in_balance()) * entry.amount.micro();
             assert_eq!(entry.balance_after.micro(), running, "balance_after chains");
         }
         assert_eq!(balances.values().sum::<i64>(), 0, "every transaction sums to zero");
@@ -181,12 +181,12 @@ impl World {
         for grant in &state.grants {
             let booked = balances.remove(&grant.grant_id.to_string()).unwrap_or(0);
             assert_eq!(booked, grant.remaining.micro(), "what remains of a grant is the ledger's");
-            assert!(grant.is_open(), "closed grants are out of the way");
+            assert!(grant.is_open(), "closed grants are removed");
         }
         for (account, balance) in balances {
             assert!(Uuid::parse_str(&account).is_err() || balance == 0, "closed grants are empty");
         }
-        assert!(state.grants.is_sorted_by(|one, next| one.burns_before(next).is_le()), "grants are in burn order");
+        assert!(state.grants.is_sorted_by(|one, next| one.cmp_burn_order(next).is_le()), "grants are in burn order");
         let ids: BTreeSet<_> = self.events.iter().map(|event| event.event_id).collect();
         assert_eq!(ids.len(), self.events.len(), "no two events have one id");
         for (n, event) in self.events.iter().enumerate() {
@@ -195,7 +195,7 @@ impl World {
     }
 }
 
-/// What came of one command.
+/// The result of one command.
 pub(crate) struct Ran {
     pub outcome: Outcome,
     pub changes: ChangeSet,

@@ -1,9 +1,9 @@
 //! Texts that callers send: codes, keys, references and names, each with its own type and bound.
 //!
-//! A text is checked once, where it is read; afterwards its type says that it is sound. Control
+//! A text is checked once, when it is read; afterwards its type guarantees that it is valid. Control
 //! characters and bidirectional overrides are refused everywhere (PostgreSQL stores no `\u0000`,
-//! and the rest only serves to deceive a reader). Identifiers must be in Unicode NFC, so that two
-//! that look alike to a machine's owner are one.
+//! and the others can only deceive a reader). Texts must be in Unicode NFC, so that two identifiers that
+//! look the same are the same.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -15,7 +15,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-/// Why a field's value was refused. The words are the stable codes of the API.
+/// Why a field's value was refused. Each reason has a stable code in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldCode {
     Invalid,
@@ -36,8 +36,7 @@ impl FieldCode {
     }
 }
 
-/// A refused value. Its text form, `code: detail`, survives the way through serde, whose errors
-/// can only carry text.
+/// A refused value. Its text form is `code: detail`, because an error of serde can only contain text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", code.as_str())]
 pub struct FieldError {
@@ -79,7 +78,7 @@ pub fn check_text(text: &str, max: usize) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// Characters that take no place and that a reader cannot see.
+/// Whether a character has no width, so that a reader cannot see it.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -88,14 +87,13 @@ fn is_invisible(c: char) -> bool {
     )
 }
 
-/// Checks what identifies something: a text that looks the same only when it is the same, so without
-/// invisible characters and without white space (of any kind) at its ends.
+/// Checks an identifier: no invisible characters and no white space (of any kind) at its ends, so that two
+/// identifiers that look the same are the same.
 fn check_identifier(text: &str, max: usize) -> Result<(), FieldError> {
     check_visible(text, max, is_invisible)
 }
 
-/// Checks a name for people: like an identifier, but with the joiners that some scripts are written
-/// with.
+/// Checks a name for people: like an identifier, but with the joiners that some scripts need.
 fn check_name(text: &str, max: usize) -> Result<(), FieldError> {
     check_visible(text, max, |c| is_invisible(c) && !matches!(c, '\u{200C}' | '\u{200D}'))
 }
@@ -143,7 +141,7 @@ macro_rules! text_type {
                 Ok(Self(text.into()))
             }
 
-            /// A text that a store already holds: checked when it was written.
+            /// A text from a store. It was checked before it was written.
             #[must_use]
             pub fn from_stored(text: &str) -> Self {
                 Self(text.into())
@@ -211,7 +209,7 @@ text_type!(
     UserId, check_identifier, max = 128, pattern = None::<&str>, example = "user-7"
 );
 text_type!(
-    /// What identifies a payment at the payment provider; unique per workspace.
+    /// The caller's id of a payment, unique per workspace.
     PaymentReference, check_identifier, max = 128, pattern = None::<&str>, example = "pay_2f6d"
 );
 text_type!(
@@ -219,8 +217,8 @@ text_type!(
     Label, check_name, max = 200, pattern = None::<&str>, example = "Acme Studio"
 );
 text_type!(
-    /// What makes a command safe to send again, unique per workspace. Keys from callers hold
-    /// visible ASCII only; the system's own contain a space, so the two can never meet.
+    /// Makes a command safe to send again; unique per workspace. Keys of callers contain visible ASCII only. Keys of
+    /// internal commands contain a space, so they never collide with those of callers.
     IdempotencyKey, check_key, max = 255, pattern = Some(r"^[!#-\[\]-~]{1,255}$"), example = "order-1042"
 );
 
@@ -236,7 +234,7 @@ fn check_key(text: &str, max: usize) -> Result<(), FieldError> {
 }
 
 impl IdempotencyKey {
-    /// A key of the system's own, such as `system provision`.
+    /// A key of the server itself, such as `system provision`.
     #[must_use]
     pub fn system(words: fmt::Arguments<'_>) -> Self {
         Self(format!("system {words}").into())
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_holds_no_deceptive_characters_and_is_nfc() {
+    fn a_text_has_no_deceptive_characters_and_is_nfc() {
         for good in ["user-7", "Zoë", "名前", &"é".repeat(128)] {
             assert!(UserId::new(good).is_ok(), "{good}");
         }
@@ -268,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_and_a_name_hold_nothing_that_cannot_be_seen() {
+    fn an_identifier_and_a_name_have_no_invisible_characters() {
         let edges = [" a", "a ", "\u{A0}a", "a\u{A0}", "\u{3000}a", "a\u{2009}"];
         let invisible = [
             "a\u{200B}b",
@@ -298,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_key_can_never_equal_one_of_the_system() {
+    fn the_key_of_a_caller_never_equals_a_key_of_the_server() {
         let system = IdempotencyKey::system(format_args!("provision"));
         assert!(IdempotencyKey::new(system.as_str()).is_err());
         assert!(IdempotencyKey::new("order-1042").is_ok());

@@ -1,7 +1,7 @@
 //! Instants: UTC, whole microseconds.
 //!
-//! A [`Timestamp`] is truncated when it is made, so what is decided, stored, hashed and answered is
-//! the same value on every database.
+//! A [`Timestamp`] is truncated when it is created, so decisions, rows, hashes and answers have the same value on
+//! every database.
 
 use std::fmt;
 
@@ -88,7 +88,7 @@ impl std::str::FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self, FieldError> {
         let refuse = |detail: &str| FieldError::new(FieldCode::Invalid, detail);
         let form = || refuse("must be an RFC 3339 timestamp, such as 2026-01-31T09:00:00Z");
-        // The parser takes a space between date and time, too, which the grammar does not have.
+        // The parser also accepts a space between date and time, which RFC 3339's grammar does not.
         if !matches!(text.as_bytes().get(10), Some(b'T' | b't')) {
             return Err(form());
         }
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn years_beyond_what_both_databases_keep_are_refused() {
+    fn years_outside_the_range_of_both_databases_are_refused() {
         for text in [
             "1899-12-31T23:59:59Z",
             "+10000-01-01T00:00:00Z",

@@ -39,8 +39,8 @@ impl UsageLog {
     }
 }
 
-/// Names a usage log of a workspace. Its text is opaque to callers: base64url over the log's key, which finds the
-/// row without another index.
+/// Identifies a usage log of a workspace. Its text is opaque to callers. It is the base64url form of the log's key,
+/// so the row is found without another index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageId {
     pub recorded_at: Timestamp,
@@ -91,7 +91,7 @@ impl PartialSchema for UsageId {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(SchemaType::new(Type::String))
-            .description(Some("Names a usage log of its workspace. Opaque: send back what you were given."))
+            .description(Some("Identifies a usage log of its workspace. Opaque: send it back as you received it."))
             .min_length(Some(Self::TEXT_LEN))
             .max_length(Some(Self::TEXT_LEN))
             .pattern(Some("^[A-Za-z0-9_-]+$"))
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_survives_the_way_out_and_in_and_has_one_text() {
+    fn an_id_round_trips_and_has_exactly_one_text() {
         for (micros, seq) in [(0, 1), (1_800_000_000_000_001, 7), (i64::MAX, i64::MAX), (i64::MIN, 1)] {
             let id = UsageId { recorded_at: Timestamp::from_micros(micros), seq };
             assert_eq!(id.to_string().parse::<UsageId>().unwrap(), id);

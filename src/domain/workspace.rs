@@ -1,4 +1,4 @@
-//! A workspace, its balance, and what it agreed on for itself.
+//! A workspace, its balance and its overrides.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use super::plan::{FeatureTerms, PlanVersion, UsageLimit};
 use super::text::{FeatureCode, Label};
 use super::time::Timestamp;
 
-/// The paying tenant. Written once, when it is provisioned.
+/// The tenant. Its row is written once, when it is provisioned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workspace {
     pub workspace_id: WorkspaceId,
     pub name: Label,
     pub time_zone: Tz,
-    /// What this workspace agreed on instead of its plan's terms; survives a change of plan.
+    /// An override of the plan's monthly limit. It survives a change of plan.
     pub monthly_limit_override: Option<Credits>,
     pub overdraft_limit_override: Option<Credits>,
     pub created_at: Timestamp,
@@ -29,16 +29,16 @@ impl Workspace {
     }
 }
 
-/// The balance of a workspace and the heads of its gap-free sequences. The figures are caches: `verify` computes
-/// them again from history.
+/// The balance of a workspace and the last numbers of its gap-free sequences. All of them are derived from history,
+/// and `verify` checks them against it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceCredits {
     pub workspace_id: WorkspaceId,
-    /// What the ledger says: the remaining credits of all grants less the debt.
+    /// The balance: what remains of all grants less the debt.
     pub current_credits: Credits,
-    /// Of these, what open holds reserve.
+    /// The part of the balance that holds reserve.
     pub held_credits: Credits,
-    /// What was spent beyond the grants, and is owed.
+    /// What was spent beyond the grants.
     pub debt_credits: Credits,
     /// How far `debt_credits` may go.
     pub overdraft_limit: Credits,
@@ -49,9 +49,9 @@ pub struct WorkspaceCredits {
     /// What was used in the rate window that began at `rate_window_start`.
     pub rate_window_start: Timestamp,
     pub rate_window_used: Credits,
-    /// Bit n: the plan's n-th low-credit threshold has fired and is not armed again yet.
+    /// Bit n is set if the plan's n-th low-credit threshold was reported and the credits have not been above it since.
     pub low_credit_alerts: i16,
-    /// The last command's number: the optimistic lock.
+    /// The last command's number. Optimistic locking compares it.
     pub version: i64,
     /// The last ledger entry's number.
     pub ledger_seq: i64,
@@ -59,8 +59,8 @@ pub struct WorkspaceCredits {
     pub usage_seq: i64,
     /// The last event's number: `workspace_seq` in the event.
     pub event_seq: i64,
-    /// When the last command of this workspace was decided. Time always runs forwards within a
-    /// workspace, whatever the clocks of the replicas say.
+    /// When the last command of this workspace was decided. It rises strictly, even if the clocks of the replicas
+    /// differ.
     pub updated_at: Timestamp,
 }
 
@@ -87,30 +87,30 @@ impl WorkspaceCredits {
     }
 }
 
-/// A workspace's own terms for a feature; each, where given, stands before the plan's. Survives a change of plan.
+/// A workspace's own terms for a feature. Each that is given replaces the plan's, and survives a change of plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnTerms {
+pub struct OverrideTerms {
     pub enabled: Option<bool>,
     pub unit_price: Option<Credits>,
     /// A hard limit.
     pub limit: Option<Credits>,
 }
 
-/// The row of a workspace's own terms for one feature.
+/// The stored override of one feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeatureOverride {
     pub workspace_id: WorkspaceId,
     pub feature_code: FeatureCode,
-    pub terms: OwnTerms,
+    pub terms: OverrideTerms,
 }
 
-/// A workspace's own terms, by feature.
-pub type FeatureOverrides = BTreeMap<FeatureCode, OwnTerms>;
+/// The overrides of a workspace, by feature.
+pub type FeatureOverrides = BTreeMap<FeatureCode, OverrideTerms>;
 
-impl OwnTerms {
-    /// These terms before the plan's.
+impl OverrideTerms {
+    /// The plan's terms with these overrides applied.
     #[must_use]
-    pub fn over(&self, plan: FeatureTerms) -> FeatureTerms {
+    pub fn apply_to(&self, plan: FeatureTerms) -> FeatureTerms {
         FeatureTerms {
             enabled: self.enabled.unwrap_or(plan.enabled),
             unit_price: self.unit_price.or(plan.unit_price),
@@ -119,12 +119,12 @@ impl OwnTerms {
     }
 }
 
-/// The terms of a feature in force: the plan's, with the workspace's own. None if neither names it.
+/// The terms of a feature in force: the plan's with the override applied. None if neither exists.
 #[must_use]
 pub fn feature_terms(plan: &PlanVersion, overrides: &FeatureOverrides, code: &FeatureCode) -> Option<FeatureTerms> {
     let of_plan = plan.features.get(code).copied();
     match overrides.get(code) {
         None => of_plan,
-        Some(own) => Some(own.over(of_plan.unwrap_or_default())),
+        Some(own) => Some(own.apply_to(of_plan.unwrap_or_default())),
     }
 }

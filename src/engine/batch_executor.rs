@@ -141,7 +141,7 @@ impl BatchExecutor {
             }
             Err(error) => return Err(error),
         };
-        changes.follow(&heads);
+        changes.renumber_events(&heads);
         let written = changes.commands.iter().map(|command| command.workspace_id).collect();
         self.cache.insert_written(snapshot.workspaces, &heads, &written, Instant::now());
         let unverified = unverified(envelopes, &answers, &changes);

@@ -192,7 +192,7 @@ impl StateCache {
         for id in &keys.workspaces {
             let Some(cached) = self.partitions.get(&Partition::of(*id)) else { continue };
             if cached.states.get(id).is_some_and(|entry| cached.is_current(entry)) {
-                keys.known.insert(*id, cached.head.version);
+                keys.cached_versions.insert(*id, cached.head.version);
             }
         }
     }
@@ -210,7 +210,7 @@ impl StateCache {
             }
         }
         self.update_lock_first(has_other_writer, now);
-        for (id, version) in &keys.known {
+        for (id, version) in &keys.cached_versions {
             let partition = Partition::of(*id);
             let entry = self.partitions.get_mut(&partition).and_then(|cached| cached.remove(*id));
             let is_current = snapshot.heads.get(&partition).is_some_and(|head| head.version == *version);

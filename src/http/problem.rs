@@ -122,7 +122,7 @@ impl Code {
         match rejection {
             Rejection::WorkspaceNotFound => Self::WorkspaceNotFound,
             Rejection::WorkspaceExists => Self::WorkspaceExists,
-            Rejection::FieldOutOfTime { .. } => Self::InvalidField,
+            Rejection::TimeOutOfRange { .. } => Self::InvalidField,
             Rejection::PlanNotFound(_) => Self::PlanNotFound,
             Rejection::PlanNotOffered(_) => Self::PlanNotOffered,
             Rejection::VersionMismatch { .. } => Self::VersionMismatch,
@@ -393,7 +393,7 @@ impl std::error::Error for Problem {}
 impl From<&Rejection> for Problem {
     fn from(rejection: &Rejection) -> Self {
         let code = Code::of(rejection);
-        if let Rejection::FieldOutOfTime { pointer, detail } = rejection {
+        if let Rejection::TimeOutOfRange { pointer, detail } = rejection {
             return Self::field(code, *pointer, *detail);
         }
         let mut members = Members::default();
@@ -423,7 +423,7 @@ impl From<&Rejection> for Problem {
             }
             Rejection::WorkspaceNotFound
             | Rejection::WorkspaceExists
-            | Rejection::FieldOutOfTime { .. }
+            | Rejection::TimeOutOfRange { .. }
             | Rejection::PlanNotFound(_)
             | Rejection::PlanNotOffered(_)
             | Rejection::SubscriptionCanceled

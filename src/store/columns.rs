@@ -20,10 +20,10 @@ use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
 use crate::domain::period::Period;
 use crate::domain::plan::{LimitMode, UsageLimit};
-use crate::domain::subscription::{Pending, SubscriptionStatus};
+use crate::domain::subscription::{PendingChange, SubscriptionStatus};
 use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::OwnTerms;
+use crate::domain::workspace::OverrideTerms;
 
 /// The type of a column, named after PostgreSQL's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +212,7 @@ stored! {
     Metadata: Text, metadata => metadata.to_json().into(), value => Self::from_stored(&value);
     [u8; 32]: Bytea, bytes => bytes.as_slice().into(), value => value.as_ref().try_into().ok();
     Terms: Jsonb, terms => terms.0.as_str().into(), value => Some(Self(value.into_owned()));
-    Pending: Jsonb, pending => serde_json::to_string(pending).expect("a small tree of texts is JSON").into(),
+    PendingChange: Jsonb, pending => serde_json::to_string(pending).expect("a small tree of texts is JSON").into(),
         value => serde_json::from_str(&value).ok();
 }
 
@@ -253,7 +253,7 @@ impl Columns for Period {
     }
 }
 
-impl Columns for OwnTerms {
+impl Columns for OverrideTerms {
     const KINDS: &'static [Kind] = &[bool::KIND, Credits::KIND, Credits::KIND];
 
     fn put(&self, row: &mut impl WriteValue) {

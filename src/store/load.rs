@@ -33,7 +33,7 @@ pub(super) async fn load<D: Dialect>(
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
-    let ids: Vec<_> = keys.unknown(&heads).collect();
+    let ids: Vec<_> = keys.uncached_workspaces(&heads).collect();
     let workspaces = states(connection, cache, &ids).await?;
     let keyed = |command: CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command);
     Ok(Snapshot {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::domain::plan::PlanVersion;
-use crate::domain::subscription::{Pending, Subscription};
+use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::text::PlanCode;
 use crate::store::error::StoreError;
 
@@ -66,8 +66,8 @@ pub(super) fn plan_keys(subscription: &Subscription) -> impl Iterator<Item = Pla
 
 pub(super) fn pending_key(subscription: &Subscription) -> Option<PlanKey> {
     match &subscription.pending_change {
-        Some(Pending::Change { plan_code, plan_version }) => Some((plan_code.clone(), *plan_version)),
-        Some(Pending::Cancel { .. }) | None => None,
+        Some(PendingChange::Change { plan_code, plan_version }) => Some((plan_code.clone(), *plan_version)),
+        Some(PendingChange::Cancel { .. }) | None => None,
     }
 }
 

@@ -47,7 +47,7 @@ impl StateRows {
             }
             counters.sort_by(|one, other| one.subject.cmp(&other.subject));
             let mut grants = grants.remove(&id).unwrap_or_default();
-            grants.sort_by(Grant::burns_before);
+            grants.sort_by(Grant::cmp_burn_order);
             grants.shrink_to_fit();
             let state = WorkspaceState {
                 workspace,

@@ -1,13 +1,13 @@
-//! The rows of a batch that only some commands have. A usual batch has none, and is one statement.
+//! The rows of a batch that a deduction does not write. A batch without them is one statement.
 //!
-//! [`is_usual`] names every field of [`ChangeSet`], so that the compiler asks what becomes of a new one.
+//! [`has_only_deduction_rows`] names every field of [`ChangeSet`], so that the compiler asks what becomes of a new one.
 
 use super::dialect::Dialect;
 use super::error::StoreError;
 use crate::domain::change_set::ChangeSet;
 
-/// Whether the batch has only rows that deductions write: changes of existing rows, and history.
-pub(super) fn is_usual(changes: &ChangeSet) -> bool {
+/// Whether the batch has only rows that deductions write: updates of existing rows, and history.
+pub(super) fn has_only_deduction_rows(changes: &ChangeSet) -> bool {
     let ChangeSet {
         workspaces,
         feature_overrides,
@@ -26,8 +26,8 @@ pub(super) fn is_usual(changes: &ChangeSet) -> bool {
     !has_new && workspaces.is_empty() && feature_overrides.is_empty() && subscriptions.is_empty() && periods.is_empty()
 }
 
-/// Writes the rows that a usual batch does not have, in the order of the foreign keys.
-pub(super) async fn write_unusual<D: Dialect>(connection: &mut D, changes: &ChangeSet) -> Result<(), StoreError> {
+/// Writes the rows that a deduction does not write, in the order of the foreign keys.
+pub(super) async fn write_other_rows<D: Dialect>(connection: &mut D, changes: &ChangeSet) -> Result<(), StoreError> {
     connection.insert(&changes.workspaces).await?;
     connection.insert(&changes.feature_overrides).await?;
     connection.insert(&changes.credits.inserted).await?;

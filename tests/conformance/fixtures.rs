@@ -221,10 +221,10 @@ impl World {
         now: Timestamp,
     ) {
         let own = self.credits.get_mut(&id).unwrap().change();
-        if credit.counts() {
+        if credit.is_in_balance() {
             own.current_credits = own.current_credits.plus(amount).unwrap();
         }
-        if debit.counts() {
+        if debit.is_in_balance() {
             own.current_credits = own.current_credits.minus(amount).unwrap();
         }
         own.ledger_seq += 1;

@@ -170,8 +170,8 @@ async fn events_are_numbered_behind_those_of_other_replicas() {
     assert_eq!(heads, one.heads, "nobody came before it");
     let heads = db.store().write(&two).await.unwrap();
     assert_eq!((heads[0].seq, heads[0].version), (one.heads[0].seq + 1, one.heads[0].version + 1));
-    one.follow(&one.heads.clone());
-    two.follow(&heads);
+    one.renumber_events(&one.heads.clone());
+    two.renumber_events(&heads);
     let written: Vec<_> = one.events.iter().chain(&two.events).cloned().collect();
     let events = db.store().read(heads[0].partition, 0, 100).await.unwrap();
     assert_eq!(events[events.len() - written.len()..], written);

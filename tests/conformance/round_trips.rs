@@ -13,11 +13,11 @@ use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::snapshot::KeySet;
-use visionscope_billing::domain::subscription::{Pending, SubscriptionStatus};
+use visionscope_billing::domain::subscription::{PendingChange, SubscriptionStatus};
 use visionscope_billing::domain::text::{IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
-use visionscope_billing::domain::workspace::{FeatureOverride, OwnTerms};
+use visionscope_billing::domain::workspace::{FeatureOverride, OverrideTerms};
 use visionscope_billing::store::queries::{EventQuery, HistoryQuery};
 
 use crate::database::TestDatabase;
@@ -92,11 +92,16 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     let subscription = &mut changes.subscriptions.inserted[0];
     subscription.status = SubscriptionStatus::Canceled;
     subscription.canceled_at = Some(at(9));
-    subscription.pending_change = Some(Pending::Change { plan_code: PlanCode::new("basic").unwrap(), plan_version: 7 });
-    let terms = OwnTerms { enabled: Some(false), unit_price: Some(Credits::ZERO), limit: Some(Credits::whole(3)) };
+    subscription.pending_change =
+        Some(PendingChange::Change { plan_code: PlanCode::new("basic").unwrap(), plan_version: 7 });
+    let terms = OverrideTerms { enabled: Some(false), unit_price: Some(Credits::ZERO), limit: Some(Credits::whole(3)) };
     changes.feature_overrides = vec![
         FeatureOverride { workspace_id: workspace(0), feature_code: feature("render"), terms },
-        FeatureOverride { workspace_id: workspace(0), feature_code: feature("upscale"), terms: OwnTerms::default() },
+        FeatureOverride {
+            workspace_id: workspace(0),
+            feature_code: feature("upscale"),
+            terms: OverrideTerms::default(),
+        },
     ];
     changes.counters.inserted[0].reported_limit = Some(Credits::whole(4));
     fill_grant(&mut changes.grants.inserted[0]);
@@ -130,7 +135,7 @@ fn fill_grant(grant: &mut Grant) {
 pub async fn a_row_of_every_kind_with_every_optional_field_unset_is_read_as_it_was_written(db: &impl TestDatabase) {
     let mut changes = every_row(workspace(0));
     changes.usage_logs[0].quantity = None;
-    changes.subscriptions.inserted[0].pending_change = Some(Pending::Cancel { reason: None });
+    changes.subscriptions.inserted[0].pending_change = Some(PendingChange::Cancel { reason: None });
     assert_survives(db, changes).await;
 }
 
@@ -186,7 +191,7 @@ pub async fn an_updated_row_is_read_with_its_new_values(db: &impl TestDatabase) 
     after.credits.low_credit_alerts = 3;
     after.credits.event_seq += 1;
     after.subscription.version = 2;
-    after.subscription.pending_change = Some(Pending::Cancel { reason: Some(Label::new("too dear").unwrap()) });
+    after.subscription.pending_change = Some(PendingChange::Cancel { reason: Some(Label::new("too dear").unwrap()) });
     after.subscription.period.end = at(77);
     let counter = &mut after.counters[0];
     (counter.window_start, counter.used_credits) = (at(3), Credits::whole(9));

@@ -25,7 +25,7 @@ pub enum Database {
     Postgres,
 }
 
-/// A database of its own, and the store on it.
+/// A database for one test, and the store on it.
 pub struct TestDatabase {
     pub store: Arc<dyn Store>,
     kind: Kind,
@@ -39,7 +39,7 @@ enum Kind {
 static TEMPLATE: OnceCell<String> = OnceCell::const_new();
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// A new connection may have to wait for two cores that run all tests.
+/// Long, because opening a connection can take seconds while all tests share two cores.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Database {
@@ -122,11 +122,11 @@ async fn connect(name: &str) -> PostgresStore {
 
 fn server() -> PgConnectOptions {
     let url = std::env::var("DATABASE_URL")
-        .expect("DATABASE_URL names no PostgreSQL server: run the tests with scripts/test, which starts one");
+        .expect("DATABASE_URL is not set: run the tests with scripts/test, which starts a PostgreSQL server");
     PgConnectOptions::from_str(&url).expect("DATABASE_URL is a postgres:// url")
 }
 
-/// Unique on the server: the process's id, and a number within the process.
+/// A name that is unique on the server: the process's id, and a number within the process.
 fn fresh_name(kind: &str) -> String {
     format!("vs_{kind}_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }

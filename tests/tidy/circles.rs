@@ -1,11 +1,11 @@
-//! No circles: no file of `src/` leads back to itself through what it imports.
+//! No import cycles between the files of `src/`.
 //!
-//! Whatever a file takes from another one counts: in a `use`, in a re-export, or by its path in the middle
-//! of the code. It counts for the deepest file that the path leads to: `super::ids::EventId` is taken from
-//! `ids.rs`, and `super::EventId` from the `mod.rs` that re-exports it. A mere `mod ids;` does not count,
+//! Every name that a file takes from another one counts as an import: in a `use`, in a re-export, or by its path in
+//! the code. The import belongs to the deepest file on the path: `super::ids::EventId` is taken from
+//! `ids.rs`, and `super::EventId` from the `mod.rs` that re-exports it. A plain `mod ids;` does not count,
 //! and neither does test code.
 //!
-//! Not seen: a path inside of a text (`#[serde(with = "…")]`), and a method of a type that is not named.
+//! Not found: a path inside a string (`#[serde(with = "…")]`), and a method of a type that is not named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::source::{Source, rust_files};
 
 /// The segments of a path: `crate::http::auth` is `["crate", "http", "auth"]`.
 type Segments = Vec<String>;
-/// What each file takes from each other one: the names.
+/// The names that each file imports from each other file.
 type Imports = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
 /// The modules that have a file of their own: what leads to them from the crate's root, and the file.
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
         let known = BTreeMap::new();
         let mut reader =
             Reader { tokens: tokens(&code), at: 0, module, depth: 0, opened: Vec::new(), known, found: Vec::new() };
-        // Names are known in the whole file, wherever they are introduced: so they are gathered first.
+        // A name is valid in the whole file, so all names are collected first.
         reader.pass();
         reader.found.clear();
         reader.pass();

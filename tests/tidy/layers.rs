@@ -42,7 +42,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("opentelemetry_otlp", &["src/telemetry"], "everybody else only traces"),
 ];
 
-/// What the pure part of the crate must not touch: IO, time, randomness, async.
+/// What the domain must not use: IO, time, randomness, async.
 const IMPURE: [&str; 16] = [
     "async fn",
     ".await",
@@ -135,7 +135,7 @@ fn modules_know_only_what_lies_downstream() {
     }
     hold(
         "a module imports only what MAY_KNOW lists for it",
-        "data flows one way; what knows its caller cannot be understood, tested or replaced alone",
+        "data flows one way; a module that knows its caller cannot be understood, tested or replaced alone",
         &violations,
     );
 }
@@ -153,7 +153,11 @@ fn crates_stay_in_the_places_they_are_confined_to() {
             violations.extend(found.map(|line| format!("{}:{line}: {name} belongs to {places:?}: {why}", file.path)));
         }
     }
-    hold("a confined crate is known in its places only", "what is known everywhere can never be replaced", &violations);
+    hold(
+        "a confined crate is used in its places only",
+        "a crate that is used everywhere can never be replaced",
+        &violations,
+    );
 }
 
 #[test]

@@ -1,8 +1,7 @@
-//! The rules of this code base that no compiler checks: who may know whom, sizes, names, and that
+//! Rules of this code base that the compiler does not check: dependencies between modules, sizes, names, and that
 //! the two dialects mirror each other.
 //!
-//! Every rule says in its failure what it wants and why. A rule that is in the way is changed here,
-//! in the open, and not worked around.
+//! A failure states the rule and its reason. If a rule is wrong, change it here instead of working around it.
 
 mod circles;
 mod guides;
@@ -12,15 +11,15 @@ mod source;
 
 use self::source::{Source, rust_files, tracked_files};
 
-/// A file should stay below this: one idea, read in one go. Printed only.
+/// Longer files are printed, but do not fail.
 const SOFT_FILE_LINES: usize = 400;
 /// No file may be longer.
 const HARD_FILE_LINES: usize = 600;
-/// A function that does not fit on a screen hides its control flow. As clippy counts: code only.
+/// A function that does not fit on a screen hides its control flow. Counts lines of code only, as clippy does.
 const MAX_FN_LINES: usize = 70;
-/// Names that say nothing about what is inside, and so attract everything.
+/// Names that do not say what a module contains, and so attract everything.
 const FORBIDDEN_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "managers", "misc"];
-/// The least that can say what holds: a subject, a verb and an object.
+/// The fewest words of a sentence: a subject, a verb and an object.
 const MIN_TEST_NAME_WORDS: usize = 3;
 
 /// Fails with the rule, its reason and every place that breaks it.
@@ -121,7 +120,7 @@ fn every_test_name_is_a_sentence() {
 }
 
 #[test]
-fn no_file_names_a_place_on_one_machine() {
+fn no_file_contains_a_path_of_one_machine() {
     // Put together here, so that this file does not break its own rule.
     let places =
         [["/wo", "rk/"], ["/tm", "p/"], ["/roo", "t/"], ["/hom", "e/"], ["/User", "s/"]].map(|part| part.concat());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::hold;
 use crate::source::tracked_files;
 
-/// Words that open a constraint of a table, and no column.
+/// Words that begin a constraint of a table instead of a column.
 const CONSTRAINTS: [&str; 5] = ["primary", "foreign", "unique", "check", "constraint"];
 
 /// What PostgreSQL's driver or its suite does for its twin: the one writer, rows as JSON, and tests of
@@ -37,7 +37,7 @@ fn both_stores_have_files_of_the_same_names() {
     sqlite.retain(|name| !SQLITE_ONLY.contains(&name.as_str()));
     hold(
         "src/store/postgres and src/store/sqlite hold files of the same names",
-        "who changes one statement must find its twin without searching",
+        "whoever changes one statement must find the other without searching",
         &differences(&postgres, &sqlite, ["only postgres has it", "only sqlite has it"]),
     );
 }

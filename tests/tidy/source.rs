@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// What is not part of the repository.
+/// Folders that are not part of the repository.
 const SKIPPED: [&str; 5] = ["target", "data", ".git", "node_modules", "proptest-regressions"];
 
 /// One file.
@@ -43,7 +43,7 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<Source>) {
 }
 
 impl Source {
-    /// Part of what is shipped, and no test.
+    /// Whether the file is part of the product, and not a test.
     pub fn is_product(&self) -> bool {
         self.path.starts_with("src/") && !self.path.ends_with("/tests.rs") && !self.path.contains("/tests/")
     }

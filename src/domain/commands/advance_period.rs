@@ -1,6 +1,6 @@
 //! AdvancePeriod: passes every period boundary that is due, in order.
 //!
-//! The scheduler sends it. `ResetMonthlyCredits` is the same with a caller; what happens at a boundary
+//! The scheduler sends it. `ResetMonthlyCredits` does the same for a caller. What happens at a boundary
 //! is in [`super::boundary`].
 
 use super::boundary::pass_due_boundaries;

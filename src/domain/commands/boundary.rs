@@ -1,8 +1,8 @@
-//! What happens at a period's boundary: the old period ends, and the next one begins or none does.
+//! What happens at the boundary of a period: the old period ends, and usually the next one begins.
 //!
-//! A scheduled cancellation or change of plan takes effect, what is left of the old period's credits
-//! expires or rolls over, the new allowance is granted, and the counters begin anew. A command that ends
-//! a subscription or begins a period by itself does so with the same functions.
+//! A scheduled cancellation or change of plan takes effect, unspent credits of the old period expire or roll
+//! over, the new allowance is granted, and usage is counted from zero. Commands that end a subscription or
+//! start a period early use the same functions.
 
 use chrono::TimeDelta;
 
@@ -17,26 +17,26 @@ use crate::domain::grant::GrantSource;
 use crate::domain::ledger::Account;
 use crate::domain::period::Period;
 use crate::domain::plan::PurchasedOnCancel;
-use crate::domain::subscription::{Pending, SubscriptionStatus};
+use crate::domain::subscription::{PendingChange, SubscriptionStatus};
 use crate::domain::text::Label;
 use crate::domain::time::Timestamp;
 
-/// How many missed periods one command catches up: what it writes stays bounded. The scheduler
-/// sends the next command while more are due.
+/// How many missed periods one command processes, so that its writes stay bounded. The scheduler
+/// sends another command while more are due.
 const MAX_PERIODS_PER_COMMAND: usize = 36;
 
-/// Passes the boundaries that are due, in order, and tells which periods began.
+/// Passes the boundaries that are due, in order. Returns the periods that began.
 pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset>, Refusal> {
     let mut resets = Vec::new();
     while work.subscription().is_boundary_due(work.now()) && resets.len() < MAX_PERIODS_PER_COMMAND {
         let boundary = work.subscription().period.end;
         let months = work.plan().period_months;
         match work.subscription().pending_change.clone() {
-            Some(Pending::Cancel { reason }) => {
+            Some(PendingChange::Cancel { reason }) => {
                 end_subscription(work, boundary, reason)?;
                 break;
             }
-            Some(Pending::Change { .. }) => take_pending_plan(work, boundary),
+            Some(PendingChange::Change { .. }) => apply_pending_plan(work, boundary),
             None => {}
         }
         let subscription = work.subscription();
@@ -47,7 +47,7 @@ pub(super) fn pass_due_boundaries(work: &mut Work<'_>) -> Result<Vec<CreditReset
     Ok(resets)
 }
 
-fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
+fn apply_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
     let Some(plan) = work.pending_plan().cloned() else { return };
     let before = work.summary();
     work.change_subscription().pending_change = None;
@@ -59,11 +59,11 @@ fn take_pending_plan(work: &mut Work<'_>, boundary: Timestamp) {
     work.raise(event);
 }
 
-/// Ends what is left of the period's credits, rolls over what the plan allows, grants the new
-/// allowance and begins to count anew. The period's length is that of the plan in force.
+/// Starts a period: rolls over unspent allowance up to the plan's cap, lets the rest expire, grants the new
+/// allowance and counts usage from zero.
 pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<CreditReset, Refusal> {
     let (rolled_over, expired) = close_periodic_grants(work, period.start, work.plan().rollover_cap)?;
-    let previously_used = work.balance().used_this_month;
+    let previously_used = work.credits().used_this_month;
     start_counting(work, period);
 
     let terms = || GrantTerms { effective_at: period.start, expires_at: Some(period.end), payment: None };
@@ -71,14 +71,14 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
     if rolled_over.is_positive() {
         debt_repaid = work.issue(GrantSource::Rollover, rolled_over, terms())?.debt_repaid;
     }
-    // A boundary must always be passable: an allowance that the largest balance has no room for is
-    // granted as far as it has.
-    let room = Credits::MAX.less_down_to_zero(work.balance().current_credits);
+    // Passing a boundary must never fail. So an allowance that would exceed the largest balance is granted
+    // only in part.
+    let room = Credits::MAX.minus_or_zero(work.credits().current_credits);
     let granted = work.plan().allowance.min(room);
     if granted.is_positive() {
         debt_repaid = debt_repaid.plus(work.issue(GrantSource::Allowance, granted, terms())?.debt_repaid)?;
     }
-    work.settle_overdraft();
+    work.update_overdraft_limit();
     let reset = CreditReset {
         period,
         plan_code: work.subscription().plan_code.clone(),
@@ -88,23 +88,23 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
         granted,
         previously_used,
         debt_repaid,
-        current_credits: work.balance().current_credits,
+        current_credits: work.credits().current_credits,
     };
     let record = SubscriptionPeriod {
         workspace_id: work.workspace().workspace_id,
         subscription_id: work.subscription().subscription_id,
         period,
-        usage_seq: work.balance().usage_seq,
+        usage_seq: work.credits().usage_seq,
         command_id: work.command_id(),
     };
-    work.effects().periods.push(record);
+    work.effects_mut().periods.push(record);
     work.raise(reset.clone());
     Ok(reset)
 }
 
-/// Empties all grants that belong to the ending period. Up to `rollover_cap` of the unspent
-/// allowance goes back to where the new rollover grant will come from; the rest expires, and so does
-/// what had already been rolled over once. Returns (rolled over, expired).
+/// Closes all grants that belong to the ending period. Up to `rollover_cap` of the unspent allowance is moved
+/// to the account that the new rollover grant is issued from. The rest expires, and so do credits that were
+/// already rolled over once. Returns (rolled over, expired).
 fn close_periodic_grants(
     work: &mut Work<'_>,
     at: Timestamp,
@@ -114,34 +114,35 @@ fn close_periodic_grants(
     let open: Vec<_> = work
         .grants()
         .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
-        .map(|(place, grant)| (place, grant.source, grant.remaining))
+        .map(|(index, grant)| (index, grant.source, grant.remaining))
         .collect();
-    for (place, source, remaining) in open {
+    for (index, source, remaining) in open {
         let room = if source == GrantSource::Allowance { rollover_cap.minus(rolled_over)? } else { Credits::ZERO };
         let rolled = remaining.min(room);
         if rolled.is_positive() {
-            work.take(place, rolled, Account::Issued(GrantSource::Rollover), at)?;
+            work.debit_grant(index, rolled, Account::Issued(GrantSource::Rollover), at)?;
             rolled_over = rolled_over.plus(rolled)?;
         }
-        let lost = remaining.minus(rolled)?;
-        if lost.is_positive() {
-            work.take(place, lost, Account::Expired, at)?;
-            expired = expired.plus(lost)?;
+        let rest = remaining.minus(rolled)?;
+        if rest.is_positive() {
+            work.debit_grant(index, rest, Account::Expired, at)?;
+            expired = expired.plus(rest)?;
         }
     }
     Ok((rolled_over, expired))
 }
 
-/// Features' counters begin anew by themselves: they name the period that they count.
+/// Sets the period and counts usage from zero. The counters of features need no reset, because each names the
+/// period that it counts.
 fn start_counting(work: &mut Work<'_>, period: Period) {
     work.change_subscription().period = period;
-    let credits = work.credits();
+    let credits = work.credits_mut();
     credits.used_this_month = Credits::ZERO;
     credits.reported_limit = None;
     credits.low_credit_alerts = 0;
 }
 
-/// Ends the subscription at that instant: its allowance expires, bought credits follow the plan.
+/// Ends the subscription at the given instant. Its allowance expires; the plan decides about bought credits.
 pub(super) fn end_subscription(
     work: &mut Work<'_>,
     at: Timestamp,
@@ -155,13 +156,13 @@ pub(super) fn end_subscription(
     subscription.pending_change = None;
     subscription.version += 1;
     if let PurchasedOnCancel::ExpireAfterDays(days) = work.plan().purchased_on_cancel {
-        limit_purchased_grants(work, at.plus(TimeDelta::days(i64::from(days))));
+        shorten_purchased_grants(work, at.plus(TimeDelta::days(i64::from(days))));
     }
-    work.settle_overdraft();
+    work.update_overdraft_limit();
     let event = SubscriptionChanged {
         credits_removed: removed,
         reason,
-        // A scheduled cancellation is not withdrawn by the end that it was about.
+        // A scheduled cancellation that takes effect was not withdrawn.
         withdrawn: work.withdrawn().filter(|kind| *kind == ScheduledKind::Change),
         ..work.subscription_changed(SubscriptionChangeKind::Canceled, at, before)
     };
@@ -169,16 +170,16 @@ pub(super) fn end_subscription(
     Ok(CreditEffect { removed, ..CreditEffect::default() })
 }
 
-fn limit_purchased_grants(work: &mut Work<'_>, end: Timestamp) {
+fn shorten_purchased_grants(work: &mut Work<'_>, end: Timestamp) {
     let later: Vec<_> = work
         .grants()
         .filter(|(_, grant)| {
             grant.source.follows_cancel_policy() && grant.is_open() && grant.expires_at.is_none_or(|at| at > end)
         })
-        .map(|(place, _)| place)
+        .map(|(index, _)| index)
         .collect();
-    for place in later {
-        if let Some(grant) = work.change_grant(place) {
+    for index in later {
+        if let Some(grant) = work.change_grant(index) {
             grant.expires_at = Some(end);
         }
     }

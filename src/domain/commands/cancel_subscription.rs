@@ -1,7 +1,7 @@
-//! CancelSubscription: ends a subscription, now or with its period.
+//! CancelSubscription: ends a subscription, now or at the end of the period.
 //!
-//! What waits for the period's end can be withdrawn (`ResumeSubscription`) until it takes effect.
-//! The allowance ends with the subscription; bought and promotional credits follow the plan.
+//! A scheduled cancellation can be withdrawn (`ResumeSubscription`) until it takes effect. The allowance ends
+//! with the subscription; the plan decides what happens to bought and promotional credits.
 
 use super::boundary::end_subscription;
 use super::effects::Effects;
@@ -11,10 +11,10 @@ use super::work::Work;
 use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
-use crate::domain::subscription::{Effective, Pending};
+use crate::domain::subscription::{Effective, PendingChange};
 use crate::domain::text::Label;
 
-/// Ends a subscription, now or with its period.
+/// Ends a subscription, now or at the end of the period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelSubscription {
     pub effective: Effective,
@@ -44,7 +44,7 @@ impl CancelSubscription {
     fn schedule(&self, work: &mut Work<'_>) {
         let before = work.summary();
         let subscription = work.change_subscription();
-        subscription.pending_change = Some(Pending::Cancel { reason: self.reason.clone() });
+        subscription.pending_change = Some(PendingChange::Cancel { reason: self.reason.clone() });
         subscription.version += 1;
         let effective_at = subscription.period.end;
         let event = SubscriptionChanged {

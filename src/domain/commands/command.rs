@@ -1,4 +1,4 @@
-//! The list of all commands, and what is told of each without deciding it.
+//! The list of all commands, and what is known about each before it is decided.
 
 use super::advance_period::AdvancePeriod;
 use super::cancel_subscription::CancelSubscription;
@@ -10,7 +10,7 @@ use super::purchase_credits::PurchaseCredits;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
 
-/// Something a caller, or the scheduler, wants done to one workspace.
+/// One change that a caller or the scheduler wants in one workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     DeductCredits(DeductCredits),
@@ -20,14 +20,14 @@ pub enum Command {
     CancelSubscription(CancelSubscription),
     ResumeSubscription(ResumeSubscription),
     ProvisionWorkspace(ProvisionWorkspace),
-    /// The scheduler's: pass every period boundary that is due.
+    /// Sent by the scheduler: passes every period boundary that is due.
     AdvancePeriod(AdvancePeriod),
-    /// The scheduler's: book what has expired.
+    /// Sent by the scheduler: books expired grants.
     ExpireGrants(ExpireGrants),
 }
 
 impl Command {
-    /// The name in the contract.
+    /// The name in the API and in stored records.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -43,14 +43,14 @@ impl Command {
         }
     }
 
-    /// Whether the system sends it by itself; nobody waits for the answer.
+    /// Whether the server sends the command itself. No caller waits for the answer.
     #[must_use]
     pub const fn is_internal(&self) -> bool {
         matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_))
     }
 
-    /// Whether a period that is over must be closed before this command is decided.
-    pub(super) const fn wants_current_period(&self) -> bool {
+    /// Whether an ended period must be closed before this command is decided.
+    pub(super) const fn needs_current_period(&self) -> bool {
         match self {
             Self::DeductCredits(_)
             | Self::PurchaseCredits(_)

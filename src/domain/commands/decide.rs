@@ -1,4 +1,4 @@
-//! Decides one command: calls the one that is in the envelope.
+//! Decides one command: calls the function of the command in the envelope.
 
 use super::advance_period::AdvancePeriod;
 use super::command::Command;
@@ -12,19 +12,18 @@ use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::Snapshot;
 
-/// What was decided about one command.
+/// The result of deciding one command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Write the effects, and answer with the receipt.
     Accepted { effects: Box<Effects>, receipt: Receipt },
-    /// Change no credits; record the refusal (where it is one to record) and raise its event.
+    /// Change no credits. Record the refusal, if it is one that is recorded, and raise its event.
     Refused { rejection: Rejection, event: Option<EventData> },
-    /// A command of the scheduler that found nothing to do. It leaves no trace.
+    /// A command of the scheduler that found nothing to do. Nothing is recorded.
     Nothing,
 }
 
-/// Decides one command against what is known. It changes nothing: what follows from an acceptance
-/// stands in the decision.
+/// Decides one command on a snapshot, without changing it. The decision contains the effects to apply.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
     let request = envelope.request();

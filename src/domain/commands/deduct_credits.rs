@@ -1,15 +1,15 @@
 //! DeductCredits: charges for the use of a feature.
 //!
-//! The checks come in the documented order, cheapest and most specific first: feature enabled →
-//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first that
-//! fails is the answer.
+//! The checks run in the documented order, the cheapest and most specific first: feature enabled →
+//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first check that
+//! fails decides the answer.
 
 use chrono::TimeDelta;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
-use super::work::{Movement, Work};
+use super::work::{BalanceChange, Work};
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{
@@ -23,16 +23,16 @@ use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
-/// How long before it is charged something may have been used.
+/// How far `occurred_at` may lie before the time of the command.
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
-/// How far ahead of this server's clock the caller's may be.
+/// How far `occurred_at` may lie after it: the clocks of callers differ from the server's.
 pub const OCCURRED_AT_MAX_AHEAD: TimeDelta = TimeDelta::minutes(5);
 
-/// How a deduction says what it costs.
+/// What a deduction charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
     Credits(PositiveCredits),
-    /// Times the feature's unit price, rounded up to one micro-credit.
+    /// Charged at the feature's unit price, rounded up to one micro-credit.
     Quantity(Quantity),
 }
 
@@ -42,12 +42,12 @@ pub struct DeductCredits {
     pub feature_code: FeatureCode,
     pub charge: Charge,
     pub user_id: Option<UserId>,
-    /// When it was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
-    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. It is charged now, in the current period.
+    /// When the feature was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
+    /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. The charge counts now, in the current period.
     pub occurred_at: Option<Timestamp>,
 }
 
-/// What a deduction is measured against.
+/// The cost of a deduction, and what it is checked against.
 struct Assessment {
     terms: FeatureTerms,
     cost: Credits,
@@ -57,9 +57,9 @@ struct Assessment {
     available: Credits,
 }
 
-/// A cost that is about to be added to what a limit bounds.
+/// A cost that is checked against a limit.
 #[derive(Clone, Copy)]
-struct Passage {
+struct LimitCheck {
     scope: LimitScope,
     limit: UsageLimit,
     used: Credits,
@@ -72,16 +72,16 @@ impl DeductCredits {
         let occurred_at = self.occurred_at.unwrap_or(now);
         if occurred_at < now.minus(OCCURRED_AT_MAX_AGE) || occurred_at > now.plus(OCCURRED_AT_MAX_AHEAD) {
             let detail = "must be at most 35 days ago and at most 5 minutes ahead";
-            return Err(Rejection::FieldOutOfTime { pointer: "/occurred_at", detail }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/occurred_at", detail }.into());
         }
         let assessment = self.assess(&work)?;
         self.check_limits(&mut work, &assessment)?;
         if assessment.cost > assessment.available_for_feature {
-            return Err(self.refuse_for_balance(&assessment));
+            return Err(self.insufficient_credits(&assessment));
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
-        work.settle_thresholds(assessment.available.minus(assessment.cost)?, Movement::Down);
+        work.update_low_credit_alerts(assessment.available.minus(assessment.cost)?, BalanceChange::Decrease);
         Ok(self.record(work, &assessment, grants, overdraft, occurred_at, request))
     }
 
@@ -98,13 +98,13 @@ impl DeductCredits {
         let (mut for_feature, mut for_others) = (work.overdraft_left(), Credits::ZERO);
         for (_, grant) in work.grants().filter(|(_, grant)| work.is_spendable(grant)) {
             let sum = if grant.is_for(&self.feature_code) { &mut for_feature } else { &mut for_others };
-            *sum = sum.up_to_max(grant.remaining);
+            *sum = sum.saturating_plus(grant.remaining);
         }
-        let available = for_feature.up_to_max(for_others);
+        let available = for_feature.saturating_plus(for_others);
         Ok(Assessment { terms, cost, available_for_feature: for_feature, available })
     }
 
-    /// Limits belong to the periods of a running subscription; an ended one has neither.
+    /// Checks the limits of the feature, of the workspace and of the rate. An ended subscription has none.
     fn check_limits(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
         if !work.subscription().is_active() {
             return Ok(());
@@ -112,8 +112,8 @@ impl DeductCredits {
         let cost = assessment.cost;
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
-            let passage = Passage { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
-            let event = self.check_limit(work, passage)?;
+            let check = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
+            let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
                 work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
                 work.raise(event);
@@ -121,24 +121,23 @@ impl DeductCredits {
         }
         let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
         if let Some(limit) = own.or(work.plan().monthly_limit) {
-            let used = work.balance().used_this_month;
-            let event = self.check_limit(work, Passage { scope: LimitScope::Workspace, limit, used, cost })?;
-            if let Some(event) = event.filter(|_| work.balance().reported_limit != Some(limit.credits)) {
-                work.credits().reported_limit = Some(limit.credits);
+            let used = work.credits().used_this_month;
+            let event = self.check_limit(work, LimitCheck { scope: LimitScope::Workspace, limit, used, cost })?;
+            if let Some(event) = event.filter(|_| work.credits().reported_limit != Some(limit.credits)) {
+                work.credits_mut().reported_limit = Some(limit.credits);
                 work.raise(event);
             }
         }
         let Some(rate) = work.plan().rate_limit else { return Ok(()) };
-        // More than a whole window lets through could be tried for ever.
+        // A cost above the limit of a whole window would be refused in every window, so the refusal is final.
         let limit = UsageLimit::hard(rate.credits);
-        self.check_limit(work, Passage { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
+        self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
         check_rate(work, rate, cost)
     }
 
-    /// The event of a limit that would be passed: raised where the limit is soft, and the refusal's
-    /// where it is hard.
-    fn check_limit(&self, work: &Work<'_>, passage: Passage) -> Result<Option<UsageLimitExceeded>, Refusal> {
-        let Passage { scope, limit, used, cost } = passage;
+    /// If the cost exceeds the limit: the event to raise for a soft limit, or the refusal for a hard one.
+    fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
+        let LimitCheck { scope, limit, used, cost } = check;
         if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
             return Ok(None);
         }
@@ -162,7 +161,7 @@ impl DeductCredits {
         }
     }
 
-    fn refuse_for_balance(&self, assessment: &Assessment) -> Refusal {
+    fn insufficient_credits(&self, assessment: &Assessment) -> Refusal {
         Refusal {
             rejection: Rejection::InsufficientCredits {
                 requested: assessment.cost,
@@ -177,7 +176,7 @@ impl DeductCredits {
         }
     }
 
-    /// Takes the cost out of the grants in burn order, and what is left out of the overdraft.
+    /// Takes the cost from the grants in burn order, and the rest from the overdraft.
     fn burn(
         &self,
         work: &mut Work<'_>,
@@ -186,26 +185,26 @@ impl DeductCredits {
     ) -> Result<(Vec<GrantShare>, Option<Credits>), Refusal> {
         let mut left = cost;
         let mut shares = Vec::new();
-        let mut plan = Vec::new();
-        for (place, grant) in work.grants() {
+        let mut parts = Vec::new();
+        for (index, grant) in work.grants() {
             if left.is_zero() {
                 break;
             }
             if work.is_spendable(grant) && grant.is_for(&self.feature_code) {
                 let part = left.min(grant.remaining);
                 left = left.minus(part)?;
-                plan.push((place, part));
+                parts.push((index, part));
             }
         }
-        for (place, part) in plan {
+        for (index, part) in parts {
             let consumed = Account::Consumed(self.feature_code.clone());
-            shares.push(work.take(place, part, consumed, occurred_at)?);
+            shares.push(work.debit_grant(index, part, consumed, occurred_at)?);
         }
         if left.is_zero() {
             return Ok((shares, None));
         }
         work.book(Account::Debt, Account::Consumed(self.feature_code.clone()), left, occurred_at)?;
-        let credits = work.credits();
+        let credits = work.credits_mut();
         credits.debt_credits = credits.debt_credits.plus(left)?;
         Ok((shares, Some(left)))
     }
@@ -219,7 +218,7 @@ impl DeductCredits {
         let mut counter = work.counter(&self.subject());
         counter.used_credits = counter.used_credits.plus(cost)?;
         work.set_counter(counter);
-        let credits = work.credits();
+        let credits = work.credits_mut();
         credits.used_this_month = credits.used_this_month.plus(cost)?;
         credits.usage_seq += 1;
         Ok(())
@@ -240,10 +239,10 @@ impl DeductCredits {
         };
         let (command_id, recorded_at) = (work.command_id(), work.now());
         let workspace_id = work.workspace().workspace_id;
-        let balance = work.balance();
+        let balance = work.credits();
         let (usage_seq, current_credits, used_this_month) =
             (balance.usage_seq, balance.current_credits, balance.used_this_month);
-        work.effects().usage_log = Some(UsageLog {
+        work.effects_mut().usage_log = Some(UsageLog {
             workspace_id,
             seq: usage_seq,
             command_id,
@@ -283,12 +282,12 @@ impl DeductCredits {
     }
 }
 
-/// Counts the cost in the current window, aligned to the Unix epoch, or refuses it.
+/// Adds the cost to the current rate window, or refuses it. Windows are aligned to the Unix epoch.
 fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<(), Refusal> {
     let now = work.now();
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
     let start = Timestamp::from_micros(now.micros().div_euclid(window) * window);
-    let credits = work.credits();
+    let credits = work.credits_mut();
     let used = if credits.rate_window_start == start { credits.rate_window_used } else { Credits::ZERO };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {

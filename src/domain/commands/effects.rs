@@ -1,4 +1,4 @@
-//! What a command does, in rows and events.
+//! The effects of a command: rows and events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,24 +16,24 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits};
 
-/// What follows from an accepted (or recorded) command: the new values of the rows that changed,
-/// the rows to insert, and the events to raise.
+/// The effects of an accepted command or a recorded refusal: the new values of changed rows, the rows to
+/// insert, and the events to raise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effects {
     pub now: Timestamp,
-    /// There when the workspace is new.
+    /// Set if the workspace is new.
     pub workspace: Option<Workspace>,
-    /// Of a new workspace.
+    /// The overrides of a new workspace.
     pub feature_overrides: FeatureOverrides,
     pub credits: WorkspaceCredits,
     pub subscription: Option<Subscription>,
-    /// The plan in force, when it changed.
+    /// The plan in force, if it changed.
     pub plan: Option<Arc<PlanVersion>>,
-    /// The plan of a pending change, when there is one now.
+    /// The plan of a pending change, if one was scheduled.
     pub pending_plan: Option<Arc<PlanVersion>>,
     /// New and changed counters.
     pub counters: BTreeMap<CounterSubject, UsageCounter>,
-    /// Changed grants, by their place in the state's list.
+    /// Changed grants, by their index in the state's `grants`.
     pub changed_grants: BTreeMap<usize, Grant>,
     pub added_grants: Vec<Grant>,
     pub entries: Vec<LedgerEntry>,
@@ -43,7 +43,7 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// Nothing but the instant at which a command that came in then is decided.
+    /// No effects but a new `updated_at`: the instant at which the command is decided.
     pub(in crate::domain) fn unchanged(state: &WorkspaceState, received_at: Timestamp) -> Self {
         let now = state.now(received_at);
         let mut credits = state.credits.clone();

@@ -1,6 +1,6 @@
-//! The envelope a command comes in: who sent it, when, under which key, and what it needs to be decided.
+//! The envelope of a command: its sender, its key, the time of its receipt, and the rows that deciding it needs.
 //!
-//! The envelopes of the system's own commands are made here too.
+//! The envelopes of internal commands are created here too.
 
 use uuid::Uuid;
 
@@ -14,34 +14,34 @@ use crate::domain::snapshot::{KeySet, Snapshot};
 use crate::domain::text::IdempotencyKey;
 use crate::domain::time::Timestamp;
 
-/// Who acts in the system's own commands.
+/// The actor of internal commands.
 const SCHEDULER: &str = "scheduler";
 
-/// A command with who sent it, when, and under which key.
+/// A command with its sender, its idempotency key and the time of its receipt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// A fresh version 7 UUID; all further ids of the command derive from it.
+    /// A new version 7 UUID. All ids that the command creates are derived from it.
     pub message_id: CommandId,
     pub idempotency_key: IdempotencyKey,
     pub workspace_id: WorkspaceId,
-    /// Whose token it was, or `scheduler`.
+    /// The subject of the caller's token, or `scheduler`.
     pub actor: String,
     pub correlation_id: String,
-    /// The event or command that led to this one, where there is one.
+    /// The event or command that caused this one, if there is one.
     pub causation_id: Option<Uuid>,
     pub traceparent: Option<String>,
     pub received_at: Timestamp,
     pub metadata: Option<Metadata>,
-    /// SHA-256 over the command's name and its canonical body: the same key with another
-    /// fingerprint is a mistake of the caller.
+    /// SHA-256 over the command's name and its canonical body. The same key with another fingerprint is
+    /// refused.
     pub fingerprint: [u8; 32],
     pub command: Command,
 }
 
 impl Envelope {
-    /// A command that the system sends by itself.
+    /// The envelope of an internal command.
     #[must_use]
-    pub fn of_system(
+    pub fn internal(
         command_id: CommandId,
         workspace_id: WorkspaceId,
         idempotency_key: IdempotencyKey,
@@ -63,7 +63,7 @@ impl Envelope {
         }
     }
 
-    /// What the command may know of it.
+    /// The part of the envelope that commands may depend on.
     pub(super) fn request(&self) -> Request<'_> {
         Request {
             command_id: self.message_id,
@@ -73,7 +73,7 @@ impl Envelope {
         }
     }
 
-    /// Adds the rows that deciding this command looks at.
+    /// Adds the keys of the rows that deciding this command needs.
     pub fn add_keys(&self, keys: &mut KeySet) {
         keys.workspaces.insert(self.workspace_id);
         keys.commands.insert((self.workspace_id, self.idempotency_key.clone()));
@@ -96,13 +96,13 @@ impl Envelope {
         }
     }
 
-    /// The internal command that must be decided before this one: the workspace's period is over
+    /// The internal command that must be decided before this one, because the workspace's period has ended
     /// and the scheduler has not passed the boundary yet.
     #[must_use]
     pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
         let now = state.now(self.received_at);
-        if !self.command.wants_current_period() || !state.subscription.is_boundary_due(now) {
+        if !self.command.needs_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }
         let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
@@ -115,8 +115,8 @@ impl Envelope {
 }
 
 impl AdvancePeriod {
-    /// The command for a workspace whose period is over. Its key names the boundary, so that two
-    /// replicas (or the scheduler and a deduction) can both send it.
+    /// The command for a workspace whose period has ended. Its key contains the boundary, so that a boundary is
+    /// passed once even if two replicas, or the scheduler and a deduction, send the command.
     #[must_use]
     pub fn envelope(
         command_id: CommandId,
@@ -127,7 +127,7 @@ impl AdvancePeriod {
     ) -> Envelope {
         let end = period_end.micros();
         let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
+        Envelope::internal(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
     }
 }
 
@@ -135,6 +135,6 @@ impl ExpireGrants {
     #[must_use]
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
         let key = IdempotencyKey::system(format_args!("expire {command_id}"));
-        Envelope::of_system(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
+        Envelope::internal(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
     }
 }

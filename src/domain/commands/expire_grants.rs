@@ -1,22 +1,22 @@
 //! ExpireGrants: books grants that have reached their expiry with credits left.
 //!
-//! An expired grant cannot be spent from that instant on, booked or not; this only makes the ledger
-//! say so. Grants that belong to a period are left to the period's end, because what is left of
-//! them decides what rolls over.
+//! A grant cannot be spent from its expiry on, whether the expiry is booked or not; this command only records
+//! it in the ledger. Grants that belong to a period are closed at the period's end instead, because their
+//! unspent credits may roll over.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{Movement, Work, settle};
+use super::work::{BalanceChange, Work, finish};
 use crate::domain::credits::Credits;
 use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
 use crate::domain::receipt::{InternalReceipt, Receipt};
 
-/// How many grants one command books, so that its event stays bounded. The scheduler sends the next
+/// How many grants one command books, so that its event stays bounded. The scheduler sends another
 /// command while more are due.
 const MAX_GRANTS_PER_COMMAND: usize = 100;
 
-/// Books what has expired.
+/// Books expired grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpireGrants;
 
@@ -26,23 +26,23 @@ impl ExpireGrants {
         let expired: Vec<_> = work
             .grants()
             .filter(|(_, grant)| !grant.source.is_periodic() && grant.remaining.is_positive())
-            .filter_map(|(place, grant)| Some((place, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
+            .filter_map(|(index, grant)| Some((index, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
             .take(MAX_GRANTS_PER_COMMAND)
             .collect();
         if expired.is_empty() {
             return Ok(None);
         }
         let mut shares = Vec::with_capacity(expired.len());
-        for (place, remaining, expires_at) in expired {
-            shares.push(work.take(place, remaining, Account::Expired, expires_at)?);
+        for (index, remaining, expires_at) in expired {
+            shares.push(work.debit_grant(index, remaining, Account::Expired, expires_at)?);
         }
         let event = CreditsExpired {
             credits: Credits::sum(shares.iter().map(|share| share.credits))?,
             grants: shares,
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
         };
         work.raise(event);
         let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
-        Ok(Some((settle(work, Movement::Down), Receipt::Internal(receipt))))
+        Ok(Some((finish(work, BalanceChange::Decrease), Receipt::Internal(receipt))))
     }
 }

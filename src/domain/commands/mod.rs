@@ -1,12 +1,13 @@
-//! Commands: what can be asked for, the envelope it comes in, and the pure function that decides.
+//! Commands: what callers and the scheduler can ask for, the envelope of a command, and the pure function
+//! that decides it.
 //!
 //! One file per command. Each is a struct with its checked fields and a function that takes a
-//! `Work` (what one workspace is and what the decision has changed so far) and returns a receipt
-//! or a [`Rejection`](super::rejection::Rejection). The commands do not know each other; what several
-//! of them do is in `boundary`, `plan_terms` and `subscription_commands`. `command` lists them all,
-//! `envelope` is how they come in, and `decide` calls them.
+//! `Work` (one workspace with the changes of the decision so far) and returns a receipt
+//! or a [`Rejection`](super::rejection::Rejection). The commands do not know each other; code that several
+//! of them share is in `boundary`, `plan_terms` and `subscription_commands`. `command` lists them all,
+//! `envelope` wraps them, and `decide` calls them.
 //!
-//! Deliberately absent: any code here. The files of this folder import each other, and never this one.
+//! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
 mod advance_period;
 mod boundary;

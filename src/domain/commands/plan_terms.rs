@@ -1,4 +1,4 @@
-//! Puts a plan in force: in the subscription, and with it the terms of every feature.
+//! Switches a workspace to another plan.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,21 +8,21 @@ use crate::domain::event::FeatureChange;
 use crate::domain::plan::PlanVersion;
 use crate::domain::workspace::feature_terms;
 
-/// Puts another plan in force: the subscription, the terms of every feature (what the workspace
-/// agreed on for itself stays), the overdraft and the thresholds. Returns what changed per feature.
+/// Switches the subscription, the overdraft limit and the low-credit thresholds to another plan. The
+/// workspace's overrides stay in force. Returns the features whose terms changed.
 pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<FeatureChange> {
     let before = Arc::clone(work.plan());
     let subscription = work.change_subscription();
     subscription.plan_code = plan.plan_code.clone();
     subscription.plan_version = plan.version;
     subscription.version += 1;
-    work.effects().plan = Some(Arc::clone(plan));
-    work.credits().low_credit_alerts = 0;
-    work.settle_overdraft();
+    work.effects_mut().plan = Some(Arc::clone(plan));
+    work.credits_mut().low_credit_alerts = 0;
+    work.update_overdraft_limit();
     feature_changes(work, &before, plan)
 }
 
-/// The features whose terms in force are others under one plan than under the other.
+/// The features whose terms differ between the two plans, with the overrides applied.
 fn feature_changes(work: &Work<'_>, before: &PlanVersion, after: &PlanVersion) -> Vec<FeatureChange> {
     let overrides = work.feature_overrides();
     let codes: BTreeSet<_> = before.features.keys().chain(after.features.keys()).chain(overrides.keys()).collect();

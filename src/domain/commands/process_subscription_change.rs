@@ -1,9 +1,8 @@
 //! ProcessSubscriptionChange: moves a workspace to the newest version of a plan.
 //!
-//! It never infers whether a change is an upgrade or a downgrade: when it takes effect and what it
-//! does with credits is what the caller says. A change at the period's end pins the version that is
-//! newest now. At most one thing waits for the period's end; scheduling another replaces it, and the
-//! event tells what was withdrawn.
+//! The command does not distinguish upgrades from downgrades: the caller says when the change takes effect and
+//! what it does with credits. A change at the period's end uses the version that is newest now. At most one
+//! change or cancellation is pending. Scheduling another replaces it, and the event says what was withdrawn.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::CataloguePlan;
-use crate::domain::subscription::{CreditPolicy, Effective, Pending, SubscriptionStatus};
+use crate::domain::subscription::{CreditPolicy, Effective, PendingChange, SubscriptionStatus};
 use crate::domain::text::PlanCode;
 
 /// Moves a workspace to the newest version of a plan.
@@ -30,7 +29,7 @@ use crate::domain::text::PlanCode;
 pub struct ProcessSubscriptionChange {
     pub plan_code: PlanCode,
     pub effective: Effective,
-    /// What an immediate change does with the running period's credits; of no effect at the
+    /// What an immediate change does with the running period's credits. Ignored for a change at the
     /// period's end.
     pub credit_policy: CreditPolicy,
     pub expected_version: Option<i64>,
@@ -46,7 +45,7 @@ impl ProcessSubscriptionChange {
         let unknown = || Rejection::PlanNotFound(self.plan_code.clone());
         let wanted = plans.get(&self.plan_code).ok_or_else(unknown)?;
         let before = work.summary();
-        // Who has a plan keeps it, whether or not it is still offered to others.
+        // A workspace that has a plan may stay on it, even if it is no longer offered to others.
         if !wanted.is_offered && before.plan_code != self.plan_code {
             return Err(Rejection::PlanNotOffered(self.plan_code.clone()).into());
         }
@@ -77,10 +76,10 @@ impl ProcessSubscriptionChange {
     fn schedule(&self, work: &mut Work<'_>, plan: Arc<PlanVersion>, before: SubscriptionSummary) {
         let subscription = work.change_subscription();
         subscription.pending_change =
-            Some(Pending::Change { plan_code: plan.plan_code.clone(), plan_version: plan.version });
+            Some(PendingChange::Change { plan_code: plan.plan_code.clone(), plan_version: plan.version });
         subscription.version += 1;
         let effective_at = subscription.period.end;
-        work.effects().pending_plan = Some(plan);
+        work.effects_mut().pending_plan = Some(plan);
         let event = SubscriptionChanged {
             scheduled_plan_code: Some(self.plan_code.clone()),
             withdrawn: work.withdrawn(),
@@ -102,10 +101,10 @@ impl ProcessSubscriptionChange {
             return Err(Rejection::RestartRequired.into());
         }
         let (now, old_allowance) = (work.now(), work.plan().allowance);
-        // A scheduled change gives way to this one; a scheduled cancellation was about the subscription
-        // and not about its plan, and stays until it is withdrawn.
+        // This change replaces a scheduled change. A scheduled cancellation concerns the subscription and not
+        // its plan, so it stays until it is withdrawn.
         let subscription = work.change_subscription();
-        if matches!(subscription.pending_change, Some(Pending::Change { .. })) {
+        if matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
             subscription.pending_change = None;
         }
         let features = switch_plan(work, plan);
@@ -118,7 +117,7 @@ impl ProcessSubscriptionChange {
             let first = work.subscription().schedule(work.workspace().time_zone).period(0, work.plan().period_months);
             reset = Some(begin_period(work, first)?);
         } else {
-            effect = self.settle_allowance(work, old_allowance)?;
+            effect = self.adjust_allowance(work, old_allowance)?;
         }
         let event = SubscriptionChanged {
             withdrawn: work.withdrawn(),
@@ -130,45 +129,45 @@ impl ProcessSubscriptionChange {
             ..work.subscription_changed(change, now, before)
         };
         work.raise_first(event);
-        // The period's own event tells of its credits; the receipt tells of all.
+        // The event of the new period reports its credits. The receipt reports all of them.
         Ok(reset.map_or(effect, |reset| CreditEffect { granted: reset.granted, removed: reset.expired, ..effect }))
     }
 
-    /// Grants or takes back the difference of the allowances, as far as the policy says.
-    fn settle_allowance(&self, work: &mut Work<'_>, old_allowance: Credits) -> Result<CreditEffect, Refusal> {
+    /// Grants or removes the difference of the allowances, as the credit policy says.
+    fn adjust_allowance(&self, work: &mut Work<'_>, old_allowance: Credits) -> Result<CreditEffect, Refusal> {
         let (now, period) = (work.now(), work.subscription().period);
-        let share = |difference: Credits| match self.credit_policy {
+        let by_policy = |difference: Credits| match self.credit_policy {
             CreditPolicy::Full => difference,
             CreditPolicy::Prorate => {
                 let left = period.end.micros().saturating_sub(now.micros());
-                difference.share(left, period.end.micros().saturating_sub(period.start.micros()))
+                difference.prorate(left, period.end.micros().saturating_sub(period.start.micros()))
             }
             CreditPolicy::None | CreditPolicy::Restart => Credits::ZERO,
         };
         let new_allowance = work.plan().allowance;
-        let gain = share(new_allowance.less_down_to_zero(old_allowance));
-        let loss = share(old_allowance.less_down_to_zero(new_allowance));
+        let gain = by_policy(new_allowance.minus_or_zero(old_allowance));
+        let loss = by_policy(old_allowance.minus_or_zero(new_allowance));
         if gain.is_positive() {
             let terms = GrantTerms { effective_at: now, expires_at: Some(period.end), payment: None };
             work.issue(GrantSource::Allowance, gain, terms)?;
         }
-        let removed = take_unspent_allowance(work, loss)?;
+        let removed = remove_unspent_allowance(work, loss)?;
         Ok(CreditEffect { granted: gain, removed, uncollected: loss.minus(removed)? })
     }
 }
 
-fn take_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credits, Refusal> {
+fn remove_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credits, Refusal> {
     let now = work.now();
     let mut left = loss;
     let unspent: Vec<_> = work
         .grants()
         .filter(|(_, grant)| grant.source == GrantSource::Allowance && grant.is_spendable(now))
-        .map(|(place, grant)| (place, grant.remaining))
+        .map(|(index, grant)| (index, grant.remaining))
         .collect();
-    for (place, remaining) in unspent {
+    for (index, remaining) in unspent {
         let part = remaining.min(left);
         if part.is_positive() {
-            work.take(place, part, Account::Expired, now)?;
+            work.debit_grant(index, part, Account::Expired, now)?;
             left = left.minus(part)?;
         }
     }

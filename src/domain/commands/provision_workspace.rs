@@ -29,7 +29,7 @@ pub struct ProvisionWorkspace {
     pub name: Label,
     pub plan_code: PlanCode,
     pub time_zone: Tz,
-    /// Where billing periods are counted from; not in the future. Without it, now.
+    /// The instant that billing periods are counted from, not in the future. Default: now.
     pub anchor: Option<Timestamp>,
     pub monthly_limit: Option<Credits>,
     pub overdraft_limit: Option<Credits>,
@@ -37,7 +37,7 @@ pub struct ProvisionWorkspace {
 }
 
 impl ProvisionWorkspace {
-    /// The natural key of provisioning: a workspace is created once.
+    /// The idempotency key is the same for every workspace, so a workspace is created once.
     #[must_use]
     pub fn idempotency_key() -> IdempotencyKey {
         IdempotencyKey::system(format_args!("provision"))
@@ -52,16 +52,16 @@ impl ProvisionWorkspace {
         }
         let plan = Arc::clone(&wanted.newest);
         if self.anchor.is_some_and(|anchor| anchor > now) {
-            return Err(Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/anchor", detail: "must not be in the future" }.into());
         }
-        let state = self.fresh_state(request, &plan);
+        let state = self.initial_state(request, &plan);
         let mut work = Work::new(&state, request);
-        work.settle_overdraft();
+        work.update_overdraft_limit();
         let reset = begin_period(&mut work, state.subscription.period)?;
-        work.effects().workspace = Some(state.workspace.clone());
-        work.effects().feature_overrides = self.feature_overrides.clone();
-        // The first period is told by the provisioning itself.
-        work.effects().events.clear();
+        work.effects_mut().workspace = Some(state.workspace.clone());
+        work.effects_mut().feature_overrides = self.feature_overrides.clone();
+        // `WorkspaceProvisioned` reports the first period.
+        work.effects_mut().events.clear();
         work.raise(WorkspaceProvisioned {
             name: self.name.clone(),
             time_zone: self.time_zone.name().to_owned(),
@@ -70,7 +70,7 @@ impl ProvisionWorkspace {
             period: reset.period,
             granted: reset.granted,
         });
-        // Even with nothing to change in them, these rows are new.
+        // Marks the subscription as changed, so that its row is inserted.
         work.change_subscription();
         let receipt = ProvisionReceipt {
             command_id: work.command_id(),
@@ -78,7 +78,7 @@ impl ProvisionWorkspace {
             name: self.name.clone(),
             time_zone: self.time_zone.name().to_owned(),
             subscription: SubscriptionView::from(work.subscription()),
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: now,
         };
         let mut effects = work.into_effects();
@@ -86,11 +86,11 @@ impl ProvisionWorkspace {
         Ok((effects, Receipt::Provisioned(receipt)))
     }
 
-    /// The workspace before its first period begins: no credits yet, the agreed overrides.
-    fn fresh_state(&self, request: &Request<'_>, plan: &Arc<PlanVersion>) -> WorkspaceState {
+    /// The workspace before its first period: the agreed overrides and no credits.
+    fn initial_state(&self, request: &Request<'_>, plan: &Arc<PlanVersion>) -> WorkspaceState {
         let (now, workspace_id) = (request.received_at, request.workspace_id);
         let anchor = self.anchor.unwrap_or(now);
-        // The command creates one subscription, so the command's own id serves it too.
+        // The command creates one subscription, so its id can be the subscription's id too.
         let subscription_id = SubscriptionId(request.command_id.0);
         let schedule = Schedule { anchor, zone: self.time_zone };
         WorkspaceState {
@@ -102,7 +102,8 @@ impl ProvisionWorkspace {
                 overdraft_limit_override: self.overdraft_limit,
                 created_at: now,
             },
-            // Every command is decided after the one before it; the first one when it is received.
+            // A command is decided later than the one before it. One microsecond earlier, so that this first
+            // command is decided when it is received.
             credits: WorkspaceCredits::new(workspace_id, now.minus(TimeDelta::microseconds(1))),
             subscription: Subscription {
                 workspace_id,

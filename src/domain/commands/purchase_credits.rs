@@ -1,13 +1,13 @@
 //! PurchaseCredits: books credits that were paid for, and a bonus that came with them.
 //!
-//! The payment reference is unique per workspace whatever the idempotency key: a payment that is
-//! reported twice, by a webhook and by a frontend, is booked once.
+//! The payment reference is unique per workspace, independent of the idempotency key: a payment that both a
+//! webhook and a frontend report is booked once.
 
 use std::collections::HashSet;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{GrantTerms, Movement, Work, settle};
+use super::work::{BalanceChange, GrantTerms, Work, finish};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
 use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};
@@ -21,13 +21,13 @@ use crate::domain::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PurchaseCredits {
     pub credits: PositiveCredits,
-    /// Credits given on top, as a promotion grant.
+    /// Additional free credits, as a promotion grant.
     pub bonus_credits: Option<PositiveCredits>,
-    /// What was paid, in minor units of the currency; not negative.
+    /// The amount paid in minor units of the currency, not negative.
     pub amount_minor: i64,
     pub currency: Currency,
     pub payment_reference: PaymentReference,
-    /// Later than the receipt of the command. It holds for the bonus too.
+    /// Must be in the future. Applies to the bonus too.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -42,7 +42,7 @@ impl PurchaseCredits {
             return Err(Rejection::PaymentReferenceUsed(self.payment_reference.clone()).into());
         }
         if self.expires_at.is_some_and(|end| end <= now) {
-            return Err(Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" }.into());
+            return Err(Rejection::TimeOutOfRange { pointer: "/expires_at", detail: "must be in the future" }.into());
         }
         if work.grants().count() >= MAX_OPEN_GRANTS {
             return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
@@ -67,7 +67,7 @@ impl PurchaseCredits {
             payment_reference: self.payment_reference.clone(),
             expires_at: self.expires_at,
             debt_repaid: purchase.debt_repaid.plus(repaid_by_bonus)?,
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: now,
         };
         work.raise(CreditsPurchased {
@@ -82,6 +82,6 @@ impl PurchaseCredits {
             debt_repaid: receipt.debt_repaid,
             current_credits: receipt.current_credits,
         });
-        Ok((settle(work, Movement::Up), Receipt::Purchased(receipt)))
+        Ok((finish(work, BalanceChange::Increase), Receipt::Purchased(receipt)))
     }
 }

@@ -1,9 +1,9 @@
-//! How a command ends that is refused.
+//! The refusal of a command.
 
 use crate::domain::event::EventData;
 use crate::domain::rejection::Rejection;
 
-/// A refusal on its way out of a command, with the event that tells of it.
+/// Why a command is refused, with the event to raise.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub rejection: Rejection,

@@ -1,10 +1,10 @@
-//! What a command may know of the envelope that it came in.
+//! The part of an envelope that commands may depend on.
 
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::time::Timestamp;
 
-/// The part of an envelope that is the same for every command, as far as a decision depends on it.
+/// The part of an envelope that decisions may depend on, besides the command itself.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     pub command_id: CommandId,

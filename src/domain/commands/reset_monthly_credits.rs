@@ -1,7 +1,7 @@
 //! ResetMonthlyCredits: begins every billing period that is due, at a caller's request.
 //!
-//! The scheduler does the same without being asked; whoever comes first does it, because the reset
-//! of one period is found to be done by the state itself.
+//! The scheduler does the same by itself. Whichever command comes first resets the period; the state shows the
+//! other that nothing is due.
 
 use super::boundary::pass_due_boundaries;
 use super::effects::Effects;
@@ -14,7 +14,7 @@ use crate::domain::time::Timestamp;
 /// Begins every billing period that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResetMonthlyCredits {
-    /// The start of the first period to begin; a guard against resetting another one.
+    /// The start of the first period to begin. The command is refused if another period is next.
     pub period: Option<Timestamp>,
 }
 
@@ -37,7 +37,7 @@ impl ResetMonthlyCredits {
             workspace_id: work.workspace().workspace_id,
             resets,
             subscription: SubscriptionView::from(work.subscription()),
-            current_credits: work.balance().current_credits,
+            current_credits: work.credits().current_credits,
             recorded_at: work.now(),
         };
         Ok((work.into_effects(), Receipt::Reset(receipt)))

@@ -1,4 +1,4 @@
-//! ResumeSubscription: withdraws what is scheduled for the period's end, a change or a cancellation.
+//! ResumeSubscription: withdraws the change or cancellation that is scheduled for the period's end.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -8,7 +8,7 @@ use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 
-/// Withdraws what is scheduled for the period's end.
+/// Withdraws the scheduled change or cancellation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeSubscription {
     pub expected_version: Option<i64>,

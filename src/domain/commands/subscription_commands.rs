@@ -1,14 +1,13 @@
-//! What the commands on a subscription have in common: they name the version that the caller has seen,
-//! and they are answered alike.
+//! Shared by the commands on a subscription: the check of `expected_version`, and the receipt.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{Movement, Work};
+use super::work::{BalanceChange, Work};
 use crate::domain::credits::Credits;
 use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
 
-/// What a change did to the credits.
+/// How a change affected the credits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CreditEffect {
     pub granted: Credits,
@@ -16,7 +15,7 @@ pub(super) struct CreditEffect {
     pub uncollected: Credits,
 }
 
-/// Refuses a change of a subscription that the caller has not seen in its current version.
+/// Refuses the command if the subscription does not have the version that the caller expects.
 pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<(), Refusal> {
     let actual = work.subscription().version;
     match expected {
@@ -25,11 +24,11 @@ pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<()
     }
 }
 
-/// The answer to every change of a subscription.
+/// Builds the receipt of a change of a subscription, and raises low-credit warnings if credits were removed.
 pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
     if effect.removed.is_positive() {
         let available = work.available();
-        work.settle_thresholds(available, Movement::Down);
+        work.update_low_credit_alerts(available, BalanceChange::Decrease);
     }
     let receipt = SubscriptionReceipt {
         command_id: work.command_id(),
@@ -38,7 +37,7 @@ pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Rec
         credits_granted: effect.granted,
         credits_removed: effect.removed,
         credits_uncollected: effect.uncollected,
-        current_credits: work.balance().current_credits,
+        current_credits: work.credits().current_credits,
         recorded_at: work.now(),
     };
     (work.into_effects(), Receipt::Subscription(receipt))

@@ -1,8 +1,7 @@
-//! The working copy that a command decides on: one workspace as it is, and what changed so far.
+//! The working copy that a command decides on: the state of one workspace, and the changes so far.
 //!
-//! It borrows the state and copies only what changes, so that a deduction from a workspace with a
-//! thousand grants copies the one grant it burns. Every movement of credits goes through
-//! [`Work::book`]: there is no other way to write an entry or to change the balance.
+//! It borrows the state and copies only what changes: a deduction from a workspace with a thousand grants
+//! copies only the grants that it spends. Only [`Work::book`] writes ledger entries and changes the balance.
 
 use std::sync::Arc;
 
@@ -21,7 +20,7 @@ use crate::domain::ledger::{Account, Accounts, LedgerEntry};
 use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::subscription::{Pending, Subscription};
+use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
@@ -41,17 +40,17 @@ pub(super) struct GrantTerms {
     pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
 }
 
-/// Which way a command moves the available credits.
+/// Whether a command increases or decreases the available credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Movement {
-    Up,
-    Down,
+pub(super) enum BalanceChange {
+    Increase,
+    Decrease,
 }
 
 /// A grant that was just issued.
-pub(super) struct Issued {
+pub(super) struct IssuedGrant {
     pub grant_id: GrantId,
-    /// What of it went straight into an overdraft that was owed.
+    /// The part of it that repaid debt.
     pub debt_repaid: Credits,
 }
 
@@ -77,15 +76,15 @@ impl<'a> Work<'a> {
         &self.state.workspace
     }
 
-    pub(super) fn credits(&mut self) -> &mut WorkspaceCredits {
+    pub(super) fn credits_mut(&mut self) -> &mut WorkspaceCredits {
         &mut self.effects.credits
     }
 
-    pub(super) fn balance(&self) -> &WorkspaceCredits {
+    pub(super) fn credits(&self) -> &WorkspaceCredits {
         &self.effects.credits
     }
 
-    pub(super) fn effects(&mut self) -> &mut Effects {
+    pub(super) fn effects_mut(&mut self) -> &mut Effects {
         &mut self.effects
     }
 
@@ -119,7 +118,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The event of a change that has been made: what it did beyond that is for the command to add.
+    /// The event of a change that was made. The command adds the fields that are empty here.
     pub(super) fn subscription_changed(
         &self,
         change: SubscriptionChangeKind,
@@ -138,20 +137,20 @@ impl<'a> Work<'a> {
             credits_granted: Credits::ZERO,
             credits_removed: Credits::ZERO,
             credits_uncollected: Credits::ZERO,
-            current_credits: self.balance().current_credits,
+            current_credits: self.credits().current_credits,
             reason: None,
         }
     }
 
-    /// What was scheduled when the command began and is not scheduled any more.
+    /// What was scheduled when the command began and is no longer scheduled.
     pub(super) fn withdrawn(&self) -> Option<ScheduledKind> {
         let before = self.state.subscription.pending_change.as_ref()?;
         let after = self.subscription().pending_change.as_ref();
         match (before, after) {
-            (Pending::Cancel { .. }, Some(Pending::Cancel { .. })) => None,
-            (Pending::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
-            (Pending::Change { .. }, Some(after)) if after == before => None,
-            (Pending::Change { .. }, _) => Some(ScheduledKind::Change),
+            (PendingChange::Cancel { .. }, Some(PendingChange::Cancel { .. })) => None,
+            (PendingChange::Cancel { .. }, _) => Some(ScheduledKind::Cancel),
+            (PendingChange::Change { .. }, Some(after)) if after == before => None,
+            (PendingChange::Change { .. }, _) => Some(ScheduledKind::Change),
         }
     }
 
@@ -159,16 +158,16 @@ impl<'a> Work<'a> {
         &self.state.feature_overrides
     }
 
-    /// The terms of a feature in force; none if neither the plan nor the workspace names it.
+    /// The terms of a feature in force. None if neither the plan nor an override has it.
     pub(super) fn feature_terms(&self, code: &FeatureCode) -> Option<FeatureTerms> {
         feature_terms(self.plan(), self.feature_overrides(), code)
     }
 
-    /// What is counted in the current period.
+    /// The counter of the current period.
     pub(super) fn counter(&self, subject: &CounterSubject) -> UsageCounter {
         let window_start = self.subscription().period.start;
         match self.effects.counters.get(subject).or_else(|| self.state.counter(subject)) {
-            Some(known) => known.in_window(window_start),
+            Some(counter) => counter.in_window(window_start),
             None => UsageCounter::new(self.state.workspace.workspace_id, subject.clone(), window_start),
         }
     }
@@ -177,40 +176,40 @@ impl<'a> Work<'a> {
         self.effects.counters.insert(counter.subject.clone(), counter);
     }
 
-    /// The grants as they are now, each with the place by which [`Work::take`] knows it.
+    /// The grants with the changes so far, each with the index that [`Work::debit_grant`] takes.
     pub(super) fn grants(&self) -> impl Iterator<Item = (usize, &Grant)> {
-        let known = self.state.grants.iter().enumerate();
-        let current = known.map(|(place, grant)| (place, self.effects.changed_grants.get(&place).unwrap_or(grant)));
+        let existing = self.state.grants.iter().enumerate();
+        let current = existing.map(|(index, grant)| (index, self.effects.changed_grants.get(&index).unwrap_or(grant)));
         let first_added = self.state.grants.len();
         current.chain(self.effects.added_grants.iter().enumerate().map(move |(n, grant)| (first_added + n, grant)))
     }
 
-    pub(super) fn change_grant(&mut self, place: usize) -> Option<&mut Grant> {
-        if let Some(added) = place.checked_sub(self.state.grants.len()) {
+    pub(super) fn change_grant(&mut self, index: usize) -> Option<&mut Grant> {
+        if let Some(added) = index.checked_sub(self.state.grants.len()) {
             return self.effects.added_grants.get_mut(added);
         }
-        let known = self.state.grants.get(place)?;
-        Some(self.effects.changed_grants.entry(place).or_insert_with(|| known.clone()))
+        let existing = self.state.grants.get(index)?;
+        Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
     }
 
-    /// Whether a grant can be spent now, on whichever feature it is for.
+    /// Whether a grant can be spent now, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
         let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
         grant.is_spendable(self.effects.now) && !frozen
     }
 
-    /// What could be spent now on any feature: see [`available_credits`].
+    /// The available credits: see [`available_credits`].
     pub(super) fn available(&self) -> Credits {
         let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
-        spendable.fold(self.overdraft_left(), Credits::up_to_max)
+        spendable.fold(self.overdraft_left(), Credits::saturating_plus)
     }
 
     pub(super) fn overdraft_left(&self) -> Credits {
-        let credits = self.balance();
-        credits.overdraft_limit.less_down_to_zero(credits.debt_credits)
+        let credits = self.credits();
+        credits.overdraft_limit.minus_or_zero(credits.debt_credits)
     }
 
-    /// Writes one ledger entry and carries it into the balance.
+    /// Writes one ledger entry and updates the balance.
     pub(super) fn book(
         &mut self,
         debit: Account,
@@ -218,12 +217,12 @@ impl<'a> Work<'a> {
         amount: Credits,
         effective_at: Timestamp,
     ) -> Result<(), Refusal> {
-        debug_assert!(amount.is_positive(), "an entry moves something");
+        debug_assert!(amount.is_positive(), "an entry has a positive amount");
         let credits = &mut self.effects.credits;
-        if debit.counts() {
+        if debit.is_in_balance() {
             credits.current_credits = credits.current_credits.minus(amount)?;
         }
-        if credit.counts() {
+        if credit.is_in_balance() {
             credits.current_credits = credits.current_credits.plus(amount)?;
         }
         credits.ledger_seq += 1;
@@ -240,26 +239,31 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Moves credits out of a grant.
-    pub(super) fn take(
+    /// Moves credits from a grant to the credit account.
+    pub(super) fn debit_grant(
         &mut self,
-        place: usize,
+        index: usize,
         amount: Credits,
-        to: Account,
+        credit: Account,
         effective_at: Timestamp,
     ) -> Result<GrantShare, Refusal> {
-        let grant = self.change_grant(place).ok_or(Rejection::BalanceOutOfRange)?;
+        let grant = self.change_grant(index).ok_or(Rejection::BalanceOutOfRange)?;
         debug_assert!(amount <= grant.remaining, "a grant never goes below zero");
         grant.remaining = grant.remaining.minus(amount)?;
         let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
-        self.book(Account::Grant(share.grant_id), to, amount, effective_at)?;
+        self.book(Account::Grant(share.grant_id), credit, amount, effective_at)?;
         Ok(share)
     }
 
-    /// Issues a grant, and pays back what is owed with it.
-    pub(super) fn issue(&mut self, source: GrantSource, amount: Credits, terms: GrantTerms) -> Result<Issued, Refusal> {
+    /// Issues a grant, and repays debt with it.
+    pub(super) fn issue(
+        &mut self,
+        source: GrantSource,
+        amount: Credits,
+        terms: GrantTerms,
+    ) -> Result<IssuedGrant, Refusal> {
         let grant_id = GrantId(self.ids.draw());
-        let place = self.state.grants.len() + self.effects.added_grants.len();
+        let index = self.state.grants.len() + self.effects.added_grants.len();
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
         self.effects.added_grants.push(Grant {
@@ -277,38 +281,38 @@ impl<'a> Work<'a> {
             cost_basis,
         });
         self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
-        let debt_repaid = self.balance().debt_credits.min(amount);
+        let debt_repaid = self.credits().debt_credits.min(amount);
         if debt_repaid.is_positive() {
-            self.take(place, debt_repaid, Account::Debt, effective_at)?;
-            let credits = self.credits();
+            self.debit_grant(index, debt_repaid, Account::Debt, effective_at)?;
+            let credits = self.credits_mut();
             credits.debt_credits = credits.debt_credits.minus(debt_repaid)?;
-            self.settle_overdraft();
+            self.update_overdraft_limit();
         }
-        Ok(Issued { grant_id, debt_repaid })
+        Ok(IssuedGrant { grant_id, debt_repaid })
     }
 
-    /// Sets the overdraft limit that is in force: the agreed one, but never less than what is owed
-    /// already, which a lower limit does not call in.
-    pub(super) fn settle_overdraft(&mut self) {
-        let agreed = if self.subscription().is_active() {
+    /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt. A
+    /// lower limit does not make the debt due.
+    pub(super) fn update_overdraft_limit(&mut self) {
+        let limit = if self.subscription().is_active() {
             self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
         } else {
             Credits::ZERO
         };
-        let credits = self.credits();
-        credits.overdraft_limit = agreed.max(credits.debt_credits);
+        let credits = self.credits_mut();
+        credits.overdraft_limit = limit.max(credits.debt_credits);
     }
 
-    /// Arms the low-credit thresholds that the available credits are above, and fires those they have
-    /// reached, where it is a fall that brought them there: what adds credits never warns.
-    pub(super) fn settle_thresholds(&mut self, available: Credits, movement: Movement) {
+    /// Raises a warning for every threshold that a decrease has reached and that was not reported yet. A
+    /// threshold can be reported again once the available credits have been above it. An increase never warns.
+    pub(super) fn update_low_credit_alerts(&mut self, available: Credits, change: BalanceChange) {
         let plan = Arc::clone(self.plan());
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
-                self.credits().low_credit_alerts &= !mask;
-            } else if movement == Movement::Down && self.balance().low_credit_alerts & mask == 0 {
-                self.credits().low_credit_alerts |= mask;
+                self.credits_mut().low_credit_alerts &= !mask;
+            } else if change == BalanceChange::Decrease && self.credits().low_credit_alerts & mask == 0 {
+                self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }
         }
@@ -319,7 +323,7 @@ impl<'a> Work<'a> {
         self.effects.events.push((event_id, event.into()));
     }
 
-    /// Raises the event that tells what the command did, before those that tell what follows from it.
+    /// Raises the main event of the command, before those of its consequences.
     pub(super) fn raise_first(&mut self, event: impl Into<EventData>) {
         let event_id = EventId(self.ids.draw());
         self.effects.events.insert(0, (event_id, event.into()));
@@ -330,28 +334,28 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Ends a command that changed what is available: arms or fires the low-credit thresholds.
-pub(super) fn settle(mut work: Work<'_>, movement: Movement) -> Effects {
+/// Updates the low-credit alerts after a command changed the available credits, and returns its effects.
+pub(super) fn finish(mut work: Work<'_>, change: BalanceChange) -> Effects {
     let available = work.available();
-    work.settle_thresholds(available, movement);
+    work.update_low_credit_alerts(available, change);
     work.into_effects()
 }
 
-/// Purchased credits of an ended subscription whose plan freezes them.
+/// Whether credits of this source are frozen: the subscription has ended, and its plan freezes them.
 fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSource) -> bool {
     !subscription.is_active() && plan.purchased_on_cancel == PurchasedOnCancel::Freeze && source.follows_cancel_policy()
 }
 
-/// Whether a grant can be spent now, on whichever feature it is for.
+/// Whether a grant can be spent now, whatever its feature scope.
 #[must_use]
 pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bool {
     grant.is_spendable(now) && !is_frozen(&state.subscription, &state.plan, grant.source)
 }
 
-/// What can be spent now on any feature: spendable grants plus what is left of the overdraft.
+/// The credits that could be spent now on any feature: the spendable grants and the rest of the overdraft.
 #[must_use]
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
-    let overdraft_left = state.credits.overdraft_limit.less_down_to_zero(state.credits.debt_credits);
-    spendable.fold(overdraft_left, Credits::up_to_max)
+    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
+    spendable.fold(overdraft_left, Credits::saturating_plus)
 }

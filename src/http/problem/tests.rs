@@ -12,7 +12,7 @@ fn rejections() -> Vec<(Rejection, u16)> {
     vec![
         (Rejection::WorkspaceNotFound, 404),
         (Rejection::WorkspaceExists, 409),
-        (Rejection::FieldOutOfTime { pointer: "/anchor", detail: "must not be in the future" }, 422),
+        (Rejection::TimeOutOfRange { pointer: "/anchor", detail: "must not be in the future" }, 422),
         (Rejection::PlanNotFound(plan()), 422),
         (Rejection::PlanNotOffered(plan()), 422),
         (Rejection::VersionMismatch { expected: 1, actual: 2 }, 412),
@@ -46,7 +46,7 @@ fn every_refusal_has_its_status_and_the_code_the_domain_gives_it() {
 
 #[test]
 fn a_field_out_of_time_is_named_like_any_other_refused_field() {
-    let rejection = Rejection::FieldOutOfTime { pointer: "/expires_at", detail: "must be in the future" };
+    let rejection = Rejection::TimeOutOfRange { pointer: "/expires_at", detail: "must be in the future" };
     let body: serde_json::Value = serde_json::from_str(&Problem::from(&rejection).to_json()).unwrap();
     assert_eq!(body["errors"][0]["pointer"], "/expires_at");
     assert!(!rejection.is_recorded(), "it can be corrected under the same key");

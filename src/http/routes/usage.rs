@@ -14,7 +14,7 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, UserId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
-use crate::domain::workspace::OwnTerms;
+use crate::domain::workspace::OverrideTerms;
 use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query};
 use crate::http::pages::{Cursor, Limit, ListOrder};
@@ -125,8 +125,8 @@ impl FeatureView {
             enabled: terms.enabled,
             unit_price: terms.unit_price,
             limit: terms.limit,
-            used_this_month: state.used_of(feature_code),
-            overridden: state.feature_overrides.get(feature_code).is_some_and(|own| *own != OwnTerms::default()),
+            used_this_month: state.feature_usage(feature_code),
+            overridden: state.feature_overrides.get(feature_code).is_some_and(|own| *own != OverrideTerms::default()),
         }
     }
 }

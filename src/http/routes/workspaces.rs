@@ -15,7 +15,7 @@ use crate::domain::receipt::{ProvisionReceipt, SubscriptionView};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, Label, PlanCode};
 use crate::domain::time::Timestamp;
-use crate::domain::workspace::{FeatureOverrides, OwnTerms};
+use crate::domain::workspace::{FeatureOverrides, OverrideTerms};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
@@ -87,7 +87,7 @@ impl CommandRequest for PutWorkspaceRequest {
         }
         let mut feature_overrides = FeatureOverrides::new();
         for (index, agreed) in self.features.into_iter().enumerate() {
-            let terms = OwnTerms {
+            let terms = OverrideTerms {
                 enabled: agreed.enabled,
                 unit_price: agreed.unit_price.map(LimitCredits::get),
                 limit: agreed.limit.map(LimitCredits::get),

@@ -28,7 +28,7 @@ use crate::domain::time::Timestamp;
 use crate::store::dialect::Dialect;
 use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
 use crate::store::load::{put_plans, stale_workspaces, states};
-use crate::store::write::is_usual;
+use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
 mod audit;
@@ -68,7 +68,7 @@ impl Store for PostgresStore {
     }
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
-        if !is_usual(changes) {
+        if !has_only_deduction_rows(changes) {
             return with_answer_timeout(async {
                 let mut tx = self.writes.begin().await?;
                 // The heads are locked first, as everywhere, so that there are no deadlocks.

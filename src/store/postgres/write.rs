@@ -32,7 +32,7 @@ use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
 use crate::store::tables::{self, Table, Visitor, list};
-use crate::store::write::write_unusual;
+use crate::store::write::write_other_rows;
 
 /// The inserts and updates of each table, and the statement of a usual batch.
 pub(super) fn statements() -> Vec<String> {
@@ -83,7 +83,7 @@ pub(super) async fn write(
     connection: &mut PgConnection,
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
-    write_unusual(connection, changes).await?;
+    write_other_rows(connection, changes).await?;
     write_batch(connection, changes).await
 }
 
@@ -147,7 +147,7 @@ pub(super) async fn write_batch(
     connection: &mut PgConnection,
     changes: &ChangeSet,
 ) -> Result<Vec<PartitionHead>, StoreError> {
-    let added = changes.events_by_head();
+    let added = changes.event_counts();
     let heads = || changes.heads.iter();
     let row = sqlx::query(WRITE_BATCH.as_str())
         .column(heads(), |head| head.partition.stored())
@@ -155,7 +155,7 @@ pub(super) async fn write_batch(
         .bind(&added)
         .column(heads().zip(&added), |(head, added)| head.last_event_id.filter(|_| *added > 0).map(|id| id.0))
         .rows(&changes.credits.updated)
-        .bind(changes.versions_before())
+        .bind(changes.expected_versions())
         .rows(&changes.counters.updated)
         .rows(&changes.grants.updated)
         .rows(&changes.commands)

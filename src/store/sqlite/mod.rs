@@ -27,7 +27,7 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
 use crate::store::load::{put_plans, stale_workspaces, states};
-use crate::store::write::is_usual;
+use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
 mod audit;
@@ -69,7 +69,7 @@ impl Store for SqliteStore {
 
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
         with_answer_timeout(async {
-            if is_usual(changes) {
+            if has_only_deduction_rows(changes) {
                 let mut held = self.writer.acquire().await?;
                 let written = write::write_batch(held.connection(), changes).await;
                 // An answer of the database ends the statement, and with it the transaction.

@@ -29,7 +29,7 @@ use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::load::load;
 use crate::store::plan_cache::PlanCache;
 use crate::store::tables::{self, Table, Visitor};
-use crate::store::write::write_unusual;
+use crate::store::write::write_other_rows;
 
 /// The inserts and updates of each table, and the statement of a usual batch.
 pub(super) fn statements() -> Vec<String> {
@@ -74,7 +74,7 @@ impl WriteTx for SqliteTx {
 
 /// Writes all rows of a batch in a transaction.
 pub(super) async fn write(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
-    write_unusual(connection, changes).await?;
+    write_other_rows(connection, changes).await?;
     write_batch(connection, changes).await
 }
 
@@ -116,7 +116,7 @@ select null as heads, null as credits, null as counters, null as grants, null as
 /// Writes everything or nothing, inside a transaction or outside. The connection must be prepared for it.
 pub(super) async fn write_batch(connection: &mut SqliteConnection, changes: &ChangeSet) -> Result<(), StoreError> {
     let ChangeSet { heads, credits, counters, grants, commands, ledger_entries, usage_logs, events, .. } = changes;
-    let versions = changes.versions_before();
+    let versions = changes.expected_versions();
     let credits_json = json_of(credits.updated.iter().zip(&versions), |row, (credits, version_before)| {
         credits.put(row);
         row.add(version_before);

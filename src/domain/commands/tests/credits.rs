@@ -21,7 +21,7 @@ fn plan(change: impl FnOnce(&mut PlanVersion)) -> PlanVersion {
 }
 
 #[test]
-fn a_deduction_takes_the_credits_and_tells_of_it() {
+fn a_deduction_takes_credits_and_raises_an_event() {
     let mut world = World::on(pro());
     let ran = world.deduct("render", "2.5").accepted();
     assert_eq!(world.balance(), "997.5");
@@ -41,7 +41,7 @@ fn a_quantity_costs_its_price_rounded_up_to_one_micro_credit() {
 }
 
 #[test]
-fn the_checks_of_a_deduction_come_in_the_documented_order() {
+fn the_checks_of_a_deduction_run_in_the_documented_order() {
     let everything = plan(|plan| {
         plan.allowance = Credits::whole(5);
         plan.monthly_limit = Some(UsageLimit::hard(Credits::whole(40)));
@@ -62,7 +62,7 @@ fn the_checks_of_a_deduction_come_in_the_documented_order() {
 }
 
 #[test]
-fn a_feature_without_a_price_wants_credits_named() {
+fn a_feature_without_a_price_needs_an_amount_of_credits() {
     let mut world = World::on(plan(|plan| {
         plan.features.get_mut("render").unwrap().unit_price = None;
     }));
@@ -86,7 +86,7 @@ fn a_refusal_changes_no_credits_and_is_recorded_with_its_event() {
 }
 
 #[test]
-fn a_refusal_for_the_rate_leaves_no_trace_and_succeeds_in_the_next_window() {
+fn a_rate_refusal_is_not_recorded_and_succeeds_in_the_next_window() {
     let mut world = World::on(plan(|plan| {
         plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
     }));
@@ -98,7 +98,7 @@ fn a_refusal_for_the_rate_leaves_no_trace_and_succeeds_in_the_next_window() {
 }
 
 #[test]
-fn more_than_a_whole_window_lets_through_is_refused_for_good() {
+fn a_cost_above_the_limit_of_a_whole_window_is_refused_permanently() {
     let mut world = World::on(plan(|plan| {
         plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
     }));
@@ -108,18 +108,18 @@ fn more_than_a_whole_window_lets_through_is_refused_for_good() {
 }
 
 #[test]
-fn a_warning_is_raised_when_a_threshold_is_crossed_and_not_once_per_deduction() {
+fn a_warning_is_raised_once_when_a_threshold_is_reached() {
     let mut world = World::on(pro());
     assert_eq!(world.deduct("render", "899").events(), [CreditConsumed]);
     assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, LowCreditWarning]);
     assert_eq!(world.deduct("render", "1").events(), [CreditConsumed]);
-    // Back above: armed again.
+    // Back above the threshold: it can be reported again.
     world.purchase("10", "pay-1").accepted();
     assert_eq!(world.deduct("render", "10").events(), [CreditConsumed, LowCreditWarning]);
 }
 
 #[test]
-fn a_soft_limit_is_told_once_a_period_and_refuses_nothing() {
+fn a_soft_limit_is_reported_once_per_period_and_refuses_nothing() {
     let mut world = World::on(plan(|plan| {
         plan.monthly_limit = Some(UsageLimit { credits: Credits::whole(10), mode: LimitMode::Soft });
     }));
@@ -133,7 +133,7 @@ fn a_soft_limit_is_told_once_a_period_and_refuses_nothing() {
 }
 
 #[test]
-fn an_overdraft_is_spent_after_the_grants_and_paid_back_by_the_next_ones() {
+fn an_overdraft_is_spent_after_the_grants_and_repaid_by_the_next_ones() {
     let mut world = World::on(plan(|plan| plan.overdraft_limit = Credits::whole(50)));
     let ran = world.deduct("render", "1030").accepted();
     assert_eq!(ran.receipt()["overdraft_credits"], "30");
@@ -160,7 +160,7 @@ fn a_purchase_with_a_bonus_makes_two_grants_and_promotion_burns_first() {
 }
 
 #[test]
-fn a_payment_reference_is_booked_once_whatever_the_key() {
+fn a_payment_reference_is_booked_once_for_any_key() {
     let mut world = World::on(pro());
     world.purchase("100", "pay-1").accepted();
     assert_eq!(world.purchase("100", "pay-1").code(), "payment-reference-used");
@@ -175,7 +175,7 @@ fn a_balance_beyond_the_range_is_refused_at_its_exact_bound() {
 }
 
 #[test]
-fn an_expired_grant_cannot_be_spent_from_that_instant_booked_or_not() {
+fn an_expired_grant_cannot_be_spent_even_before_its_expiry_is_booked() {
     let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
     world.run(Command::PurchaseCredits(PurchaseCredits {
         credits: json("10"),
@@ -195,7 +195,7 @@ fn an_expired_grant_cannot_be_spent_from_that_instant_booked_or_not() {
 }
 
 #[test]
-fn usage_may_lie_a_bounded_time_back_or_ahead() {
+fn usage_may_lie_a_bounded_time_in_the_past_or_future() {
     let table = [
         ("2026-01-16T00:00:00Z", true),
         ("2026-01-15T23:59:59.999999Z", false),
@@ -231,7 +231,7 @@ fn the_same_command_under_the_same_key_gives_the_same_answer_and_another_body_is
 }
 
 #[test]
-fn time_always_runs_forwards_within_a_workspace() {
+fn recorded_at_rises_strictly_within_a_workspace() {
     let mut world = World::on(pro());
     world.at("2026-02-10T00:00:00Z").deduct("render", "1").accepted();
     let ran = world.at("2026-02-01T00:00:00Z").deduct("render", "1").accepted();
@@ -257,7 +257,7 @@ fn credits_can_be_spent_even_at_the_largest_balance_with_an_overdraft() {
 }
 
 #[test]
-fn what_adds_credits_never_warns_of_low_credits() {
+fn an_increase_of_credits_never_raises_a_warning() {
     let mut world = World::on(plan(|plan| plan.allowance = Credits::ZERO));
     assert_eq!(world.purchase("10", "pay-1").events(), [CreditsPurchased]);
     assert_eq!(world.deduct("render", "1").events(), [CreditConsumed, LowCreditWarning]);
@@ -271,7 +271,7 @@ fn a_soft_limit_is_reported_once_for_its_amount_and_again_in_the_next_period() {
     assert!(!passed(&world.deduct("render", "10").accepted()));
     assert!(passed(&world.deduct("render", "1").accepted()));
     assert!(!passed(&world.deduct("render", "1").accepted()));
-    // Another limit is news again.
+    // Another limit is reported again.
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     let mut other = (*state.plan).clone();
     other.features.get_mut("render").unwrap().limit = soft(11);
@@ -279,6 +279,6 @@ fn a_soft_limit_is_reported_once_for_its_amount_and_again_in_the_next_period() {
     assert!(passed(&world.deduct("render", "1").accepted()));
     assert!(!passed(&world.deduct("render", "1").accepted()));
     world.at("2026-02-28T00:00:00Z");
-    assert!(!passed(&world.deduct("render", "11").accepted()), "counted anew");
+    assert!(!passed(&world.deduct("render", "11").accepted()), "counted from zero");
     assert!(passed(&world.deduct("render", "1").accepted()));
 }

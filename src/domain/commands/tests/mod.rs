@@ -1,4 +1,4 @@
-//! Tables of what each command does, run through a batch and audited after every step.
+//! Table tests of every command. Each runs through a batch, and the state is audited after every step.
 
 mod credits;
 mod periods;

@@ -1,4 +1,4 @@
-//! Resets, rollover, and the boundary that a late command passes by itself.
+//! Resets, rollover, and boundaries that a late command passes.
 
 use crate::domain::commands::{AdvancePeriod, Command, ResetMonthlyCredits};
 use crate::domain::credits::Credits;
@@ -11,7 +11,7 @@ fn reset(period: Option<&str>) -> Command {
 }
 
 #[test]
-fn a_reset_expires_the_rest_rolls_over_to_the_cap_and_grants_anew() {
+fn a_reset_rolls_over_up_to_the_cap_expires_the_rest_and_grants_the_allowance() {
     let mut world = World::on(pro());
     world.deduct("render", "700").accepted();
     world.purchase("50", "pay-1").accepted();
@@ -28,7 +28,7 @@ fn a_reset_expires_the_rest_rolls_over_to_the_cap_and_grants_anew() {
 }
 
 #[test]
-fn what_was_rolled_over_once_ends_with_the_next_period() {
+fn rolled_over_credits_end_with_the_next_period() {
     let mut world = World::on(pro());
     world.at("2026-02-28T00:00:00Z").run(reset(None)).accepted();
     assert_eq!(world.balance(), "1200");
@@ -54,7 +54,7 @@ fn missed_periods_are_caught_up_in_order() {
 }
 
 #[test]
-fn a_reset_before_its_time_or_of_another_period_is_refused() {
+fn an_early_reset_or_one_of_another_period_is_refused() {
     let mut world = World::on(pro());
     assert_eq!(world.at("2026-02-27T23:59:59.999999Z").run(reset(None)).code(), "reset-not-due");
     assert_eq!(world.at("2026-02-28T00:00:00Z").run(reset(Some("2026-03-31T00:00:00Z"))).code(), "period-mismatch");
@@ -63,7 +63,7 @@ fn a_reset_before_its_time_or_of_another_period_is_refused() {
 }
 
 #[test]
-fn a_command_that_meets_an_ended_period_passes_the_boundary_first() {
+fn a_command_after_the_period_end_passes_the_boundary_first() {
     let mut world = World::on(pro());
     world.deduct("render", "1000").accepted();
     let ran = world.at("2026-02-28T00:00:00Z").deduct("render", "1000").accepted();
@@ -74,7 +74,7 @@ fn a_command_that_meets_an_ended_period_passes_the_boundary_first() {
 }
 
 #[test]
-fn advancing_twice_begins_a_period_once() {
+fn advancing_twice_starts_a_period_once() {
     let mut world = World::on(pro());
     world.at("2026-02-28T00:00:00Z");
     let first = world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
@@ -83,7 +83,7 @@ fn advancing_twice_begins_a_period_once() {
 }
 
 #[test]
-fn a_long_absence_is_caught_up_in_bounded_commands() {
+fn many_missed_periods_are_processed_by_bounded_commands() {
     let mut world = World::on(pro());
     world.at("2036-01-31T00:00:00Z");
     let mut commands = 0;
@@ -96,7 +96,7 @@ fn a_long_absence_is_caught_up_in_bounded_commands() {
 }
 
 #[test]
-fn a_boundary_is_passed_even_where_the_balance_has_no_room_for_the_allowance() {
+fn a_boundary_is_passed_even_if_the_allowance_exceeds_the_largest_balance() {
     let mut world = World::on(pro());
     world.deduct("render", "500").accepted();
     world.purchase("999999999500", "pay-1").accepted();

@@ -1,4 +1,4 @@
-//! Changes of plan, cancellation and its withdrawal.
+//! Changes of plan, cancellations and their withdrawal.
 
 use crate::domain::commands::{
     AdvancePeriod, Command, ProcessSubscriptionChange, ProvisionWorkspace, ResumeSubscription,
@@ -46,7 +46,7 @@ fn each_credit_policy_gives_its_share_of_a_higher_allowance() {
 }
 
 #[test]
-fn a_lower_allowance_takes_only_what_is_unspent_and_tells_what_it_could_not() {
+fn a_lower_allowance_removes_unspent_credits_and_reports_the_rest() {
     let mut world = World::on(scale());
     world.add_plan(pro());
     world.purchase("500", "pay-1").accepted();
@@ -58,7 +58,7 @@ fn a_lower_allowance_takes_only_what_is_unspent_and_tells_what_it_could_not() {
 }
 
 #[test]
-fn a_change_tells_before_and_after_of_every_feature_that_changed() {
+fn a_change_reports_before_and_after_of_every_changed_feature() {
     let mut world = world();
     let ran = world.change("scale", Immediate, CreditPolicy::None).accepted();
     let features = ran.data(SubscriptionChanged)["features"].clone();
@@ -81,7 +81,7 @@ fn a_change_at_the_periods_end_waits_and_then_grants_the_new_allowance() {
 }
 
 #[test]
-fn plans_of_another_period_length_want_a_restart_or_the_periods_end() {
+fn a_plan_of_another_period_length_needs_a_restart_or_the_periods_end() {
     let mut world = world();
     let yearly = PlanVersion { plan_code: PlanCode::new("yearly").unwrap(), period_months: 12, ..pro() };
     world.add_plan(yearly);
@@ -146,7 +146,7 @@ fn bought_credits_follow_the_plan_when_the_subscription_ends() {
 }
 
 #[test]
-fn an_ended_subscription_begins_anew_with_frozen_credits_thawed() {
+fn a_reactivated_subscription_can_spend_its_frozen_credits() {
     let mut world = World::on(PlanVersion { purchased_on_cancel: PurchasedOnCancel::Freeze, ..pro() });
     world.purchase("500", "pay-1").accepted();
     world.cancel(Immediate).accepted();
@@ -159,7 +159,7 @@ fn an_ended_subscription_begins_anew_with_frozen_credits_thawed() {
 }
 
 #[test]
-fn an_ended_subscription_begins_anew_in_the_same_way_whatever_the_policy() {
+fn reactivation_does_not_depend_on_the_credit_policy() {
     for policy in [CreditPolicy::None, CreditPolicy::Full, CreditPolicy::Prorate, CreditPolicy::Restart] {
         let mut world = world();
         world.add_plan(PlanVersion { plan_code: PlanCode::new("yearly").unwrap(), period_months: 12, ..pro() });
@@ -171,19 +171,19 @@ fn an_ended_subscription_begins_anew_in_the_same_way_whatever_the_policy() {
 }
 
 #[test]
-fn what_a_workspace_agreed_on_for_itself_survives_a_change_of_plan() {
-    use crate::domain::workspace::OwnTerms;
+fn overrides_survive_a_change_of_plan() {
+    use crate::domain::workspace::OverrideTerms;
     let mut world = world();
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     let render_code = FeatureCode::new("render").unwrap();
-    let own = OwnTerms { unit_price: Some(Credits::whole(9)), ..OwnTerms::default() };
+    let own = OverrideTerms { unit_price: Some(Credits::whole(9)), ..OverrideTerms::default() };
     state.feature_overrides.insert(render_code.clone(), own);
     world.change("scale", Immediate, CreditPolicy::None).accepted();
     assert_eq!(world.state().feature_terms(&render_code).unwrap().unit_price, Some(Credits::whole(9)));
 }
 
 #[test]
-fn a_scheduled_cancellation_outlives_an_immediate_change_and_a_scheduled_change_does_not() {
+fn an_immediate_change_replaces_a_scheduled_change_but_not_a_cancellation() {
     let mut world = world();
     world.cancel(PeriodEnd).accepted();
     let kept = world.change("scale", Immediate, CreditPolicy::None).accepted();
@@ -196,7 +196,7 @@ fn a_scheduled_cancellation_outlives_an_immediate_change_and_a_scheduled_change_
 }
 
 #[test]
-fn a_lower_plan_warns_when_it_takes_the_credits_below_a_threshold() {
+fn a_lower_plan_warns_if_it_removes_credits_below_a_threshold() {
     use crate::domain::event::EventType::LowCreditWarning;
     let mut world = world();
     world.add_plan(PlanVersion { plan_code: PlanCode::new("tiny").unwrap(), allowance: Credits::whole(10), ..pro() });
@@ -205,7 +205,7 @@ fn a_lower_plan_warns_when_it_takes_the_credits_below_a_threshold() {
 }
 
 #[test]
-fn a_plan_that_is_not_offered_any_more_is_kept_by_those_who_have_it_and_refused_to_others() {
+fn a_plan_that_is_no_longer_offered_is_kept_by_its_workspaces_and_refused_to_others() {
     let mut world = world();
     for plan in world.snapshot.plans.values_mut() {
         plan.is_offered = false;
@@ -228,7 +228,7 @@ fn a_plan_that_is_not_offered_any_more_is_kept_by_those_who_have_it_and_refused_
 }
 
 #[test]
-fn a_change_of_plan_tells_the_terms_of_every_feature_that_became_others() {
+fn a_change_of_plan_reports_every_feature_whose_terms_changed() {
     let mut world = world();
     world.deduct("upscale", "3").accepted();
     let ran = world.change("scale", Immediate, CreditPolicy::None).accepted();
@@ -236,7 +236,7 @@ fn a_change_of_plan_tells_the_terms_of_every_feature_that_became_others() {
     let codes: Vec<_> = changes.as_array().unwrap().iter().map(|change| change["feature_code"].as_str()).collect();
     assert!(codes.contains(&Some("upscale")), "{codes:?}");
     assert_eq!(changes[0]["after"]["enabled"], false);
-    // What was used of it stays counted.
-    assert_eq!(world.state().used_of(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
+    // Its usage is still counted.
+    assert_eq!(world.state().feature_usage(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
     assert!(world.state().feature_codes().contains(&FeatureCode::new("upscale").unwrap()));
 }
