@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::Criterion;
 use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
-use visionscope_billing::http::auth::{AuthConfig, Checked, MintRequest, Scope, Tenancy, Verifier, mint};
+use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, TokenCheck, Verifier, mint};
 use visionscope_billing::http::body;
 use visionscope_billing::http::routes::credits::DeductCreditsRequest;
 
@@ -39,12 +39,12 @@ pub fn token(c: &mut Criterion) {
     c.bench_function("request/token_verified", |b| {
         b.iter_batched(
             verifier,
-            |verifier| assert!(matches!(verifier.check(black_box(&token)), Checked::Good(_))),
+            |verifier| assert!(matches!(verifier.check(black_box(&token)), TokenCheck::Valid(_))),
             criterion::BatchSize::SmallInput,
         );
     });
     let verifier = verifier();
     c.bench_function("request/token_remembered", |b| {
-        b.iter(|| assert!(matches!(verifier.check(black_box(&token)), Checked::Good(_))));
+        b.iter(|| assert!(matches!(verifier.check(black_box(&token)), TokenCheck::Valid(_))));
     });
 }

@@ -1,9 +1,8 @@
-//! Authentication: who sends a request, and what their token lets them do.
+//! Authentication: who sends a request, and what their token allows.
 //!
-//! A token is a JWT. Its key is looked up by `kid` in a map; the algorithm is the key's, never the
-//! header's choice, and urls or keys inside a header are ignored. `exp`, `iss`, `aud` and `sub` are
-//! required, `nbf` counts where present. A token that was verified is remembered by its SHA-256 for
-//! a short while, because every request carries the same one.
+//! A token is a JWT. Its key is looked up by `kid`. The key determines the algorithm, never the header; URLs and keys
+//! in the header are ignored. `exp`, `iss`, `aud` and `sub` are required, and `nbf` is checked if present. Verified
+//! tokens are cached for a short time by their SHA-256, because a client sends the same token with every request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,41 +23,40 @@ mod claims;
 pub mod jwks;
 pub mod keys;
 
-/// How far the issuer's clock may be from this server's.
+/// Allowed difference between the clocks of the issuer and of this server.
 const LEEWAY_S: i64 = 5;
-/// How long a verified token is believed without verifying it again: a key that is withdrawn stops
-/// to work within this time.
+/// How long a verified token is cached. After a key is withdrawn, its tokens work for at most this time.
 const CACHE_TTL_S: i64 = 60;
-/// The cache is cut into shards so that workers rarely wait for each other.
+/// The cache has shards, so that worker threads rarely wait for each other.
 const CACHE_SHARDS: usize = 16;
-/// Tokens per shard; beyond that expired ones go first, then the whole shard.
+/// Maximum number of tokens per shard. A full shard evicts its expired tokens, and all of them if none has expired.
 const CACHE_SHARD_SIZE: usize = 512;
-/// A longer token is refused unread: real ones have less than 2 KiB.
+/// A longer token is refused without parsing. Real ones have less than 2 KiB.
 const MAX_TOKEN_LEN: usize = 8 * 1024;
-/// The most characters of a `sub`: it is stored with every command.
+/// Maximum length of `sub`, which is stored with every command.
 const MAX_SUBJECT_LEN: usize = 255;
 
-/// Who may send requests.
+/// Whose tokens are accepted.
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
-    /// What `iss` must be.
+    /// The required `iss`.
     pub issuer: String,
-    /// What `aud` must be or contain.
+    /// `aud` must be or contain this.
     pub audience: String,
     pub keys: Vec<KeyConfig>,
     pub jwks: Option<JwksConfig>,
 }
 
-/// Why the configuration of keys cannot be used.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthConfigError {
     #[error("keys[{index}] ({kid}): {source}")]
     Key { index: usize, kid: String, source: KeyError },
-    #[error("keys: the kid {0} occurs twice")]
+    #[error("keys: the kid {0} occurs more than once")]
     DuplicateKid(String),
     #[error("issuer and audience must not be empty")]
     EmptyName,
-    #[error("there is neither a key nor a jwks url")]
+    #[error("neither keys nor a jwks url are configured")]
     NoKeys,
     #[error("jwks: {0}")]
     Jwks(String),
@@ -66,7 +64,7 @@ pub enum AuthConfigError {
 
 macro_rules! scopes {
     ($($(#[$doc:meta])* $name:ident $word:literal),+ $(,)?) => {
-        /// What a token may be allowed to do.
+        /// A permission of a token.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Scope { $($(#[$doc])* $name),+ }
 
@@ -103,7 +101,7 @@ scopes! {
     CreditsWrite "credits:write",
     /// Book purchases.
     CreditsPurchase "credits:purchase",
-    /// Begin a billing period that is due.
+    /// Start a billing period that is due.
     CreditsReset "credits:reset",
     /// Read balances, grants and the ledger.
     CreditsRead "credits:read",
@@ -119,32 +117,32 @@ scopes! {
     WorkspacesRead "workspaces:read",
 }
 
-/// Which workspaces a token is for.
+/// The workspaces that a token gives access to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tenancy {
     One(WorkspaceId),
     All,
 }
 
-/// The bearer of a verified token.
+/// The caller, from a verified token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
-    /// The token's `sub`: the actor of its commands.
+    /// The `sub` of the token: the actor of its commands.
     pub subject: String,
     pub tenancy: Tenancy,
     scopes: u32,
-    /// When the token ends, in seconds since 1970, without leeway.
+    /// `exp` of the token, in seconds since 1970.
     expires_at_s: i64,
 }
 
 impl Principal {
     #[must_use]
-    pub const fn has(&self, scope: Scope) -> bool {
+    pub const fn has_scope(&self, scope: Scope) -> bool {
         self.scopes & scope.bit() != 0
     }
 
     #[must_use]
-    pub fn may_see(&self, workspace_id: WorkspaceId) -> bool {
+    pub fn may_access(&self, workspace_id: WorkspaceId) -> bool {
         match self.tenancy {
             Tenancy::One(own) => own == workspace_id,
             Tenancy::All => true,
@@ -159,20 +157,20 @@ pub struct Verifier {
     keys: HashMap<String, Key>,
     jwks: Option<Arc<Jwks>>,
     clock: Arc<dyn Clock>,
-    cache: Vec<Mutex<HashMap<[u8; 32], Cached>>>,
+    cache: Vec<Mutex<HashMap<[u8; 32], CachedPrincipal>>>,
 }
 
-struct Cached {
+struct CachedPrincipal {
     principal: Arc<Principal>,
-    until_s: i64,
+    cached_until_s: i64,
 }
 
-/// What came of looking at a token without waiting for anything.
-pub enum Checked {
-    Good(Arc<Principal>),
-    Bad(TokenError),
-    /// Its key is not known yet: the published key set must be asked.
-    AskKeySet,
+/// The result of checking a token without I/O.
+pub enum TokenCheck {
+    Valid(Arc<Principal>),
+    Invalid(TokenError),
+    /// The key is unknown: the published key set must be fetched.
+    UnknownKey,
 }
 
 impl Verifier {
@@ -199,56 +197,56 @@ impl Verifier {
         Ok(Self { issuer: config.issuer.clone(), audience: config.audience.clone(), keys, jwks, clock, cache })
     }
 
-    /// The published key set, whose [`Jwks::run`] the composition root must keep running.
+    /// The published key set. The caller must run [`Jwks::run`].
     #[must_use]
     pub fn jwks(&self) -> Option<&Arc<Jwks>> {
         self.jwks.as_ref()
     }
 
-    /// Verifies a token with what is known now.
+    /// Verifies a token with the keys that are known now.
     #[must_use]
-    pub fn check(&self, token: &str) -> Checked {
+    pub fn check(&self, token: &str) -> TokenCheck {
         if token.len() > MAX_TOKEN_LEN {
-            return Checked::Bad(TokenError::Malformed);
+            return TokenCheck::Invalid(TokenError::Malformed);
         }
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let now_s = self.now_s();
         if let Some(principal) = self.cached(&digest, now_s) {
-            return Checked::Good(principal);
+            return TokenCheck::Valid(principal);
         }
         let kid = match jsonwebtoken::decode_header(token) {
-            // Whoever signed it demands that extensions be understood, and none is (RFC 7515, 4.1.11).
-            Ok(header) if header.crit.is_some() => return Checked::Bad(TokenError::Malformed),
+            // `crit` names extensions that the verifier must support, and this one supports none (RFC 7515, 4.1.11).
+            Ok(header) if header.crit.is_some() => return TokenCheck::Invalid(TokenError::Malformed),
             Ok(header) => header.kid,
-            Err(_) => return Checked::Bad(TokenError::Malformed),
+            Err(_) => return TokenCheck::Invalid(TokenError::Malformed),
         };
         let verified = match self.static_key(kid.as_deref()) {
             Some(key) => self.verify(key, token, now_s),
             None => match (&self.jwks, kid.as_deref()) {
-                (Some(jwks), Some(kid)) => match jwks.known(kid) {
+                (Some(jwks), Some(kid)) => match jwks.key(kid) {
                     Some(key) => self.verify(&key, token, now_s),
-                    None => return Checked::AskKeySet,
+                    None => return TokenCheck::UnknownKey,
                 },
                 _ => Err(TokenError::UnknownKey),
             },
         };
         match verified {
-            Ok(principal) => Checked::Good(self.remember(digest, principal, now_s)),
-            Err(error) => Checked::Bad(error),
+            Ok(principal) => TokenCheck::Valid(self.insert_cached(digest, principal, now_s)),
+            Err(error) => TokenCheck::Invalid(error),
         }
     }
 
-    /// Verifies a token; its key may have to be fetched first.
-    pub async fn verify_fetching(&self, token: &str) -> Result<Arc<Principal>, TokenError> {
+    /// Fetches the published keys if the token needs an unknown one, then verifies it.
+    pub async fn fetch_key_and_check(&self, token: &str) -> Result<Arc<Principal>, TokenError> {
         if let (Some(jwks), Ok(header)) = (&self.jwks, jsonwebtoken::decode_header(token))
             && let Some(kid) = header.kid
         {
-            jwks.fetch_for(&kid).await;
+            jwks.fetch_unless_known(&kid).await;
         }
         match self.check(token) {
-            Checked::Good(principal) => Ok(principal),
-            Checked::Bad(error) => Err(error),
-            Checked::AskKeySet => Err(TokenError::UnknownKey),
+            TokenCheck::Valid(principal) => Ok(principal),
+            TokenCheck::Invalid(error) => Err(error),
+            TokenCheck::UnknownKey => Err(TokenError::UnknownKey),
         }
     }
 
@@ -256,7 +254,7 @@ impl Verifier {
         self.clock.now().micros().div_euclid(1_000_000)
     }
 
-    /// A token without `kid` is only clear when there is exactly one key.
+    /// A token without `kid` is accepted only if there is exactly one key.
     fn static_key(&self, kid: Option<&str>) -> Option<&Key> {
         match kid {
             Some(kid) => self.keys.get(kid),
@@ -267,12 +265,12 @@ impl Verifier {
 
     fn verify(&self, key: &Key, token: &str, now_s: i64) -> Result<Principal, TokenError> {
         let claims = key.verify(token)?;
-        let addressed = match &claims.aud {
+        let is_audience_ours = match &claims.aud {
             Audience::One(name) => *name == self.audience,
             Audience::Several(names) => names.contains(&self.audience),
         };
-        if claims.iss != self.issuer || !addressed {
-            return Err(TokenError::Addressee);
+        if claims.iss != self.issuer || !is_audience_ours {
+            return Err(TokenError::IssuerOrAudience);
         }
         let expired = claims.exp.saturating_add(LEEWAY_S) <= now_s;
         let premature = claims.nbf.is_some_and(|nbf| nbf.saturating_sub(LEEWAY_S) > now_s);
@@ -292,32 +290,32 @@ impl Verifier {
         Ok(Principal { subject: claims.sub, tenancy, scopes, expires_at_s: claims.exp })
     }
 
-    fn shard(&self, digest: &[u8; 32]) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Cached>> {
+    fn shard(&self, digest: &[u8; 32]) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], CachedPrincipal>> {
         let index = usize::from(digest[0]) % self.cache.len();
         self.cache[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cached(&self, digest: &[u8; 32], now_s: i64) -> Option<Arc<Principal>> {
         let shard = self.shard(digest);
-        shard.get(digest).filter(|cached| now_s < cached.until_s).map(|cached| Arc::clone(&cached.principal))
+        shard.get(digest).filter(|cached| now_s < cached.cached_until_s).map(|cached| Arc::clone(&cached.principal))
     }
 
-    fn remember(&self, digest: [u8; 32], principal: Principal, now_s: i64) -> Arc<Principal> {
-        let until_s = principal.expires_at_s.saturating_add(LEEWAY_S).min(now_s + CACHE_TTL_S);
+    fn insert_cached(&self, digest: [u8; 32], principal: Principal, now_s: i64) -> Arc<Principal> {
+        let cached_until_s = principal.expires_at_s.saturating_add(LEEWAY_S).min(now_s + CACHE_TTL_S);
         let principal = Arc::new(principal);
         let mut shard = self.shard(&digest);
         if shard.len() >= CACHE_SHARD_SIZE {
-            shard.retain(|_, cached| now_s < cached.until_s);
+            shard.retain(|_, cached| now_s < cached.cached_until_s);
             if shard.len() >= CACHE_SHARD_SIZE {
                 shard.clear();
             }
         }
-        shard.insert(digest, Cached { principal: Arc::clone(&principal), until_s });
+        shard.insert(digest, CachedPrincipal { principal: Arc::clone(&principal), cached_until_s });
         principal
     }
 }
 
-/// What a development token says.
+/// The contents of a development token.
 #[derive(Clone, Debug)]
 pub struct MintRequest<'a> {
     pub issuer: &'a str,
@@ -329,8 +327,8 @@ pub struct MintRequest<'a> {
     pub valid_for_s: i64,
 }
 
-/// Signs a token with a shared secret (HS256): for development and tests. Production tokens come
-/// from an identity provider.
+/// Signs a token with a shared secret (HS256), for development and tests. Production tokens come from an identity
+/// provider.
 pub fn mint(key: &KeyConfig, request: &MintRequest<'_>) -> Result<String, KeyError> {
     let issued_at_s = request.issued_at.micros().div_euclid(1_000_000);
     let workspace_id = match request.tenancy {

@@ -1,10 +1,10 @@
-//! Reading a body: bounded in size, time and depth, and either a JSON object of known fields or a
-//! problem that names what is wrong with it.
+//! Reads a request body with bounds on size, time and depth. The result is a JSON object of known fields, or a
+//! problem that names the error.
 //!
-//! A body is walked twice. The first walk needs no types: it refuses what is not well-formed JSON,
-//! is nested too deep or names a key twice, and writes the canonical form (no white space, keys
-//! sorted, texts escaped in one way) into a SHA-256. Everything that the second walk, serde into
-//! the wire type, can still find is a matter of a field, and is answered 422 with its pointer.
+//! A body is parsed twice. The first pass needs no types. It refuses malformed JSON, nesting that is too deep and
+//! duplicate keys, and it hashes the canonical form with SHA-256: no white space, sorted keys, strings escaped in one
+//! way. The second pass deserializes into the wire type. An error in it concerns one field, and is answered with 422
+//! and the JSON pointer of that field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,12 +21,12 @@ use super::problem::{Code, Problem};
 use super::state::AppState;
 use crate::domain::text::FieldCode;
 
-/// The largest body. The largest useful one, a workspace with 200 feature agreements, has 30 KiB.
+/// The largest body. The largest useful one, a workspace with 200 feature overrides, has 30 KiB.
 pub const MAX_BODY_LEN: usize = 64 * 1024;
-/// How deep arrays and objects may be nested; the deepest wire type has three levels.
+/// The maximum nesting of arrays and objects. The deepest wire type has three levels.
 pub const MAX_DEPTH: usize = 16;
 
-/// A body that was read into its type.
+/// A parsed body.
 #[derive(Debug)]
 pub struct Body<T> {
     pub value: T,
@@ -34,26 +34,26 @@ pub struct Body<T> {
     pub fingerprint: [u8; 32],
 }
 
-/// Reads the body of a request that must be a JSON object. Where it may be empty, none (with or without
-/// a media type) stands for `{}`.
+/// Reads the body, which must be a JSON object. If `may_be_empty`, an empty body means `{}`, with or without a
+/// content type.
 pub async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     payload: &mut web::Payload,
     command_name: &str,
     may_be_empty: bool,
 ) -> Result<Body<T>, Problem> {
-    let is_untyped = may_be_empty && !request.headers().contains_key(CONTENT_TYPE);
-    if !is_untyped {
+    let has_no_content_type = may_be_empty && !request.headers().contains_key(CONTENT_TYPE);
+    if !has_no_content_type {
         check_headers(request)?;
     }
-    // actix itself has no deadline for a body.
+    // actix has no timeout for a body.
     let bytes = tokio::time::timeout(AppState::of(request).body_timeout, collect(payload))
         .await
         .map_err(|_| Problem::plain(Code::RequestTimeout))??;
     if may_be_empty && bytes.is_empty() {
         return parse(b"{}", command_name);
     }
-    if is_untyped {
+    if has_no_content_type {
         check_headers(request)?;
     }
     parse(&bytes, command_name)
@@ -76,7 +76,7 @@ fn check_headers(request: &HttpRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-/// `application/json`, with no parameter but a charset of UTF-8.
+/// Whether it is `application/json` without parameters, except for a charset of UTF-8.
 fn is_json(content_type: &str) -> bool {
     let mut parts = content_type.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
@@ -92,11 +92,11 @@ async fn collect(payload: &mut web::Payload) -> Result<web::Bytes, Problem> {
     let mut first = web::Bytes::new();
     let mut all: Vec<u8> = Vec::new();
     while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Problem::new(Code::MalformedRequest, "the body was cut off"))?;
+        let chunk = chunk.map_err(|_| Problem::new(Code::MalformedRequest, "the body is incomplete"))?;
         if first.len() + all.len() + chunk.len() > MAX_BODY_LEN {
             return Err(Problem::plain(Code::BodyTooLarge));
         }
-        // Nearly every body comes in one piece, which is not copied.
+        // Nearly every body arrives in one chunk, which is not copied.
         if first.is_empty() && all.is_empty() {
             first = chunk;
         } else {
@@ -124,26 +124,26 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], command_name: &str) -> Result<Bo
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let message = error.inner().to_string();
-        let refused = Refused::of(&message);
-        Problem::field(refused.code, pointer(error.path(), refused.field), refused.detail)
+        let field_error = SerdeFieldError::parse(&message);
+        Problem::field(field_error.code, pointer(error.path(), field_error.field), field_error.detail)
     })?;
     Ok(Body { value, fingerprint: hash.finalize().into() })
 }
 
-/// Writes the canonical form of a value that is already known to be JSON.
+/// Writes the canonical form of a value that is known to be JSON.
 fn canonicalize(raw: &str, depth: usize, out: &mut Vec<u8>) -> Result<(), String> {
     let first = raw.as_bytes().first().copied().unwrap_or_default();
     if matches!(first, b'{' | b'[') && depth == 0 {
         return Err(format!("arrays and objects are nested deeper than {MAX_DEPTH}"));
     }
-    // A position here would be one within the part, and not within the body.
+    // The position would be relative to this value and not to the body.
     let fail = |error: serde_json::Error| bounded(without_position(&error.to_string()));
     match first {
         b'{' => {
             let Pairs(mut pairs) = serde_json::from_str(raw).map_err(fail)?;
             pairs.sort_by(|one, other| one.0.cmp(&other.0));
-            if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-                return Err(bounded(&format!("the key {:?} occurs twice", twice[0].0)));
+            if let Some(duplicate) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                return Err(bounded(&format!("the key {:?} occurs twice", duplicate[0].0)));
             }
             out.push(b'{');
             for (index, (key, value)) in pairs.iter().enumerate() {
@@ -180,11 +180,11 @@ fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
     serde_json::to_writer(out, text)
 }
 
-/// A text, borrowed where it has no escapes.
+/// A string, borrowed if it has no escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The members of an object, in the order in which they came.
+/// The members of an object, in the order of the body.
 struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
@@ -209,19 +209,19 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
     }
 }
 
-/// What serde said about a field, in our words. Its errors carry text only: a domain type's own is
-/// `code: detail`, the others are serde's.
+/// A field error, parsed from the message of a serde error. Serde errors carry text only: those of domain types are
+/// `code: detail`, the others have serde's own wording.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refused<'a> {
+pub struct SerdeFieldError<'a> {
     pub code: Code,
     pub detail: String,
-    /// The field that is unknown or missing, below the path of the error.
+    /// The missing or duplicate field, which the path of the error does not include.
     pub field: Option<&'a str>,
 }
 
-impl<'a> Refused<'a> {
+impl<'a> SerdeFieldError<'a> {
     #[must_use]
-    pub fn of(message: &'a str) -> Self {
+    pub fn parse(message: &'a str) -> Self {
         let message = without_position(message);
         for code in FieldCode::ALL {
             if let Some(detail) = message.strip_prefix(code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
@@ -229,9 +229,9 @@ impl<'a> Refused<'a> {
             }
         }
         let invalid = |detail: &str, field| Self { code: Code::InvalidField, detail: detail.to_owned(), field };
-        // An unknown field's name is the caller's text: it is taken from the path and not from here.
+        // The name of an unknown field comes from the request, so it is taken from the path and not from this message.
         if message.starts_with("unknown field `") {
-            return Self { code: Code::UnknownField, detail: "there is no such field".to_owned(), field: None };
+            return Self { code: Code::UnknownField, detail: "this field does not exist".to_owned(), field: None };
         }
         if let Some(rest) = message.strip_prefix("missing field `") {
             return invalid("is required", Some(rest.trim_end_matches('`')));
@@ -239,16 +239,16 @@ impl<'a> Refused<'a> {
         if let Some(rest) = message.strip_prefix("duplicate field `") {
             return invalid("occurs twice", Some(rest.trim_end_matches('`')));
         }
-        // What was found may quote the caller; what was expected is ours, and comes last.
+        // The first part of the message may quote the request. The expected type comes last and does not.
         match message.rsplit_once(", expected ") {
-            Some((_, expected)) => invalid(&format!("must be {}", json_words(expected)), None),
+            Some((_, expected)) => invalid(&format!("must be {}", json_type_name(expected)), None),
             None => invalid("has the wrong type or form", None),
         }
     }
 }
 
-/// What serde expected, in the words of JSON.
-fn json_words(expected: &str) -> &str {
+/// Translates serde's name of the expected type into JSON terms.
+fn json_type_name(expected: &str) -> &str {
     match expected {
         "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
         "a map" => "an object",
@@ -265,7 +265,7 @@ fn without_position(message: &str) -> &str {
     message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }
 
-/// The name of the innermost member on the way to where serde stopped.
+/// The innermost key of the path at which serde failed.
 #[must_use]
 pub fn last_key(path: &serde_path_to_error::Path) -> Option<&str> {
     let mut keys = path.iter().filter_map(|segment| match segment {
@@ -275,7 +275,7 @@ pub fn last_key(path: &serde_path_to_error::Path) -> Option<&str> {
     keys.next_back()
 }
 
-/// A JSON pointer (RFC 6901) to where serde stopped.
+/// The JSON pointer (RFC 6901) to the value at which serde failed.
 fn pointer(path: &serde_path_to_error::Path, field: Option<&str>) -> String {
     use serde_path_to_error::Segment;
     let mut out = String::new();
@@ -300,12 +300,12 @@ fn pointer(path: &serde_path_to_error::Path, field: Option<&str>) -> String {
     out
 }
 
-/// Parser messages can quote what was sent; this keeps them short.
+/// Shortens a parser message, which may quote the request.
 fn bounded(message: &str) -> String {
     message.chars().take(200).collect()
 }
 
-/// For fields of wire types: what a domain type refuses, as serde must be told.
+/// Converts the error of a domain type into a serde error, for fields of wire types.
 pub fn refuse<E: de::Error>(error: impl fmt::Display) -> E {
     E::custom(error)
 }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_well_formed_json_is_malformed() {
+    fn malformed_json_is_refused() {
         let deep = format!(r#"{{"feature_code":{}1{}}}"#, "[".repeat(16), "]".repeat(16));
         let very_deep = format!(r#"{{"feature_code":{}"#, "[".repeat(60_000));
         let cases = [
@@ -361,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_levels_are_not_too_deep() {
+    fn sixteen_levels_of_nesting_are_allowed() {
         let body = format!(r#"{{"feature_code":{}1{}}}"#, "[".repeat(15), "]".repeat(15));
         assert_eq!(problem(&body).0, Code::InvalidField);
     }
 
     #[test]
-    fn what_is_not_an_object_is_told_so() {
+    fn a_body_that_is_not_an_object_is_refused() {
         for body in ["[]", "1", "\"a\"", "null", "true", " [1] "] {
             let (code, json) = problem(body);
             assert_eq!(code, Code::ObjectRequired, "{body}");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_field_is_named_by_a_json_pointer() {
+    fn an_invalid_field_is_named_by_a_json_pointer() {
         let cases = [
             (r#"{"feature_code":1}"#, Code::InvalidField, "/feature_code"),
             (r#"{"feature_code":"A"}"#, Code::InvalidText, "/feature_code"),
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_told_in_the_words_of_json() {
+    fn a_wrong_type_is_described_in_json_terms() {
         let cases = [
             (r#"{"feature_code":{}}"#, "must be a string"),
             (r#"{"feature_code":"a","metadata":[]}"#, "must be an object"),
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_depends_on_the_meaning_and_the_command_only() {
+    fn the_fingerprint_depends_only_on_the_canonical_body_and_the_command() {
         let of = |body: &str, name: &str| parse::<Sample>(body.as_bytes(), name).unwrap().fingerprint;
         let one = of(r#"{"feature_code":"a","credits":"1"}"#, "X");
         assert_eq!(one, of(" { \"credits\" : \"\\u0031\",\n\"feature_code\":\"a\" } ", "X"));
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_json_media_types_are_taken() {
+    fn only_plain_json_media_types_are_accepted() {
         for good in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\""] {
             assert!(is_json(good), "{good}");
         }

@@ -1,13 +1,12 @@
-//! A connection with a deadline of its own.
+//! A connection with a deadline.
 //!
-//! actix bounds the head of a connection's first request and the wait between two requests. Nothing
-//! bounds the head of a second request: its clock for an idle connection stops at the first byte. So
-//! a peer could send one byte and stay for ever. [`Bounded`] closes that: what has been sent must be
-//! answered within the time that the longest request may take, and a connection on which nothing is
-//! written for that time beyond the keep-alive ends, whatever comes in. This bounds a peer that does
-//! not read its answer, too.
+//! actix limits the time for the head of the first request and for an idle connection. It does not limit the head
+//! of a second request: the idle timeout stops at its first byte, so a peer could send one byte and keep the
+//! connection open for ever. [`DeadlineStream`] prevents that. A request must be answered within the time that the
+//! longest request may take. A connection without any write for that time plus the keep-alive is closed, whatever
+//! the peer sends. This also applies to a peer that does not read its answer.
 //!
-//! There is no rule about HTTP here: only bytes that came in, bytes that went out, and the time.
+//! This module knows nothing of HTTP: it sees reads, writes and the time.
 
 use std::io;
 use std::pin::Pin;
@@ -18,92 +17,91 @@ use actix_web::rt::net::TcpStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// How long a connection may go without an answer.
+/// How long a connection may be open without a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct ConnectionTimeouts {
     /// From the first byte of a request to the first byte of its answer.
     pub exchange: Duration,
     /// From one answer to the first byte of the next request.
     pub idle: Duration,
 }
 
-/// A stream whose reads and writes fail once its peer has used up the patience.
-pub struct Bounded {
+/// A stream whose reads and writes fail after its deadline.
+pub struct DeadlineStream {
     stream: TcpStream,
-    patience: Patience,
+    timeouts: ConnectionTimeouts,
     deadline: Instant,
-    /// Whether something came in since something was written.
+    /// Whether there was a read since the last write.
     is_answer_due: bool,
-    /// Never later than the deadline; moved only when it fires, which keeps it off the path of a
-    /// request. A deadline that is set later is at least `exchange` ahead, so looking every
-    /// `exchange` is often enough.
-    alarm: Pin<Box<Sleep>>,
+    /// Never later than the deadline. It is reset only when it fires, so that a request does not pay for it. Any new
+    /// deadline is at least `exchange` ahead, so firing every `exchange` is often enough.
+    timer: Pin<Box<Sleep>>,
 }
 
-impl Bounded {
+impl DeadlineStream {
     #[must_use]
-    pub fn new(stream: TcpStream, patience: Patience) -> Self {
-        let deadline = Instant::now() + patience.exchange;
-        Self { stream, patience, deadline, is_answer_due: false, alarm: Box::pin(sleep_until(deadline)) }
+    pub fn new(stream: TcpStream, timeouts: ConnectionTimeouts) -> Self {
+        let deadline = Instant::now() + timeouts.exchange;
+        Self { stream, timeouts, deadline, is_answer_due: false, timer: Box::pin(sleep_until(deadline)) }
     }
 
-    fn came_in(&mut self) {
+    fn record_read(&mut self) {
         if !self.is_answer_due {
             self.is_answer_due = true;
-            self.deadline = Instant::now() + self.patience.exchange;
+            self.deadline = Instant::now() + self.timeouts.exchange;
         }
     }
 
-    fn went_out(&mut self) {
+    fn record_write(&mut self) {
         self.is_answer_due = false;
-        self.deadline = Instant::now() + self.patience.idle + self.patience.exchange;
+        self.deadline = Instant::now() + self.timeouts.idle + self.timeouts.exchange;
     }
 
-    /// For a stream that has to wait: whether it still may, and a call when it no longer does.
-    fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        while self.alarm.as_mut().poll(cx).is_ready() {
+    /// Called when the stream is pending: fails after the deadline, and otherwise wakes the task at the deadline.
+    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if now >= self.deadline {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.alarm.as_mut().reset(self.deadline.min(now + self.patience.exchange));
+            self.timer.as_mut().reset(self.deadline.min(now + self.timeouts.exchange));
         }
         Poll::Pending
     }
 
-    fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn finish_write(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Ok(len)) => {
                 if len > 0 {
-                    self.went_out();
+                    self.record_write();
                 }
                 Poll::Ready(Ok(len))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => self.wait(cx),
+            Poll::Pending => self.poll_deadline(cx),
         }
     }
 }
 
-impl AsyncRead for Bounded {
+impl AsyncRead for DeadlineStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(read) => {
                 if buf.filled().len() > before {
-                    self.came_in();
+                    self.record_read();
                 }
                 Poll::Ready(read)
             }
-            Poll::Pending => self.wait(cx),
+            Poll::Pending => self.poll_deadline(cx),
         }
     }
 }
 
-impl AsyncWrite for Bounded {
+impl AsyncWrite for DeadlineStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(cx, written)
+        self.finish_write(cx, written)
     }
 
     fn poll_write_vectored(
@@ -112,7 +110,7 @@ impl AsyncWrite for Bounded {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(cx, written)
+        self.finish_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,11 +1,11 @@
-//! What decides commands, as the routes see it.
+//! The interface of the routes to the engine.
 
 use async_trait::async_trait;
 
 use crate::domain::commands::Envelope;
 use crate::engine::{Engine, EngineError, Reply};
 
-/// What decides commands: the engine, and in tests of this layer something smaller.
+/// Decides commands: the engine, or a fake in tests.
 #[async_trait]
 pub trait Decide: Send + Sync + 'static {
     async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError>;

@@ -1,7 +1,7 @@
-//! The page for reading and trying the API: Swagger UI, served from this binary.
+//! The documentation page: Swagger UI, served from this binary.
 //!
-//! It needs no network, and a strict Content-Security-Policy lets it load nothing from anywhere
-//! else. It holds no session: whoever tries a request pastes a bearer token.
+//! It loads nothing from other hosts, which a strict Content-Security-Policy enforces. It has no session: to try a
+//! request, a user pastes a bearer token.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use utoipa_swagger_ui::Config;
 
 use super::problem::{Code, Problem};
 
-/// The page's address.
+/// The path of the page.
 pub const ROOT: &str = "/docs";
-/// The page's files; the page itself has an empty name.
+/// The files of the page. The page itself has an empty name.
 pub const FILES: &str = "/docs/{file:.*}";
-/// The files that the page loads; nothing else of the bundle is served.
+/// The files that the page loads. No other file of the bundle is served.
 const SERVED: [&str; 8] = [
     "",
     "index.html",
@@ -26,13 +26,13 @@ const SERVED: [&str; 8] = [
     "swagger-initializer.js",
     "favicon-32x32.png",
 ];
-/// Scripts and styles only from here, requests only to here, no frames, no forms elsewhere. The
-/// bundle draws its icons from `data:` urls.
+/// Allows scripts, styles and requests of this origin only, and no frames or forms. The icons of the bundle are
+/// `data:` URLs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn configure(config: &mut web::ServiceConfig) {
-    // No badge of an outside validator, no field for other documents: only this server's.
+    // Without the badge of an external validator, and without the field for other documents.
     let ui = Config::from("/openapi.json").use_base_layout().validator_url("none").try_it_out_enabled(true);
     config
         .app_data(web::Data::from(Arc::new(ui)))

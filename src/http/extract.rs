@@ -1,8 +1,8 @@
-//! Extractors: who calls, for which workspace, with which parameters.
+//! Extractors for the caller, the workspace, the query parameters and the idempotency key.
 //!
-//! The guards of a request run in one order everywhere: token (401), scope (403), workspace (404,
-//! the same for a foreign and an unknown one), what the caller accepts (406), the workspace's rate
-//! (429). Only then are parameters and bodies read.
+//! Every request is checked in the same order: token (401), scope (403), workspace (404, with the same answer
+//! for an unknown workspace and for another tenant's), `Accept` (406), request rate (429). Parameters and bodies
+//! are read only after these checks.
 
 use std::future::{Ready, ready};
 use std::marker::PhantomData;
@@ -15,23 +15,23 @@ use futures::FutureExt as _;
 use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
 
-use super::auth::{Checked, Principal, RequiredScope, TokenError, Verifier};
-use super::body::{Refused, last_key};
+use super::auth::{Principal, RequiredScope, TokenCheck, TokenError, Verifier};
+use super::body::{SerdeFieldError, last_key};
 use super::ids::hyphenated;
 use super::problem::{Code, Problem};
 use super::state::AppState;
 use crate::domain::ids::{EventId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 
-/// What every request gets when it comes in.
+/// Added to every request by the middleware.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
-    /// From `X-Correlation-Id`, or made here.
+    /// From `X-Correlation-Id`, or generated.
     pub correlation_id: String,
 }
 
 impl RequestContext {
-    /// The correlation id of a request; every request that passed the observer has one.
+    /// The correlation id of a request. The middleware gives every request one.
     #[must_use]
     pub fn correlation_id_of(request: &HttpRequest) -> String {
         request.extensions().get::<Self>().map(|context| context.correlation_id.clone()).unwrap_or_default()
@@ -53,11 +53,11 @@ pub struct WorkspaceCaller<S> {
     scope: PhantomData<S>,
 }
 
-/// Ready at once, but for a token whose key must be fetched.
-type Extracting<T> = Either<Ready<Result<T, Problem>>, LocalBoxFuture<'static, Result<T, Problem>>>;
+/// Ready at once, unless the key of the token must be fetched.
+type ExtractorFuture<T> = Either<Ready<Result<T, Problem>>, LocalBoxFuture<'static, Result<T, Problem>>>;
 
 impl<S: RequiredScope> Caller<S> {
-    fn admit(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+    fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
         require_scope::<S>(&principal)?;
         require_json_accepted(request.headers())?;
         Ok(Self { principal, scope: PhantomData })
@@ -65,7 +65,7 @@ impl<S: RequiredScope> Caller<S> {
 }
 
 impl<S: RequiredScope> WorkspaceCaller<S> {
-    fn admit(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+    fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
         require_scope::<S>(&principal)?;
         let workspace_id = workspace_id(request.match_info().get("workspace_id").unwrap_or_default())?;
         require_workspace(&principal, workspace_id)?;
@@ -77,40 +77,40 @@ impl<S: RequiredScope> WorkspaceCaller<S> {
 
 impl<S: RequiredScope> FromRequest for Caller<S> {
     type Error = Problem;
-    type Future = Extracting<Self>;
+    type Future = ExtractorFuture<Self>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        authenticated(request, Self::admit)
+        authenticate(request, Self::authorize)
     }
 }
 
 impl<S: RequiredScope> FromRequest for WorkspaceCaller<S> {
     type Error = Problem;
-    type Future = Extracting<Self>;
+    type Future = ExtractorFuture<Self>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        authenticated(request, Self::admit)
+        authenticate(request, Self::authorize)
     }
 }
 
-/// Verifies the token and hands its bearer on.
-fn authenticated<T: 'static>(
+/// Verifies the token, then passes the principal to `authorize`.
+fn authenticate<T: 'static>(
     request: &HttpRequest,
-    admit: fn(&HttpRequest, Arc<Principal>) -> Result<T, Problem>,
-) -> Extracting<T> {
+    authorize: fn(&HttpRequest, Arc<Principal>) -> Result<T, Problem>,
+) -> ExtractorFuture<T> {
     let verifier = &AppState::of(request).auth;
-    let now = |result| Either::Left(ready(result));
+    let ready_now = |result| Either::Left(ready(result));
     match bearer(request.headers()) {
-        Err(problem) => now(Err(problem)),
+        Err(problem) => ready_now(Err(problem)),
         Ok(token) => match verifier.check(token) {
-            Checked::Good(principal) => now(admit(request, principal)),
-            Checked::Bad(error) => now(Err(refused_token(error))),
-            Checked::AskKeySet => {
+            TokenCheck::Valid(principal) => ready_now(authorize(request, principal)),
+            TokenCheck::Invalid(error) => ready_now(Err(invalid_token(error))),
+            TokenCheck::UnknownKey => {
                 let (verifier, token, request) = (Arc::clone(verifier), token.to_owned(), request.clone());
                 Either::Right(
                     async move {
                         let principal = fetch_and_verify(&verifier, &token).await?;
-                        admit(&request, principal)
+                        authorize(&request, principal)
                     }
                     .boxed_local(),
                 )
@@ -120,10 +120,10 @@ fn authenticated<T: 'static>(
 }
 
 async fn fetch_and_verify(verifier: &Verifier, token: &str) -> Result<Arc<Principal>, Problem> {
-    verifier.verify_fetching(token).await.map_err(refused_token)
+    verifier.fetch_key_and_check(token).await.map_err(invalid_token)
 }
 
-fn refused_token(error: TokenError) -> Problem {
+fn invalid_token(error: TokenError) -> Problem {
     tracing::info!(%error, "refused a token");
     Problem::invalid_token()
 }
@@ -143,32 +143,33 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
 }
 
 fn require_scope<S: RequiredScope>(principal: &Principal) -> Result<(), Problem> {
-    if principal.has(S::SCOPE) { Ok(()) } else { Err(Problem::missing_scope(S::SCOPE.as_str())) }
+    if principal.has_scope(S::SCOPE) { Ok(()) } else { Err(Problem::missing_scope(S::SCOPE.as_str())) }
 }
 
-/// The answer for an unknown workspace: for a foreign one it must not differ.
+/// The answer for an unknown workspace, and for one that the token is not for: a caller must not be able to tell
+/// them apart.
 #[must_use]
-pub fn no_such_workspace() -> Problem {
+pub fn workspace_not_found() -> Problem {
     Problem::from(&crate::domain::rejection::Rejection::WorkspaceNotFound)
 }
 
-/// A workspace's id as a path names it.
+/// Parses the workspace id in the path.
 fn workspace_id(text: &str) -> Result<WorkspaceId, Problem> {
-    let no_uuid = || Problem::new(Code::WorkspaceNotFound, "the workspace id in the path is not a hyphenated UUID");
-    hyphenated(text).map(WorkspaceId).ok_or_else(no_uuid)
+    let not_a_uuid = || Problem::new(Code::WorkspaceNotFound, "the workspace id in the path is not a hyphenated UUID");
+    hyphenated(text).map(WorkspaceId).ok_or_else(not_a_uuid)
 }
 
 pub fn require_workspace(principal: &Principal, workspace_id: WorkspaceId) -> Result<(), Problem> {
-    if principal.may_see(workspace_id) { Ok(()) } else { Err(no_such_workspace()) }
+    if principal.may_access(workspace_id) { Ok(()) } else { Err(workspace_not_found()) }
 }
 
-/// The event's id in the path.
+/// The event id in the path.
 pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
     let text = request.match_info().get("event_id").unwrap_or_default();
     hyphenated(text).map(EventId).ok_or_else(|| Problem::plain(Code::EventNotFound))
 }
 
-/// Answers are JSON; a caller that excludes it gets 406 before anything is done.
+/// Answers are JSON. A caller that does not accept JSON gets 406 before anything is done.
 fn require_json_accepted(headers: &HeaderMap) -> Result<(), Problem> {
     let mut values = headers.get_all(ACCEPT).peekable();
     if values.peek().is_none() {
@@ -178,7 +179,7 @@ fn require_json_accepted(headers: &HeaderMap) -> Result<(), Problem> {
     if accepted { Ok(()) } else { Err(Problem::plain(Code::NotAcceptable)) }
 }
 
-/// Whether one range of an Accept header includes JSON with a weight above zero.
+/// Whether one media range of an Accept header includes JSON with a weight above zero.
 fn accepts_json(range: &str) -> bool {
     let mut parts = range.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
@@ -190,18 +191,18 @@ fn accepts_json(range: &str) -> bool {
     includes && !excluded
 }
 
-/// The query parameters, all of them known.
+/// Parses the query parameters; unknown ones are refused.
 pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
     let parameters = serde_urlencoded::Deserializer::new(form_pairs(request.query_string()));
     serde_path_to_error::deserialize(parameters).map_err(|error| {
         let message = error.inner().to_string();
-        let refused = Refused::of(&message);
-        let name = refused.field.or_else(|| last_key(error.path())).unwrap_or_default().to_owned();
-        let detail = match refused.code {
-            Code::UnknownField => "there is no such parameter".to_owned(),
-            _ => refused.detail,
+        let field_error = SerdeFieldError::parse(&message);
+        let name = field_error.field.or_else(|| last_key(error.path())).unwrap_or_default().to_owned();
+        let detail = match field_error.code {
+            Code::UnknownField => "this parameter does not exist".to_owned(),
+            _ => field_error.detail,
         };
-        Problem::parameter(refused.code, name, detail)
+        Problem::parameter(field_error.code, name, detail)
     })
 }
 
@@ -218,12 +219,12 @@ pub fn no_query(request: &HttpRequest) -> Result<(), Problem> {
     if request.query_string().is_empty() { Ok(()) } else { query::<NoParameters>(request).map(|_| ()) }
 }
 
-/// The caller's idempotency key: bare, or quoted as a structured field is.
+/// The idempotency key of the request: bare, or in double quotes like a structured field.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
     let refuse = |detail: &'static str| Problem::new(Code::IdempotencyKeyRequired, detail);
     let mut values = headers.get_all("idempotency-key");
     let Some(value) = values.next() else {
-        return Err(refuse("send an Idempotency-Key header, unique per command and the same when you send it again"));
+        return Err(refuse("an Idempotency-Key header is required: unique per command, and the same on a retry"));
     };
     if values.next().is_some() {
         return Err(refuse("there is more than one Idempotency-Key header"));
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_taken_bare_or_quoted_and_only_once() {
+    fn accepts_one_idempotency_key_bare_or_quoted() {
         let key = |pairs: &[(&'static str, &str)]| idempotency_key(&headers(pairs)).map(|key| key.as_str().to_owned());
         assert_eq!(key(&[("idempotency-key", "order-1")]).unwrap(), "order-1");
         assert_eq!(key(&[("idempotency-key", "\"order-1\"")]).unwrap(), "order-1");
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_accepted_where_a_range_includes_it_with_some_weight() {
+    fn json_is_accepted_if_a_media_range_includes_it_with_a_weight_above_zero() {
         for good in ["*/*", "application/json", "text/html, application/*;q=0.1", "APPLICATION/JSON;q=1"] {
             assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
         }
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_bearer_header_counts() {
+    fn more_than_one_authorization_header_is_refused() {
         assert_eq!(bearer(&headers(&[("authorization", "bearer abc")])).unwrap(), "abc");
         for bad in [&[][..], &[("authorization", "Basic abc")], &[("authorization", "Bearer")]] {
             assert_eq!(bearer(&headers(bad)).unwrap_err().code, Code::InvalidToken);

@@ -1,24 +1,22 @@
-//! What the readiness probe is told by the rest of the program.
+//! The state that the readiness probe reports.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use crate::domain::time::Timestamp;
 
-/// How long a command that could not be written keeps the server from being ready, in microseconds:
-/// a few rounds of a probe.
-const REFUSED_WRITE_COUNTS_US: i64 = 5_000_000;
-/// What the composition root tells the readiness probe.
+/// How long a failed write makes the server not ready, in microseconds: a few intervals of a probe.
+const WRITE_FAILURE_TTL_US: i64 = 5_000_000;
+/// Health flags, set by the rest of the program and read by the readiness probe.
 #[derive(Debug, Default)]
 pub struct Health {
     is_draining: AtomicBool,
     is_stream_degraded: AtomicBool,
-    /// When a command last could not be written, in microseconds since 1970; 0 when one was written
-    /// since.
-    refused_write_at: AtomicI64,
+    /// When the last command could not be written, in microseconds since 1970; 0 if it could.
+    failed_write_at_us: AtomicI64,
 }
 
 impl Health {
-    /// The server is about to stop: nothing new shall be sent here.
+    /// The server is about to stop and should get no new requests.
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }
@@ -28,26 +26,26 @@ impl Health {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Whether the publisher has trouble with Redis. Commands do not depend on it.
+    /// Whether the publisher cannot reach Redis. Commands do not depend on it.
     pub fn set_stream_degraded(&self, is_degraded: bool) {
         self.is_stream_degraded.store(is_degraded, Ordering::Relaxed);
     }
 
-    /// What became of a command's write. A database can answer reads and refuse writes: its disk is
-    /// full, or it follows another.
-    pub fn saw_write(&self, was_refused: bool, now: Timestamp) {
-        let at = if was_refused { now.micros() } else { 0 };
-        if at != self.refused_write_at.load(Ordering::Relaxed) {
-            self.refused_write_at.store(at, Ordering::Relaxed);
+    /// Records whether a command could be written. A database can serve reads and refuse writes, for example when its
+    /// disk is full or it is a standby.
+    pub fn record_write_result(&self, has_failed: bool, now: Timestamp) {
+        let at = if has_failed { now.micros() } else { 0 };
+        if at != self.failed_write_at_us.load(Ordering::Relaxed) {
+            self.failed_write_at_us.store(at, Ordering::Relaxed);
         }
     }
 
-    /// Whether the last command could not be written, and that not long ago. It ends by itself, because
-    /// a server that gets no commands could not find out that they can be written again.
+    /// Whether the last command could not be written, a short time ago. This expires, because a server that is not
+    /// ready gets no commands and could not find out that writes work again.
     #[must_use]
-    pub fn are_writes_refused(&self, now: Timestamp) -> bool {
-        let at = self.refused_write_at.load(Ordering::Relaxed);
-        at != 0 && now.micros().saturating_sub(at) < REFUSED_WRITE_COUNTS_US
+    pub fn are_writes_failing(&self, now: Timestamp) -> bool {
+        let at = self.failed_write_at_us.load(Ordering::Relaxed);
+        at != 0 && now.micros().saturating_sub(at) < WRITE_FAILURE_TTL_US
     }
 
     #[must_use]

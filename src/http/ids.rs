@@ -1,8 +1,8 @@
-//! Ids, as a path or a token names them.
+//! Parsing of ids in paths and tokens.
 
 use uuid::Uuid;
 
-/// The one text form of a UUID that is taken; the parser knows braced and other forms too.
+/// Parses a hyphenated UUID. The parser of the library would also accept braced and other forms.
 #[must_use]
 pub fn hyphenated(text: &str) -> Option<Uuid> {
     const HYPHENATED_LEN: usize = 36;
@@ -14,7 +14,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uuid_has_one_text_form() {
+    fn only_hyphenated_uuids_are_accepted() {
         assert!(hyphenated("019a0000-0000-7000-8000-000000000001").is_some());
         for bad in ["", "1", "019a000000007000800000000000000 1", "{019a0000-0000-7000-8000-000000000001}"] {
             assert!(hyphenated(bad).is_none(), "{bad}");

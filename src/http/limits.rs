@@ -1,8 +1,8 @@
-//! What one workspace may do at once: decided in this process, before anything is parsed or queued.
+//! Limits per workspace, checked in this process before a request is parsed or queued.
 //!
-//! Two bounds keep a noisy tenant from the others: how many of its commands may be under way, and how
-//! many of its requests, reads too, may come in a second. They protect the server; what a plan allows
-//! is the domain's matter. Only an authenticated workspace is ever counted.
+//! Two limits protect the other tenants: the number of commands in flight, and the number of requests per second,
+//! including reads. They protect the server; the limits of plans belong to the domain. Only authenticated requests
+//! are counted.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -16,19 +16,19 @@ use super::problem::{Code, Problem};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::telemetry::metric;
 
-/// How many commands of one workspace may be under way: several batches' worth.
+/// Commands of one workspace in flight: enough for several batches.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 1024;
-/// The counters are kept per partition, so that workers rarely wait for each other.
+/// One shard per partition, so that worker threads rarely wait for each other.
 const SHARDS: usize = crate::domain::ids::PARTITIONS as usize;
-/// After how many checks the rate limiter forgets workspaces that have been quiet.
-const FORGET_EVERY: u32 = 4096;
+/// The rate limiter evicts idle workspaces once per this many checks.
+const EVICT_EVERY_CHECKS: u32 = 4096;
 
-/// Bounds per workspace.
+/// Limits per workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Commands of one workspace that may be under way.
+    /// Commands of one workspace in flight.
     pub max_in_flight: u32,
-    /// Requests of one workspace per second, as many at once; 0 for no bound.
+    /// Requests of one workspace per second, which is also the burst. 0 means no limit.
     pub requests_per_second: u32,
 }
 
@@ -38,7 +38,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// Counts what is under way.
+/// Counts the commands in flight and the requests of each workspace.
 pub struct WorkspaceLimits {
     max_in_flight: u32,
     in_flight: Arc<[Mutex<HashMap<WorkspaceId, u32>>]>,
@@ -51,7 +51,7 @@ struct Rate {
     checks: AtomicU32,
 }
 
-/// One command under way; dropping it makes room for another.
+/// One command in flight. Dropping the permit releases it.
 pub struct Permit {
     in_flight: Arc<[Mutex<HashMap<WorkspaceId, u32>>]>,
     workspace_id: WorkspaceId,
@@ -79,7 +79,7 @@ impl WorkspaceLimits {
     /// Counts a request against the workspace's rate.
     pub fn check_rate(&self, workspace_id: WorkspaceId) -> Result<(), Problem> {
         let Some(rate) = &self.rate else { return Ok(()) };
-        if rate.checks.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+        if rate.checks.fetch_add(1, Ordering::Relaxed) % EVICT_EVERY_CHECKS == EVICT_EVERY_CHECKS - 1 {
             rate.limiter.retain_recent();
         }
         rate.limiter.check_key(&workspace_id).map_err(|refused| {
@@ -90,13 +90,13 @@ impl WorkspaceLimits {
         })
     }
 
-    /// Makes room for one more command of the workspace, if there is any.
-    pub fn enter(&self, workspace_id: WorkspaceId) -> Result<Permit, Problem> {
+    /// Counts one more command of the workspace in flight, up to the limit.
+    pub fn acquire(&self, workspace_id: WorkspaceId) -> Result<Permit, Problem> {
         let mut counts = shard(&self.in_flight, workspace_id);
         let count = counts.entry(workspace_id).or_insert(0);
         if *count >= self.max_in_flight {
             metrics::counter!(metric::HTTP_SHED, "reason" => "in-flight").increment(1);
-            return Err(Problem::new(Code::TooManyRequests, "too many commands of this workspace are under way"));
+            return Err(Problem::new(Code::TooManyRequests, "this workspace has too many commands in flight"));
         }
         *count += 1;
         drop(counts);
@@ -123,28 +123,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_beyond_the_bound_are_refused_until_one_is_done() {
+    fn commands_beyond_the_limit_are_refused_until_one_is_done() {
         let limits = WorkspaceLimits::new(LimitsConfig { max_in_flight: 2, requests_per_second: 0 });
         let (one, other) = (WorkspaceId(Uuid::from_u128(1)), WorkspaceId(Uuid::from_u128(2)));
-        let first = limits.enter(one).ok().unwrap();
-        let _second = limits.enter(one).ok().unwrap();
-        let refused = limits.enter(one).err().unwrap();
+        let first = limits.acquire(one).ok().unwrap();
+        let _second = limits.acquire(one).ok().unwrap();
+        let refused = limits.acquire(one).err().unwrap();
         assert_eq!((refused.code, refused.retry_after_s()), (Code::TooManyRequests, Some(1)));
-        assert!(limits.enter(other).is_ok(), "another workspace is not held up");
+        assert!(limits.acquire(other).is_ok(), "another workspace is not affected");
         drop(first);
-        assert!(limits.enter(one).is_ok());
+        assert!(limits.acquire(one).is_ok());
     }
 
     #[test]
-    fn a_workspace_with_nothing_under_way_is_forgotten() {
+    fn a_workspace_without_commands_in_flight_is_removed() {
         let limits = WorkspaceLimits::new(LimitsConfig::default());
         let workspace_id = WorkspaceId(Uuid::from_u128(1));
-        drop(limits.enter(workspace_id));
+        drop(limits.acquire(workspace_id));
         assert!(shard(&limits.in_flight, workspace_id).is_empty());
     }
 
     #[test]
-    fn requests_beyond_the_rate_are_told_when_to_come_back() {
+    fn requests_beyond_the_rate_get_retry_after() {
         let limits = WorkspaceLimits::new(LimitsConfig { max_in_flight: 1, requests_per_second: 3 });
         let workspace_id = WorkspaceId(Uuid::from_u128(1));
         let refused = (0..10).find_map(|_| limits.check_rate(workspace_id).err()).unwrap();

@@ -1,11 +1,11 @@
-//! HTTP: the API's routes, and everything a request passes on its way to one.
+//! HTTP: the routes of the API, and what a request passes before it reaches one.
 //!
-//! Reading order: [`routes`] (one file per resource), [`submit`] (a command's way to the engine),
-//! [`extract`] and [`auth`] (who calls), [`body`] (what they send), [`problem`] (every error),
-//! [`render`] (the stored answers), [`openapi`] (the document, from the same routes).
+//! Reading order: [`routes`] (one file per resource), [`submit`] (sends a command to the engine),
+//! [`extract`] and [`auth`] (the caller), [`body`] (request bodies), [`problem`] (every error), [`render`] (answers to
+//! commands), [`openapi`] (the document, made from the same routes).
 //!
-//! *Architecture invariant:* actix and utoipa's paths are known only here. A handler holds no rule
-//! of the business: it reads, hands over and answers.
+//! *Architecture invariant:* only this module uses actix and the paths of utoipa. A handler has no business rules: it
+//! parses the request, calls the engine or the store, and answers.
 
 use std::io;
 use std::net::TcpListener;
@@ -26,7 +26,7 @@ use utoipa_actix_web::AppExt as _;
 
 use self::auth::Verifier;
 use self::auth::jwks::FETCH_TIMEOUT;
-use self::connection::{Bounded, Patience};
+use self::connection::{ConnectionTimeouts, DeadlineStream};
 pub use self::decide::Decide;
 pub use self::health::Health;
 use self::limits::{LimitsConfig, WorkspaceLimits};
@@ -57,26 +57,26 @@ pub mod submit;
 
 /// How long a connection may take to close.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a browser may remember what a preflight said.
+/// How long a browser may cache the answer to a preflight request.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
 
-/// How the server listens and what it lets through.
+/// Threads, timeouts and limits of the HTTP server.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
     /// Threads that serve requests.
     pub workers: usize,
     /// Open connections per worker.
     pub max_connections: usize,
-    /// How long the head of a request may take.
+    /// Time for the head of a request to arrive.
     pub head_timeout: Duration,
-    /// How long the whole body of a request may take.
+    /// Time for the whole body of a request to arrive.
     pub body_timeout: Duration,
-    /// How long a caller waits for a decision. Afterwards the outcome is unknown to it, and its key
-    /// settles what became of the command.
+    /// How long a request waits for a decision. After that the caller does not know the outcome, and finds it out by
+    /// a retry with the same key.
     pub decision_timeout: Duration,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
-    /// How long requests that are under way may take to finish when the server stops, in seconds.
+    /// How long requests in progress may take to finish when the server stops, in seconds.
     pub drain_timeout_s: u64,
     /// Origins whose pages may call the API; none by default.
     pub cors_allowed_origins: Vec<String>,
@@ -100,15 +100,14 @@ impl Default for HttpConfig {
 }
 
 impl HttpConfig {
-    /// How long a connection may go without an answer: the longest request is one whose head and body
-    /// are slow, whose token needs a new key, and whose decision comes at the last moment.
-    fn patience(&self) -> Patience {
+    /// The longest request has a slow head, a token that needs a new key, a slow body and a slow decision.
+    fn timeouts(&self) -> ConnectionTimeouts {
         let exchange = self.head_timeout + FETCH_TIMEOUT + self.body_timeout + self.decision_timeout;
-        Patience { exchange, idle: self.keep_alive }
+        ConnectionTimeouts { exchange, idle: self.keep_alive }
     }
 }
 
-/// What the composition root hands in.
+/// What the server needs from the rest of the program.
 pub struct Parts {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
@@ -132,19 +131,19 @@ impl AppState {
     }
 }
 
-/// A server that answers requests.
+/// A running server.
 pub struct Running {
     handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
 }
 
 impl Running {
-    /// Ready when the server has ended by itself, which it never should.
+    /// Waits until the server ends by itself, which it never should.
     pub async fn ended(&mut self) -> io::Result<()> {
         (&mut self.task).await.map_err(io::Error::other)?
     }
 
-    /// Takes no new requests, and lets those under way finish.
+    /// Refuses new requests and waits for those in progress.
     pub async fn stop(self) {
         self.handle.stop(true).await;
     }
@@ -157,9 +156,9 @@ pub fn start(parts: Parts, config: &HttpConfig, listener: TcpListener) -> io::Re
     Ok(Running { handle, task: tokio::spawn(server) })
 }
 
-/// Builds the server on a bound socket. It runs when the returned future is polled; it installs no
-/// signal handlers and is stopped by its handle. It speaks HTTP/1.1: what `actix_web::HttpServer`
-/// would build, but with connections that are [`Bounded`].
+/// Builds the server on a bound socket. It runs while the returned future is polled, installs no signal handlers, and
+/// is stopped by its handle. It serves HTTP/1.1 like `actix_web::HttpServer`, but each connection is a
+/// [`DeadlineStream`].
 pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpListener) -> io::Result<Server> {
     let address = listener.local_addr()?;
     let builder = Server::build()
@@ -182,19 +181,19 @@ pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpList
             .client_disconnect_timeout(DISCONNECT_TIMEOUT)
             .local_addr(address)
             .finish(map_config(app.map_err(|error| error.error_response()), |()| AppConfig::default()));
-        let patience = config.patience();
+        let timeouts = config.timeouts();
         fn_service(move |stream: TcpStream| async move {
-            // Answers are written whole: waiting for more to send would only delay them.
+            // An answer is written at once, so Nagle's algorithm would only delay it.
             stream.set_nodelay(true)?;
             let peer = stream.peer_addr().ok();
-            Ok((Bounded::new(stream, patience), Protocol::Http1, peer))
+            Ok((DeadlineStream::new(stream, timeouts), Protocol::Http1, peer))
         })
         .and_then(http)
     })?;
     Ok(builder.run())
 }
 
-/// The routes and what is around each of them.
+/// The routes and their middleware.
 fn app(
     state: &web::Data<AppState>,
     origins: &[String],
@@ -217,7 +216,7 @@ fn app(
         .wrap(from_fn(observe::head_as_get))
 }
 
-/// Bearer tokens and no cookies: an allowed origin never sends credentials by itself.
+/// There are no cookies, so a browser never sends credentials by itself.
 fn cors(origins: &[String]) -> Cors {
     origins
         .iter()
@@ -228,7 +227,7 @@ fn cors(origins: &[String]) -> Cors {
         .max_age(PREFLIGHT_MAX_AGE_S)
 }
 
-/// A path that is not there, or one that is and does not take this method.
+/// Answers for an unknown path (404) or method (405).
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 async fn unmatched(request: HttpRequest) -> Result<&'static str, Problem> {
     let allow = request.match_pattern().and_then(|pattern| AppState::of(&request).documents.allow.get(&pattern));

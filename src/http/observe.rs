@@ -1,8 +1,8 @@
-//! What happens around every request: a span, a correlation id, bounds on the headers, the security
-//! headers, metrics, and the guarantee that every error is a problem.
+//! Middleware for every request: span, correlation id, limits on headers, security headers, metrics. It also replaces
+//! every error response that is not a problem.
 //!
-//! A span holds the method, the matched route and the status. No query string, no body and no
-//! token ever gets into a span, a log line or a label.
+//! A span has the method, the matched route and the status. Spans, log lines and labels never contain a query string,
+//! a body or a token.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -27,13 +27,13 @@ use super::problem::{Code, PROBLEM_JSON, Problem};
 use super::state::AppState;
 use crate::telemetry::metric;
 
-/// The header that ties the requests of one business transaction together.
+/// The header that connects the requests of one business transaction.
 pub const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
-/// The longest correlation id; it is stored with every command and event.
+/// Maximum length of a correlation id, which is stored with every command and event.
 const MAX_CORRELATION_ID_LEN: usize = 128;
-/// The most header fields. actix itself stops at 96, with an empty answer.
+/// Maximum number of header fields. actix refuses more than 96, without a body.
 const MAX_HEADERS: usize = 64;
-/// The most bytes of all names and values. actix itself stops at 128 KiB, with an empty answer.
+/// Maximum size of all names and values. actix refuses more than 128 KiB, without a body.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// Builds the span of a request.
@@ -58,9 +58,9 @@ impl RootSpanBuilder for RootSpan {
         if !span.is_disabled() {
             span.record("otel.name", format!("{method} {route}"));
             let parent = opentelemetry::global::get_text_map_propagator(|propagator| {
-                propagator.extract(&Carrier(request.headers()))
+                propagator.extract(&HeaderExtractor(request.headers()))
             });
-            // It fails when no trace layer is installed, and then there is nothing to be done.
+            // This fails if no trace layer is installed, and then no parent is needed.
             let _ = span.set_parent(parent);
         }
         span
@@ -76,17 +76,17 @@ impl RootSpanBuilder for RootSpan {
     }
 }
 
-/// The route of a request that no pattern matches: paths are not labels.
+/// The route label of a request that matches no pattern. A path is never a label.
 const UNMATCHED: &str = "unmatched";
 
-/// The pattern of a request's path. To find it costs as much as routing, so it is kept with the request.
+/// The pattern that the path matches. Finding it costs as much as routing, so it is cached in the request.
 #[derive(Clone)]
 struct Route(Option<Rc<str>>);
 
 impl Route {
     fn of(request: &ServiceRequest) -> Self {
-        let kept = request.extensions().get::<Self>().cloned();
-        kept.unwrap_or_else(|| {
+        let cached = request.extensions().get::<Self>().cloned();
+        cached.unwrap_or_else(|| {
             let route = Self(request.match_pattern().map(Rc::from));
             request.extensions_mut().insert(route.clone());
             route
@@ -98,9 +98,9 @@ impl Route {
     }
 }
 
-struct Carrier<'a>(&'a HeaderMap);
+struct HeaderExtractor<'a>(&'a HeaderMap);
 
-impl Extractor for Carrier<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(|value| value.to_str().ok())
     }
@@ -110,7 +110,7 @@ impl Extractor for Carrier<'_> {
     }
 }
 
-/// A HEAD is answered as the GET that it asks about; actix leaves the body away by itself.
+/// Handles HEAD like GET; actix omits the body.
 pub async fn head_as_get(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -121,7 +121,7 @@ pub async fn head_as_get(
     next.call(request).await
 }
 
-/// The middleware around all routes.
+/// The middleware of all routes.
 pub async fn observe(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -137,8 +137,8 @@ pub async fn observe(
     } else {
         next.call(request).await?.map_into_boxed_body()
     };
-    if is_foreign_error(&response) {
-        response = as_problem(response);
+    if is_error_without_problem(&response) {
+        response = replace_with_problem(response);
     } else if response.response().error().is_some() {
         response = without_error(response);
     }
@@ -150,17 +150,17 @@ pub async fn observe(
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    measure(&response, method, &route, started);
+    record_metrics(&response, method, &route, started);
     Ok(response)
 }
 
-/// The caller's id if there is exactly one and it is sound, else a new one.
+/// The caller's id if there is exactly one and it is valid, else a new one.
 fn correlation_id(request: &ServiceRequest) -> String {
     let mut values = request.headers().get_all(X_CORRELATION_ID);
     let sent = values.next().and_then(|value| value.to_str().ok()).filter(|_| values.next().is_none());
-    let is_sound =
+    let is_valid =
         |id: &&str| (1..=MAX_CORRELATION_ID_LEN).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    sent.filter(is_sound).map_or_else(
+    sent.filter(is_valid).map_or_else(
         || {
             let state = request.app_data::<web::Data<AppState>>().expect("the server is built with its state");
             state.clock.new_id().to_string()
@@ -174,14 +174,14 @@ fn are_headers_too_large(headers: &HeaderMap) -> bool {
     headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES
 }
 
-/// Whether an error was answered by something that knows no problems.
-fn is_foreign_error(response: &ServiceResponse) -> bool {
+/// Whether this is an error response that is not a problem.
+fn is_error_without_problem(response: &ServiceResponse) -> bool {
     let status = response.status();
     (status.is_client_error() || status.is_server_error())
         && response.headers().get(CONTENT_TYPE).is_none_or(|value| value != PROBLEM_JSON)
 }
 
-fn as_problem(response: ServiceResponse) -> ServiceResponse {
+fn replace_with_problem(response: ServiceResponse) -> ServiceResponse {
     let status = response.status();
     let cors = response.response().error().and_then(|error| error.as_error::<CorsError>());
     let code = match cors {
@@ -191,13 +191,13 @@ fn as_problem(response: ServiceResponse) -> ServiceResponse {
     let problem = Problem::plain(code).error_response();
     let status_kept = StatusCode::from_u16(code.status()).is_ok_and(|known| known == status);
     if !status_kept {
-        tracing::debug!(%status, "answered an error without a code of its own");
+        tracing::debug!(%status, "answered an error status that has no code");
     }
     response.into_response(problem)
 }
 
-/// The same response without the error value that actix attaches for loggers: the tracing middleware
-/// would log it a second time, at the level of a warning for every mistake of a caller.
+/// Removes the error value that actix attaches to a response. The tracing middleware would log it a second time, as
+/// a warning for every mistake of a caller.
 fn without_error(response: ServiceResponse) -> ServiceResponse {
     let (request, response) = response.into_parts();
     let (mut head, body) = response.into_parts();
@@ -206,7 +206,7 @@ fn without_error(response: ServiceResponse) -> ServiceResponse {
     ServiceResponse::new(request, plain)
 }
 
-fn measure(response: &ServiceResponse, method: &'static str, route: &Route, started: Instant) {
+fn record_metrics(response: &ServiceResponse, method: &'static str, route: &Route, started: Instant) {
     let route = route.as_str().to_owned();
     let status = response.status().as_str().to_owned();
     metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => status)
@@ -215,7 +215,7 @@ fn measure(response: &ServiceResponse, method: &'static str, route: &Route, star
         .record(started.elapsed().as_secs_f64());
 }
 
-/// A closed set of labels, whatever method was sent.
+/// A label from a fixed set, whatever method was sent.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,9 +1,8 @@
 //! The OpenAPI document, made from the routes that the server serves.
 //!
-//! A route says what is its own: its types, its examples, its scope (`x-scope`) and the problems
-//! that only it can answer (`x-problems`). What all routes share is added here: the headers, and the
-//! problems that follow from having a token, a workspace, a body or an idempotency key. Every
-//! problem comes with an example made by the code that answers it.
+//! A route declares its types, its examples, its scope (`x-scope`) and its own problems (`x-problems`). This module
+//! adds what routes share: headers, and the problems that follow from a token, a workspace, a body or an idempotency
+//! key. The example of every problem is made by the code that answers it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +29,7 @@ use crate::domain::event::LimitScope;
 use crate::domain::rejection::Rejection;
 use crate::domain::text::IdempotencyKey;
 
-/// What a route says of itself for this module.
+/// Extensions of a route that this module reads and removes.
 const X_PROBLEMS: &str = "x-problems";
 const X_SCOPE: &str = "x-scope";
 
@@ -46,7 +45,7 @@ pub fn openapi_document() -> OpenApi {
     }
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations_mut(item) {
-            complete(path, &method, operation);
+            add_shared_parts(path, &method, operation);
         }
     }
     document
@@ -58,7 +57,7 @@ pub fn to_compact_json(document: &OpenApi) -> String {
     document.to_json().expect("the document is plain data")
 }
 
-/// The document as it is kept in `openapi/openapi.json`.
+/// The document as it is stored in `openapi/openapi.json`.
 #[must_use]
 pub fn to_json(document: &OpenApi) -> String {
     let mut text = document.to_pretty_json().expect("the document is plain data");
@@ -66,7 +65,7 @@ pub fn to_json(document: &OpenApi) -> String {
     text
 }
 
-/// The methods of every path, as an `Allow` header names them.
+/// The `Allow` header of every path.
 #[must_use]
 pub fn methods(document: &OpenApi) -> BTreeMap<String, String> {
     let of = |item: &PathItem| {
@@ -111,39 +110,38 @@ fn tags() -> Vec<Tag> {
         ("workspaces", "The paying tenants."),
         ("credits", "Spending, buying and resetting credits, and the balance."),
         ("subscription", "The plan of a workspace: changing, canceling and resuming it."),
-        ("usage", "What was consumed, by whom, and on which terms."),
-        ("ledger", "Every movement of credits."),
-        ("events", "What happened, in order and without gaps."),
-        ("plans", "What can be subscribed to."),
+        ("usage", "Usage logs, and the terms of features."),
+        ("ledger", "All movements of credits."),
+        ("events", "Events, in order and without gaps."),
+        ("plans", "The plans that a workspace can subscribe to."),
         ("service", "Probes, metrics and this document. No token is needed."),
     ]
-    .map(|(name, words)| TagBuilder::new().name(name).description(Some(words)).build())
+    .map(|(name, description)| TagBuilder::new().name(name).description(Some(description)).build())
     .into()
 }
 
-/// What the whole API has in common, for people.
+/// The description of the whole API.
 fn description() -> String {
-    let row = |scope: &Scope| format!("| `{}` | {} |", scope.as_str(), scope_words(*scope));
+    let row = |scope: &Scope| format!("| `{}` | {} |", scope.as_str(), scope_description(*scope));
     let scopes = Scope::ALL.iter().map(row).collect::<Vec<_>>().join("\n");
     format!(
-        "Usage credits for workspaces: real-time deduction, purchases, plans and an event for everything \
-         that happened.\n\n\
+        "Usage credits for workspaces: real-time deductions, purchases, plans, and an event for every change.\n\n\
          **Amounts** are decimal strings with at most six places; requests may also send integers. \
          **Times** are RFC 3339; answers are UTC with microseconds.\n\n\
          **Commands** (POST) need an `Idempotency-Key`. The same key with the same body gets the same answer, byte \
-         for byte, with `Idempotency-Replayed: true`; with another body it is refused. After no answer, a 408 or a \
-         5xx, send the request again with the same key: it runs at most once.\n\n\
+         for byte, with `Idempotency-Replayed: true`. The same key with another body is refused. If you get no answer, \
+         a 408 or a 5xx, retry with the same key: the command runs at most once.\n\n\
          **Errors** are `application/problem+json` (RFC 9457); match on `code`. 429 and 503 carry `Retry-After`. \
-         Bodies have at most 64 KiB, 16 levels and no unknown fields. Only what cannot be read as an HTTP request \
-         (400), has more than 96 headers or 128 KiB of them (431), or a head that comes too slowly (408) is answered \
-         without a body, and its connection is closed.\n\n\
-         **Tokens** are JWTs sent as `Authorization: Bearer`. `workspace_id` is the workspace they are for, or `*` for \
-         all; another workspace looks as if it did not exist. `scope` lists what they allow:\n\n\
+         Bodies have at most 64 KiB, 16 levels and no unknown fields. Three errors are answered without a body, and the \
+         connection is closed: a malformed HTTP request (400), more than 96 headers or 128 KiB of headers (431), and a \
+         head that arrives too slowly (408).\n\n\
+         **Tokens** are JWTs sent as `Authorization: Bearer`. `workspace_id` is the workspace that a token is \
+         for, or `*` for all; other workspaces are answered as if they did not exist. `scope` lists what a token allows:\n\n\
          | scope | allows |\n|---|---|\n{scopes}"
     )
 }
 
-const fn scope_words(scope: Scope) -> &'static str {
+const fn scope_description(scope: Scope) -> &'static str {
     match scope {
         Scope::CreditsWrite => "deducting credits",
         Scope::CreditsPurchase => "booking purchases",
@@ -159,16 +157,16 @@ const fn scope_words(scope: Scope) -> &'static str {
     }
 }
 
-/// Adds to an operation what it shares with others.
-fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
+/// Adds the parameters and responses that an operation shares with others.
+fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) {
     let mut extensions = operation.extensions.take().unwrap_or_default();
     let own = extensions.remove(X_PROBLEMS).unwrap_or_default();
     let scope = extensions.remove(X_SCOPE);
-    let mut codes: BTreeSet<Code> = own.as_array().into_iter().flatten().filter_map(named_code).collect();
+    let mut codes: BTreeSet<Code> = own.as_array().into_iter().flatten().filter_map(parse_code).collect();
     codes.insert(Code::HeadersTooLarge);
     let has_token = scope.is_some();
     let has_body = operation.request_body.is_some();
-    let is_keyed = *method == HttpMethod::Post;
+    let needs_key = *method == HttpMethod::Post;
     if has_token {
         codes.extend([Code::InvalidToken, Code::MissingScope, Code::NotAcceptable, Code::UnknownField]);
         codes.extend([Code::InternalError, Code::Unavailable]);
@@ -184,14 +182,14 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
         codes.extend([Code::UnsupportedContentEncoding, Code::InvalidField, Code::AmountOutOfRange, Code::InvalidText]);
         codes.extend([Code::ObjectRequired, Code::Overloaded, Code::ShuttingDown]);
     }
-    if is_keyed {
+    if needs_key {
         codes.extend([Code::IdempotencyKeyRequired, Code::IdempotencyKeyReused]);
     }
     if let Some(Value::String(scope)) = scope {
-        let words = operation.description.take().unwrap_or_default();
-        operation.description = Some(format!("{words}\n\nScope: `{scope}`."));
+        let description = operation.description.take().unwrap_or_default();
+        operation.description = Some(format!("{description}\n\nScope: `{scope}`."));
         let parameters = operation.parameters.get_or_insert_default();
-        parameters.extend(is_keyed.then(idempotency_key_parameter).map(RefOr::T));
+        parameters.extend(needs_key.then(idempotency_key_parameter).map(RefOr::T));
         parameters.extend(trace_parameters().map(RefOr::T));
     }
     add_responses(operation, &codes, has_body);
@@ -201,9 +199,9 @@ fn is_query(parameter: &RefOr<Parameter>) -> bool {
     matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }
 
-fn named_code(word: &Value) -> Option<Code> {
+fn parse_code(word: &Value) -> Option<Code> {
     let code = Code::ALL.iter().find(|code| Some(code.as_str()) == word.as_str());
-    debug_assert!(code.is_some(), "{word} is no code");
+    debug_assert!(code.is_some(), "{word} is not a code");
     code.copied()
 }
 
@@ -217,23 +215,23 @@ fn add_responses(operation: &mut Operation, codes: &BTreeSet<Code>, is_command: 
     }
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
-        let is_stored = is_command && matches!(status.as_bytes().first(), Some(b'2')) || is_recorded(status);
+        let is_stored = is_command && matches!(status.as_bytes().first(), Some(b'2')) || is_stored_refusal(status);
         if is_command && is_stored {
-            let words = "`true` on an answer that was given before.";
-            response.headers.insert("Idempotency-Replayed".to_owned(), RefOr::T(header(Type::Boolean, words)));
+            let description = "`true` on a replayed answer.";
+            response.headers.insert("Idempotency-Replayed".to_owned(), RefOr::T(header(Type::Boolean, description)));
         }
-        let words = "The request's id, or a new one.";
-        response.headers.insert("X-Correlation-Id".to_owned(), RefOr::T(header(Type::String, words)));
+        let description = "The correlation id of the request, or a new one.";
+        response.headers.insert("X-Correlation-Id".to_owned(), RefOr::T(header(Type::String, description)));
     }
 }
 
 /// The statuses of refusals that are stored and replayed.
-fn is_recorded(status: &str) -> bool {
+fn is_stored_refusal(status: &str) -> bool {
     matches!(status, "402" | "403" | "409" | "412" | "422")
 }
 
 fn problem_response(status: u16, codes: &[Code]) -> Response {
-    let words: Vec<_> = codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.title())).collect();
+    let description: Vec<_> = codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.title())).collect();
     let examples = codes.iter().map(|code| {
         let value: Value = serde_json::from_str(&example(*code).to_json()).expect("a problem is JSON");
         let example = ExampleBuilder::new().summary(code.title()).value(Some(value)).build();
@@ -241,10 +239,10 @@ fn problem_response(status: u16, codes: &[Code]) -> Response {
     });
     let content =
         ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples).build();
-    let response = ResponseBuilder::new().description(words.join("\n\n")).content(PROBLEM_JSON, content);
+    let response = ResponseBuilder::new().description(description.join("\n\n")).content(PROBLEM_JSON, content);
     let response = match status {
-        401 | 403 => response.header("WWW-Authenticate", header(Type::String, "The challenge of RFC 6750.")),
-        429 | 503 => response.header("Retry-After", header(Type::Integer, "After how many seconds to send it again.")),
+        401 | 403 => response.header("WWW-Authenticate", header(Type::String, "As in RFC 6750.")),
+        429 | 503 => response.header("Retry-After", header(Type::Integer, "Retry after this many seconds.")),
         _ => response,
     };
     response.build()
@@ -262,7 +260,7 @@ fn example(code: Code) -> Problem {
             Problem::field(code, "/credits", "the amount is zero, negative or too large for this field")
         }
         Code::InvalidText => Problem::field(code, "/user_id", "must have 1 to 128 characters"),
-        Code::UnknownField => Problem::field(code, "/credit", "there is no such field"),
+        Code::UnknownField => Problem::field(code, "/credit", "this field does not exist"),
         Code::ObjectRequired => Problem::field(code, "", "must be a JSON object"),
         Code::InsufficientCredits => {
             Problem::from(&Rejection::InsufficientCredits { requested: credits("2.5"), available: credits("1") })
@@ -284,26 +282,26 @@ fn example(code: Code) -> Problem {
     }
 }
 
-fn header(kind: Type, words: &str) -> Header {
+fn header(kind: Type, description: &str) -> Header {
     let schema = ObjectBuilder::new().schema_type(SchemaType::new(kind)).build();
-    HeaderBuilder::new().schema(Some(Schema::from(schema))).description(Some(words)).build()
+    HeaderBuilder::new().schema(Some(Schema::from(schema))).description(Some(description)).build()
 }
 
 fn idempotency_key_parameter() -> Parameter {
-    let words = "What makes this command safe to send again: unique per workspace and command, the same on every try. \
-                 Bare, or quoted.";
+    let description = "Makes a retry of this command safe: unique per workspace and command, and the same on every retry. \
+                 Bare, or in double quotes.";
     ParameterBuilder::new()
         .name("Idempotency-Key")
         .parameter_in(ParameterIn::Header)
         .required(Required::True)
-        .description(Some(words))
-        .schema(Some(sent_idempotency_key()))
+        .description(Some(description))
+        .schema(Some(idempotency_key_schema()))
         .example(Some(json!("order-1042")))
         .build()
 }
 
-/// A key as it is sent: the quotes around it are not counted.
-fn sent_idempotency_key() -> Schema {
+/// A key as it is sent. The length does not count the quotes.
+fn idempotency_key_schema() -> Schema {
     ObjectBuilder::new()
         .schema_type(SchemaType::new(Type::String))
         .min_length(Some(1))
@@ -314,22 +312,22 @@ fn sent_idempotency_key() -> Schema {
 
 fn trace_parameters() -> [Parameter; 2] {
     let text = || ObjectBuilder::new().schema_type(SchemaType::new(Type::String));
-    let correlation_words = "Ties requests and events together; it comes back in the answer. 1 to 128 visible ASCII \
-                             characters, once; anything else is ignored, and the server makes an id.";
-    let trace_words = "W3C Trace Context, version 00; it goes on into the events. Any other form is ignored.";
-    let optional = |name: &str, words: &str| {
+    let correlation_description = "Connects requests and events; the answer has it too. 1 to 128 visible ASCII \
+                             characters, once; anything else is ignored, and the server generates an id.";
+    let trace_description = "W3C Trace Context, version 00; the events carry it too. Any other form is ignored.";
+    let optional = |name: &str, description: &str| {
         ParameterBuilder::new()
             .name(name)
             .parameter_in(ParameterIn::Header)
             .required(Required::False)
-            .description(Some(words))
+            .description(Some(description))
     };
     [
-        optional("X-Correlation-Id", correlation_words)
+        optional("X-Correlation-Id", correlation_description)
             .schema(Some(text()))
             .example(Some(json!("checkout-17")))
             .build(),
-        optional("traceparent", trace_words)
+        optional("traceparent", trace_description)
             .schema(Some(text()))
             .example(Some(json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")))
             .build(),

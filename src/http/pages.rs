@@ -1,8 +1,7 @@
 //! Pages: cursors and limits.
 //!
-//! A cursor is opaque to callers: base64url over a kind and the numbers of its place. It
-//! holds no workspace and no filter, so it gives nobody access to anything; whoever sends it must
-//! be allowed to read what it points into.
+//! A cursor is opaque to callers: base64url of a kind and the numbers of a position. It contains no workspace and no
+//! filter, so it gives no access: a caller must be allowed to read the list anyway.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,14 +15,14 @@ use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
 use crate::store::queries::{EventPosition, HistoryPosition, Order};
 
-/// The most rows of a page.
+/// Maximum number of rows of a page.
 pub const MAX_LIMIT: u32 = 200;
-/// The rows of a page when the caller names no number.
+/// Number of rows of a page by default.
 pub const DEFAULT_LIMIT: u32 = 50;
 /// The longest cursor: a kind and sixteen numbers of eight bytes, in base64.
 const MAX_CURSOR_LEN: usize = 172;
 
-/// How many rows a page may have.
+/// Maximum number of rows of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit(u32);
 
@@ -39,14 +38,14 @@ impl Limit {
         self.0
     }
 
-    /// One row more than the page has, to see whether there is a next one.
+    /// One row more than the page, to find out whether there are more.
     #[must_use]
-    pub const fn and_one(self) -> u32 {
+    pub const fn plus_one(self) -> u32 {
         self.0 + 1
     }
 
-    /// Cuts the extra row off; tells whether it was there.
-    pub fn cut<T>(self, rows: &mut Vec<T>) -> bool {
+    /// Removes the extra row; returns whether there was one.
+    pub fn truncate<T>(self, rows: &mut Vec<T>) -> bool {
         let limit = usize::try_from(self.0).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;
         rows.truncate(limit);
@@ -57,7 +56,7 @@ impl Limit {
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // The parser alone would take a sign and leading zeros.
+        // The parser alone would accept a sign and leading zeros.
         let is_plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
         let limit = text.parse().ok().filter(|_| is_plain).filter(|limit| (1..=MAX_LIMIT).contains(limit));
         limit.map(Self).ok_or_else(|| {
@@ -80,7 +79,7 @@ impl PartialSchema for Limit {
 
 impl ToSchema for Limit {}
 
-/// Which way a list goes.
+/// The order of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 pub enum ListOrder {
     /// The oldest first.
@@ -101,21 +100,21 @@ impl From<ListOrder> for Order {
     }
 }
 
-/// A place to go on from.
+/// The position after which the next page starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cursor {
-    /// Behind that usage log, in the order of the list.
+    /// After this usage log, in the order of the list.
     Usage {
         after: HistoryPosition,
     },
-    /// Behind that ledger entry, in the order of the list.
+    /// After this ledger entry, in the order of the list.
     Ledger {
         after: HistoryPosition,
     },
     EventsOfWorkspace {
         after: i64,
     },
-    /// The number of each partition, in order of partitions.
+    /// The last `seq` of each partition, in the order of partitions.
     EventsOfAll {
         after: [i64; PARTITIONS as usize],
     },
@@ -159,7 +158,7 @@ impl Cursor {
             (b'a', all) if all.iter().all(|seq| *seq >= 0) => Self::EventsOfAll { after: all.try_into().ok()? },
             _ => return None,
         };
-        // One place has one text.
+        // Each position has exactly one text form.
         (cursor.encode() == text).then_some(cursor)
     }
 }
@@ -182,7 +181,7 @@ impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(SchemaType::new(Type::String))
-            .description(Some("An opaque place in a list: send back what you were given."))
+            .description(Some("An opaque position in a list, from an earlier page."))
             .max_length(Some(MAX_CURSOR_LEN))
             .pattern(Some("^[A-Za-z0-9_-]+$"))
             .into()
@@ -195,7 +194,7 @@ const fn position(micros: i64, seq: i64) -> HistoryPosition {
     HistoryPosition { recorded_at: Timestamp::from_micros(micros), seq }
 }
 
-/// The positions that a cursor over all partitions names.
+/// The position in each partition of a cursor over all workspaces.
 #[must_use]
 pub fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
     Partition::all().zip(after).map(|(partition, seq)| EventPosition { partition, seq: *seq }).collect()
@@ -206,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cursor_survives_the_way_out_and_in() {
+    fn every_cursor_decodes_to_itself() {
         let mut all = [0; PARTITIONS as usize];
         all[15] = i64::MAX;
         for cursor in [
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_cursor_is_refused() {
+    fn an_invalid_cursor_is_refused() {
         let negative = URL_SAFE_NO_PAD.encode([&b"w"[..], &(-1_i64).to_be_bytes()].concat());
         let short = URL_SAFE_NO_PAD.encode([&b"a"[..], &[0; 8 * 15]].concat());
         let long = "A".repeat(MAX_CURSOR_LEN + 1);
@@ -232,11 +231,11 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_cut_at_its_limit_and_knows_whether_there_is_more() {
+    fn a_page_is_truncated_at_its_limit_and_reports_whether_there_are_more_rows() {
         let limit = Limit(2);
         let mut rows = vec![1, 2, 3];
-        assert!(limit.cut(&mut rows));
+        assert!(limit.truncate(&mut rows));
         assert_eq!(rows, [1, 2]);
-        assert!(!limit.cut(&mut rows));
+        assert!(!limit.truncate(&mut rows));
     }
 }

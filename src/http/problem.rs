@@ -1,9 +1,8 @@
-//! Problems: every error the API answers, as `application/problem+json` (RFC 9457).
+//! Every error response of the API: `application/problem+json` (RFC 9457).
 //!
-//! [`Code`] is the closed table of what can go wrong: the stable word that callers match on, the
-//! HTTP status and the title. It is the only place where an error gets a status. A body holds no
-//! request-specific member (no time, no id), because bodies of refused commands are stored and
-//! replayed byte for byte. What a 5xx knows beyond its code goes to the log and not to the caller.
+//! [`Code`] lists all errors, each with the stable code that callers match on, the HTTP status and the title. It is
+//! the only place where an error gets its status. A body has no member that identifies the request (no time, no id),
+//! because bodies of refused commands are stored and replayed byte for byte. The cause of a 5xx is logged and not sent.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,25 +23,25 @@ use crate::store::StoreError;
 
 /// The media type of every error.
 pub const PROBLEM_JSON: &str = "application/problem+json";
-/// What `type` begins with; the code follows.
+/// The prefix of `type`; the code follows.
 pub const TYPE_PREFIX: &str = "urn:visionscope:problem:";
-/// How soon a request that met a full or unavailable server may be sent again.
+/// When to retry if the server is overloaded or unavailable.
 const RETRY_AFTER_S: u32 = 1;
-/// The most characters of a detail: parser messages may quote what was sent.
+/// Maximum length of a detail: parser messages may quote the request.
 const MAX_DETAIL_CHARS: usize = 240;
-/// The most characters of a pointer or a parameter's name: an unknown one is the caller's text.
+/// Maximum length of a pointer or a parameter name: an unknown name is copied from the request.
 const MAX_NAME_CHARS: usize = 128;
 
 macro_rules! codes {
     ($($name:ident $status:literal $word:literal $title:literal),+ $(,)?) => {
-        /// Everything that can go wrong, as the API names it.
+        /// Every error of the API.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code { $($name),+ }
 
         impl Code {
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The stable word that callers match on.
+            /// The stable code that callers match on.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $word),+ }
@@ -54,7 +53,7 @@ macro_rules! codes {
                 match self { $(Self::$name => $status),+ }
             }
 
-            /// A sentence for people, the same for every occurrence.
+            /// A sentence for people. It is the same for every occurrence of the code.
             #[must_use]
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$name => $title),+ }
@@ -72,51 +71,51 @@ codes! {
     MalformedJson 400 "malformed-json" "The body is not well-formed JSON.",
     IdempotencyKeyRequired 400 "idempotency-key-required" "One well-formed Idempotency-Key header is required.",
     InvalidToken 401 "invalid-token" "A valid bearer token is required.",
-    InsufficientCredits 402 "insufficient-credits" "There are too few credits.",
+    InsufficientCredits 402 "insufficient-credits" "There are not enough credits.",
     MissingScope 403 "missing-scope" "The token does not have the scope for this operation.",
     FeatureDisabled 403 "feature-disabled" "The feature is not available to this workspace.",
     LimitExceeded 403 "limit-exceeded" "A limit of this billing period would be exceeded.",
     OriginNotAllowed 403 "origin-not-allowed" "Pages of this origin may not call the API.",
-    NotFound 404 "not-found" "There is nothing at this path.",
+    NotFound 404 "not-found" "This path does not exist.",
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
     UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
-    MethodNotAllowed 405 "method-not-allowed" "This path does not take this method.",
-    NotAcceptable 406 "not-acceptable" "The answer is JSON, which the Accept header excludes.",
+    MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
+    NotAcceptable 406 "not-acceptable" "The response is JSON, which the Accept header excludes.",
     RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
-    WorkspaceExists 409 "workspace-exists" "The workspace exists with another definition.",
+    WorkspaceExists 409 "workspace-exists" "The workspace already exists with another definition.",
     SubscriptionCanceled 409 "subscription-canceled" "The subscription is canceled.",
     PlanUnchanged 409 "plan-unchanged" "The workspace already has this version of the plan.",
-    RestartRequired 409 "restart-required" "The plans have periods of different length.",
-    NothingScheduled 409 "nothing-scheduled" "Nothing is scheduled that could be withdrawn.",
+    RestartRequired 409 "restart-required" "The plans have billing periods of different lengths.",
+    NothingScheduled 409 "nothing-scheduled" "No change or cancellation is scheduled.",
     ResetNotDue 409 "reset-not-due" "The billing period has not ended.",
-    PeriodMismatch 409 "period-mismatch" "Another billing period is the next to begin.",
+    PeriodMismatch 409 "period-mismatch" "The given period is not the next billing period.",
     PaymentReferenceUsed 409 "payment-reference-used" "The payment reference was already used.",
-    TooManyGrants 409 "too-many-grants" "The workspace has as many open grants as it may have.",
-    VersionMismatch 412 "version-mismatch" "The subscription is at another version.",
+    TooManyGrants 409 "too-many-grants" "The workspace has the maximum number of open grants.",
+    VersionMismatch 412 "version-mismatch" "The subscription has another version.",
     BodyTooLarge 413 "body-too-large" "The body is larger than 64 KiB.",
     UnsupportedMediaType 415 "unsupported-media-type" "The body must be application/json.",
     UnsupportedContentEncoding 415 "unsupported-content-encoding" "The body must not be compressed.",
     InvalidField 422 "invalid-field" "A field has the wrong type or form.",
     AmountOutOfRange 422 "amount-out-of-range" "An amount is zero, negative or too large.",
-    InvalidText 422 "invalid-text" "A text is too long or has characters that are not allowed.",
-    UnknownField 422 "unknown-field" "There is no such field or parameter.",
+    InvalidText 422 "invalid-text" "A text has a wrong length or a character that is not allowed.",
+    UnknownField 422 "unknown-field" "The field or parameter does not exist.",
     ObjectRequired 422 "object-required" "The body must be a JSON object.",
-    IdempotencyKeyReused 422 "idempotency-key-reused" "The Idempotency-Key was used with another request.",
+    IdempotencyKeyReused 422 "idempotency-key-reused" "The Idempotency-Key was already used with another request.",
     PlanNotFound 422 "plan-not-found" "There is no such plan.",
-    PlanNotOffered 422 "plan-not-offered" "The plan is not offered any more.",
+    PlanNotOffered 422 "plan-not-offered" "The plan is no longer offered.",
     FeatureNotPriced 422 "feature-not-priced" "The feature has no unit price.",
-    RateExceeded 429 "rate-exceeded" "The rate of the plan would be exceeded.",
-    TooManyRequests 429 "too-many-requests" "There are too many requests for this workspace.",
-    HeadersTooLarge 431 "headers-too-large" "The headers are too many or too large.",
-    InternalError 500 "internal-error" "The server failed; sending the request again with its key is safe.",
+    RateExceeded 429 "rate-exceeded" "The rate limit of the plan would be exceeded.",
+    TooManyRequests 429 "too-many-requests" "This workspace has sent too many requests.",
+    HeadersTooLarge 431 "headers-too-large" "There are too many headers, or they are too large.",
+    InternalError 500 "internal-error" "The server failed; it is safe to retry with the same Idempotency-Key.",
     Overloaded 503 "overloaded" "The server is busy; nothing was done.",
-    Unavailable 503 "unavailable" "The database is unavailable; sending the request again with its key is safe.",
+    Unavailable 503 "unavailable" "The database is unavailable; it is safe to retry with the same Idempotency-Key.",
     ShuttingDown 503 "shutting-down" "The server is shutting down; nothing was done.",
 }
 
 impl Code {
-    /// The code of a business refusal.
+    /// The code of a rejection.
     #[must_use]
     pub const fn of(rejection: &Rejection) -> Self {
         match rejection {
@@ -143,7 +142,7 @@ impl Code {
         }
     }
 
-    /// The code for an error that actix answered by itself.
+    /// The code for an error response that actix made.
     #[must_use]
     pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
@@ -172,7 +171,7 @@ impl From<FieldCode> for Code {
     }
 }
 
-/// Which part of the request was refused. Exactly one of `pointer` and `parameter` is there.
+/// The part of the request that is invalid. Exactly one of `pointer` and `parameter` is present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldProblem {
     /// A JSON pointer (RFC 6901) into the body; empty for the body itself.
@@ -188,8 +187,7 @@ pub struct FieldProblem {
     pub detail: String,
 }
 
-/// Problem details (RFC 9457). `code` is the word to match on; the members after it are there where
-/// the code gives them a meaning.
+/// Problem details (RFC 9457). Match on `code`. The members after it are present only for some codes.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody<'a> {
@@ -200,10 +198,10 @@ pub struct ProblemBody<'a> {
     /// The HTTP status.
     #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
-    /// What is special about this occurrence.
+    /// Explains this occurrence.
     #[schema(value_type = String)]
     pub detail: &'a str,
-    /// Stable; `type` ends with it.
+    /// Stable. `type` ends with it.
     #[schema(example = "insufficient-credits")]
     pub code: &'static str,
     #[serde(flatten)]
@@ -211,69 +209,69 @@ pub struct ProblemBody<'a> {
     pub members: &'a Members,
 }
 
-/// The extension members, each of one type wherever it appears.
+/// The extension members. Each has one type, whatever the code.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Members {
-    /// The refused fields or parameters.
+    /// The invalid fields or parameters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub errors: Vec<FieldProblem>,
-    /// What could have been spent, the overdraft included.
+    /// The credits that could be spent, including the overdraft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available_credits: Option<Credits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_credits: Option<Credits>,
-    /// What the limit bounds.
+    /// What the limit applies to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_scope: Option<LimitScope>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_credits: Option<Credits>,
-    /// Used in this billing period before this request.
+    /// Credits used in this billing period before this request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_credits: Option<Credits>,
-    /// When the billing period ends and the limit begins anew.
+    /// When the billing period ends and usage counts from zero again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resets_at: Option<Timestamp>,
-    /// The length of the rate's window in seconds.
+    /// The length of the rate window in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window_s: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual_version: Option<i64>,
-    /// The end of the running billing period.
+    /// The end of the current billing period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_ends_at: Option<Timestamp>,
-    /// The start of the next billing period to begin.
+    /// The start of the next billing period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_period_starts_at: Option<Timestamp>,
 }
 
-/// An error on its way to the caller.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub code: Code,
     pub detail: Cow<'static, str>,
     members: Option<Box<Members>>,
     retry_after_s: Option<u32>,
-    /// The value of `Allow` or of `WWW-Authenticate`, by code.
-    challenge: Option<Cow<'static, str>>,
+    /// The value of the `Allow` header for `method-not-allowed`, else of `WWW-Authenticate`.
+    header_value: Option<Cow<'static, str>>,
 }
 
 impl Problem {
     #[must_use]
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_s = matches!(code.status(), 429 | 503).then_some(RETRY_AFTER_S);
-        Self { code, detail: detail.into(), members: None, retry_after_s, challenge: None }
+        Self { code, detail: detail.into(), members: None, retry_after_s, header_value: None }
     }
 
-    /// A problem that says no more than its code.
+    /// A problem whose detail is the title of its code.
     #[must_use]
     pub fn plain(code: Code) -> Self {
         Self::new(code, code.title())
     }
 
-    /// A refused field of the body.
+    /// An invalid field of the body.
     #[must_use]
     pub fn field(code: Code, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let error = FieldProblem {
@@ -285,7 +283,7 @@ impl Problem {
         Self::of_field(code, error)
     }
 
-    /// A refused query parameter.
+    /// An invalid query parameter.
     #[must_use]
     pub fn parameter(code: Code, name: impl Into<String>, detail: impl Into<String>) -> Self {
         let error = FieldProblem {
@@ -297,41 +295,41 @@ impl Problem {
         Self::of_field(code, error)
     }
 
-    /// A field whose value a domain type refused.
+    /// A field whose value a domain type rejected.
     #[must_use]
-    pub fn refused_field(pointer: &str, error: FieldError) -> Self {
+    pub fn from_field_error(pointer: &str, error: FieldError) -> Self {
         Self::field(error.code.into(), pointer, error.detail)
     }
 
     fn of_field(code: Code, error: FieldProblem) -> Self {
-        let place = error.pointer.as_deref().or(error.parameter.as_deref()).unwrap_or_default();
-        let detail = if place.is_empty() { error.detail.clone() } else { format!("{place}: {}", error.detail) };
+        let location = error.pointer.as_deref().or(error.parameter.as_deref()).unwrap_or_default();
+        let detail = if location.is_empty() { error.detail.clone() } else { format!("{location}: {}", error.detail) };
         let members = Members { errors: vec![error], ..Members::default() };
         Self { members: Some(Box::new(members)), ..Self::new(code, clip(detail, MAX_DETAIL_CHARS)) }
     }
 
-    /// No token was sent: the challenge names no error (RFC 6750, section 3.1).
+    /// No token was sent. `WWW-Authenticate` then names no error (RFC 6750, section 3.1).
     #[must_use]
     pub fn token_required() -> Self {
-        Self { challenge: Some("Bearer".into()), ..Self::plain(Code::InvalidToken) }
+        Self { header_value: Some("Bearer".into()), ..Self::plain(Code::InvalidToken) }
     }
 
-    /// The token is not good. Why is in the log only.
+    /// The token is invalid. The reason is only logged.
     #[must_use]
     pub fn invalid_token() -> Self {
-        Self { challenge: Some(r#"Bearer error="invalid_token""#.into()), ..Self::plain(Code::InvalidToken) }
+        Self { header_value: Some(r#"Bearer error="invalid_token""#.into()), ..Self::plain(Code::InvalidToken) }
     }
 
     #[must_use]
     pub fn missing_scope(scope: &'static str) -> Self {
-        let challenge = format!(r#"Bearer error="insufficient_scope", scope="{scope}""#);
+        let header_value = format!(r#"Bearer error="insufficient_scope", scope="{scope}""#);
         let detail = format!("the scope {scope} is required");
-        Self { challenge: Some(challenge.into()), ..Self::new(Code::MissingScope, detail) }
+        Self { header_value: Some(header_value.into()), ..Self::new(Code::MissingScope, detail) }
     }
 
     #[must_use]
     pub fn method_not_allowed(allow: String) -> Self {
-        Self { challenge: Some(allow.into()), ..Self::plain(Code::MethodNotAllowed) }
+        Self { header_value: Some(allow.into()), ..Self::plain(Code::MethodNotAllowed) }
     }
 
     #[must_use]
@@ -344,7 +342,7 @@ impl Problem {
         self.retry_after_s
     }
 
-    /// The body as it is sent, and stored.
+    /// The body as it is sent and stored.
     #[must_use]
     pub fn to_json(&self) -> String {
         let members = self.members.as_deref();
@@ -479,7 +477,7 @@ impl ResponseError for Problem {
         if let Some(seconds) = self.retry_after_s {
             response.insert_header((RETRY_AFTER, HeaderValue::from(seconds)));
         }
-        if let Some(value) = self.challenge.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
+        if let Some(value) = self.header_value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
             let name = if self.code == Code::MethodNotAllowed { ALLOW } else { WWW_AUTHENTICATE };
             response.insert_header((name, value));
         }

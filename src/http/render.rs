@@ -1,5 +1,4 @@
-//! Answers to commands: rendered once, where the decision becomes durable, and sent byte for byte
-//! ever after.
+//! Answers to commands. An answer is rendered once, stored with its command, and replayed byte for byte.
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
@@ -10,7 +9,7 @@ use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::engine::{Render, Rendered, Reply};
 
-/// Set on an answer that was given before.
+/// `true` on a replayed answer.
 pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Renders decisions as the API's JSON.
@@ -37,14 +36,14 @@ impl Render for JsonRender {
     }
 }
 
-/// What a reused key means for a command: the natural key of provisioning is the workspace itself.
+/// Where the idempotency key of a command comes from: the caller, or the workspace id when provisioning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
     FromCaller,
     Natural,
 }
 
-/// The response for what the engine said.
+/// Converts the reply of the engine into a response.
 pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
     match reply {
         Reply::Decided { answer, rejection } => {
@@ -57,7 +56,7 @@ pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
             KeyKind::Natural => Code::WorkspaceExists,
         })),
         Reply::Nothing => {
-            tracing::error!("a command from outside was answered as if it were internal");
+            tracing::error!("a command of a caller was answered like an internal one");
             Err(Problem::plain(Code::InternalError))
         }
     }

@@ -1,6 +1,6 @@
-//! What every request can reach: the parts of the server, and what follows from its routes.
+//! The state that every request can access.
 //!
-//! It is put together in [`super`], because the documents are made from the routes, which are handed it.
+//! It is built in [`super`]: it contains documents that are made from the routes, and the routes depend on this module.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::limits::WorkspaceLimits;
 use crate::clock::Clock;
 use crate::store::Store;
 
-/// What is handed to every route.
+/// The state of the server.
 pub struct AppState {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
@@ -23,17 +23,17 @@ pub struct AppState {
     pub auth: Arc<Verifier>,
     pub limits: WorkspaceLimits,
     pub health: Arc<Health>,
-    /// Renders the metrics in Prometheus' text format.
+    /// Renders the metrics in the Prometheus text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) body_timeout: Duration,
     pub(super) decision_timeout: Duration,
     pub(super) documents: Documents,
 }
 
-/// What follows from the routes themselves.
+/// What is made from the routes.
 pub(super) struct Documents {
     pub(super) openapi_json: web::Bytes,
-    /// The methods of every route, as an `Allow` header names them.
+    /// The `Allow` header of every route.
     pub(super) allow: BTreeMap<String, String>,
 }
 

@@ -1,4 +1,4 @@
-//! From a request to a command: the one place where an envelope is built.
+//! Turns a request into a command. Envelopes are built only here.
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -18,17 +18,17 @@ use crate::engine::{EngineError, Reply};
 
 /// The wire type of a command.
 pub trait CommandRequest: DeserializeOwned {
-    /// The command's name, which is part of the fingerprint.
+    /// The name of the command, which is part of the fingerprint.
     const NAME: &'static str;
 
-    /// Whether a request without a body means one with `{}`.
+    /// Whether an empty body means `{}`.
     const MAY_BE_EMPTY: bool = false;
 
-    /// The command, and what the caller wants to find again with it.
+    /// The command and the metadata of the caller.
     fn into_command(self) -> Result<(Command, Option<Metadata>), Problem>;
 }
 
-/// Reads the request's body as a command, has it decided, and answers.
+/// Parses the body as a command, submits it to the engine, and answers.
 pub async fn submit<R: CommandRequest, S: RequiredScope>(
     caller: WorkspaceCaller<S>,
     key_kind: KeyKind,
@@ -41,7 +41,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         KeyKind::Natural => ProvisionWorkspace::idempotency_key(),
     };
     let state = AppState::of(&request);
-    let _permit = state.limits.enter(caller.workspace_id)?;
+    let _permit = state.limits.acquire(caller.workspace_id)?;
     let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME, R::MAY_BE_EMPTY).await?;
     let (command, metadata) = value.into_command()?;
     let envelope = Envelope {
@@ -60,16 +60,16 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
     let decided = tokio::time::timeout(state.decision_timeout, state.engine.decide(envelope)).await;
     let decided = decided.map_err(|_| Problem::plain(Code::Unavailable))?;
     match &decided {
-        Ok(Reply::Decided { .. }) => state.health.saw_write(false, state.clock.now()),
-        Err(EngineError::Unavailable) => state.health.saw_write(true, state.clock.now()),
-        // These tell nothing of the database's disk.
+        Ok(Reply::Decided { .. }) => state.health.record_write_result(false, state.clock.now()),
+        Err(EngineError::Unavailable) => state.health.record_write_result(true, state.clock.now()),
+        // These do not tell whether the database accepts writes.
         Ok(Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing)
         | Err(EngineError::Overloaded | EngineError::Stopping | EngineError::Failed) => {}
     }
     response(decided?, key_kind)
 }
 
-/// The caller's trace, or this server's own when it is traced.
+/// The trace context of the caller, or else of this server's span if tracing is on.
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
     if let Some(sent) = sent.filter(|value| is_traceparent(value)) {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_traceparent_is_taken_in_its_exact_form_only() {
+    fn only_a_well_formed_traceparent_is_accepted() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert!(is_traceparent(good));
         let zero_trace = good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32));

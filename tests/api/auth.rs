@@ -1,4 +1,4 @@
-//! Tokens over HTTP; the table of forgeries stands beside the verifier.
+//! Tokens over HTTP. The table of forged tokens is in the unit tests of the verifier.
 
 use visionscope_billing::http::auth::{Scope, Tenancy};
 
@@ -12,7 +12,7 @@ async fn a_request_without_a_token_is_challenged() {
 }
 
 #[tokio::test]
-async fn a_bad_token_is_refused_without_a_reason() {
+async fn an_invalid_token_is_refused_without_a_reason() {
     let fake = fake();
     let mut user = fake.server.user(OWN);
     for token in ["abc", "a.b.c", "e30.e30.", ".."] {
@@ -25,7 +25,7 @@ async fn a_bad_token_is_refused_without_a_reason() {
 }
 
 #[tokio::test]
-async fn a_token_that_ended_is_refused_though_it_was_remembered() {
+async fn an_expired_token_is_refused_even_if_it_was_cached() {
     let fake = fake();
     let user = fake.server.user(OWN);
     assert_eq!(user.post(&deduct_path(), &deduction()).await.status, 200);
@@ -59,7 +59,7 @@ async fn a_foreign_workspace_looks_exactly_like_an_unknown_one() {
 }
 
 #[tokio::test]
-async fn two_authorization_headers_are_no_token() {
+async fn two_authorization_headers_are_refused() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let request = user.request(reqwest::Method::GET, "/v1/plans").header("authorization", "Bearer other");

@@ -1,4 +1,4 @@
-//! The table of answers to bad input: every row, over HTTP.
+//! Answers to invalid input, over HTTP.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::fake::Script;
 use crate::harness::{OWN, TestServer, deduct_path, deduction, fake, path, send};
 
 #[tokio::test]
-async fn what_is_not_json_is_malformed() {
+async fn malformed_json_is_refused() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let deep = format!(r#"{{"metadata":{}{}}}"#, "[".repeat(17), "]".repeat(17));
@@ -33,7 +33,7 @@ async fn what_is_not_json_is_malformed() {
 }
 
 #[tokio::test]
-async fn refused_fields_are_named_by_their_pointer() {
+async fn invalid_fields_are_named_by_their_pointer() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let too_many: serde_json::Map<_, _> = (0..17).map(|n| (format!("k{n}"), json!("v"))).collect();
@@ -95,7 +95,7 @@ async fn refused_fields_are_named_by_their_pointer() {
 }
 
 #[tokio::test]
-async fn refused_fields_of_the_other_commands_are_named_too() {
+async fn invalid_fields_of_the_other_commands_are_named_too() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let cases = [
@@ -130,7 +130,7 @@ async fn refused_fields_of_the_other_commands_are_named_too() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_object_is_told_so() {
+async fn a_body_that_is_not_an_object_is_refused() {
     let fake = fake();
     let user = fake.server.user(OWN);
     for body in ["[]", "1", "null", "\"a\""] {
@@ -139,7 +139,7 @@ async fn a_body_that_is_no_object_is_told_so() {
 }
 
 #[tokio::test]
-async fn bodies_are_bounded_plain_json() {
+async fn bodies_must_be_uncompressed_json_of_limited_size() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let large = format!(r#"{{"feature_code":"{}"}}"#, "x".repeat(64 * 1024));
@@ -157,11 +157,11 @@ async fn bodies_are_bounded_plain_json() {
     send(twice).await.is_problem(415, "unsupported-media-type");
     let compressed = request().header("content-type", "application/json").header("content-encoding", "gzip");
     send(compressed).await.is_problem(415, "unsupported-content-encoding");
-    let picky = request().header("content-type", "application/json").header("accept", "text/html");
-    send(picky).await.is_problem(406, "not-acceptable");
+    let html_only = request().header("content-type", "application/json").header("accept", "text/html");
+    send(html_only).await.is_problem(406, "not-acceptable");
 }
 
-/// Sends a body in chunks, without saying how long it will be.
+/// Sends a body in chunks, without a content length.
 async fn chunked(server: &TestServer, chunks: impl futures::Stream<Item = Vec<u8>>) -> String {
     let chunks: Vec<_> = futures::StreamExt::collect(chunks).await;
     let head = head(server, "transfer-encoding: chunked\r\n");
@@ -198,7 +198,7 @@ fn read_some(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_slow_body_is_given_up_after_its_deadline() {
+async fn a_slow_body_gets_408_after_the_timeout() {
     let fake = fake();
     let head = head(&fake.server, "content-length: 100\r\n");
     let address = fake.server.address;
@@ -215,7 +215,7 @@ async fn a_slow_body_is_given_up_after_its_deadline() {
 }
 
 #[tokio::test]
-async fn no_body_stands_for_an_empty_object_where_nothing_is_required() {
+async fn an_empty_body_means_an_empty_object_if_no_field_is_required() {
     let fake = fake();
     let user = fake.server.user(OWN);
     for command in ["/credits/reset", "/subscription/resume"] {
@@ -232,7 +232,7 @@ async fn no_body_stands_for_an_empty_object_where_nothing_is_required() {
 }
 
 #[tokio::test]
-async fn a_command_needs_one_well_formed_key() {
+async fn a_command_needs_one_well_formed_idempotency_key() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let request = || user.request(Method::POST, &deduct_path()).json(&deduction());
@@ -261,7 +261,7 @@ async fn a_key_used_with_another_request_is_refused() {
 }
 
 #[tokio::test]
-async fn unknown_ids_paths_and_methods_are_told_apart() {
+async fn unknown_ids_paths_and_methods_have_different_codes() {
     let fake = fake();
     let user = fake.server.user(OWN);
     user.get("/v1/workspaces/not-a-uuid/credits").await.is_problem(404, "workspace-not-found");
@@ -317,7 +317,7 @@ async fn unknown_and_malformed_parameters_are_named() {
 }
 
 #[tokio::test]
-async fn refusals_of_the_business_have_their_status_and_members() {
+async fn rejections_have_their_status_and_members() {
     let fake = fake();
     let user = fake.server.user(OWN);
     let credits = |text: &str| text.parse().unwrap();
@@ -351,7 +351,7 @@ async fn too_many_or_too_large_headers_are_refused() {
 }
 
 #[tokio::test]
-async fn an_engine_without_an_answer_gives_503_and_says_when_to_come_back() {
+async fn engine_errors_have_their_status_and_retry_after() {
     let fake = fake();
     let user = fake.server.user(OWN);
     for (error, status, code) in [
@@ -368,9 +368,9 @@ async fn an_engine_without_an_answer_gives_503_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_gives_503_and_no_detail() {
+async fn an_unavailable_database_gives_503_without_details() {
     let fake = fake();
-    fake.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+    fake.store.is_unavailable.store(true, std::sync::atomic::Ordering::Relaxed);
     let answer = fake.server.user(OWN).get(&path(OWN, "/credits")).await;
     answer.is_problem(503, "unavailable");
     assert!(!answer.text.contains("10.1.2.3"));

@@ -1,4 +1,4 @@
-//! What a request becomes on its way to the engine, and an answer on its way back.
+//! The command that a request becomes, and the answer that a reply becomes.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::fake::{ACCEPTED_BODY, Script};
 use crate::harness::{OWN, deduct_path, deduction, fake, fake_with_limits, path, send};
 
 #[tokio::test]
-async fn a_command_carries_who_sent_it_when_and_within_which_trace() {
+async fn a_command_carries_its_sender_time_and_trace() {
     let fake = fake();
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let body = json!({"feature_code": "render", "quantity": "3", "metadata": {"job": "1"}, "occurred_at": "2026-06-01T11:59:00+00:00"});
@@ -66,15 +66,15 @@ async fn every_command_reaches_the_engine_under_its_name() {
 }
 
 #[tokio::test]
-async fn times_that_the_domain_must_judge_reach_it() {
+async fn times_are_checked_by_the_domain_and_not_by_the_http_layer() {
     let fake = fake();
     let body = json!({"credits": "5", "amount_minor": 0, "currency": "EUR", "payment_reference": "p", "expires_at": "2020-01-01T00:00:00Z"});
     let answer = fake.server.user(OWN).post(&path(OWN, "/credits/purchase"), &body).await;
-    assert_eq!(answer.status, 200, "a stored command must replay however late it comes again");
+    assert_eq!(answer.status, 200, "a stored command must be replayed even if its times are in the past now");
 }
 
 #[tokio::test]
-async fn a_replay_is_the_stored_answer_and_says_so() {
+async fn a_replay_is_the_stored_answer_with_the_replay_header() {
     let fake = fake();
     *fake.engine.script.lock().unwrap() = Script::Replay;
     let answer = fake.server.user(OWN).post(&deduct_path(), &deduction()).await;
@@ -82,7 +82,7 @@ async fn a_replay_is_the_stored_answer_and_says_so() {
 }
 
 #[tokio::test]
-async fn the_same_request_in_another_spelling_has_the_same_fingerprint() {
+async fn white_space_key_order_and_escapes_do_not_change_the_fingerprint() {
     let fake = fake();
     let user = fake.server.user(OWN);
     user.post_raw(&deduct_path(), r#"{"feature_code":"render","credits":"2.5"}"#).await;
@@ -90,11 +90,11 @@ async fn the_same_request_in_another_spelling_has_the_same_fingerprint() {
     user.post_raw(&deduct_path(), r#"{"feature_code":"render","credits":"2.50"}"#).await;
     let seen = fake.engine.seen.lock().unwrap();
     assert_eq!(seen[0].fingerprint, seen[1].fingerprint);
-    assert_ne!(seen[0].fingerprint, seen[2].fingerprint, "other bytes in a value are another request");
+    assert_ne!(seen[0].fingerprint, seen[2].fingerprint, "another text of an amount is another request");
 }
 
 #[tokio::test]
-async fn an_unsound_correlation_id_or_trace_is_replaced_and_never_refused() {
+async fn an_invalid_correlation_id_or_traceparent_is_ignored() {
     let fake = fake();
     for (sent, trace) in [("", "00-0-0-0"), ("a b", "x"), (&*"c".repeat(129), "")] {
         let request = fake.server.user(OWN).request(Method::POST, &deduct_path()).json(&deduction());
@@ -108,7 +108,7 @@ async fn an_unsound_correlation_id_or_trace_is_replaced_and_never_refused() {
 }
 
 #[tokio::test]
-async fn commands_beyond_what_a_workspace_may_have_under_way_get_429() {
+async fn commands_beyond_the_limit_in_flight_get_429() {
     let fake = fake_with_limits(LimitsConfig { max_in_flight: 2, requests_per_second: 0 });
     *fake.engine.script.lock().unwrap() = Script::Hang;
     let user = fake.server.user(OWN);
@@ -126,7 +126,7 @@ async fn commands_beyond_what_a_workspace_may_have_under_way_get_429() {
         assert_eq!(request.await.unwrap().unwrap().status(), 200);
     }
     *fake.engine.script.lock().unwrap() = Script::Accept;
-    assert_eq!(user.post(&path, &deduction()).await.status, 200, "there is room again");
+    assert_eq!(user.post(&path, &deduction()).await.status, 200, "the permits were released");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Every operation of the document: it is there, and it keeps strangers out.
+//! Every operation of the OpenAPI document exists and checks the token.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -20,8 +20,8 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
     let mut all = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            let words = operation["description"].as_str().unwrap();
-            let scope = Scope::ALL.iter().find(|scope| words.ends_with(&format!("Scope: `{}`.", scope.as_str())));
+            let description = operation["description"].as_str().unwrap();
+            let scope = Scope::ALL.iter().find(|scope| description.ends_with(&format!("Scope: `{}`.", scope.as_str())));
             let content = &operation["requestBody"]["content"]["application/json"];
             let first = |examples: &Value| examples.as_object().unwrap().values().next().unwrap()["value"].clone();
             let body = content.get("example").cloned().or_else(|| content.get("examples").map(first));
@@ -34,7 +34,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
 }
 
 impl Operation {
-    async fn ask(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
+    async fn call(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
         let path = self.path.replace("{workspace_id}", workspace).replace("{event_id}", &FOREIGN.to_string());
         let path = path.replace("{usage_id}", "AAZJq1CORAAAAAAAAAAAAQ");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
@@ -50,7 +50,7 @@ impl Operation {
 }
 
 #[tokio::test]
-async fn every_operation_refuses_no_token_a_wrong_scope_and_another_workspace() {
+async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_workspace() {
     let fake = fake();
     let server = &fake.server;
     let anyone = server.anyone();
@@ -58,32 +58,32 @@ async fn every_operation_refuses_no_token_a_wrong_scope_and_another_workspace() 
     for operation in operations(&anyone).await {
         let Some(scope) = operation.scope else {
             open += 1;
-            assert_eq!(operation.ask(&anyone, "").await.status, 200, "{}", operation.name());
+            assert_eq!(operation.call(&anyone, "").await.status, 200, "{}", operation.name());
             continue;
         };
         guarded += 1;
-        operation.ask(&anyone, &OWN.to_string()).await.is_problem(401, "invalid-token");
+        operation.call(&anyone, &OWN.to_string()).await.is_problem(401, "invalid-token");
         let others: Vec<_> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
         let unscoped = server.user_of(Tenancy::One(OWN), &others);
-        operation.ask(&unscoped, &OWN.to_string()).await.is_problem(403, "missing-scope");
+        operation.call(&unscoped, &OWN.to_string()).await.is_problem(403, "missing-scope");
         let scoped = server.user_of(Tenancy::One(OWN), &[scope]);
         if operation.path.contains("{workspace_id}") {
-            operation.ask(&scoped, &FOREIGN.to_string()).await.is_problem(404, "workspace-not-found");
+            operation.call(&scoped, &FOREIGN.to_string()).await.is_problem(404, "workspace-not-found");
         }
         if operation.path.contains("{event_id}") {
-            operation.ask(&scoped, "").await.is_problem(404, "event-not-found");
+            operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
     assert_eq!((guarded, open), (17, 4));
-    assert!(fake.engine.seen.lock().unwrap().is_empty(), "no command of a stranger got through");
+    assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 
 #[tokio::test]
-async fn the_examples_of_the_document_are_good_requests() {
+async fn the_examples_of_the_document_are_valid_requests() {
     let fake = fake();
     let user = fake.server.user(OWN);
     for operation in operations(&user).await {
-        let answer = operation.ask(&user, &OWN.to_string()).await;
+        let answer = operation.call(&user, &OWN.to_string()).await;
         let is_command = operation.body.is_some();
         assert!(answer.status == 200 || (!is_command && answer.status == 404), "{}: {}", operation.name(), answer.text);
     }

@@ -1,4 +1,4 @@
-//! An engine and a store that hold nothing: for what the HTTP layer answers by itself.
+//! A fake engine and an empty store, for tests of the HTTP layer alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ use visionscope_billing::store::queries::{
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
-/// What the engine shall say next.
+/// The next reply of the engine.
 #[derive(Clone)]
 pub enum Script {
     Accept,
@@ -35,13 +35,13 @@ pub enum Script {
     Replay,
     KeyReused,
     Fail(EngineError),
-    /// Accepts when it is released.
+    /// Accepts after `release` is notified.
     Hang,
 }
 
 pub const ACCEPTED_BODY: &str = r#"{"accepted":true}"#;
 
-/// Answers as it is told, and keeps what it was sent.
+/// Replies as scripted, and records the commands.
 pub struct FakeEngine {
     pub script: Mutex<Script>,
     pub seen: Mutex<Vec<Envelope>>,
@@ -76,15 +76,15 @@ impl Decide for FakeEngine {
     }
 }
 
-/// Knows no workspace; its database can be away.
+/// An empty store that can be made unavailable.
 #[derive(Default)]
 pub struct FakeStore {
-    pub is_away: std::sync::atomic::AtomicBool,
+    pub is_unavailable: std::sync::atomic::AtomicBool,
 }
 
 impl FakeStore {
     fn answer<T>(&self, value: T) -> Result<T, StoreError> {
-        if self.is_away.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.is_unavailable.load(std::sync::atomic::Ordering::Relaxed) {
             Err(StoreError::Unavailable("connection to 10.1.2.3 refused".into()))
         } else {
             Ok(value)
@@ -160,7 +160,7 @@ impl Outbox for FakeStore {
 #[async_trait]
 impl Store for FakeStore {
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError> {
-        Err(StoreError::Unavailable("a fake takes no writes".into()))
+        Err(StoreError::Unavailable("a fake does not accept writes".into()))
     }
     async fn states(&self, _: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
         self.answer(HashMap::new())
@@ -169,7 +169,7 @@ impl Store for FakeStore {
         self.answer(vec![])
     }
     async fn write(&self, _: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError> {
-        Err(StoreError::Unavailable("a fake takes no writes".into()))
+        Err(StoreError::Unavailable("a fake does not accept writes".into()))
     }
     async fn put_plans(&self, _: &[PlanVersion], _: Timestamp) -> Result<(), StoreError> {
         self.answer(())

@@ -1,4 +1,4 @@
-//! A real server on a free loopback port, and users who send it requests.
+//! A server on a free loopback port, and users that send it requests.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -30,10 +30,10 @@ use crate::fake::{FakeEngine, FakeStore};
 
 const ISSUER: &str = "https://issuer.test";
 const AUDIENCE: &str = "billing";
-/// When the clock of a test server stands.
+/// The time of the clock of a test server.
 pub const NOW: &str = "2026-06-01T12:00:00Z";
 
-/// The workspace of most tests, and one that is never theirs.
+/// The workspace of most tests, and another tenant's.
 pub const OWN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a10));
 pub const FOREIGN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a11));
 
@@ -52,7 +52,7 @@ pub struct TestServer {
     pub health: Arc<Health>,
     client: reqwest::Client,
     handle: ServerHandle,
-    /// Lives as long as the server, where it is a real one.
+    /// Kept until the server ends. None with a fake store.
     database: Option<TestDatabase>,
 }
 
@@ -119,7 +119,7 @@ impl TestServer {
         &*self.database.as_ref().expect("a server over a real store").store
     }
 
-    /// Someone whose token is for one workspace and has every scope.
+    /// A user whose token is for one workspace and has every scope.
     pub fn user(&self, workspace_id: WorkspaceId) -> User<'_> {
         self.user_of(Tenancy::One(workspace_id), Scope::ALL)
     }
@@ -137,7 +137,7 @@ impl TestServer {
         User { server: self, token: Some(mint(&signing_key(), &request).unwrap()) }
     }
 
-    /// Someone without a token.
+    /// A user without a token.
     pub fn anyone(&self) -> User<'_> {
         User { server: self, token: None }
     }
@@ -153,7 +153,7 @@ pub struct User<'a> {
     pub token: Option<String>,
 }
 
-/// An answer, read whole.
+/// A response with its whole body.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -170,7 +170,7 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Checks that it is a problem of that status and code, in every part.
+    /// Asserts that it is a problem with this status and code.
     #[track_caller]
     pub fn is_problem(&self, status: u16, code: &str) -> &Self {
         let body = self.json();
@@ -182,7 +182,7 @@ impl Answer {
         self
     }
 
-    /// The pointer of the first refused field.
+    /// The pointer of the first invalid field.
     pub fn pointer(&self) -> String {
         self.json()["errors"][0]["pointer"].as_str().unwrap_or_default().to_owned()
     }
@@ -201,7 +201,7 @@ impl User<'_> {
         send(self.request(Method::GET, path)).await
     }
 
-    /// A command with a key of its own.
+    /// Sends a command with a new key.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         let key = format!("key-{}", Uuid::from_u128(rand()));
         self.post_with_key(path, &key, body).await
@@ -211,7 +211,7 @@ impl User<'_> {
         send(self.request(Method::POST, path).header("idempotency-key", key).json(body)).await
     }
 
-    /// A command whose body is these bytes, as JSON.
+    /// Sends a command with these bytes as its JSON body.
     pub async fn post_raw(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         let request = self.request(Method::POST, path).header("idempotency-key", "k").body(body);
         send(request.header("content-type", "application/json")).await

@@ -1,4 +1,4 @@
-//! The API as callers see it: a real server in this process, requests over TCP.
+//! Tests of the API over TCP, against a server in this process.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where something is not as it should be")]
 

@@ -1,4 +1,4 @@
-//! The main job over real stores: provision, spend, replay, buy, read.
+//! The main use cases over real stores: provision, spend, replay, read.
 
 use serde_json::json;
 use visionscope_billing::http::auth::{Scope, Tenancy};
@@ -47,7 +47,7 @@ async fn a_workspace_is_provisioned_once() {
 }
 
 #[tokio::test]
-async fn too_few_credits_are_refused_and_the_refusal_replays() {
+async fn a_deduction_without_enough_credits_is_refused_and_replayed() {
     for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
@@ -61,7 +61,7 @@ async fn too_few_credits_are_refused_and_the_refusal_replays() {
 }
 
 #[tokio::test]
-async fn lists_come_in_pages_without_gaps() {
+async fn pages_of_a_list_have_no_gaps() {
     for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);
@@ -118,7 +118,7 @@ async fn thirty_two_copies_of_one_request_run_once_and_get_one_answer() {
 }
 
 #[tokio::test]
-async fn of_sixty_four_clients_with_credits_for_half_exactly_half_succeed() {
+async fn of_sixty_four_clients_exactly_the_thirty_two_that_fit_the_balance_succeed() {
     for database in Database::ALL {
         let server = provisioned(database).await;
         let user = server.user(OWN);

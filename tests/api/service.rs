@@ -19,9 +19,9 @@ async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
     assert_eq!(anyone.get("/readyz").await.json(), json!({"status": "ok"}));
     fake.server.health.set_stream_degraded(true);
     assert_eq!(anyone.get("/readyz").await.json(), json!({"status": "degraded"}));
-    fake.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+    fake.store.is_unavailable.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(anyone.get("/readyz").await.is_problem(503, "unavailable").header("retry-after"), "1");
-    fake.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+    fake.store.is_unavailable.store(false, std::sync::atomic::Ordering::Relaxed);
     // Reads work and writes do not: the disk may be full.
     let user = fake.server.user(OWN);
     *fake.engine.script.lock().unwrap() = Script::Fail(EngineError::Unavailable);

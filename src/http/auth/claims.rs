@@ -1,27 +1,27 @@
-//! What is read of a token, and why one is refused.
+//! The claims that are read from a token, and the reasons to refuse one.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-/// Why a token was refused. For the log: the caller only hears that it was.
+/// Why a token was refused. The reason is only logged; the caller is not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error("the token is malformed")]
     Malformed,
-    #[error("there is no such key")]
+    #[error("the key is unknown")]
     UnknownKey,
     #[error("the algorithm or the signature is wrong")]
     Signature,
     #[error("a required claim is missing or malformed")]
     Claims,
-    #[error("the issuer or audience is another")]
-    Addressee,
+    #[error("the issuer or audience is wrong")]
+    IssuerOrAudience,
     #[error("the token is not valid at this time")]
     Time,
 }
 
-/// What is read of a token's payload.
+/// The payload of a token.
 #[derive(Deserialize)]
 pub(super) struct Claims {
     #[serde(deserialize_with = "numeric_date")]
@@ -42,7 +42,7 @@ pub(super) enum Audience {
     Several(Vec<String>),
 }
 
-/// A NumericDate (RFC 7519): seconds since 1970, perhaps with a fraction.
+/// A NumericDate (RFC 7519): seconds since 1970, optionally with a fraction.
 fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -1,8 +1,8 @@
-//! A published key set (RFC 7517), fetched from one configured url.
+//! A published key set (RFC 7517), fetched from one configured URL.
 //!
-//! The last good set is kept whatever happens to the endpoint. An unknown `kid` causes at most one
-//! fetch in [`MIN_FETCH_INTERVAL`], so forged ids cannot turn this server against the endpoint.
-//! Redirects are not followed, and a key's id never becomes part of a path or a query.
+//! If a fetch fails, the last valid set stays in use. An unknown `kid` causes at most one fetch per
+//! [`MIN_FETCH_INTERVAL`], so tokens with forged ids cannot make this server flood the endpoint. Redirects are not
+//! followed, and a `kid` never becomes part of the URL.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::keys::Key;
 
-/// The least time between two fetches.
+/// Minimum time between two fetches.
 pub const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(30);
-/// Connecting must not hold up a request that waits for a new key.
+/// Short, because a request waits for the new key.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The whole fetch, body included.
+/// For the whole fetch, including the body.
 pub(in crate::http) const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Real sets have less than 20 KiB.
 const MAX_BODY_LEN: usize = 256 * 1024;
@@ -32,13 +32,13 @@ const MAX_KEYS: usize = 100;
 /// Where keys are published.
 #[derive(Clone, Debug)]
 pub struct JwksConfig {
-    /// https; plain http only to a loopback address.
+    /// Must be https, or http to a loopback address.
     pub url: String,
-    /// How long a set is used before it is fetched again.
+    /// Time between two regular fetches.
     pub refresh: Duration,
 }
 
-/// Why a fetch gave no new set.
+/// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
     #[error("the endpoint cannot be reached: {0}")]
@@ -55,13 +55,13 @@ enum FetchError {
     Empty,
 }
 
-/// The keys that were published last.
+/// The key set of the last successful fetch.
 pub struct Jwks {
     url: Url,
     refresh: Duration,
     client: reqwest::Client,
     keys: RwLock<Arc<HashMap<String, Key>>>,
-    /// When the last fetch began; its lock lets one caller fetch while the others wait for it.
+    /// When the last fetch started. The lock makes concurrent callers wait for one fetch.
     last_fetch: Mutex<Option<Instant>>,
 }
 
@@ -85,24 +85,24 @@ impl Jwks {
         Ok(Self { url, refresh: config.refresh, client, keys: RwLock::default(), last_fetch: Mutex::new(None) })
     }
 
-    /// A key of the last good set.
+    /// A key of the last successful fetch.
     #[must_use]
-    pub fn known(&self, kid: &str) -> Option<Key> {
+    pub fn key(&self, kid: &str) -> Option<Key> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
     }
 
-    /// Fetches the set for the sake of an unknown key, unless that was done a moment ago.
-    pub async fn fetch_for(&self, kid: &str) {
+    /// Fetches the set if the key is unknown and the last fetch was not within [`MIN_FETCH_INTERVAL`].
+    pub async fn fetch_unless_known(&self, kid: &str) {
         let mut last_fetch = self.last_fetch.lock().await;
         let is_recent = last_fetch.is_some_and(|at| at.elapsed() < MIN_FETCH_INTERVAL);
-        if is_recent || self.known(kid).is_some() {
+        if is_recent || self.key(kid).is_some() {
             return;
         }
         *last_fetch = Some(Instant::now());
         self.fetch().await;
     }
 
-    /// Keeps the set current until the token is cancelled.
+    /// Fetches the set regularly until `stop` is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
         loop {
             *self.last_fetch.lock().await = Some(Instant::now());
@@ -122,7 +122,7 @@ impl Jwks {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the key set could not be fetched; the last one stays in force");
+                tracing::warn!(%error, "the key set could not be fetched; the last one stays in use");
                 false
             }
         }
@@ -145,7 +145,7 @@ impl Jwks {
     }
 }
 
-/// Reads a set; a key of a kind that is not understood does not spoil the others.
+/// Parses a key set. Keys of unsupported types are skipped.
 fn parse(body: &[u8]) -> Result<HashMap<String, Key>, FetchError> {
     #[derive(Deserialize)]
     struct Set {

@@ -1,4 +1,4 @@
-//! Keys: what a signature is checked with, each with the one algorithm it is good for.
+//! Keys for verifying signatures. Each key has exactly one algorithm.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::claims::{Claims, TokenError};
 
-/// A shared secret must be as long as its hash (RFC 7518, section 3.2).
+/// A shared secret must be at least as long as the hash (RFC 7518, section 3.2).
 const MIN_SECRET_LEN: usize = 32;
 
-/// The algorithms that are taken.
+/// The supported algorithms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum KeyAlg {
     HS256,
@@ -31,7 +31,7 @@ impl KeyAlg {
     }
 }
 
-/// A configured key: HS256 has a secret, all others have a public key.
+/// A configured key: a secret for HS256, a public key for all others.
 #[derive(Clone, Debug)]
 pub struct KeyConfig {
     pub kid: String,
@@ -40,7 +40,7 @@ pub struct KeyConfig {
     pub public_key_pem: Option<String>,
 }
 
-/// Why a key cannot be used.
+/// Why a key is invalid, or could not sign.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error("HS256 needs a secret of at least {MIN_SECRET_LEN} bytes and no public key")]
@@ -53,7 +53,7 @@ pub enum KeyError {
     Signing(jsonwebtoken::errors::Error),
 }
 
-/// A key with the one algorithm it is used with.
+/// A key and its one algorithm.
 #[derive(Clone)]
 pub struct Key {
     decoding: DecodingKey,
@@ -95,14 +95,14 @@ impl Key {
         Ok(Self::new(config.alg.algorithm(), decoding))
     }
 
-    /// A published key, if it is one for signatures of a kind that is taken. Its algorithm follows
-    /// from its type; symmetric keys have no place in a published set.
+    /// Converts a published key. None if it is not for signatures, or its type is not supported. The type determines
+    /// the algorithm. Symmetric keys are refused, because a published secret is none.
     #[must_use]
     pub fn from_jwk(jwk: &Jwk) -> Option<Self> {
         if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
             return None;
         }
-        let (algorithm, named) = match &jwk.algorithm {
+        let (algorithm, jwk_algorithm) = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
             AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
                 (Algorithm::ES256, KeyAlgorithm::ES256)
@@ -112,13 +112,13 @@ impl Key {
             }
             _ => return None,
         };
-        if jwk.common.key_algorithm.as_ref().is_some_and(|stated| *stated != named) {
+        if jwk.common.key_algorithm.as_ref().is_some_and(|stated| *stated != jwk_algorithm) {
             return None;
         }
         DecodingKey::from_jwk(jwk).ok().map(|decoding| Self::new(algorithm, decoding))
     }
 
-    /// Checks the signature and reads the claims, which are not checked yet.
+    /// Checks the signature and parses the claims. Does not check the claims.
     pub(super) fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         use jsonwebtoken::errors::ErrorKind;
         jsonwebtoken::decode(token, &self.decoding, &self.validation).map(|data| data.claims).map_err(|error| {

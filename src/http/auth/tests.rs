@@ -68,18 +68,18 @@ fn with_header(header: &Value) -> String {
 
 fn check(verifier: &Verifier, token: &str) -> Result<Arc<Principal>, TokenError> {
     match verifier.check(token) {
-        Checked::Good(principal) => Ok(principal),
-        Checked::Bad(error) => Err(error),
-        Checked::AskKeySet => Err(TokenError::UnknownKey),
+        TokenCheck::Valid(principal) => Ok(principal),
+        TokenCheck::Invalid(error) => Err(error),
+        TokenCheck::UnknownKey => Err(TokenError::UnknownKey),
     }
 }
 
 #[test]
-fn a_good_token_tells_who_may_do_what_where() {
+fn a_valid_token_gives_subject_scopes_and_workspace() {
     let principal = check(&verifier(), &signed(&claims())).unwrap();
     assert_eq!(principal.subject, "service-1");
     assert_eq!(principal.tenancy, Tenancy::One(WorkspaceId(WORKSPACE.parse().unwrap())));
-    let held: Vec<_> = Scope::ALL.iter().filter(|scope| principal.has(**scope)).collect();
+    let held: Vec<_> = Scope::ALL.iter().filter(|scope| principal.has_scope(**scope)).collect();
     assert_eq!(held, [&Scope::CreditsWrite, &Scope::EventsRead]);
     let all = check(&verifier(), &signed(&with(&json!({"workspace_id": "*", "aud": ["x", "billing"]})))).unwrap();
     assert_eq!(all.tenancy, Tenancy::All);
@@ -128,22 +128,22 @@ fn forged_tokens_are_refused() {
 }
 
 #[test]
-fn urls_in_a_header_change_nothing_for_a_good_token() {
+fn urls_in_the_header_of_a_valid_token_are_ignored() {
     let token =
         with_header(&json!({"alg": "HS256", "kid": "one", "jku": "https://evil.test", "x5u": "https://evil.test"}));
     assert!(check(&verifier(), &token).is_ok());
 }
 
 #[test]
-fn claims_must_be_there_and_be_for_this_service_and_time() {
+fn required_claims_must_be_present_and_match() {
     let refused = |change: Value| check(&verifier(), &signed(&with(&change))).err();
     for name in ["exp", "iss", "aud", "sub", "scope", "workspace_id"] {
         assert_eq!(refused(json!({ name: null })), Some(TokenError::Claims), "{name}");
     }
     let cases = [
-        (json!({"iss": "https://other.test"}), TokenError::Addressee),
-        (json!({"aud": "other"}), TokenError::Addressee),
-        (json!({"aud": []}), TokenError::Addressee),
+        (json!({"iss": "https://other.test"}), TokenError::IssuerOrAudience),
+        (json!({"aud": "other"}), TokenError::IssuerOrAudience),
+        (json!({"aud": []}), TokenError::IssuerOrAudience),
         (json!({"exp": NOW_S - 5}), TokenError::Time),
         (json!({"exp": i64::MIN}), TokenError::Time),
         (json!({"nbf": NOW_S + 6}), TokenError::Time),
@@ -164,7 +164,7 @@ fn claims_must_be_there_and_be_for_this_service_and_time() {
 }
 
 #[test]
-fn a_token_without_a_kid_is_good_only_where_there_is_one_key() {
+fn a_token_without_a_kid_is_valid_only_if_there_is_one_key() {
     let token = with_header(&json!({"alg": "HS256"}));
     let (single, _) = verifier_at(NOW_S, vec![secret_key("one", SECRET)]);
     assert!(check(&single, &token).is_ok());
@@ -172,7 +172,7 @@ fn a_token_without_a_kid_is_good_only_where_there_is_one_key() {
 }
 
 #[test]
-fn a_remembered_token_ends_with_its_time() {
+fn a_cached_token_expires_with_its_exp() {
     let (verifier, clock) = verifier_at(NOW_S, vec![secret_key("one", SECRET)]);
     let token = signed(&with(&json!({"exp": NOW_S + 10})));
     assert!(check(&verifier, &token).is_ok());
@@ -182,14 +182,14 @@ fn a_remembered_token_ends_with_its_time() {
 }
 
 #[test]
-fn the_memory_of_tokens_is_bounded() {
+fn the_token_cache_is_bounded() {
     let verifier = verifier();
     for n in 0..CACHE_SHARDS * CACHE_SHARD_SIZE / 4 {
         let principal =
             Principal { subject: n.to_string(), tenancy: Tenancy::All, scopes: 0, expires_at_s: NOW_S + 600 };
         let mut digest = [0; 32];
         digest[24..].copy_from_slice(&n.to_be_bytes());
-        verifier.remember(digest, principal, NOW_S);
+        verifier.insert_cached(digest, principal, NOW_S);
     }
     assert!(verifier.shard(&[0; 32]).len() <= CACHE_SHARD_SIZE);
 }
@@ -248,7 +248,7 @@ fn public_keys_of_every_algorithm_verify_and_never_serve_as_a_secret() {
 }
 
 #[test]
-fn keys_that_do_not_fit_their_algorithm_are_refused_at_start() {
+fn keys_that_do_not_match_their_algorithm_are_refused() {
     let refused = |alg, secret: Option<&str>, public: Option<&str>| {
         let config =
             KeyConfig { kid: "k".into(), alg, secret: secret.map(Into::into), public_key_pem: public.map(Into::into) };
@@ -261,7 +261,7 @@ fn keys_that_do_not_fit_their_algorithm_are_refused_at_start() {
 }
 
 #[test]
-fn a_minted_token_is_good() {
+fn a_minted_token_is_valid() {
     let key = secret_key("one", SECRET);
     let request = MintRequest {
         issuer: "https://issuer.test",
@@ -273,11 +273,11 @@ fn a_minted_token_is_good() {
         valid_for_s: 3600,
     };
     let principal = check(&verifier(), &mint(&key, &request).unwrap()).unwrap();
-    assert!(Scope::ALL.iter().all(|scope| principal.has(*scope)));
+    assert!(Scope::ALL.iter().all(|scope| principal.has_scope(*scope)));
 }
 
 #[tokio::test]
-async fn published_keys_are_fetched_once_kept_and_bounded() {
+async fn published_keys_are_fetched_once_cached_and_bounded() {
     use wiremock::matchers::any;
     use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -304,12 +304,12 @@ async fn published_keys_are_fetched_once_kept_and_bounded() {
         let header = Header { kid: Some(kid.into()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, &claims(), &private).unwrap()
     };
-    assert!(matches!(verifier.check(&token("k1")), Checked::AskKeySet));
-    assert!(verifier.verify_fetching(&token("k1")).await.is_ok());
+    assert!(matches!(verifier.check(&token("k1")), TokenCheck::UnknownKey));
+    assert!(verifier.fetch_key_and_check(&token("k1")).await.is_ok());
     for kid in ["unknown", "shared", "../k1"] {
-        assert_eq!(verifier.verify_fetching(&token(kid)).await.unwrap_err(), TokenError::UnknownKey, "{kid}");
+        assert_eq!(verifier.fetch_key_and_check(&token(kid)).await.unwrap_err(), TokenError::UnknownKey, "{kid}");
     }
-    assert!(matches!(verifier.check(&token("k1")), Checked::Good(_)));
+    assert!(matches!(verifier.check(&token("k1")), TokenCheck::Valid(_)));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn keys_are_published_over_https_only() {
 }
 
 #[test]
-fn a_token_that_demands_extensions_is_refused() {
+fn a_token_with_critical_extensions_is_refused() {
     let good = json!({"alg": "HS256", "kid": "one"});
     assert!(check(&verifier(), &with_header(&good)).is_ok());
     for crit in [json!(["exp"]), json!(["b64"]), json!([])] {
@@ -341,7 +341,7 @@ fn a_token_that_demands_extensions_is_refused() {
 }
 
 #[test]
-fn a_tokens_workspace_has_one_text_form() {
+fn the_workspace_id_of_a_token_must_be_hyphenated() {
     for id in [WORKSPACE.replace('-', ""), format!("{{{WORKSPACE}}}"), format!("urn:uuid:{WORKSPACE}")] {
         assert!(check(&verifier(), &signed(&with(&json!({"workspace_id": id})))).is_err(), "{id}");
     }

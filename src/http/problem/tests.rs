@@ -34,7 +34,7 @@ fn rejections() -> Vec<(Rejection, u16)> {
 }
 
 #[test]
-fn every_refusal_has_its_status_and_the_code_the_domain_gives_it() {
+fn every_rejection_has_its_status_and_the_code_of_the_domain() {
     for (rejection, status) in rejections() {
         let problem = Problem::from(&rejection);
         assert_eq!((problem.code.as_str(), problem.code.status()), (rejection.code(), status), "{rejection}");
@@ -45,7 +45,7 @@ fn every_refusal_has_its_status_and_the_code_the_domain_gives_it() {
 }
 
 #[test]
-fn a_field_out_of_time_is_named_like_any_other_refused_field() {
+fn a_time_out_of_range_is_reported_like_any_other_invalid_field() {
     let rejection = Rejection::TimeOutOfRange { pointer: "/expires_at", detail: "must be in the future" };
     let body: serde_json::Value = serde_json::from_str(&Problem::from(&rejection).to_json()).unwrap();
     assert_eq!(body["errors"][0]["pointer"], "/expires_at");
@@ -53,7 +53,7 @@ fn a_field_out_of_time_is_named_like_any_other_refused_field() {
 }
 
 #[test]
-fn codes_are_unique_words_and_only_429_and_503_say_when_to_come_back() {
+fn codes_are_unique_and_only_429_and_503_have_retry_after() {
     let words: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(words.len(), Code::ALL.len());
     for code in Code::ALL {

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::reading::workspace_state;
+use super::reads::workspace_state;
 use crate::domain::commands::{
     Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
@@ -26,22 +26,22 @@ use crate::http::render::KeyKind;
 use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
-/// The most that a purchase can have cost, in minor units: far above any price, and safe to sum.
+/// Maximum price of a purchase in minor units: far above any real price, and safe to sum.
 const MAX_AMOUNT_MINOR: i64 = 1_000_000_000_000_000;
 
-/// What was used: exactly one of `credits` and `quantity` must be there.
+/// The use of a feature. Exactly one of `credits` and `quantity` is required.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeductCreditsRequest {
     feature_code: FeatureCode,
-    /// What it costs. Either this or `quantity`.
+    /// The price. Either this or `quantity`.
     credits: Option<PositiveCredits>,
-    /// How much was used: it costs that many times the feature's unit price, rounded up to one
-    /// micro-credit. A decimal string with at most six places, or an integer. Either this or `credits`.
+    /// How much was used. It costs the product with the unit price of the feature, rounded up to one micro-credit. A
+    /// decimal string with at most six places, or an integer. Either this or `credits`.
     #[schema(value_type = Option<SentQuantity>)]
     quantity: Option<Quantity>,
     user_id: Option<UserId>,
-    /// When it was used, if not now: at most 35 days ago and at most 5 minutes ahead.
+    /// When the feature was used: at most 35 days ago and at most 5 minutes in the future. Now by default.
     occurred_at: Option<Timestamp>,
     metadata: Option<Metadata>,
 }
@@ -54,7 +54,7 @@ impl CommandRequest for DeductCreditsRequest {
             (Some(credits), None) => Charge::Credits(credits),
             (None, Some(quantity)) => Charge::Quantity(quantity),
             (Some(_), Some(_)) | (None, None) => {
-                let detail = "exactly one of credits and quantity must be given";
+                let detail = "exactly one of credits and quantity is required";
                 return Err(Problem::field(Code::InvalidField, "/credits", detail));
             }
         };
@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for AmountMinor {
         let number = serde_json::Number::deserialize(deserializer)?;
         let whole = number.as_i64().filter(|amount| (0..=MAX_AMOUNT_MINOR).contains(amount));
         whole.map(Self).ok_or_else(|| {
-            // An integer beyond 64 bits comes as a float.
+            // An integer of more than 64 bits is parsed as a float.
             let is_fraction = number.as_f64().is_some_and(|number| number.is_finite() && number.fract() != 0.0);
             refuse(if is_fraction {
                 FieldError::new(FieldCode::Invalid, "must be a whole number")
@@ -88,7 +88,7 @@ impl<'de> Deserialize<'de> for AmountMinor {
     }
 }
 
-/// A currency as a caller names it.
+/// A currency in a request.
 #[derive(Clone, Copy, Debug)]
 struct CurrencyCode(Currency);
 
@@ -100,12 +100,12 @@ impl<'de> Deserialize<'de> for CurrencyCode {
     }
 }
 
-/// What was bought, and what was paid for it.
+/// The credits that were bought, and the payment.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PurchaseCreditsRequest {
     credits: PositiveCredits,
-    /// Promotional credits that come with it.
+    /// Additional promotional credits.
     bonus_credits: Option<PositiveCredits>,
     /// What was paid, in minor units of the currency.
     #[schema(value_type = i64, minimum = 0, maximum = 1_000_000_000_000_000_i64, example = 4900)]
@@ -114,7 +114,7 @@ pub struct PurchaseCreditsRequest {
     #[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "EUR")]
     currency: CurrencyCode,
     payment_reference: PaymentReference,
-    /// The first instant at which what is left cannot be spent; in the future.
+    /// When the credits expire: they cannot be spent at or after this instant. Must be in the future.
     expires_at: Option<Timestamp>,
     metadata: Option<Metadata>,
 }
@@ -135,11 +135,11 @@ impl CommandRequest for PurchaseCreditsRequest {
     }
 }
 
-/// Which billing period to begin.
+/// The billing period to start.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResetCreditsRequest {
-    /// The start of the period to begin: a guard against resetting another one than you mean.
+    /// The start of the period that you expect to start. If it is not the next period, the reset is refused.
     period: Option<Timestamp>,
     metadata: Option<Metadata>,
 }
@@ -159,15 +159,15 @@ impl CommandRequest for ResetCreditsRequest {
 pub struct GrantView {
     grant_id: GrantId,
     source: GrantSource,
-    /// What it began with.
+    /// The initial amount.
     amount: Credits,
-    /// What was neither spent nor expired, without what is held.
+    /// What is neither spent, expired nor held.
     remaining: Credits,
     held: Credits,
-    /// 0 to 100; lower burns first.
+    /// 0 to 100. Lower is spent first.
     priority: i16,
     effective_at: Timestamp,
-    /// The first instant at which it cannot be spent.
+    /// It cannot be spent at or after this instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
     /// The only feature it may be spent on.
@@ -183,31 +183,31 @@ pub struct GrantView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LowCreditThreshold {
     threshold_credits: Credits,
-    /// It was raised and is not armed again yet.
+    /// Whether the warning was raised and cannot be raised again yet.
     fired: bool,
 }
 
-/// What a workspace has and used.
+/// The balance and the usage of a workspace.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CreditsView {
     workspace_id: WorkspaceId,
-    /// The balance: what the ledger says.
+    /// The balance.
     current_credits: Credits,
-    /// What can be spent now on any feature: spendable grants and what is left of the overdraft.
+    /// What can be spent now on any feature: the spendable grants and the rest of the overdraft.
     available_credits: Credits,
-    /// What open holds reserve of the balance.
+    /// The part of the balance that is reserved by holds.
     held_credits: Credits,
-    /// What was spent beyond the grants, and is owed.
+    /// What was spent beyond the grants.
     debt_credits: Credits,
-    /// How far `debt_credits` may go.
+    /// The maximum of `debt_credits`.
     overdraft_limit: Credits,
     used_this_month: Credits,
-    /// The bound on what may be used in this billing period, where there is one.
+    /// The limit of this billing period, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     monthly_limit: Option<UsageLimit>,
     period: Period,
     low_credit_thresholds: Vec<LowCreditThreshold>,
-    /// The open grants, in the order in which they burn.
+    /// The open grants, in the order in which they are spent.
     grants: Vec<GrantView>,
 }
 
@@ -256,11 +256,11 @@ impl CreditsView {
 
 /// Deduct credits
 ///
-/// Charges for the use of a feature, by credits or by quantity. It is checked in this order: the
-/// feature is enabled, its limit, the workspace's monthly limit, the plan's rate, the balance plus
-/// the overdraft. Raises `CreditConsumed`, and `LowCreditWarning` or `UsageLimitExceeded` when a
-/// threshold is crossed. A refusal changes no credits; it is recorded, raises `CreditLimitExceeded`
-/// or `UsageLimitExceeded`, and replays like any other answer.
+/// Charges for the use of a feature, by credits or by quantity. The checks, in this order: the feature is enabled, the
+/// limit of the feature, the monthly limit of the workspace, the rate limit of the plan, the balance plus the overdraft.
+/// Raises `CreditConsumed`, and `LowCreditWarning` or `UsageLimitExceeded` when a
+/// threshold is crossed. A refusal changes no credits. A refusal for a lack of credits raises
+/// `CreditLimitExceeded`, and one at a hard limit raises `UsageLimitExceeded`; both are recorded and replayed.
 #[utoipa::path(
     tag = "credits",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace that pays.")),
@@ -291,8 +291,8 @@ pub async fn deduct_credits(
 
 /// Book a purchase of credits
 ///
-/// Adds a grant for what was paid, and a promotional one for a bonus. A debt is paid back first. The
-/// payment reference is unique per workspace, whatever the idempotency key. Raises
+/// Adds a grant for the bought credits and a promotional grant for the bonus. Debt is repaid first. The payment
+/// reference is unique per workspace, whatever the idempotency key. Raises
 /// `CreditsPurchased`.
 #[utoipa::path(
     tag = "credits",
@@ -321,17 +321,16 @@ pub async fn purchase_credits(
     submit::<PurchaseCreditsRequest, _>(caller, KeyKind::FromCaller, request, payload).await
 }
 
-/// Begin the billing periods that are due
+/// Start the billing periods that are due
 ///
-/// Closes the period that is over: what is left of its allowance expires or rolls over up to the
-/// plan's cap, the new allowance is granted, counters and thresholds begin anew. Missed periods are
-/// caught up in order. The server does this by itself; the operation is for callers that want it
-/// done now. Raises `CreditReset`.
+/// Closes the period that has ended. Its unspent allowance rolls over up to the cap of the plan, and the rest expires.
+/// The new allowance is granted, and usage counters and thresholds are reset. Missed periods are processed in order.
+/// The server does this by itself; this operation is for callers that need it now. Raises `CreditReset`.
 #[utoipa::path(
     tag = "credits",
-    params(("workspace_id" = WorkspaceId, Path, description = "The workspace whose period is over.")),
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace whose period has ended.")),
     request_body(content = ResetCreditsRequest, example = json!({"period": "2026-02-28T09:00:00Z"})),
-    responses((status = 200, description = "The periods that were due have begun.", body = ResetReceipt, example = json!({
+    responses((status = 200, description = "The periods that were due have started.", body = ResetReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "resets": [{
@@ -364,7 +363,7 @@ pub async fn reset_credits(
 /// Read the balance
 ///
 /// The balance, what can be spent now, the period and its limits, the thresholds, and the open
-/// grants in the order in which they burn.
+/// grants in the order in which they are spent.
 #[utoipa::path(
     tag = "credits",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
@@ -392,6 +391,6 @@ pub async fn get_credits(
     let state = AppState::of(&request);
     let found = workspace_state(state, caller.workspace_id).await?;
     let now = found.now(state.clock.now());
-    // The workspace may have seen a later instant than this replica.
+    // The workspace may have recorded a later instant than the clock of this replica.
     Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.now(now))))
 }

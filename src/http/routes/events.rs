@@ -1,20 +1,20 @@
-//! Events: what happened, for those who would rather ask than read a stream.
+//! Events over HTTP, for consumers without the Redis streams.
 //!
-//! `next` is always there, so a caller can poll with it for ever. A token for one workspace sees
-//! that workspace's events in the order of `workspace_seq`; a token for all sees every partition's
-//! in the order of its `seq`, taken from the partitions in turn so that none starves another.
+//! `next` is always present, so a caller can poll with it. A token for one workspace reads the events of that workspace
+//! in the order of `workspace_seq`. A token for all workspaces reads every partition in the order of `seq`; a page takes
+//! events from all partitions in turn, so that no partition starves another.
 
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::reading::read;
+use super::reads::read;
 use crate::domain::event::{EventEnvelope, EventRecord};
 use crate::domain::ids::{EventId, PARTITIONS, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
 use crate::http::auth::{Tenancy, scope};
 use crate::http::body::refuse;
-use crate::http::extract::{Caller, event_id, no_query, no_such_workspace, query, require_workspace};
+use crate::http::extract::{Caller, event_id, no_query, query, require_workspace, workspace_not_found};
 use crate::http::ids::hyphenated;
 use crate::http::pages::{Cursor, Limit, positions};
 use crate::http::problem::{Code, Problem};
@@ -26,20 +26,20 @@ use crate::store::queries::EventQuery;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventParams {
-    /// `next` of the page before; without it, from the beginning.
+    /// `next` of the previous page. Without it, the list starts with the first event.
     #[param(required = false)]
     after: Option<Cursor>,
-    /// The most events of the page.
+    /// Maximum number of events of the page.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
     /// Only the events of this workspace. A token for one workspace implies it.
-    #[serde(default, deserialize_with = "one_workspace")]
+    #[serde(default, deserialize_with = "hyphenated_workspace_id")]
     workspace_id: Option<WorkspaceId>,
 }
 
-/// The one text form of a workspace's id.
-fn one_workspace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WorkspaceId>, D::Error> {
+/// Parses a hyphenated workspace id.
+fn hyphenated_workspace_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WorkspaceId>, D::Error> {
     let id = hyphenated(&String::deserialize(deserializer)?).map(WorkspaceId);
     id.map(Some).ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a hyphenated UUID")))
 }
@@ -48,9 +48,9 @@ fn one_workspace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Wo
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventPage {
     items: Vec<EventEnvelope>,
-    /// Send it as `after` to go on from here, now or later.
+    /// Send it as `after` to get the next page, now or later.
     next: Cursor,
-    /// Whether there is more right now.
+    /// Whether there are more events now.
     has_more: bool,
 }
 
@@ -92,18 +92,18 @@ pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest
     let page = match (workspace_id, caller.principal.tenancy) {
         (Some(workspace_id), _) | (None, Tenancy::One(workspace_id)) => {
             state.limits.check_rate(workspace_id)?;
-            of_workspace(state, workspace_id, after, limit).await?
+            workspace_page(state, workspace_id, after, limit).await?
         }
-        (None, Tenancy::All) => of_all(state, after, limit).await?,
+        (None, Tenancy::All) => all_workspaces_page(state, after, limit).await?,
     };
     Ok(HttpResponse::Ok().json(page))
 }
 
-fn foreign_cursor() -> Problem {
+fn wrong_cursor() -> Problem {
     Problem::parameter(Code::InvalidField, "after", "is not a cursor of this list")
 }
 
-async fn of_workspace(
+async fn workspace_page(
     state: &AppState,
     workspace_id: WorkspaceId,
     after: Option<Cursor>,
@@ -112,34 +112,34 @@ async fn of_workspace(
     let after = match after {
         None => 0,
         Some(Cursor::EventsOfWorkspace { after }) => after,
-        Some(_) => return Err(foreign_cursor()),
+        Some(_) => return Err(wrong_cursor()),
     };
-    let wanted = EventQuery::OfWorkspace { workspace_id, after, limit: limit.and_one() };
+    let wanted = EventQuery::OfWorkspace { workspace_id, after, limit: limit.plus_one() };
     let mut rows = read(state.store.events(&wanted)).await?;
-    // The first event of a workspace tells that it was provisioned: without one there is none.
+    // Provisioning writes the first event of a workspace: without events there is no workspace.
     if rows.is_empty() {
         let first = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 1 };
         if after == 0 || read(state.store.events(&first)).await?.is_empty() {
-            return Err(no_such_workspace());
+            return Err(workspace_not_found());
         }
     }
-    let has_more = limit.cut(&mut rows);
+    let has_more = limit.truncate(&mut rows);
     let after = rows.last().map_or(after, |event| event.workspace_seq);
     Ok(EventPage { items: envelopes(&rows)?, next: Cursor::EventsOfWorkspace { after }, has_more })
 }
 
-async fn of_all(state: &AppState, after: Option<Cursor>, limit: Limit) -> Result<EventPage, Problem> {
+async fn all_workspaces_page(state: &AppState, after: Option<Cursor>, limit: Limit) -> Result<EventPage, Problem> {
     let mut after = match after {
         None => [0; PARTITIONS as usize],
         Some(Cursor::EventsOfAll { after }) => after,
-        Some(_) => return Err(foreign_cursor()),
+        Some(_) => return Err(wrong_cursor()),
     };
-    // A few rows more per partition than its even share, so that few busy partitions fill a page too.
+    // More than an even share per partition, so that a few busy partitions can fill a page.
     let per_partition = (limit.get() / 4).max(1) + 1;
     let wanted = EventQuery::OfAll { after: positions(&after), limit: per_partition };
     let rows = read(state.store.events(&wanted)).await?;
     let found = rows.len();
-    let page = in_turn(rows, &after, limit);
+    let page = interleave(rows, &after, limit);
     let has_more = found > page.len();
     for event in &page {
         after[usize::from(event.partition.number())] = event.seq;
@@ -147,9 +147,9 @@ async fn of_all(state: &AppState, after: Option<Cursor>, limit: Limit) -> Result
     Ok(EventPage { items: envelopes(&page)?, next: Cursor::EventsOfAll { after }, has_more })
 }
 
-/// Takes events from the partitions in turn, each partition's in order, as many as the page has. The
-/// turn begins elsewhere on every page, so that a short page leaves no partition behind for ever.
-fn in_turn(mut rows: Vec<EventRecord>, after: &[i64; PARTITIONS as usize], limit: Limit) -> Vec<EventRecord> {
+/// Fills a page with events of the partitions in turn, in the order of each partition. Each page starts with another
+/// partition, so that short pages do not starve one.
+fn interleave(mut rows: Vec<EventRecord>, after: &[i64; PARTITIONS as usize], limit: Limit) -> Vec<EventRecord> {
     let partitions = i64::from(PARTITIONS);
     let first = after.iter().fold(0_i64, |sum, seq| sum.wrapping_add(*seq)).rem_euclid(partitions);
     rows.sort_by_key(|event| {
@@ -237,7 +237,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..200 {
             let rows = all.iter().filter(|row| row.seq > after[usize::from(row.partition.number())]).cloned().collect();
-            for row in in_turn(rows, &after, limit) {
+            for row in interleave(rows, &after, limit) {
                 let number = usize::from(row.partition.number());
                 assert_eq!(row.seq, after[number] + 1, "in order and without a gap");
                 after[number] = row.seq;

@@ -1,4 +1,4 @@
-//! Probes, metrics and the document: for operators and machines, without a token.
+//! Probes, metrics and the OpenAPI document. They need no token.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use utoipa::ToSchema;
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
 
-/// A database that answers later than this is not ready for commands either.
+/// A database that answers more slowly is not ready for commands.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How the server is.
+/// The health of the server.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
     Ok,
-    /// Commands are taken; events reach the stream late.
+    /// Commands work; events reach the stream late.
     Degraded,
 }
 
@@ -33,7 +33,7 @@ fn healthy(status: HealthStatus) -> HttpResponse {
 
 /// Check that the process runs
 ///
-/// Answers as long as the process does. Says nothing of the database.
+/// Answers while the process runs. Does not check the database.
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "The process runs.", body = HealthReport, example = json!({"status": "ok"}))),
@@ -45,14 +45,14 @@ pub async fn get_livez() -> HttpResponse {
     healthy(HealthStatus::Ok)
 }
 
-/// Check that commands are taken
+/// Check that the server accepts commands
 ///
-/// Asks the database. `degraded` while events wait for Redis, which holds up no command. 503 while
-/// the database is away, for up to five seconds after a command that it could not write (its disk may
-/// be full) or until one is written, and from the moment the server begins to stop.
+/// Checks the database. The status is `degraded` while events wait for Redis; commands do not depend on it. The answer is
+/// 503 while the database is unavailable, while the server is stopping, and after a command that could not be written
+/// (the disk may be full), until another one is written, for at most five seconds.
 #[utoipa::path(
     tag = "service",
-    responses((status = 200, description = "Commands are taken.", body = HealthReport, example = json!({"status": "ok"}))),
+    responses((status = 200, description = "The server accepts commands.", body = HealthReport, example = json!({"status": "ok"}))),
     extensions(("x-problems" = json!(["unavailable", "shutting-down"]))),
     security(())
 )]
@@ -62,8 +62,8 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
     if state.health.is_draining() {
         return Err(Problem::plain(Code::ShuttingDown));
     }
-    if state.health.are_writes_refused(state.clock.now()) {
-        return Err(Problem::new(Code::Unavailable, "the database takes no writes"));
+    if state.health.are_writes_failing(state.clock.now()) {
+        return Err(Problem::new(Code::Unavailable, "the database does not accept writes"));
     }
     match tokio::time::timeout(PING_TIMEOUT, state.store.ping()).await {
         Ok(Ok(())) if state.health.is_stream_degraded() => Ok(healthy(HealthStatus::Degraded)),
@@ -74,7 +74,7 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
 
 /// Read the metrics
 ///
-/// Counters and histograms in the text format of Prometheus. They name no workspace.
+/// Metrics in the Prometheus text format. They name no workspace.
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain; version=0.0.4",

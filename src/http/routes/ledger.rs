@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::reading::{read, require_existing};
+use super::reads::{read, require_workspace_if_empty};
 use crate::domain::credits::Credits;
 use crate::domain::ids::{CommandId, GrantId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
@@ -21,22 +21,22 @@ use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LedgerParams {
-    /// `next` of the page before.
+    /// `next` of the previous page.
     #[param(required = false)]
     cursor: Option<Cursor>,
-    /// The most rows of the page.
+    /// Maximum number of rows of the page.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
-    /// The newest first (`desc`), or the oldest first (`asc`).
+    /// Newest first (`desc`) or oldest first (`asc`).
     #[serde(default)]
     #[param(required = false, inline)]
     order: ListOrder,
-    /// Only what was recorded at or after this instant.
+    /// Only rows recorded at or after this instant.
     from: Option<Timestamp>,
-    /// Only what was recorded before this instant.
+    /// Only rows recorded before this instant.
     to: Option<Timestamp>,
-    /// Only the entries of this grant: what it was issued for, what burned it, and what is left over.
+    /// Only the entries of this grant.
     grant_id: Option<GrantId>,
 }
 
@@ -44,13 +44,13 @@ pub struct LedgerParams {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = LedgerEntry)]
 pub struct EntryView {
-    /// Gap-free within the workspace, from 1.
+    /// The number in the workspace, from 1 and without gaps.
     seq: i64,
     command_id: CommandId,
-    /// What gives the amount: `issued:<source>`, `grant`, `held`, `consumed:<feature>`, `expired` or `debt`.
+    /// The account that the amount is taken from: `issued:<source>`, `grant`, `held`, `consumed:<feature>`, `expired` or `debt`.
     #[schema(example = "grant")]
     debit_account: String,
-    /// What receives the amount; like `debit_account`.
+    /// The account that the amount is added to. Named like `debit_account`.
     #[schema(example = "consumed:video.render")]
     credit_account: String,
     /// The grant that one of the two accounts belongs to.
@@ -60,7 +60,7 @@ pub struct EntryView {
     amount: Credits,
     balance_after: Credits,
     recorded_at: Timestamp,
-    /// When it counts: the boundary of a period that was caught up later, or when something was used.
+    /// When the entry counts. Earlier than `recorded_at` if a period boundary was processed late, or use was reported late.
     effective_at: Timestamp,
 }
 
@@ -68,7 +68,7 @@ pub struct EntryView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LedgerPage {
     items: Vec<EntryView>,
-    /// Where the next page begins; absent on the last one.
+    /// The cursor of the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
 }
@@ -91,9 +91,8 @@ impl From<LedgerEntry> for EntryView {
 
 /// List the ledger
 ///
-/// Every movement of credits, in the order in which they were recorded. An entry moves an amount from one account to another, so
-/// every transaction sums to zero; the balance is what came into `grant`, `held` and `debt` less what
-/// left them.
+/// All movements of credits, in the order of recording. An entry moves an amount from one account to another, so every
+/// transaction sums to zero. The balance is what was added to `grant`, `held` and `debt` less what was taken from them.
 #[utoipa::path(
     tag = "ledger",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), LedgerParams),
@@ -124,7 +123,7 @@ pub async fn list_ledger(
     let workspace_id = caller.workspace_id;
     let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), after, limit: limit.get() };
     let Page { rows, has_more } = read(state.store.ledger(&wanted, grant_id)).await?;
-    require_existing(state, workspace_id, &rows).await?;
+    require_workspace_if_empty(state, workspace_id, &rows).await?;
     let last = rows.last().filter(|_| has_more);
     let next =
         last.map(|entry| Cursor::Ledger { after: HistoryPosition { recorded_at: entry.recorded_at, seq: entry.seq } });

@@ -1,7 +1,7 @@
 //! The routes, one file per resource. A function's name is its operation id: verb, then resource.
 //!
-//! Each operation names beside itself what it may answer beyond what every operation may; the
-//! document is completed from that in [`super::openapi`].
+//! Each operation declares the problems that are specific to it. [`super::openapi`] adds the shared ones to the
+//! document.
 
 use utoipa_actix_web::service_config::ServiceConfig;
 
@@ -10,7 +10,7 @@ pub mod events;
 pub mod health;
 pub mod ledger;
 pub mod plans;
-mod reading;
+mod reads;
 pub mod subscription;
 pub mod usage;
 pub mod workspaces;
@@ -18,7 +18,7 @@ pub mod workspaces;
 /// Registers every route, for the server and for the document.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
-        // The paths are tried in this order.
+        // Paths are matched in this order.
         .service(credits::deduct_credits)
         .service(workspaces::put_workspace)
         .service(workspaces::get_workspace)

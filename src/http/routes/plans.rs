@@ -1,4 +1,4 @@
-//! Plans: what can be subscribed to.
+//! The plans that a workspace can subscribe to.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::reading::read;
+use super::reads::read;
 use crate::domain::plan::PlanVersion;
 use crate::http::auth::scope;
 use crate::http::extract::{Caller, no_query};
 use crate::http::problem::Problem;
 use crate::http::state::AppState;
 
-/// The newest version of every plan that is offered, by code.
+/// The newest version of every offered plan, by code.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PlanList {
     #[schema(value_type = Vec<PlanVersion>)]
@@ -22,8 +22,8 @@ pub struct PlanList {
 
 /// List the plans
 ///
-/// The newest version of every plan that is offered. A version never changes: a workspace keeps the one it has until
-/// its subscription is changed, also when the plan is not offered any more.
+/// The newest version of every offered plan. A plan version never changes. A workspace keeps its version until its
+/// subscription changes, even if the plan is no longer offered.
 #[utoipa::path(
     tag = "plans",
     responses((status = 200, description = "The plans.", body = PlanList, example = json!({

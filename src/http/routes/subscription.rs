@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use super::reading::workspace_state;
+use super::reads::workspace_state;
 use crate::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange, ResumeSubscription};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
@@ -19,11 +19,11 @@ use crate::http::render::KeyKind;
 use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
-/// A version of the subscription that the caller has seen: at least 1.
+/// The version of the subscription that the caller expects: at least 1.
 #[derive(Clone, Copy, Debug)]
-struct SeenVersion(i64);
+struct ExpectedVersion(i64);
 
-impl<'de> Deserialize<'de> for SeenVersion {
+impl<'de> Deserialize<'de> for ExpectedVersion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let version = i64::deserialize(deserializer)?;
         if version >= 1 {
@@ -34,18 +34,18 @@ impl<'de> Deserialize<'de> for SeenVersion {
     }
 }
 
-/// Which plan, and when.
+/// The new plan, and when the change takes effect.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeSubscriptionRequest {
     plan_code: PlanCode,
     effective: Effective,
-    /// What an immediate change does with the running period's credits; of no effect at the
-    /// period's end and on a subscription that has ended.
+    /// What an immediate change does with the credits of the current period. Ignored for a change at the end of the
+    /// period, and for a subscription that has ended.
     credit_policy: CreditPolicy,
-    /// Change only this version of the subscription.
+    /// The change is refused if the subscription has another version.
     #[schema(value_type = Option<i64>, minimum = 1)]
-    expected_version: Option<SeenVersion>,
+    expected_version: Option<ExpectedVersion>,
     metadata: Option<Metadata>,
 }
 
@@ -63,16 +63,16 @@ impl CommandRequest for ChangeSubscriptionRequest {
     }
 }
 
-/// When the subscription shall end, and why.
+/// When the subscription ends, and why.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CancelSubscriptionRequest {
     effective: Effective,
-    /// For people to read; it goes into the event.
+    /// Free text; the event contains it.
     reason: Option<Label>,
-    /// Cancel only this version of the subscription.
+    /// The cancellation is refused if the subscription has another version.
     #[schema(value_type = Option<i64>, minimum = 1)]
-    expected_version: Option<SeenVersion>,
+    expected_version: Option<ExpectedVersion>,
     metadata: Option<Metadata>,
 }
 
@@ -89,13 +89,13 @@ impl CommandRequest for CancelSubscriptionRequest {
     }
 }
 
-/// What to withdraw.
+/// Withdraws what is scheduled.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSubscriptionRequest {
-    /// Resume only this version of the subscription.
+    /// The command is refused if the subscription has another version.
     #[schema(value_type = Option<i64>, minimum = 1)]
-    expected_version: Option<SeenVersion>,
+    expected_version: Option<ExpectedVersion>,
     metadata: Option<Metadata>,
 }
 
@@ -111,18 +111,17 @@ impl CommandRequest for ResumeSubscriptionRequest {
 
 /// Change the plan
 ///
-/// Moves the workspace to the newest version of a plan, now or when the period ends. Nothing is
-/// inferred from the plans' prices: `credit_policy` says what happens to the running period's
-/// credits. What a workspace agreed on for itself is kept. At most one change is pending; another
-/// one takes its place. A subscription that has ended takes immediate changes only, and begins anew
-/// with one, whatever its `credit_policy`. Raises `SubscriptionChanged`.
+/// Moves the workspace to the newest version of a plan, now or at the end of the period. `credit_policy` decides what
+/// happens to the credits of the current period, whatever the plans cost. Overrides of the workspace are kept. At most
+/// one change is pending; another one replaces it. A subscription that has ended accepts only an immediate change, which
+/// starts a new period, whatever the `credit_policy`. Raises `SubscriptionChanged`.
 #[utoipa::path(
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
     request_body(content = ChangeSubscriptionRequest, example = json!({
         "plan_code": "studio", "effective": "immediate", "credit_policy": "prorate", "expected_version": 1
     })),
-    responses((status = 200, description = "The plan was changed, or will be.", body = SubscriptionReceipt, example = json!({
+    responses((status = 200, description = "The plan was changed, or the change is scheduled.", body = SubscriptionReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "subscription": {
@@ -152,8 +151,8 @@ pub async fn change_subscription(
 
 /// Cancel the subscription
 ///
-/// Ends the subscription now or with its period. What ends with the period can be withdrawn until
-/// then. Allowances end with the subscription; bought credits follow the plan's policy. Raises
+/// Ends the subscription now or at the end of the period. A scheduled cancellation can be withdrawn until then. The
+/// allowance expires with the subscription; `purchased_on_cancel` of the plan decides about purchased credits. Raises
 /// `SubscriptionChanged`.
 #[utoipa::path(
     tag = "subscription",
@@ -161,7 +160,7 @@ pub async fn change_subscription(
     request_body(content = CancelSubscriptionRequest, example = json!({
         "effective": "period_end", "reason": "project finished"
     })),
-    responses((status = 200, description = "The subscription has ended, or will.", body = SubscriptionReceipt, example = json!({
+    responses((status = 200, description = "The subscription was canceled, or the cancellation is scheduled.", body = SubscriptionReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "subscription": {
@@ -190,15 +189,15 @@ pub async fn cancel_subscription(
     submit::<CancelSubscriptionRequest, _>(caller, KeyKind::FromCaller, request, payload).await
 }
 
-/// Withdraw what is scheduled
+/// Withdraw a scheduled change or cancellation
 ///
-/// Withdraws a change or a cancellation that waits for the period's end. A subscription that has
-/// ended is not resumed: change to a plan instead. Raises `SubscriptionChanged`.
+/// Withdraws what is scheduled for the end of the period. A subscription that has ended cannot be resumed: change to a
+/// plan instead. Raises `SubscriptionChanged`.
 #[utoipa::path(
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
     request_body(content = ResumeSubscriptionRequest, example = json!({"expected_version": 2})),
-    responses((status = 200, description = "Nothing is scheduled any more.", body = SubscriptionReceipt, example = json!({
+    responses((status = 200, description = "The scheduled change or cancellation was withdrawn.", body = SubscriptionReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "subscription": {
@@ -226,7 +225,7 @@ pub async fn resume_subscription(
 
 /// Read the subscription
 ///
-/// The plan and its version, the period, and what waits for the period's end.
+/// The plan and its version, the period, and the pending change.
 #[utoipa::path(
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),

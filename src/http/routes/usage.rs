@@ -1,10 +1,10 @@
-//! Usage: what was consumed by whom, and the terms of every feature.
+//! Usage logs, and the features of a workspace.
 
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::reading::{read, require_existing, workspace_state};
+use super::reads::{read, require_workspace_if_empty, workspace_state};
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
@@ -27,20 +27,20 @@ use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsageParams {
-    /// `next` of the page before.
+    /// `next` of the previous page.
     #[param(required = false)]
     cursor: Option<Cursor>,
-    /// The most rows of the page.
+    /// Maximum number of rows of the page.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
-    /// The newest first (`desc`), or the oldest first (`asc`).
+    /// Newest first (`desc`) or oldest first (`asc`).
     #[serde(default)]
     #[param(required = false, inline)]
     order: ListOrder,
-    /// Only what was recorded at or after this instant.
+    /// Only rows recorded at or after this instant.
     from: Option<Timestamp>,
-    /// Only what was recorded before this instant.
+    /// Only rows recorded before this instant.
     to: Option<Timestamp>,
     /// Only this feature.
     feature_code: Option<FeatureCode>,
@@ -51,7 +51,7 @@ pub struct UsageParams {
 #[schema(as = UsageLog)]
 pub struct UsageLogView {
     usage_id: UsageId,
-    /// Gap-free within the workspace, from 1.
+    /// The number in the workspace, from 1 and without gaps.
     seq: i64,
     command_id: CommandId,
     feature_code: FeatureCode,
@@ -60,9 +60,9 @@ pub struct UsageLogView {
     credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     quantity: Option<Quantity>,
-    /// When it was used.
+    /// When the feature was used.
     occurred_at: Timestamp,
-    /// When it was charged.
+    /// When the credits were charged.
     recorded_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata>,
@@ -72,7 +72,7 @@ pub struct UsageLogView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UsagePage {
     items: Vec<UsageLogView>,
-    /// Where the next page begins; absent on the last one.
+    /// The cursor of the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
 }
@@ -94,19 +94,19 @@ impl From<UsageLog> for UsageLogView {
     }
 }
 
-/// The terms of one feature in force, and what was used of it in this period.
+/// The current terms of one feature, and its usage in this period.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FeatureView {
     feature_code: FeatureCode,
     enabled: bool,
-    /// Credits for one unit; without it, a deduction must name its credits.
+    /// Credits per unit. Without it, a deduction must give `credits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     unit_price: Option<Credits>,
-    /// The bound on what may be used in this billing period, where there is one.
+    /// The limit of this billing period, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<UsageLimit>,
     used_this_month: Credits,
-    /// Whether some of the terms are this workspace's own and not its plan's.
+    /// Whether an override of this workspace replaces a term of the plan.
     overridden: bool,
 }
 
@@ -140,9 +140,8 @@ impl From<&WorkspaceState> for FeatureList {
 
 /// List the features
 ///
-/// The terms in force for every feature of the plan and of what the workspace agreed on for itself, and what was used
-/// of it in this billing period. A feature that was used before a change of plan took it away is listed until the
-/// period ends, not enabled.
+/// The current terms and the usage of every feature of the plan and of the workspace's overrides, for this billing
+/// period. A feature that a change of plan has removed is listed as not enabled until the period ends, if it was used.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
@@ -168,7 +167,7 @@ pub async fn list_features(
 
 /// List the usage
 ///
-/// What was consumed, by whom, for how much: accepted deductions, in the order in which they were charged.
+/// The accepted deductions, in the order of recording.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageParams),
@@ -198,7 +197,7 @@ pub async fn list_usage(
     let workspace_id = caller.workspace_id;
     let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), after, limit: limit.get() };
     let Page { rows, has_more } = read(state.store.usage(&wanted, feature_code.as_ref())).await?;
-    require_existing(state, workspace_id, &rows).await?;
+    require_workspace_if_empty(state, workspace_id, &rows).await?;
     let last = rows.last().filter(|_| has_more);
     let next = last.map(|log| Cursor::Usage { after: HistoryPosition { recorded_at: log.recorded_at, seq: log.seq } });
     Ok(HttpResponse::Ok().json(UsagePage { items: rows.into_iter().map(Into::into).collect(), next }))
@@ -206,7 +205,7 @@ pub async fn list_usage(
 
 /// Get a usage log
 ///
-/// One accepted deduction, by the `usage_id` that the deduction and the list of usage show.
+/// One accepted deduction, by its `usage_id`.
 #[utoipa::path(
     tag = "usage",
     params(
@@ -229,7 +228,7 @@ pub async fn get_usage_log(
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let no_such_log = || Problem::plain(Code::UsageLogNotFound);
-    // An id that cannot be one is answered like one that does not exist.
+    // A malformed id gets the same answer as an unknown one.
     let usage_id: UsageId = request.match_info().query("usage_id").parse().map_err(|_| no_such_log())?;
     let found = read(AppState::of(&request).store.usage_log(caller.workspace_id, usage_id)).await?;
     Ok(HttpResponse::Ok().json(UsageLogView::from(found.ok_or_else(no_such_log)?)))

@@ -1,11 +1,11 @@
-//! Workspaces: provisioning them, and what they are.
+//! Provisioning and reading workspaces.
 
 use actix_web::{HttpRequest, HttpResponse, get, put, web};
 use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::reading::workspace_state;
+use super::reads::workspace_state;
 use crate::domain::commands::{Command, ProvisionWorkspace};
 use crate::domain::credits::{Credits, LimitCredits};
 use crate::domain::ids::WorkspaceId;
@@ -43,38 +43,37 @@ impl<'de> Deserialize<'de> for TimeZone {
     }
 }
 
-/// Terms of one feature that this workspace agreed on, whatever its plan says. Each, where given,
-/// stands before the plan's and survives a change of plan.
+/// Terms of one feature for this workspace only. Each given term replaces the plan's and survives a change of plan.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct FeatureAgreementRequest {
+pub struct FeatureOverrideRequest {
     feature_code: FeatureCode,
     enabled: Option<bool>,
-    /// Credits for one unit.
+    /// Credits per unit.
     unit_price: Option<LimitCredits>,
-    /// The most credits that may be used in a billing period.
+    /// Maximum credits that may be used in a billing period.
     limit: Option<LimitCredits>,
 }
 
-/// What a workspace is to be.
+/// The definition of a workspace.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutWorkspaceRequest {
     name: Label,
     plan_code: PlanCode,
-    /// The IANA time zone in which a day is a day for billing periods; UTC by default.
+    /// The IANA time zone in which billing periods are computed. UTC by default.
     #[serde(default)]
     #[schema(value_type = String, default = "UTC", example = "Europe/Berlin")]
     time_zone: TimeZone,
-    /// Where billing periods are counted from; not in the future. Without it, now.
+    /// The instant that billing periods are counted from. Not in the future; now by default.
     anchor: Option<Timestamp>,
-    /// The most credits that may be used in a billing period, instead of the plan's limit.
+    /// Maximum credits that may be used in a billing period, instead of the plan's limit.
     monthly_limit: Option<LimitCredits>,
     /// How far below zero the balance may go, instead of the plan's overdraft.
     overdraft_limit: Option<LimitCredits>,
     #[serde(default)]
     #[schema(max_items = 200)]
-    features: Vec<FeatureAgreementRequest>,
+    features: Vec<FeatureOverrideRequest>,
     metadata: Option<Metadata>,
 }
 
@@ -86,13 +85,13 @@ impl CommandRequest for PutWorkspaceRequest {
             return Err(Problem::field(Code::InvalidField, "/features", "must have at most 200 items"));
         }
         let mut feature_overrides = FeatureOverrides::new();
-        for (index, agreed) in self.features.into_iter().enumerate() {
+        for (index, item) in self.features.into_iter().enumerate() {
             let terms = OverrideTerms {
-                enabled: agreed.enabled,
-                unit_price: agreed.unit_price.map(LimitCredits::get),
-                limit: agreed.limit.map(LimitCredits::get),
+                enabled: item.enabled,
+                unit_price: item.unit_price.map(LimitCredits::get),
+                limit: item.limit.map(LimitCredits::get),
             };
-            if feature_overrides.insert(agreed.feature_code, terms).is_some() {
+            if feature_overrides.insert(item.feature_code, terms).is_some() {
                 let pointer = format!("/features/{index}/feature_code");
                 return Err(Problem::field(Code::InvalidField, pointer, "occurs twice"));
             }
@@ -119,10 +118,10 @@ pub struct WorkspaceView {
     /// The IANA time zone of its billing periods.
     time_zone: String,
     created_at: Timestamp,
-    /// The workspace's own limit per billing period, where it has one.
+    /// The workspace's own limit per billing period, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     monthly_limit_override: Option<Credits>,
-    /// The workspace's own overdraft, where it has one.
+    /// The workspace's own overdraft, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     overdraft_limit_override: Option<Credits>,
     subscription: SubscriptionView,
@@ -146,9 +145,9 @@ impl From<&WorkspaceState> for WorkspaceView {
 /// Provision a workspace
 ///
 /// Creates the workspace under the id you choose, subscribes it to the newest version of the plan
-/// and grants the first allowance. Raises `WorkspaceProvisioned`. The id is the idempotency key: the
-/// same request again gets the same answer with `Idempotency-Replayed: true`; another definition for
-/// the same id is refused with `workspace-exists`.
+/// and grants the first allowance. Raises `WorkspaceProvisioned`. The id is the idempotency key. The
+/// same request gets the same answer with `Idempotency-Replayed: true`. Another definition for the same id is refused with
+/// `workspace-exists`.
 #[utoipa::path(
     tag = "workspaces",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id: a UUID of your choice.")),
@@ -181,7 +180,7 @@ pub async fn put_workspace(
 
 /// Read a workspace
 ///
-/// What the workspace is, what it agreed on for itself, and its subscription.
+/// The workspace, its own limits, and its subscription.
 #[utoipa::path(
     tag = "workspaces",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),

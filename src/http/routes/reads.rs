@@ -1,0 +1,33 @@
+//! Reads of the routes: with a timeout, and of a workspace that must exist.
+
+use std::time::Duration;
+
+use crate::domain::ids::WorkspaceId;
+use crate::domain::snapshot::WorkspaceState;
+use crate::http::extract::workspace_not_found;
+use crate::http::problem::{Code, Problem};
+use crate::http::state::AppState;
+use crate::store::StoreError;
+
+/// Maximum duration of a read. After it the answer is 503.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Waits for a read, with a timeout.
+pub(super) async fn read<T>(future: impl Future<Output = Result<T, StoreError>>) -> Result<T, Problem> {
+    let answer = tokio::time::timeout(READ_TIMEOUT, future).await;
+    Ok(answer.map_err(|_| Problem::plain(Code::Unavailable))??)
+}
+
+/// The state of a workspace that must exist.
+pub(super) async fn workspace_state(state: &AppState, workspace_id: WorkspaceId) -> Result<WorkspaceState, Problem> {
+    read(state.store.workspace(workspace_id)).await?.ok_or_else(workspace_not_found)
+}
+
+/// If a list is empty, checks that its workspace exists; if not, the answer is 404.
+pub(super) async fn require_workspace_if_empty<T>(
+    state: &AppState,
+    workspace_id: WorkspaceId,
+    rows: &[T],
+) -> Result<(), Problem> {
+    if rows.is_empty() { workspace_state(state, workspace_id).await.map(|_| ()) } else { Ok(()) }
+}
