@@ -16,7 +16,7 @@ use super::error::store_error;
 use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
 
-/// The longest statement timeout that can be configured: less than [`ANSWER_TIMEOUT`].
+/// The longest statement timeout that can be configured: less than [`ANSWER_TIMEOUT`](crate::store::error::ANSWER_TIMEOUT).
 pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a returned connection may take to answer a ping.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
