@@ -1,6 +1,7 @@
 //! Running the shared statements: each database binds parameters and returns rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::columns::{Fields, Kind, ReadValue, Stored, Value};
 use super::error::StoreError;
@@ -55,9 +56,12 @@ pub(super) trait Dialect: Syntax + Send + Sized {
 
     fn list(
         &mut self,
-        statement: &'static Statement,
+        statement: &'static str,
         parameters: Parameters<'_>,
     ) -> impl Future<Output = Result<Vec<Self::Row>, StoreError>> + Send;
+
+    /// Lets the statements of a transaction read whole tables, and take this long.
+    fn begin_audit(&mut self, timeout: Duration) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Inserts rows, if there are any.
     fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;

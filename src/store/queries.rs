@@ -216,7 +216,7 @@ pub struct AuditFinding {
 
 impl AuditFinding {
     /// From a row of an invariant's statement.
-    pub(super) fn read(invariant: &'static str, row: &mut Fields<'_>) -> Result<Self, StoreError> {
+    pub(super) fn read(invariant: &'static str, mut row: Fields<'_>) -> Result<Self, StoreError> {
         Ok(Self { invariant, workspace_id: row.next()?, row_id: row.next()?, detail: row.next()? })
     }
 }

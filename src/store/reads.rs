@@ -2,12 +2,14 @@
 
 use std::ops::DerefMut;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::columns::{Fields, Stored};
 use super::dialect::{Dialect, Parameters, each, rows};
-use super::error::{StoreError, with_answer_timeout};
+use super::error::{StoreError, with_answer_timeout, with_timeout};
+use super::invariants::INVARIANTS;
 use super::load::{states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page};
@@ -23,6 +25,9 @@ use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
+/// An audit reads the whole history, so its timeout is the longest.
+const AUDIT_TIMEOUT: Duration = Duration::from_mins(30);
+
 /// A database that can be read. [`Reads`] is implemented for every one.
 pub(super) trait Database: Send + Sync {
     type Connection: Dialect;
@@ -36,9 +41,6 @@ pub(super) trait Database: Send + Sync {
 
     fn plan_cache(&self) -> &PlanCache;
 
-    /// Runs every invariant in one snapshot.
-    fn run_invariants(&self, limit: u32) -> impl Future<Output = Result<Vec<AuditFinding>, StoreError>> + Send;
-
     /// Checks that the database answers, on a connection that commands use.
     fn answer(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
@@ -48,7 +50,7 @@ async fn list<D: Database, T: Table + Send>(
     statement: &'static Statement,
     parameters: Parameters<'_>,
 ) -> Result<Vec<T>, StoreError> {
-    with_answer_timeout(async { rows(&database.reader().await?.list(statement, parameters).await?) }).await
+    with_answer_timeout(async { rows(&database.reader().await?.list(&statement.text, parameters).await?) }).await
 }
 
 async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
@@ -77,7 +79,7 @@ async fn due<D: Database>(
     parameters: Parameters<'_>,
     read: impl Fn(Fields<'_>) -> Result<DueWorkspace, StoreError> + Send,
 ) -> Result<Vec<DueWorkspace>, StoreError> {
-    with_answer_timeout(async { each(&database.reader().await?.list(statement, parameters).await?, read) }).await
+    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }
 
 #[async_trait]
@@ -138,7 +140,7 @@ impl<D: Database> Reads for D {
     async fn plans(&self) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
         with_answer_timeout(async {
             let mut reader = self.reader().await?;
-            let found = reader.list(&D::Connection::statements().offered_plans, Parameters::default()).await?;
+            let found = reader.list(&D::Connection::statements().offered_plans.text, Parameters::default()).await?;
             let keys: Vec<PlanKey> = each(&found, |mut row| Ok((row.next()?, row.next()?)))?;
             let plans = versions(&mut *reader, self.plan_cache(), &keys.into_iter().collect()).await?;
             let mut plans: Vec<_> = plans.into_values().collect();
@@ -170,7 +172,18 @@ impl<D: Database> Reads for D {
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        self.run_invariants(limit).await
+        let limit = i64::from(limit);
+        with_timeout(AUDIT_TIMEOUT, async {
+            let mut view = self.view().await?;
+            view.begin_audit(AUDIT_TIMEOUT).await?;
+            let mut findings = Vec::new();
+            for (invariant, statement) in INVARIANTS {
+                let found = view.list(statement, Parameters::of(&limit)).await?;
+                findings.extend(each(&found, |row| AuditFinding::read(invariant, row))?);
+            }
+            Ok(findings)
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::DerefMut;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgRow, Postgres};
 
-use super::audit;
 use super::database::{BEGIN_READING, PostgresStore};
 use super::error::store_error;
 use super::rows::{BindColumn, array, bind, bind_keys, insert, update, write_rows};
@@ -17,9 +17,9 @@ use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
-use crate::store::error::{StoreError, with_timeout};
+use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
-use crate::store::queries::{AuditFinding, EventPosition};
+use crate::store::queries::EventPosition;
 use crate::store::reads::Database;
 use crate::store::statements::{KeyColumn, Statement, Statements, Syntax};
 use crate::store::tables::Table;
@@ -51,6 +51,13 @@ order by e.partition_id, e.seq"
     )
 });
 
+/// An audit reads whole tables, so it allows every plan except nested loops, and a longer timeout. With a limit, or
+/// without statistics, the planner would choose nested loops where a hash join is needed.
+pub(super) const AUDIT_SETTINGS: &str = "
+select set_config('statement_timeout', $1, true), set_config('plan_cache_mode', 'auto', true),
+    set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
+    set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true)";
+
 pub(super) const PING: &str = "select 1";
 
 impl Syntax for PgConnection {
@@ -78,13 +85,15 @@ impl Dialect for PgConnection {
         statement.fetch_all(self).await.map_err(store_error)
     }
 
-    async fn list(
-        &mut self,
-        statement: &'static Statement,
-        parameters: Parameters<'_>,
-    ) -> Result<Vec<PgRow>, StoreError> {
-        let statement = parameters.0.into_iter().fold(sqlx::query(statement.text.as_str()), bind);
+    async fn list(&mut self, statement: &'static str, parameters: Parameters<'_>) -> Result<Vec<PgRow>, StoreError> {
+        let statement = parameters.0.into_iter().fold(sqlx::query(statement), bind);
         statement.fetch_all(self).await.map_err(store_error)
+    }
+
+    async fn begin_audit(&mut self, timeout: Duration) -> Result<(), StoreError> {
+        let statement = sqlx::query(AUDIT_SETTINGS).bind(timeout.as_millis().to_string());
+        statement.execute(self).await.map_err(store_error)?;
+        Ok(())
     }
 
     async fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
@@ -137,10 +146,6 @@ impl Database for PostgresStore {
 
     fn plan_cache(&self) -> &PlanCache {
         &self.plans
-    }
-
-    async fn run_invariants(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        with_timeout(audit::TIMEOUT, audit::run(&self.reads, limit)).await
     }
 
     async fn answer(&self) -> Result<(), StoreError> {

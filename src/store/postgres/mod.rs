@@ -31,7 +31,6 @@ use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
-mod audit;
 mod connection;
 mod database;
 mod dialect;
@@ -142,6 +141,6 @@ pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
     let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
-    let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING, audit::AUDIT_SETTINGS]);
+    let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING, dialect::AUDIT_SETTINGS]);
     texts.map(str::to_owned).chain(write::statements())
 }

@@ -15,7 +15,7 @@ use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
-use crate::store::dialect::Dialect;
+use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::reads::Database;
@@ -104,7 +104,7 @@ impl Outbox for PostgresStore {
             sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.reads).await.map_err(store_error)
         })
         .await?;
-        rows.iter().map(|row| Lease::read(Fields::of(row))).collect()
+        each(&rows, Lease::read)
     }
 
     async fn release(&self, owner: &str) -> Result<(), StoreError> {
@@ -118,7 +118,7 @@ impl Outbox for PostgresStore {
     async fn heads(&self) -> Result<Vec<EventPosition>, StoreError> {
         let rows =
             with_answer_timeout(async { sqlx::query(HEADS).fetch_all(&self.reads).await.map_err(store_error) }).await?;
-        rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
+        each(&rows, EventPosition::read)
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
@@ -156,7 +156,7 @@ impl Outbox for PostgresStore {
     async fn status(&self) -> Result<Vec<PartitionStatus>, StoreError> {
         let rows = with_answer_timeout(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) })
             .await?;
-        rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
+        each(&rows, PartitionStatus::read)
     }
 }
 

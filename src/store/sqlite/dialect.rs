@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::DerefMut;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 
-use super::audit;
+use super::connection::limit as limit_time;
 use super::database::{BEGIN_READING, SqliteStore};
 use super::error::store_error;
 use super::rows::{bind, element, insert, json_of, keys_json, update, write_rows};
@@ -16,9 +17,9 @@ use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
-use crate::store::error::{StoreError, with_timeout};
+use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
-use crate::store::queries::{AuditFinding, EventPosition};
+use crate::store::queries::EventPosition;
 use crate::store::reads::Database;
 use crate::store::statements::{KeyColumn, Statement, Statements, Syntax};
 use crate::store::tables::{Column, Table, list};
@@ -69,11 +70,15 @@ impl Dialect for SqliteConnection {
 
     async fn list(
         &mut self,
-        statement: &'static Statement,
+        statement: &'static str,
         parameters: Parameters<'_>,
     ) -> Result<Vec<SqliteRow>, StoreError> {
-        let statement = parameters.0.into_iter().fold(sqlx::query(statement.text.as_str()), bind);
+        let statement = parameters.0.into_iter().fold(sqlx::query(statement), bind);
         statement.fetch_all(self).await.map_err(store_error)
+    }
+
+    async fn begin_audit(&mut self, timeout: Duration) -> Result<(), StoreError> {
+        limit_time(self, timeout).await.map_err(store_error)
     }
 
     async fn insert<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
@@ -127,10 +132,6 @@ impl Database for SqliteStore {
 
     fn plan_cache(&self) -> &PlanCache {
         &self.plans
-    }
-
-    async fn run_invariants(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {
-        with_timeout(audit::TIMEOUT, audit::run(&self.readers, limit)).await
     }
 
     async fn answer(&self) -> Result<(), StoreError> {

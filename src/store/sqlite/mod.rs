@@ -30,7 +30,6 @@ use crate::store::load::{put_plans, stale_workspaces, states};
 use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
-mod audit;
 mod connection;
 mod database;
 mod dialect;

@@ -17,7 +17,7 @@ use crate::domain::event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;
-use crate::store::dialect::Dialect;
+use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use crate::store::reads::Database;
@@ -110,7 +110,7 @@ impl Outbox for SqliteStore {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us);
             let rows = statement.fetch_all(tx.connection()).await.map_err(store_error)?;
-            let mut leases = rows.iter().map(|row| Lease::read(Fields::of(row))).collect::<Result<Vec<_>, _>>()?;
+            let mut leases = each(&rows, Lease::read)?;
             tx.commit().await?;
             leases.sort_by_key(|lease| lease.partition);
             Ok(leases)
@@ -131,7 +131,7 @@ impl Outbox for SqliteStore {
         let rows =
             with_answer_timeout(async { sqlx::query(HEADS).fetch_all(&self.readers).await.map_err(store_error) })
                 .await?;
-        rows.iter().map(|row| EventPosition::read(Fields::of(row))).collect()
+        each(&rows, EventPosition::read)
     }
 
     async fn read_each(&self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
@@ -181,7 +181,7 @@ impl Outbox for SqliteStore {
         let rows =
             with_answer_timeout(async { sqlx::query(STATUS).fetch_all(&self.readers).await.map_err(store_error) })
                 .await?;
-        rows.iter().map(|row| PartitionStatus::read(Fields::of(row))).collect()
+        each(&rows, PartitionStatus::read)
     }
 }
 
