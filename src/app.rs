@@ -1,7 +1,7 @@
-//! The composition root: builds store, engine, publisher, scheduler and HTTP, and ends them in order.
+//! The composition root: starts store, engine, publisher, scheduler and HTTP, and stops them in order.
 //!
-//! *Architecture invariant:* this is the only module that knows all others. None of them builds
-//! another; each is handed what it needs.
+//! *Architecture invariant:* only this module knows all others. None of them builds another; each gets what it needs
+//! from here.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -35,34 +35,34 @@ mod settings;
 pub use self::error::StartError;
 pub use self::settings::half_of_the_processors;
 
-/// After this a transaction whose owner hangs loses its locks; longer than a lane waits for one.
+/// A transaction whose owner hangs loses its locks after this time. It is longer than a lane waits for a transaction.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
-/// Clocks that are kept by NTP differ by far less.
+/// Clocks that are synchronised by NTP differ by far less.
 const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(10);
-/// How long the last commands may take once no request comes in any more.
+/// Time limit for the last commands, after the last request was accepted.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A running server.
 pub struct App {
     pub address: SocketAddr,
-    /// There when no keys are configured.
+    /// Present if no keys are configured.
     pub demo: Option<Demo>,
     health: Arc<Health>,
     engine: Engine,
     store: Arc<dyn Store>,
     http: http::Running,
     publisher: Option<PublisherHandle>,
-    /// Stops what works in the background for the API: scheduler, key refresh, health watch.
+    /// Stops the background tasks of the API: scheduler, key refresh, health watch.
     background: CancellationToken,
     background_tasks: TaskTracker,
     /// Stops the publisher, after the last command.
     publishing: CancellationToken,
-    /// How long `/readyz` says 503 before the server takes no more requests.
+    /// How long `/readyz` answers 503 before the server refuses new requests.
     drain_delay: Duration,
 }
 
-/// What a store is opened for. It makes a difference to the embedded database only: one server at a
-/// time has it, and commands work beside that.
+/// What a store is opened for. This matters only for the embedded database: only one server can use it at a time, and
+/// commands work beside that server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Serve,
@@ -108,7 +108,7 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
     Ok(Some(Arc::new(RedisStream::new(&config)?)))
 }
 
-/// The key that development tokens are signed with: the first HS256 key, or that of the demo.
+/// The key that signs development tokens: the first HS256 key, or the demo's key.
 pub fn signing_key(config: &Config) -> Result<KeyConfig, StartError> {
     if config.mode()? == Mode::Demo {
         return Ok(demo::existing_key(config.data_dir())?);
@@ -117,8 +117,7 @@ pub fn signing_key(config: &Config) -> Result<KeyConfig, StartError> {
     auth.keys.into_iter().find(|key| key.secret.is_some()).ok_or(StartError::NoSigningKey)
 }
 
-/// Opens the store of a server that has run before: an operator in the wrong folder shall not make
-/// an empty database.
+/// Opens an existing store, so that a command in the wrong folder does not create an empty database.
 pub async fn open_existing_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let path = &config.database.path;
     if config.database.url.is_none() && !path.exists() {
@@ -152,7 +151,7 @@ impl App {
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
         let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
 
-        // Before the first request: whoever gets an answer finds the demo's workspace.
+        // Before the first request, so that every request finds the demo's workspace.
         let demo = match demo_key {
             Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
             None => None,
@@ -186,10 +185,10 @@ impl App {
         })
     }
 
-    /// Serves until `stop` is ready, and then ends everything in order: readiness first, then the
-    /// requests under way, the commands that wait, the events they raised, and the store.
+    /// Serves until `stop` is ready, and then stops everything in order: readiness, running requests, queued commands,
+    /// the publisher after their events, and the store.
     ///
-    /// Returns whether it ended because it was told to.
+    /// Returns true if `stop` was the reason.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> bool {
         let Self {
             health,
@@ -203,22 +202,22 @@ impl App {
             drain_delay,
             ..
         } = self;
-        let told = tokio::select! {
+        let is_requested = tokio::select! {
             () = stop => true,
             () = engine.broken() => false,
             ended = http.ended() => {
-                tracing::error!(?ended, "the HTTP server ended by itself");
+                tracing::error!(?ended, "the HTTP server stopped unexpectedly");
                 false
             }
         };
         tracing::info!("stopping");
-        // First nothing new is sent here, then nothing new is taken.
+        // First load balancers stop sending requests here, then the listener closes.
         health.drain();
         tokio::time::sleep(drain_delay).await;
         background.cancel();
         http.stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
-            tracing::error!("commands were still under way; their callers find the answer under their key");
+            tracing::error!("stopped before all commands were answered; their callers can retry with the same key");
         }
         background_tasks.close();
         background_tasks.wait().await;
@@ -228,7 +227,7 @@ impl App {
         }
         store.close().await;
         tracing::info!("stopped");
-        told
+        is_requested
     }
 }
 

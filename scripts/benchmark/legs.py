@@ -21,6 +21,7 @@ SLACK_S = 60  # for a program to start, to connect and to end, and for one answe
 DRAIN_TIMEOUT_S = 120
 IDLE_S = 3  # before its memory is read
 CONNECTIONS_PER_S = 64  # at least; pgbench connects within its seconds
+WARM_UP_CLIENTS = 64
 
 # How many events wait to be published, and how old the oldest of them is, in milliseconds.
 LAG = """
@@ -138,7 +139,7 @@ class Legs:
             servers = [stack.enter_context(self.product.server(settings)) for _ in clients]
             time.sleep(IDLE_S)
             extra["idle_mb"] = memory_mb(servers[0][0], "VmRSS")
-            self.send(servers, paths_file, clients, self.options.warm_up_s)
+            self.warm_up(servers, paths_file)
             if publishes:
                 drain(url)
             before = self.cpu_s(servers)
@@ -150,17 +151,25 @@ class Legs:
             extra["peak_mb"] = max(memory_mb(pid, "VmHWM") for pid, _ in servers)
         self.record(load, sum(clients), result | extra, before, after)
 
-    def send(self, servers, paths_file, clients, seconds):
+    def warm_up(self, servers, paths_file):
+        """Deducts from every workspace once, on every server: a slow machine gets to know as many as a fast one."""
+        paths, sent = len(paths_file.read_text().splitlines()), 0
+        while sent < paths:
+            clients = [WARM_UP_CLIENTS] * len(servers)
+            result = self.send(servers, paths_file, clients, self.options.warm_up_s, str(sent + 1))
+            sent += result["done"] // len(servers)
+
+    def send(self, servers, paths_file, clients, seconds, *first):
         """Deducts from all servers at once."""
-        result = self.wrk(seconds, *((port, count, paths_file, secrets.token_hex(8))
+        result = self.wrk(seconds, *((port, count, paths_file, secrets.token_hex(8), *first)
                                      for (_, port), count in zip(servers, clients)))
         self.answered += result["done"]
         self.under_way += sum(clients)
         return result
 
     def wrk(self, seconds, *loads):
-        """Each load is (port, clients, file of paths, mark of its deductions), and has a wrk with one thread, which
-        sends more requests than two processors can answer."""
+        """Each load is (port, clients, file of paths, run of its deductions, first path), and has a wrk with one thread,
+        which sends more requests than two processors can answer."""
         outputs = run(*(["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", f"{SLACK_S}s", "-s",
                          HERE / "load.lua", f"http://127.0.0.1:{port}", "--", self.token_file, paths_file, *mark]
                         for port, clients, paths_file, *mark in loads), timeout_s=seconds + 2 * SLACK_S)

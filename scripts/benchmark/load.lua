@@ -1,13 +1,14 @@
--- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN]
+-- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN [FIRST]]
 --
--- With RUN, a deduction is posted to each path; RUN begins its idempotency key. Without, each path is read. Almost
--- all of a request is put together beforehand. At the end one line of JSON is printed.
+-- With RUN, a deduction is posted to each path, and RUN begins its idempotency key. Without, each path is read. With
+-- FIRST, the paths are taken in their order, beginning there. Almost all of a request is prepared beforehand. At the
+-- end one line of JSON is printed.
 local body = '{"feature_code":"text.generate","credits":"0.25","user_id":"user-7"}'
-local heads, sent, run = {}, 0, nil
+local heads, sent, run, first = {}, 0, nil, nil
 
 function init(arguments)
     local token = assert(io.open(arguments[1])):read("*l")
-    run = arguments[3]
+    run, first = arguments[3], tonumber(arguments[4])
     local rest = " HTTP/1.1\r\nHost: " .. wrk.host .. "\r\nAuthorization: Bearer " .. token
         .. "\r\nContent-Type: application/json\r\n"
     if run then
@@ -21,7 +22,7 @@ end
 
 function request()
     sent = sent + 1
-    local head = heads[math.random(#heads)]
+    local head = heads[first and (first + sent - 1) % #heads + 1 or math.random(#heads)]
     return run and head .. sent .. "\r\n\r\n" .. body or head .. "\r\n"
 end
 

@@ -145,7 +145,7 @@ const fn scope_description(scope: Scope) -> &'static str {
     match scope {
         Scope::CreditsWrite => "deducting credits",
         Scope::CreditsPurchase => "booking purchases",
-        Scope::CreditsReset => "beginning billing periods that are due",
+        Scope::CreditsReset => "starting billing periods that are due",
         Scope::CreditsRead => "reading the balance, the grants and the ledger",
         Scope::SubscriptionWrite => "changing, canceling and resuming the subscription",
         Scope::SubscriptionRead => "reading the subscription",

@@ -1,4 +1,4 @@
-//! What the guides for contributors name is there: files, tests and scripts.
+//! The guides for contributors name only files, tests and scripts that exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,7 +19,7 @@ fn is_there(path: &str) -> bool {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists()
 }
 
-/// What stands between backticks, each with its line. Blocks of code are left out.
+/// The text between backticks, with its line number. Code blocks are left out.
 fn quoted(text: &str) -> Vec<(usize, &str)> {
     let mut is_block = false;
     let mut found = Vec::new();
@@ -33,7 +33,7 @@ fn quoted(text: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// The part of a path before its first placeholder; none if the words are no path of the repository.
+/// The part of a path before its first placeholder; `None` if the words are not a path in the repository.
 fn path_of(words: &str) -> Option<&str> {
     let is_file = |end: &str| words.to_ascii_lowercase().ends_with(end);
     let is_path = words.contains('/') || [".rs", ".md", ".toml", ".sql"].into_iter().any(is_file);
@@ -46,7 +46,7 @@ fn path_of(words: &str) -> Option<&str> {
 }
 
 #[test]
-fn every_path_in_a_checklist_is_there() {
+fn every_path_in_a_checklist_exists() {
     let mut violations = Vec::new();
     for file in checklists() {
         let paths = quoted(&file.text).into_iter().filter_map(|(line, words)| Some((line, words, path_of(words)?)));
@@ -55,13 +55,13 @@ fn every_path_in_a_checklist_is_there() {
     }
     hold(
         "every path in backticks in docs/adding exists; a placeholder is in <angle brackets>",
-        "a checklist that names files of yesterday is worse than none",
+        "a checklist with wrong paths misleads",
         &violations,
     );
 }
 
 #[test]
-fn every_checklist_names_tests_that_are_there() {
+fn every_checklist_names_existing_tests() {
     let rust: Vec<String> = rust_files().into_iter().map(|file| file.text).collect();
     let is_function = |name: &str| rust.iter().any(|text| text.contains(&format!("fn {name}(")));
     let mut violations = Vec::new();
@@ -78,13 +78,13 @@ fn every_checklist_names_tests_that_are_there() {
     }
     hold(
         "every checklist in docs/adding has a table of tests, and each test in it exists",
-        "who follows a checklist must know what would have noticed a forgotten step",
+        "the checklist says which test notices a forgotten step",
         &violations,
     );
 }
 
 #[test]
-fn every_task_of_the_justfile_says_what_it_does_and_calls_what_is_there() {
+fn every_task_of_the_justfile_has_a_comment_and_calls_existing_scripts() {
     let files = tracked_files();
     let justfile = files.iter().find(|file| file.path == "justfile").expect("there is a justfile");
     let lines: Vec<_> = justfile.text.lines().collect();
@@ -111,13 +111,13 @@ fn every_task_of_the_justfile_says_what_it_does_and_calls_what_is_there() {
     }
     hold(
         "every task of the justfile has a comment and calls scripts and suites that exist",
-        "a task that does not run is found by the person who needs it",
+        "otherwise the person who needs a task is the first to find it broken",
         &violations,
     );
 }
 
 #[test]
-fn paths_are_told_from_other_words() {
+fn paths_are_distinguished_from_other_words() {
     assert_eq!(path_of("src/domain/<noun>.rs"), Some("src/domain/"));
     assert_eq!(path_of("src/store/<dialect>/write.rs"), Some("src/store/"));
     assert_eq!(path_of("CHANGELOG.md"), Some("CHANGELOG.md"));

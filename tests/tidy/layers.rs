@@ -1,4 +1,4 @@
-//! Who may know whom: which modules of the crate, and which crates from outside.
+//! Allowed dependencies: which module may import which other modules and which crates.
 //!
 //! Data flows one way (http → engine → domain → store → outbox → publisher → stream), and nothing on
 //! the right knows anything on its left.
@@ -6,8 +6,8 @@
 use crate::hold;
 use crate::source::{Source, rust_files};
 
-/// What each top-level module may import from this crate, beside itself. `app` and `main` put
-/// everything together; nobody else knows them.
+/// What each top-level module may import from this crate besides itself. No other module imports the
+/// composition root.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &["domain"]),
@@ -23,10 +23,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("demo", &["domain", "clock", "engine", "http"]),
     ("http", &["domain", "clock", "contract", "config", "store", "engine", "telemetry"]),
 ];
-/// They know all.
+/// These may import everything.
 const COMPOSITION: [&str; 4] = ["app", "cli", "main", "lib"];
 
-/// Crates that only some places may know, and why.
+/// Crates that only some places may use, and why.
 const CONFINED: &[(&str, &[&str], &str)] = &[
     ("sqlx", &["src/store/postgres", "src/store/sqlite"], "a database's errors and types leave the store as ours"),
     ("redis", &["src/stream"], "another stream must be possible without touching the publisher"),
@@ -37,12 +37,12 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("utoipa_actix_web", &["src/http"], "the contract is described beside the routes"),
     ("utoipa_swagger_ui", &["src/http"], "the contract is described beside the routes"),
     ("utoipa", &["src/http", "src/domain", "src/contract"], "schemas come from the wire types and the routes (ADR 2)"),
-    ("jsonwebtoken", &["src/http/auth"], "who a caller is gets decided in one place"),
-    ("metrics_exporter_prometheus", &["src/telemetry"], "everybody else only counts"),
-    ("opentelemetry_otlp", &["src/telemetry"], "everybody else only traces"),
+    ("jsonwebtoken", &["src/http/auth"], "one place decides who a caller is"),
+    ("metrics_exporter_prometheus", &["src/telemetry"], "all other modules only count"),
+    ("opentelemetry_otlp", &["src/telemetry"], "all other modules only trace"),
 ];
 
-/// What the domain must not use: IO, time, randomness, async.
+/// The domain must not use IO, time, randomness or async.
 const IMPURE: [&str; 16] = [
     "async fn",
     ".await",
@@ -61,7 +61,7 @@ const IMPURE: [&str; 16] = [
     "Utc::now",
     "println!",
 ];
-/// What a type of the domain may take from utoipa: a schema, and nothing about routes.
+/// A domain type may have a schema from utoipa, but nothing about routes.
 const DOMAIN_UTOIPA: [&str; 3] = ["ToSchema", "PartialSchema", "openapi"];
 
 fn product() -> Vec<Source> {
@@ -72,7 +72,7 @@ fn module_of(path: &str) -> &str {
     path.trim_start_matches("src/").split('/').next().unwrap_or_default().trim_end_matches(".rs")
 }
 
-/// The names right after every `root::`, with groups opened: `root::{a::b, c}` gives a and c.
+/// The names right after every `root::`, including those in groups: `root::{a::b, c}` gives a and c.
 fn names_after<'c>(code: &'c str, root: &str) -> Vec<(usize, &'c str)> {
     let needle = format!("{root}::");
     let mut names = Vec::new();

@@ -3,7 +3,7 @@
 //!
 //! A failure states the rule and its reason. If a rule is wrong, change it here instead of working around it.
 
-mod circles;
+mod cycles;
 mod guides;
 mod layers;
 mod mirrors;

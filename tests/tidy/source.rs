@@ -1,4 +1,4 @@
-//! Reads the files of the repository, and looks at Rust code without its comments and texts.
+//! Reads the files of the repository, and Rust code without its comments and string literals.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<Source>) {
     for entry in fs::read_dir(dir).expect("the repository can be read").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = format!("{prefix}{name}");
-        // In a second work tree `.git` is a file, which names a place on the machine.
+        // In a second work tree, `.git` is a file that contains a path of the machine.
         if SKIPPED.contains(&name.as_str()) {
             continue;
         }
@@ -48,7 +48,7 @@ impl Source {
         self.path.starts_with("src/") && !self.path.ends_with("/tests.rs") && !self.path.contains("/tests/")
     }
 
-    /// The code with comments and the insides of texts blanked out; lines stay where they are.
+    /// The code with comments and the contents of string literals blanked out. Lines keep their numbers.
     pub fn code(&self) -> String {
         blank(&self.text)
     }
@@ -106,7 +106,7 @@ fn identifier(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// Where the body of the function that is declared at `start` opens, if it has one.
+/// The index at which the body of the function declared at `start` opens, if it has one.
 fn body(code: &str, start: usize) -> Option<usize> {
     let mut depth = 0_i32;
     for (at, c) in code[start..].char_indices() {
@@ -122,7 +122,7 @@ fn body(code: &str, start: usize) -> Option<usize> {
     None
 }
 
-/// Where the brace that opens at `open` is closed.
+/// The index of the brace that closes the one at `open`.
 fn closing(code: &str, open: usize) -> usize {
     let mut depth = 0_usize;
     for (at, c) in code[open..].char_indices() {
@@ -136,7 +136,7 @@ fn closing(code: &str, open: usize) -> usize {
     code.len() - 1
 }
 
-/// Blanks comments and the insides of texts and characters.
+/// Blanks comments and the contents of string and character literals.
 fn blank(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut code = String::with_capacity(text.len());
@@ -154,7 +154,7 @@ fn blank(text: &str) -> String {
     code
 }
 
-/// Where the comment, text or character that begins at `at` ends; `at` if none begins there.
+/// The end of the comment or literal that begins at `at`; `at` if none begins there.
 fn skipped(chars: &[char], at: usize) -> usize {
     let next = |offset: usize| chars.get(at + offset).copied().unwrap_or('\0');
     let find = |from: usize, needle: &[char]| {
@@ -190,7 +190,7 @@ fn quoted(chars: &[char], at: usize, quote: char) -> usize {
 }
 
 #[test]
-fn comments_and_texts_are_not_taken_for_code() {
+fn comments_and_literals_are_not_code() {
     let source = |text: &str| Source { path: "src/a.rs".into(), text: text.into() };
     let code = source("a(\"x { \\\" }\"); // b {\nlet c = '{'; /* { */ fn d<'a>(e: &'a str) {}").code();
     assert!(!code.replace("{}", "").contains('{') && code.contains("fn d<'a>"), "{code}");

@@ -17,7 +17,7 @@ type Segments = Vec<String>;
 /// The names that each file imports from each other file.
 type Imports = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-/// The modules that have a file of their own: what leads to them from the crate's root, and the file.
+/// The modules that have their own file: the path from the crate's root, and the file.
 struct Modules(BTreeMap<Segments, String>);
 
 impl Modules {
@@ -25,7 +25,7 @@ impl Modules {
         Self(files.iter().map(|file| (module_of(&file.path), file.path.clone())).collect())
     }
 
-    /// The deepest file that an absolute path leads to, and the name that is taken from it.
+    /// The deepest file on an absolute path, and the name that is imported from it.
     fn resolve(&self, path: &[String]) -> Option<(&str, String)> {
         (0..=path.len()).rev().find_map(|len| {
             let file = self.0.get(&path[..len])?;
@@ -35,7 +35,7 @@ impl Modules {
     }
 }
 
-/// Where the module of a file stands: `src/http/mod.rs` is `["http"]`, `src/lib.rs` is the root.
+/// The module path of a file: `src/http/mod.rs` is `["http"]`, `src/lib.rs` is the root.
 fn module_of(path: &str) -> Segments {
     let path = path.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
@@ -61,16 +61,16 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// One file while it is read.
+/// Reads one file.
 struct Reader<'a> {
     tokens: Vec<&'a str>,
     at: usize,
-    /// The module that is read: the file's own, or one that is written out in it.
+    /// The current module: the file's own, or an inline module in it.
     module: Segments,
-    /// How deep the braces are, and at which depths modules that are written out began.
+    /// The current depth of braces, and the depths at which inline modules started.
     depth: usize,
     opened: Vec<usize>,
-    /// What `mod` and `use` have given a name in this file, with what it stands for.
+    /// The names that `mod` and `use` declare in this file, with their absolute paths.
     known: BTreeMap<String, Segments>,
     /// The absolute paths that were found.
     found: Vec<Segments>,
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
                 "}" => self.close(),
                 "mod" => self.declare(),
                 "use" => self.import(Vec::new()),
-                // `pub(in crate::http)` says who may see it, and imports nothing.
+                // `pub(in crate::http)` limits visibility and imports nothing.
                 "in" if self.at >= 3 && self.tokens[self.at - 3..].starts_with(&["pub", "("]) => drop(self.path()),
                 word if is_name(word) && self.token(0) == Some("::") => {
                     self.at -= 1;
@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Words with `::` between them.
+    /// Names separated by `::`.
     fn path(&mut self) -> Segments {
         let mut path = Vec::new();
         while let Some(word) = self.token(0).filter(|token| is_name(token)) {
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
         path
     }
 
-    /// One tree of a `use`, below what its groups have opened so far.
+    /// One tree of a `use`, below the path of the groups around it.
     fn import(&mut self, mut path: Segments) {
         if path.is_empty() && self.token(0) == Some("::") {
             self.at += 1;
@@ -176,7 +176,7 @@ impl<'a> Reader<'a> {
                 path.push("*".to_owned());
                 self.at += 1;
             }
-            // `{self, …}` names the module that the group is of.
+            // `{self, …}` names the group's module.
             _ if path.len() > 1 && path.last().is_some_and(|last| last == "self") => drop(path.pop()),
             _ => {}
         }
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Keeps a path that begins in this crate, from the crate's root on.
+    /// Records a path that starts in this crate, as an absolute path.
     fn find(&mut self, path: &[String]) -> Option<Segments> {
         let mut rest = path;
         let mut absolute = match rest.first()?.as_str() {
@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What every file takes from the others. `main.rs` is left out: it is another crate, and nobody knows it.
+/// The imports of every file. `main.rs` is left out: it is another crate, and no file imports it.
 fn imports(files: &[Source]) -> Imports {
     let modules = Modules::of(files);
     let mut imports = Imports::new();
@@ -225,7 +225,7 @@ fn imports(files: &[Source]) -> Imports {
     imports
 }
 
-/// Every file that can be reached from one: that one too, if something leads back to it.
+/// All files that can be reached from a file, including itself if it is on a cycle.
 fn reached<'i>(imports: &'i Imports, from: &'i str) -> BTreeSet<&'i str> {
     let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
     while let Some(file) = open.pop() {
@@ -235,21 +235,21 @@ fn reached<'i>(imports: &'i Imports, from: &'i str) -> BTreeSet<&'i str> {
     reached
 }
 
-/// The sets of files in which each leads to each.
-fn circles(imports: &Imports) -> BTreeSet<BTreeSet<&str>> {
+/// The strongly connected sets of files.
+fn cycles(imports: &Imports) -> BTreeSet<BTreeSet<&str>> {
     let all: BTreeMap<&str, BTreeSet<&str>> =
         imports.keys().map(|file| (file.as_str(), reached(imports, file))).collect();
     let in_one =
         |one: &str, other: &str| all[one].contains(other) && all.get(other).is_some_and(|back| back.contains(one));
     let of = |file: &&str| all.keys().copied().filter(|other| in_one(file, other)).collect();
-    all.keys().map(of).filter(|circle: &BTreeSet<&str>| !circle.is_empty()).collect()
+    all.keys().map(of).filter(|cycle: &BTreeSet<&str>| !cycle.is_empty()).collect()
 }
 
-/// A circle in words: who takes what from whom.
-fn told(imports: &Imports, circle: &BTreeSet<&str>) -> String {
-    let mut lines = vec![format!("a circle of {} files:", circle.len())];
-    for from in circle {
-        for (to, names) in imports[*from].iter().filter(|(to, _)| circle.contains(to.as_str())) {
+/// Lists the imports of a cycle.
+fn describe(imports: &Imports, cycle: &BTreeSet<&str>) -> String {
+    let mut lines = vec![format!("a cycle of {} files:", cycle.len())];
+    for from in cycle {
+        for (to, names) in imports[*from].iter().filter(|(to, _)| cycle.contains(to.as_str())) {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             lines.push(format!("  {from} -> {to}: {}", names.join(", ")));
         }
@@ -258,16 +258,15 @@ fn told(imports: &Imports, circle: &BTreeSet<&str>) -> String {
 }
 
 #[test]
-fn no_file_leads_back_to_itself() {
+fn source_files_import_each_other_without_cycles() {
     let files: Vec<_> = rust_files().into_iter().filter(Source::is_product).collect();
     let imports = imports(&files);
     assert!(!imports.is_empty(), "no import found in src/");
-    let circles = circles(&imports);
+    let cycles = cycles(&imports);
     hold(
-        "the files of src/ import each other without circles",
-        "the files of a circle cannot be read, tested or changed one without the others: move what they share \
-         to a file of its own",
-        &circles.iter().map(|circle| told(&imports, circle)).collect::<Vec<_>>(),
+        "the files of src/ import each other without cycles",
+        "the files of a cycle cannot be read, tested or changed separately: move what they share to a file of its own",
+        &cycles.iter().map(|cycle| describe(&imports, cycle)).collect::<Vec<_>>(),
     );
 }
 
@@ -276,8 +275,8 @@ fn made_up(files: &[(&str, &str)]) -> Vec<Source> {
 }
 
 #[test]
-fn whatever_a_file_takes_from_another_is_found() {
-    // What `a/b.rs` holds, and what it takes thereby.
+fn every_import_of_a_file_is_found() {
+    // The content of `a/b.rs`, and its imports.
     let table = [
         ("use crate::d::One;", "d.rs: One"),
         ("use crate::d::e::One;", "d/e.rs: One"),
@@ -308,22 +307,22 @@ fn whatever_a_file_takes_from_another_is_found() {
 }
 
 #[test]
-fn circles_are_told_from_chains() {
+fn cycles_are_distinguished_from_chains() {
     let found = |files: &[(&str, &str)]| {
         let imports = imports(&made_up(files));
-        circles(&imports).iter().map(|circle| told(&imports, circle)).collect::<Vec<_>>()
+        cycles(&imports).iter().map(|cycle| describe(&imports, cycle)).collect::<Vec<_>>()
     };
     let chain = [("a.rs", "use crate::{b::B, c::C};"), ("b.rs", "use crate::c::C;"), ("c.rs", "")];
     assert!(found(&chain).is_empty());
     let child = ("d/e.rs", "use super::D;");
     assert!(found(&[("d/mod.rs", "mod e;"), child]).is_empty());
 
-    let circle = [chain[0], chain[1], ("c.rs", "fn c() { crate::a::run() }"), ("f.rs", "use crate::a::A;")];
-    let words = "a circle of 3 files:\n  src/a.rs -> src/b.rs: B\n  src/a.rs -> src/c.rs: C\n  \
+    let cycle = [chain[0], chain[1], ("c.rs", "fn c() { crate::a::run() }"), ("f.rs", "use crate::a::A;")];
+    let words = "a cycle of 3 files:\n  src/a.rs -> src/b.rs: B\n  src/a.rs -> src/c.rs: C\n  \
                  src/b.rs -> src/c.rs: C\n  src/c.rs -> src/a.rs: run";
-    assert_eq!(found(&circle), [words]);
+    assert_eq!(found(&cycle), [words]);
     let parent = ("d/mod.rs", "mod e; pub use self::e::E;");
-    let words = "a circle of 2 files:\n  src/d/e.rs -> src/d/mod.rs: D\n  src/d/mod.rs -> src/d/e.rs: E";
+    let words = "a cycle of 2 files:\n  src/d/e.rs -> src/d/mod.rs: D\n  src/d/mod.rs -> src/d/e.rs: E";
     assert_eq!(found(&[parent, child]), [words]);
-    assert_eq!(found(&[&circle[..], &[parent, child]].concat()).len(), 2);
+    assert_eq!(found(&[&cycle[..], &[parent, child]].concat()).len(), 2);
 }
