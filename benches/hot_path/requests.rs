@@ -44,7 +44,7 @@ pub fn token(c: &mut Criterion) {
         );
     });
     let verifier = verifier();
-    c.bench_function("request/token_remembered", |b| {
+    c.bench_function("request/token_cached", |b| {
         b.iter(|| assert!(matches!(verifier.check(black_box(&token)), TokenCheck::Valid(_))));
     });
 }

@@ -1,4 +1,4 @@
--- The schema. Amounts are micro-credits, instants are UTC in microseconds. How to ask it: docs/SQL.md.
+-- The schema. Amounts are micro-credits, instants are UTC in microseconds. How to query it: docs/SQL.md.
 --
 -- One fact in one place, so that a person can read, join and filter it. History is insert-only and found by
 -- (workspace_id, recorded_at, seq). Rules that the database can hold are constraints; `visionscope verify`
@@ -46,7 +46,7 @@ create table workspaces (
     partition_id             smallint    not null check (partition_id between 0 and 15)
 );
 
--- What a workspace agreed on for a feature; each, where given, stands before the plan's term.
+-- A workspace's own terms for a feature. A column that is set replaces the plan's term.
 create table workspace_feature_overrides (
     workspace_id  uuid    not null references workspaces,
     feature_code  text    not null,

@@ -1,6 +1,6 @@
 -- The schema: the twin of migrations/postgres/0001_schema.sql, table by table. Ids are 16-byte blobs, instants are
 -- microseconds since 1970, amounts are micro-credits, booleans are 0 or 1. Every table is STRICT, so a value of
--- another type is refused. How to ask it: docs/SQL.md.
+-- another type is refused. How to query it: docs/SQL.md.
 --
 -- WITHOUT ROWID keeps a row in the tree of its primary key: one tree to write instead of two, and the rows of a
 -- workspace lie together. Tables with wide rows (terms, stored answers, events) stay rowid tables: their rows are
@@ -47,7 +47,7 @@ create table workspaces (
     partition_id             integer not null check (partition_id between 0 and 15)
 ) strict, without rowid;
 
--- What a workspace agreed on for a feature; each, where given, stands before the plan's term.
+-- A workspace's own terms for a feature. A column that is set replaces the plan's term.
 create table workspace_feature_overrides (
     workspace_id  blob    not null references workspaces,
     feature_code  text    not null,

@@ -151,7 +151,7 @@ pub enum LimitScope {
     Window,
 }
 
-/// A deduction was refused at a hard limit, or passed a soft one for the first time in this period.
+/// A deduction was refused at a hard limit, or was the first in this period to exceed a soft limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct UsageLimitExceeded {
     pub scope: LimitScope,

@@ -24,7 +24,8 @@ pub const MAX_PERIOD_MONTHS: u32 = 36;
 pub enum LimitMode {
     /// A deduction that would pass the limit is refused.
     Hard,
-    /// The deduction is accepted, and `UsageLimitExceeded` is raised once a period.
+    /// The deduction is accepted. The first that exceeds the limit in a period raises `UsageLimitExceeded`, and again
+    /// if the limit has changed.
     Soft,
 }
 

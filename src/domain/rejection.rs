@@ -1,4 +1,4 @@
-//! Every reason for which the rules of the business refuse a command, in order of precedence.
+//! Every reason for which a business rule refuses a command. The order of the checks is in each command's `decide`.
 //!
 //! A rejection is an expected answer, not an error. It is stored like any other answer, so that sending the
 //! command again returns it again; [`Rejection::is_recorded`] lists the exceptions.

@@ -229,7 +229,11 @@ macro_rules! optional_pair {
 
             fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
                 let (one, other): (Option<$of_one>, Option<$of_other>) = (row.next()?, row.next()?);
-                Ok(one.zip(other).map(|($one, $other)| $type { $one, $other }))
+                match (one, other) {
+                    (Some($one), Some($other)) => Ok(Some($type { $one, $other })),
+                    (None, None) => Ok(None),
+                    _ => Err(StoreError::Corrupt(concat!("half of a ", stringify!($type), " is missing").into())),
+                }
             }
         })+
     };

@@ -18,11 +18,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The database was migrated by another version of the schema.
+    /// The database does not have this version's schema.
     pub(super) fn other_schema(reason: &dyn std::fmt::Display) -> Self {
         Self::Corrupt(format!(
-            "the database has another version of the schema ({reason}). Start the server that made it, or give this \
-             one an empty database: before the first release there is no way from one schema to the next"
+            "the database has another version of the schema ({reason}). If it is empty, run `visionscope migrate`. \
+             Otherwise start the server that made it, or use an empty database: before the first release there is no \
+             way from one schema to the next"
         ))
     }
 }

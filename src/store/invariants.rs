@@ -157,10 +157,14 @@ with periods as (
     select workspace_id, period_start, usage_seq,
         lead(usage_seq) over (partition by workspace_id order by period_start) as next_usage_seq
     from subscription_periods
+), counted as (
+    select p.* from periods p
+    join (select distinct workspace_id, window_start from usage_counters) w
+        on w.workspace_id = p.workspace_id and w.window_start = p.period_start
 ), logged as (
     select l.workspace_id, p.period_start, l.feature_code, sum(l.credits) as used
     from usage_logs l
-    join periods p on p.workspace_id = l.workspace_id
+    join counted p on p.workspace_id = l.workspace_id
     where l.seq > p.usage_seq and (p.next_usage_seq is null or l.seq <= p.next_usage_seq)
     group by l.workspace_id, p.period_start, l.feature_code
 )
@@ -261,17 +265,20 @@ where c.command_type = 'DeductCredits' and c.outcome in ('insufficient-credits',
     and coalesce(o.events, 0) <> 1
 limit $1";
 
+/// A row of history is recorded at the same instant as its command.
 const ROW_HAS_COMMAND: &str = "
-select r.workspace_id, cast(null as uuid) as row_id, format('%s %s has no command', r.what, r.seq) as detail
+select r.workspace_id, cast(null as uuid) as row_id,
+    format('%s %s has no command that was recorded with it', r.what, r.seq) as detail
 from (
-    select 'entry' as what, workspace_id, seq, command_id from ledger_entries
-    union all select 'usage log', workspace_id, seq, command_id from usage_logs
-    union all select 'period after usage log', workspace_id, usage_seq, command_id from subscription_periods
-    union all select 'event', workspace_id, workspace_seq, causation_id from event_outbox
+    select 'entry' as what, workspace_id, seq, command_id, recorded_at from ledger_entries
+    union all select 'usage log', workspace_id, seq, command_id, recorded_at from usage_logs
+    union all select 'period after usage log', workspace_id, usage_seq, command_id, null from subscription_periods
+    union all select 'event', workspace_id, workspace_seq, causation_id, recorded_at from event_outbox
 ) r
 left join (
-    select distinct workspace_id, command_id from commands
+    select distinct workspace_id, command_id, recorded_at from commands
 ) c on c.workspace_id = r.workspace_id and c.command_id = r.command_id
+    and c.recorded_at = coalesce(r.recorded_at, c.recorded_at)
 where c.command_id is null
 limit $1";
 
@@ -376,3 +383,16 @@ from (
 ) b
 where b.seq_from <> b.seq_before + 1
 limit $1";
+
+#[cfg(test)]
+mod tests {
+    use super::INVARIANTS;
+
+    #[test]
+    fn the_page_on_invariants_names_every_check() {
+        let page = include_str!("../../docs/INVARIANTS.md");
+        for (name, _) in INVARIANTS {
+            assert_eq!(page.matches(&format!("`{name}`")).count(), 1, "{name}");
+        }
+    }
+}

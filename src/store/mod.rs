@@ -75,8 +75,9 @@ pub trait Store: Reads + Outbox {
     /// other replicas have written to the partition.
     async fn write(&self, changes: &ChangeSet) -> Result<Vec<PartitionHead>, StoreError>;
 
-    /// Offers exactly these plans. New versions are stored; a version that is already stored must be equal.
-    /// Every other plan is retired: workspaces that have it keep it, and nobody else can get it.
+    /// Offers these plans, each in the newest version that is stored. New versions are stored first; a version that
+    /// is already stored must be equal. Every other plan is retired: workspaces that have it keep it, and no other
+    /// workspace can get it.
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError>;
 
     /// Applies pending migrations.

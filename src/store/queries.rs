@@ -206,7 +206,7 @@ impl PartitionStatus {
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditFinding {
-    /// The invariant's name: one word per rule of `docs/INVARIANTS.md`.
+    /// The name of the check, as `docs/INVARIANTS.md` lists it.
     pub invariant: &'static str,
     pub workspace_id: Option<WorkspaceId>,
     /// The event or the grant concerned.

@@ -114,7 +114,7 @@ pub async fn a_second_event_of_one_deduction_is_found(db: &impl TestDatabase) {
             select o.causation_id from event_outbox o where o.event_type = 'CreditConsumed' and o.workspace_seq = 2
         ) where event_type = 'CreditConsumed' and workspace_seq = 3";
     let found = found_after(db, fault).await;
-    assert_eq!(found, ["deduction-has-event"]);
+    assert_eq!(found, ["deduction-has-event", "row-has-command"]);
 }
 
 pub async fn an_entry_that_names_a_foreign_grant_is_found(db: &impl TestDatabase) {
@@ -164,10 +164,17 @@ pub async fn history_that_is_not_in_order_is_found(db: &impl TestDatabase) {
             let from = "select c.recorded_at from commands c where c.workspace_id = was.workspace_id";
             format!("update {table} as was set recorded_at = ({from} and {of}) where seq = 3")
         };
-        assert_eq!(found_after_more(db, &recorded_at("c.seq = 1")).await, ["history-is-in-order"], "{table}");
+        let found = found_after_more(db, &recorded_at("c.seq = 1")).await;
+        assert_eq!(found, ["row-has-command", "history-is-in-order"], "{table}");
         db.tamper(&recorded_at("c.command_id = was.command_id")).await;
         assert_eq!(audit(db).await, []);
     }
+}
+
+pub async fn rows_that_were_recorded_at_another_instant_than_their_command_are_found(db: &impl TestDatabase) {
+    let later = "recorded_at = (select max(period_end) from subscriptions)";
+    let fault = format!("update commands set {later} where command_type = 'DeductCredits' and seq = 4");
+    assert_eq!(found_after(db, &fault).await, ["row-has-command"]);
 }
 
 /// The streams would have them in the other order.

@@ -19,8 +19,17 @@ pub async fn a_database_of_another_schema_is_refused_with_instructions(db: &impl
         "update _sqlx_migrations set version = version + 1000",
     ] {
         db.tamper(other).await;
-        let refused = db.store().migrate().await;
-        let Err(StoreError::Corrupt(text)) = refused else { panic!("{refused:?}") };
-        assert!(text.contains("another version of the schema") && text.contains("empty database"), "{text}");
+        assert_tells_what_to_do(db.store().migrate().await);
     }
+    // A command of an operator does not migrate.
+    db.tamper("drop view usage_daily").await;
+    for other in ["alter table usage_logs drop column credits", "drop table usage_counters"] {
+        db.tamper(other).await;
+        assert_tells_what_to_do(db.store().audit(1).await.map(|_| ()));
+    }
+}
+
+fn assert_tells_what_to_do(refused: Result<(), StoreError>) {
+    let Err(StoreError::Corrupt(text)) = refused else { panic!("{refused:?}") };
+    assert!(text.contains("another version of the schema") && text.contains("empty database"), "{text}");
 }

@@ -103,6 +103,7 @@ macro_rules! suite {
                 a_number_given_twice_is_found_even_without_a_gap,
                 an_event_of_no_command_is_found,
                 history_that_is_not_in_order_is_found,
+                rows_that_were_recorded_at_another_instant_than_their_command_are_found,
                 events_out_of_order_are_found,
                 findings_are_limited_per_invariant,
             }

@@ -20,7 +20,7 @@ use crate::databases::{Database, TestDatabase};
 use crate::page::{Question, map, questions, recommended_settings, role_statements, sqlite_questions};
 use crate::world::{DEDUCTIONS, OTHERS, fill};
 
-/// Tables that only ever grow. The balance and the grants of a workspace are as easily found.
+/// Tables that only grow. No question may read one of them whole, unless it says so.
 const GROWING: [&str; 6] =
     ["commands", "ledger_entries", "usage_logs", "event_outbox", "stream_batches", "credit_grants"];
 /// What PostgreSQL says to a user without the privilege, and in a transaction that only reads.

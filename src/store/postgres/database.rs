@@ -42,7 +42,7 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
-    /// The defaults for a database: those of the configuration.
+    /// The defaults of the configuration.
     #[must_use]
     pub fn new(url: SecretString) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl PostgresConfig {
             acquire_timeout: Duration::from_millis(500),
             statement_timeout: Duration::from_secs(2),
             lock_timeout: Duration::from_secs(1),
-            idle_in_transaction_timeout: Duration::from_secs(5),
+            idle_in_transaction_timeout: Duration::from_secs(6),
         }
     }
 

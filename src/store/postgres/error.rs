@@ -17,6 +17,9 @@ const UNAVAILABLE: [&str; 3] = ["57014", "25P03", "25006"];
 /// operator intervention (shutdown, crash), and system errors.
 const UNAVAILABLE_CLASSES: [&str; 5] = ["08", "28", "53", "57", "58"];
 
+/// A table or a column that this version's statements name does not exist.
+const OTHER_SCHEMA: [&str; 2] = ["42P01", "42703"];
+
 /// The meaning of an error.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     match error {
@@ -53,6 +56,8 @@ fn of_database(error: &dyn DatabaseError) -> StoreError {
         StoreError::Conflict(text)
     } else if UNAVAILABLE.contains(&&*code) || UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class)) {
         StoreError::Unavailable(text)
+    } else if OTHER_SCHEMA.contains(&&*code) {
+        StoreError::other_schema(&text)
     } else {
         StoreError::Corrupt(text)
     }

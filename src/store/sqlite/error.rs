@@ -17,6 +17,9 @@ const TRIGGER: i32 = 1811;
 /// `_IOERR`, `_FULL`, `_CANTOPEN`, `_PROTOCOL` (the locks of the log) and `_AUTH` (permissions).
 const UNAVAILABLE: [i32; 10] = [5, 6, 7, 8, 9, 10, 13, 14, 15, 23];
 
+/// A table or a column that this version's statements name does not exist. `SQLITE_ERROR` says so only in its message.
+const OTHER_SCHEMA: [&str; 2] = ["no such table", "no such column"];
+
 /// The low byte of an extended code is the primary one.
 const PRIMARY_CODE_MASK: i32 = 0xff;
 
@@ -53,6 +56,8 @@ fn of_database(error: &dyn DatabaseError) -> StoreError {
         StoreError::Conflict(text)
     } else if UNAVAILABLE.contains(&(code & PRIMARY_CODE_MASK)) {
         StoreError::Unavailable(text)
+    } else if OTHER_SCHEMA.iter().any(|start| error.message().starts_with(start)) {
+        StoreError::other_schema(&text)
     } else {
         StoreError::Corrupt(text)
     }

@@ -46,7 +46,7 @@ impl Store for SqliteStore {
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
-        // On the writing connection: every commit makes the others forget the pages that they have read.
+        // On the writing connection: every commit invalidates the page caches of the others.
         with_answer_timeout(async {
             let mut held = self.writer.acquire().await?;
             let states = states(held.connection(), &self.plans, ids).await?;

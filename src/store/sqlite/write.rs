@@ -88,12 +88,17 @@ create temp view if not exists write_batch as
 select null as heads, null as credits, null as counters, null as grants, null as commands, null as entries,
     null as usage_logs, null as events, 0 as head_count, 0 as credits_count, 0 as counter_count, 0 as grant_count";
     let must_be = |count: &str, reason: &str| format!("select raise(abort, '{reason}') where changes() <> new.{count}");
-    let credits_place = WorkspaceCredits::columns().len();
+    // Where a version is in the JSON array of a row; a workspace's expected one comes after its columns.
+    let head_version = PartitionHead::columns().iter().position(|column| column.name == "version").expect("a column");
+    let expected_version = WorkspaceCredits::columns().len();
     let steps = [
-        format!("{} and outbox_partitions.version = (value ->> 3) - 1", update::<PartitionHead>("new.heads")),
+        format!(
+            "{} and outbox_partitions.version = (value ->> {head_version}) - 1",
+            update::<PartitionHead>("new.heads")
+        ),
         must_be("head_count", "conflict: a partition has another version than the one that was decided on"),
         format!(
-            "{} and workspace_credits.version = value ->> {credits_place}",
+            "{} and workspace_credits.version = value ->> {expected_version}",
             update::<WorkspaceCredits>("new.credits")
         ),
         must_be("credits_count", "conflict: a workspace has another version than the one that was decided on"),
