@@ -81,7 +81,8 @@ fn of_deductions() -> Vec<EventData> {
             used_credits: Credits::whole(49),
             requested_credits: credits,
             refused: true,
-            resets_at: at(),
+            resets_at: Some(at()),
+            window_s: Some(60),
         }
         .into(),
     ]

@@ -96,6 +96,7 @@ create table workspace_credits (
     debt_credits      bigint      not null check (debt_credits >= 0),
     overdraft_limit   bigint      not null check (overdraft_limit >= 0),
     used_this_month   bigint      not null check (used_this_month >= 0),
+    uncollected_credits bigint    not null check (uncollected_credits >= 0), -- of this period's changes of plan
     reported_limit    bigint      check (reported_limit >= 0), -- the soft limit that was reported in this period
     rate_window_start timestamptz not null,
     rate_window_used  bigint      not null check (rate_window_used >= 0),

@@ -97,6 +97,7 @@ create table workspace_credits (
     debt_credits      integer not null check (debt_credits >= 0),
     overdraft_limit   integer not null check (overdraft_limit >= 0),
     used_this_month   integer not null check (used_this_month >= 0),
+    uncollected_credits integer not null check (uncollected_credits >= 0), -- of this period's changes of plan
     reported_limit    integer check (reported_limit >= 0), -- the soft limit that was reported in this period
     rate_window_start integer not null,
     rate_window_used  integer not null check (rate_window_used >= 0),

@@ -217,7 +217,7 @@ impl<'a> Batch<'a> {
             written.push((*event_id, data.event_type(), self.events.write(data)?));
         }
         let workspace_id = envelope.workspace_id;
-        let now = effects.now;
+        let recorded_at = effects.recorded_at;
         self.apply(workspace_id, effects);
         for (event_id, event_type, data) in written {
             let (seq, workspace_seq) = self.next_event_seqs(workspace_id, event_id);
@@ -229,7 +229,7 @@ impl<'a> Batch<'a> {
                 seq,
                 workspace_id,
                 workspace_seq,
-                recorded_at: now,
+                recorded_at,
                 correlation_id: envelope.correlation_id.clone(),
                 causation_id: envelope.message_id.0,
                 traceparent: envelope.traceparent.clone(),
@@ -237,11 +237,11 @@ impl<'a> Batch<'a> {
                 data,
             });
         }
-        self.record_command(envelope, now, outcome, answer);
+        self.record_command(envelope, recorded_at, outcome, answer);
         Ok(())
     }
 
-    fn record_command(&mut self, envelope: &Envelope, now: Timestamp, outcome: &str, answer: Rendered) {
+    fn record_command(&mut self, envelope: &Envelope, recorded_at: Timestamp, outcome: &str, answer: Rendered) {
         let seq = self.snapshot.workspaces.get_mut(&envelope.workspace_id).map_or(0, |state| {
             state.credits.version += 1;
             state.credits.version
@@ -261,7 +261,7 @@ impl<'a> Batch<'a> {
             traceparent: envelope.traceparent.clone(),
             metadata: envelope.metadata.clone(),
             received_at: envelope.received_at,
-            recorded_at: now,
+            recorded_at,
         };
         let key = (envelope.workspace_id, envelope.idempotency_key.clone());
         self.decided.insert(key, self.changes.commands.len());

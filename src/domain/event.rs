@@ -164,8 +164,13 @@ pub struct UsageLimitExceeded {
     pub requested_credits: Credits,
     /// Whether the deduction was refused.
     pub refused: bool,
-    /// When the period ends and usage is counted from zero.
-    pub resets_at: Timestamp,
+    /// When the period ends and usage is counted from zero. Absent if the request is larger than the whole limit, so that
+    /// it never passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resets_at: Option<Timestamp>,
+    /// The length of the window in seconds, if the scope is `window`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_s: Option<u32>,
 }
 
 /// Credits were bought.

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::credits::Credits;
 use super::ids::{GrantId, WorkspaceId};
 use super::text::{FeatureCode, PaymentReference};
-use super::time::Timestamp;
+use super::time::{Instants, Timestamp};
 
 /// How many open grants a workspace may have before a purchase is refused. Every command of the workspace
 /// reads all of them, and one deduction may spend them all.
@@ -120,10 +120,10 @@ impl Grant {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether the grant can be spent at that instant, whatever its feature scope.
+    /// Whether a command with these instants can spend the grant, whatever its feature scope.
     #[must_use]
-    pub fn is_spendable(&self, now: Timestamp) -> bool {
-        self.remaining.is_positive() && self.effective_at <= now && !self.is_expired(now)
+    pub fn is_spendable(&self, instants: Instants) -> bool {
+        self.remaining.is_positive() && self.effective_at <= instants.recorded_at && !self.is_expired(instants.now)
     }
 
     #[must_use]
@@ -214,7 +214,12 @@ mod tests {
     #[test]
     fn a_grant_is_spendable_from_its_effective_instant_to_right_before_its_expiry() {
         let grant = Grant { expires_at: Some(Timestamp::from_micros(20)), ..grant(1) };
-        let spendable: Vec<_> = [9, 10, 19, 20].map(|now| grant.is_spendable(Timestamp::from_micros(now))).into();
-        assert_eq!(spendable, [false, true, true, false]);
+        let is_spendable = |now, recorded_at| {
+            let (now, recorded_at) = (Timestamp::from_micros(now), Timestamp::from_micros(recorded_at));
+            grant.is_spendable(Instants { now, recorded_at })
+        };
+        assert_eq!([9, 10, 19, 20].map(|now| is_spendable(now, now)), [false, true, true, false]);
+        assert!(is_spendable(9, 10), "it was effective for an earlier command, by a clock that is ahead");
+        assert!(is_spendable(19, 20), "a clock that is ahead lets nothing expire");
     }
 }

@@ -48,8 +48,17 @@ pub enum Rejection {
     FeatureDisabled(FeatureCode),
     #[error("feature {0} has no unit price: send credits instead of a quantity")]
     FeatureNotPriced(FeatureCode),
-    #[error("the limit of {limit} credits in this period would be exceeded: {used} used, {requested} requested")]
-    LimitExceeded { scope: LimitScope, limit: Credits, used: Credits, requested: Credits, resets_at: Timestamp },
+    #[error("{}", limit_exceeded(*limit, *used, *requested, *resets_at, *window_s))]
+    LimitExceeded {
+        scope: LimitScope,
+        limit: Credits,
+        used: Credits,
+        requested: Credits,
+        /// When usage counts from zero again. None if the request is larger than the whole limit: it never passes.
+        resets_at: Option<Timestamp>,
+        /// The length of the window, if the limit is that of a rate.
+        window_s: Option<u32>,
+    },
     #[error("the rate of {limit} credits in {window_s} seconds would be exceeded")]
     RateExceeded {
         limit: Credits,
@@ -61,6 +70,26 @@ pub enum Rejection {
     InsufficientCredits { requested: Credits, available: Credits },
     #[error("the balance would be outside the range of ±10^12 credits")]
     BalanceOutOfRange,
+}
+
+fn limit_exceeded(
+    limit: Credits,
+    used: Credits,
+    requested: Credits,
+    resets_at: Option<Timestamp>,
+    window_s: Option<u32>,
+) -> String {
+    match (resets_at, window_s) {
+        (Some(_), _) => {
+            format!("the limit of {limit} credits in this period would be exceeded: {used} used, {requested} requested")
+        }
+        (None, Some(seconds)) => {
+            format!("{requested} credits requested, but at most {limit} can be used within {seconds} seconds")
+        }
+        (None, None) => {
+            format!("{requested} credits requested, but at most {limit} can be used in a billing period")
+        }
+    }
 }
 
 impl Rejection {

@@ -12,7 +12,7 @@ use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
 use super::subscription::{PendingChange, Subscription};
 use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
-use super::time::Timestamp;
+use super::time::{Instants, Timestamp};
 use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// The keys of the rows that a batch needs. The store first locks the partitions of the workspaces, in
@@ -112,12 +112,10 @@ impl WorkspaceState {
         }
     }
 
-    /// The instant at which a command is decided: when it was received, but always later than the command
-    /// before it. So no two commands of a workspace share an instant, even if the clocks of the replicas
-    /// differ, and no two periods begin at the same instant.
+    /// The two instants of a command that was received then.
     #[must_use]
-    pub fn now(&self, received_at: Timestamp) -> Timestamp {
-        received_at.max(self.credits.updated_at.next())
+    pub fn instants(&self, received_at: Timestamp) -> Instants {
+        Instants { now: received_at, recorded_at: received_at.max(self.credits.updated_at.next()) }
     }
 
     /// The terms of a feature in force. None if neither the plan nor an override has it.

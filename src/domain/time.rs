@@ -21,6 +21,18 @@ pub struct Timestamp(i64);
 const MIN_MICROS: i64 = -2_208_988_800_000_000;
 const MAX_MICROS: i64 = 253_402_300_799_999_999;
 
+/// The two instants of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instants {
+    /// When the command was received. It decides what is due, expired or within a window: otherwise a clock that was
+    /// ahead once would decide for all later commands.
+    pub now: Timestamp,
+    /// The instant of everything that the command records: `now`, but always later than the command before it. So no
+    /// two commands of a workspace share an instant, even if the clocks of the replicas differ, and no two periods
+    /// begin at the same instant. What has become effective by it stays effective.
+    pub recorded_at: Timestamp,
+}
+
 impl Timestamp {
     pub const MIN: Self = Self(MIN_MICROS);
     pub const MAX: Self = Self(MAX_MICROS);

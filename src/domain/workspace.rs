@@ -44,6 +44,8 @@ pub struct WorkspaceCredits {
     pub overdraft_limit: Credits,
     /// What was used in the current billing period.
     pub used_this_month: Credits,
+    /// What changes of plan in this period should have taken back and could not. Later changes grant that much less.
+    pub uncollected_credits: Credits,
     /// The soft monthly limit whose passing was reported in this period.
     pub reported_limit: Option<Credits>,
     /// What was used in the rate window that began at `rate_window_start`.
@@ -74,6 +76,7 @@ impl WorkspaceCredits {
             debt_credits: Credits::ZERO,
             overdraft_limit: Credits::ZERO,
             used_this_month: Credits::ZERO,
+            uncollected_credits: Credits::ZERO,
             reported_limit: None,
             rate_window_start: at,
             rate_window_used: Credits::ZERO,
@@ -119,12 +122,11 @@ impl OverrideTerms {
     }
 }
 
-/// The terms of a feature in force: the plan's with the override applied. None if neither exists.
+/// The terms of a feature in force: the plan's with the override applied. None if neither exists. A feature that only
+/// the workspace has is enabled unless its override says otherwise, as a plan's feature is.
 #[must_use]
 pub fn feature_terms(plan: &PlanVersion, overrides: &FeatureOverrides, code: &FeatureCode) -> Option<FeatureTerms> {
     let of_plan = plan.features.get(code).copied();
-    match overrides.get(code) {
-        None => of_plan,
-        Some(own) => Some(own.apply_to(of_plan.unwrap_or_default())),
-    }
+    let Some(own) = overrides.get(code) else { return of_plan };
+    Some(own.apply_to(of_plan.unwrap_or(FeatureTerms { enabled: true, ..FeatureTerms::default() })))
 }

@@ -12,7 +12,7 @@ use std::fmt;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
 use futures::StreamExt as _;
-use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
+use serde::de::{self, DeserializeOwned, IntoDeserializer as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -105,6 +105,12 @@ async fn collect(payload: &mut web::Payload) -> Result<web::Bytes, Problem> {
         }
     }
     Ok(if all.is_empty() { first } else { all.into() })
+}
+
+/// Reads an enum whose values are strings. Without it, serde also accepts the form of a variant with data,
+/// `{"period_end": null}`.
+pub fn string_enum<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
 /// Parses a whole body.

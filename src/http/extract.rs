@@ -193,7 +193,7 @@ fn accepts_json(range: &str) -> bool {
 
 /// Parses the query parameters; unknown ones are refused.
 pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
-    let parameters = serde_urlencoded::Deserializer::new(form_pairs(request.query_string()));
+    let parameters = serde_html_form::Deserializer::new(form_pairs(request.query_string()));
     serde_path_to_error::deserialize(parameters).map_err(|error| {
         let message = error.inner().to_string();
         let field_error = SerdeFieldError::parse(&message);

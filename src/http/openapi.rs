@@ -270,7 +270,8 @@ fn example(code: Code) -> Problem {
             limit: credits("500"),
             used: credits("499"),
             requested: credits("2.5"),
-            resets_at: at("2026-02-28T09:00:00Z"),
+            resets_at: Some(at("2026-02-28T09:00:00Z")),
+            window_s: None,
         }),
         Code::RateExceeded => {
             Problem::from(&Rejection::RateExceeded { limit: credits("100"), window_s: 60, retry_after_s: 12 })

@@ -1,26 +1,32 @@
-//! Pages: cursors and limits.
+//! Lists: limits, orders and cursors.
 //!
-//! A cursor is opaque to callers: base64url of a kind and the numbers of a position. It contains no workspace and no
-//! filter, so it gives no access: a caller must be allowed to read the list anyway.
+//! A cursor names the last row of a page, and the list that the page is of: its workspace, its order and its filters. It
+//! is opaque to callers, and gives no access: a caller must be allowed to read the list anyway. A cursor of another list
+//! is refused (422). The next page is read from that row on, and the row is left out of it. If the row is not there with
+//! the same id, the caller has seen what the database no longer holds, and must start again (410): a backup was restored,
+//! or old history was removed.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, de};
+use sha2::{Digest as _, Sha256};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::domain::ids::{PARTITIONS, Partition};
+use super::problem::{Code, Problem};
+use crate::domain::ids::PARTITIONS;
 use crate::domain::text::{FieldCode, FieldError};
-use crate::domain::time::Timestamp;
-use crate::store::queries::{EventPosition, HistoryPosition, Order};
+use crate::store::queries::Order;
 
 /// Maximum number of rows of a page.
 pub const MAX_LIMIT: u32 = 200;
 /// Number of rows of a page by default.
 pub const DEFAULT_LIMIT: u32 = 50;
-/// The longest cursor: a kind and sixteen numbers of eight bytes, in base64.
-const MAX_CURSOR_LEN: usize = 172;
+/// The longest cursor: two digests and a number for each partition, of eight bytes each, in base64.
+const MAX_CURSOR_LEN: usize = 192;
+/// The most numbers that a place has.
+const MAX_PLACE: usize = PARTITIONS as usize;
 
 /// Maximum number of rows of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,18 +44,10 @@ impl Limit {
         self.0
     }
 
-    /// One row more than the page, to find out whether there are more.
+    /// The limit as a number of rows in memory.
     #[must_use]
-    pub const fn plus_one(self) -> u32 {
-        self.0 + 1
-    }
-
-    /// Removes the extra row; returns whether there was one.
-    pub fn truncate<T>(self, rows: &mut Vec<T>) -> bool {
-        let limit = usize::try_from(self.0).unwrap_or(usize::MAX);
-        let has_more = rows.len() > limit;
-        rows.truncate(limit);
-        has_more
+    pub fn rows(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
 
@@ -80,7 +78,7 @@ impl PartialSchema for Limit {
 impl ToSchema for Limit {}
 
 /// The order of a list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ListOrder {
     /// The oldest first.
     #[serde(rename = "asc")]
@@ -100,46 +98,65 @@ impl From<ListOrder> for Order {
     }
 }
 
-/// The position after which the next page starts.
+/// The first eight bytes of a SHA-256.
+type Digest = [u8; 8];
+
+fn digest(value: &impl Serialize) -> Digest {
+    let text = serde_json::to_vec(value).expect("ids, texts and numbers are JSON");
+    let hash = Sha256::digest(text);
+    std::array::from_fn(|n| hash[n])
+}
+
+/// A list: its name, its workspace, its order and its filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListKey(Digest);
+
+impl ListKey {
+    /// `filters` are all other parameters that decide which rows the list has, and their order.
+    pub fn new(name: &str, filters: &impl Serialize) -> Self {
+        Self(digest(&(name, filters)))
+    }
+
+    /// The cursor of a row: its place in the list, and its id.
+    pub fn cursor(self, place: impl Into<Vec<i64>>, row_id: &impl Serialize) -> Cursor {
+        Cursor { list: self, place: place.into(), row: digest(row_id) }
+    }
+
+    /// Reads a cursor that a caller has sent. It must be of this list.
+    pub fn parse<const N: usize>(self, text: &CursorText) -> Result<SeenRow<N>, Problem> {
+        let cursor = Cursor::decode(&text.0).filter(|cursor| cursor.list == self);
+        let seen = cursor.and_then(|Cursor { place, row, .. }| Some(SeenRow { place: place.try_into().ok()?, row }));
+        seen.ok_or_else(|| Problem::parameter(Code::InvalidCursor, "cursor", "is not a cursor of this list"))
+    }
+}
+
+/// The last row of the page before, which the caller has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenRow<const N: usize> {
+    pub place: [i64; N],
+    row: Digest,
+}
+
+impl<const N: usize> SeenRow<N> {
+    /// Fails unless the row at its place, if there is one, is the row that the caller has seen.
+    pub fn require(&self, row_id: Option<&impl Serialize>) -> Result<(), Problem> {
+        let is_seen = row_id.is_some_and(|id| digest(id) == self.row);
+        if is_seen { Ok(()) } else { Err(Problem::plain(Code::CursorGone)) }
+    }
+}
+
+/// The row after which the next page starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cursor {
-    /// After this usage log, in the order of the list.
-    Usage {
-        after: HistoryPosition,
-    },
-    /// After this ledger entry, in the order of the list.
-    Ledger {
-        after: HistoryPosition,
-    },
-    EventsOfWorkspace {
-        after: i64,
-    },
-    /// The last `seq` of each partition, in the order of partitions.
-    EventsOfAll {
-        after: [i64; PARTITIONS as usize],
-    },
+pub struct Cursor {
+    list: ListKey,
+    row: Digest,
+    place: Vec<i64>,
 }
 
 impl Cursor {
-    const fn kind(&self) -> u8 {
-        match self {
-            Self::Usage { .. } => b'u',
-            Self::Ledger { .. } => b'l',
-            Self::EventsOfWorkspace { .. } => b'w',
-            Self::EventsOfAll { .. } => b'a',
-        }
-    }
-
     fn encode(&self) -> String {
-        let mut bytes = vec![self.kind()];
-        match self {
-            Self::Usage { after } | Self::Ledger { after } => {
-                bytes.extend(after.recorded_at.micros().to_be_bytes());
-                bytes.extend(after.seq.to_be_bytes());
-            }
-            Self::EventsOfWorkspace { after: seq } => bytes.extend(seq.to_be_bytes()),
-            Self::EventsOfAll { after } => bytes.extend(after.iter().flat_map(|seq| seq.to_be_bytes())),
-        }
+        let mut bytes = [self.list.0, self.row].concat();
+        bytes.extend(self.place.iter().flat_map(|number| number.to_be_bytes()));
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -148,18 +165,9 @@ impl Cursor {
             return None;
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (kind, rest) = bytes.split_first()?;
-        let (numbers, []) = rest.as_chunks::<8>() else { return None };
-        let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
-        let cursor = match (kind, numbers.as_slice()) {
-            (b'u', [at, seq]) => Self::Usage { after: position(*at, *seq) },
-            (b'l', [at, seq]) => Self::Ledger { after: position(*at, *seq) },
-            (b'w', [seq]) if *seq >= 0 => Self::EventsOfWorkspace { after: *seq },
-            (b'a', all) if all.iter().all(|seq| *seq >= 0) => Self::EventsOfAll { after: all.try_into().ok()? },
-            _ => return None,
-        };
-        // Each position has exactly one text form.
-        (cursor.encode() == text).then_some(cursor)
+        let ([list, row, place @ ..], []) = bytes.as_chunks::<8>() else { return None };
+        let place: Vec<i64> = place.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
+        (1..=MAX_PLACE).contains(&place.len()).then_some(Self { list: ListKey(*list), row: *row, place })
     }
 }
 
@@ -169,73 +177,85 @@ impl Serialize for Cursor {
     }
 }
 
-impl<'de> Deserialize<'de> for Cursor {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::decode(&text)
-            .ok_or_else(|| de::Error::custom(FieldError::new(FieldCode::Invalid, "is not a cursor of this list")))
-    }
+fn cursor_schema(description: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::new(Type::String))
+        .description(Some(description))
+        .max_length(Some(MAX_CURSOR_LEN))
+        .pattern(Some("^[A-Za-z0-9_-]+$"))
+        .into()
 }
 
 impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(SchemaType::new(Type::String))
-            .description(Some("An opaque position in a list, from an earlier page."))
-            .max_length(Some(MAX_CURSOR_LEN))
-            .pattern(Some("^[A-Za-z0-9_-]+$"))
-            .into()
+        cursor_schema("An opaque position in a list. It is valid for this list only, with the same filters and order.")
     }
 }
 
 impl ToSchema for Cursor {}
 
-const fn position(micros: i64, seq: i64) -> HistoryPosition {
-    HistoryPosition { recorded_at: Timestamp::from_micros(micros), seq }
+/// A cursor as a caller sends it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct CursorText(String);
+
+impl CursorText {
+    /// Asks for the end of the list instead of a position that the caller has seen.
+    #[must_use]
+    pub fn is_latest(&self) -> bool {
+        self.0 == "latest"
+    }
 }
 
-/// The position in each partition of a cursor over all workspaces.
-#[must_use]
-pub fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
-    Partition::all().zip(after).map(|(partition, seq)| EventPosition { partition, seq: *seq }).collect()
+impl PartialSchema for CursorText {
+    fn schema() -> RefOr<Schema> {
+        cursor_schema("`next` of an earlier page.")
+    }
 }
+
+impl ToSchema for CursorText {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text_of(cursor: &Cursor) -> CursorText {
+        CursorText(cursor.encode())
+    }
+
     #[test]
-    fn every_cursor_decodes_to_itself() {
-        let mut all = [0; PARTITIONS as usize];
-        all[15] = i64::MAX;
-        for cursor in [
-            Cursor::Usage { after: position(i64::MIN, 1) },
-            Cursor::Ledger { after: position(1_800_000_000_000_001, i64::MAX) },
-            Cursor::EventsOfWorkspace { after: 0 },
-            Cursor::EventsOfAll { after: all },
-        ] {
-            let text = cursor.encode();
-            assert!(text.len() <= MAX_CURSOR_LEN, "{}", text.len());
-            assert_eq!(Cursor::decode(&text), Some(cursor));
+    fn a_cursor_is_valid_for_its_own_list_only() {
+        let list = ListKey::new("usage", &("workspace", "desc"));
+        let others = [ListKey::new("ledger", &("workspace", "desc")), ListKey::new("usage", &("workspace", "asc"))];
+        let text = text_of(&list.cursor([i64::MIN, 1], &"id"));
+        assert_eq!(list.parse::<2>(&text).unwrap().place, [i64::MIN, 1]);
+        for wrong in others
+            .map(|other| other.parse::<2>(&text))
+            .into_iter()
+            .chain([list.parse::<2>(&text_of(&list.cursor([1], &"id")))])
+        {
+            assert_eq!(wrong.unwrap_err().code, Code::InvalidCursor);
         }
     }
 
     #[test]
-    fn an_invalid_cursor_is_refused() {
-        let negative = URL_SAFE_NO_PAD.encode([&b"w"[..], &(-1_i64).to_be_bytes()].concat());
-        let short = URL_SAFE_NO_PAD.encode([&b"a"[..], &[0; 8 * 15]].concat());
-        let long = "A".repeat(MAX_CURSOR_LEN + 1);
-        for text in ["", "u", "!!!", "dQ", "1", negative.as_str(), short.as_str(), long.as_str()] {
+    fn a_seen_row_must_still_be_there_with_its_id() {
+        let list = ListKey::new("events", &());
+        let seen = list.parse::<16>(&text_of(&list.cursor([i64::MAX; 16], &"id"))).unwrap();
+        assert!(seen.require(Some(&"id")).is_ok());
+        for changed in [Some("other"), None] {
+            assert_eq!(seen.require(changed.as_ref()).unwrap_err().code, Code::CursorGone);
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_cursor_is_refused() {
+        let list = ListKey::new("usage", &());
+        let longest = list.cursor([0; MAX_PLACE], &"id").encode();
+        assert_eq!(longest.len(), MAX_CURSOR_LEN);
+        let (short, long) = (URL_SAFE_NO_PAD.encode([0; 16]), URL_SAFE_NO_PAD.encode([0; 8 * (MAX_PLACE + 3)]));
+        for text in ["", "u", "!!!", "dQ", "latest", &short, &long, &longest[1..]] {
             assert_eq!(Cursor::decode(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn a_page_is_truncated_at_its_limit_and_reports_whether_there_are_more_rows() {
-        let limit = Limit(2);
-        let mut rows = vec![1, 2, 3];
-        assert!(limit.truncate(&mut rows));
-        assert_eq!(rows, [1, 2]);
-        assert!(!limit.truncate(&mut rows));
     }
 }

@@ -74,12 +74,13 @@ codes! {
     InsufficientCredits 402 "insufficient-credits" "There are not enough credits.",
     MissingScope 403 "missing-scope" "The token does not have the scope for this operation.",
     FeatureDisabled 403 "feature-disabled" "The feature is not available to this workspace.",
-    LimitExceeded 403 "limit-exceeded" "A limit of this billing period would be exceeded.",
+    LimitExceeded 403 "limit-exceeded" "A limit would be exceeded.",
     OriginNotAllowed 403 "origin-not-allowed" "Pages of this origin may not call the API.",
     NotFound 404 "not-found" "This path does not exist.",
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
     UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
+    CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
     NotAcceptable 406 "not-acceptable" "The response is JSON, which the Accept header excludes.",
     RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
@@ -99,6 +100,7 @@ codes! {
     InvalidField 422 "invalid-field" "A field has the wrong type or form.",
     AmountOutOfRange 422 "amount-out-of-range" "An amount is zero, negative or too large.",
     InvalidText 422 "invalid-text" "A text has a wrong length or a character that is not allowed.",
+    InvalidCursor 422 "invalid-cursor" "The cursor is not one of this list with these parameters.",
     UnknownField 422 "unknown-field" "The field or parameter does not exist.",
     ObjectRequired 422 "object-required" "The body must be a JSON object.",
     IdempotencyKeyReused 422 "idempotency-key-reused" "The Idempotency-Key was already used with another request.",
@@ -229,7 +231,8 @@ pub struct Members {
     /// Credits used in this billing period before this request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_credits: Option<Credits>,
-    /// When the billing period ends and usage counts from zero again.
+    /// When the billing period ends and usage counts from zero again. Absent if the request is larger than the whole
+    /// limit: it never passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resets_at: Option<Timestamp>,
     /// The length of the rate window in seconds.
@@ -403,12 +406,13 @@ impl From<&Rejection> for Problem {
             }
             Rejection::ResetNotDue { ends_at } => members.period_ends_at = Some(*ends_at),
             Rejection::PeriodMismatch { next } => members.next_period_starts_at = Some(*next),
-            Rejection::LimitExceeded { scope, limit, used, requested, resets_at } => {
+            Rejection::LimitExceeded { scope, limit, used, requested, resets_at, window_s } => {
                 members.limit_scope = Some(*scope);
                 members.limit_credits = Some(*limit);
                 members.used_credits = Some(*used);
                 members.requested_credits = Some(*requested);
-                members.resets_at = Some(*resets_at);
+                members.resets_at = *resets_at;
+                members.window_s = *window_s;
             }
             Rejection::RateExceeded { limit, window_s, retry_after_s: seconds } => {
                 members.limit_credits = Some(*limit);

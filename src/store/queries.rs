@@ -35,8 +35,8 @@ pub struct HistoryQuery {
     /// `recorded_at` before.
     pub to: Option<Timestamp>,
     pub order: Order,
-    /// Only rows after this one, in the order of the page.
-    pub after: Option<HistoryPosition>,
+    /// The page starts with this row, or with the next one if it does not exist.
+    pub start_at: Option<HistoryPosition>,
     pub limit: u32,
 }
 
@@ -44,7 +44,7 @@ impl HistoryQuery {
     /// The newest page of a workspace.
     #[must_use]
     pub fn newest(workspace_id: WorkspaceId, limit: u32) -> Self {
-        Self { workspace_id, from: None, to: None, order: Order::default(), after: None, limit }
+        Self { workspace_id, from: None, to: None, order: Order::default(), start_at: None, limit }
     }
 
     /// The lower and upper bound of its rows, both exclusive. Numbers start at 1, so a `seq` of 0 is before all rows
@@ -53,10 +53,10 @@ impl HistoryQuery {
         let before_all_of = |recorded_at| HistoryPosition { recorded_at, seq: 0 };
         let from = before_all_of(self.from.unwrap_or(Timestamp::MIN));
         let to = self.to.map_or(HistoryPosition { recorded_at: Timestamp::MAX, seq: i64::MAX }, before_all_of);
-        match (self.order, self.after) {
+        match (self.order, self.start_at) {
             (_, None) => (from, to),
-            (Order::Ascending, Some(after)) => (from.max(after), to),
-            (Order::Descending, Some(after)) => (from, to.min(after)),
+            (Order::Ascending, Some(row)) => (from.max(HistoryPosition { seq: row.seq.saturating_sub(1), ..row }), to),
+            (Order::Descending, Some(row)) => (from, to.min(HistoryPosition { seq: row.seq.saturating_add(1), ..row })),
         }
     }
 }
@@ -234,13 +234,14 @@ mod tests {
         let (from, to) = (Some(Timestamp::from_micros(10)), Some(Timestamp::from_micros(20)));
         let range = HistoryQuery { from, to, ..whole.clone() };
         assert_eq!(range.bounds(), (at(10, 0), at(20, 0)));
-        for (after, ascending, descending) in [
-            (at(15, 3), (at(15, 3), at(20, 0)), (at(10, 0), at(15, 3))),
-            (at(5, 3), (at(10, 0), at(20, 0)), (at(10, 0), at(5, 3))),
-            (at(25, 3), (at(25, 3), at(20, 0)), (at(10, 0), at(20, 0))),
+        // The row itself is within the bounds.
+        for (row, ascending, descending) in [
+            (at(15, 3), (at(15, 2), at(20, 0)), (at(10, 0), at(15, 4))),
+            (at(5, 3), (at(10, 0), at(20, 0)), (at(10, 0), at(5, 4))),
+            (at(25, 3), (at(25, 2), at(20, 0)), (at(10, 0), at(20, 0))),
         ] {
             for (order, bounds) in [(Order::Ascending, ascending), (Order::Descending, descending)] {
-                assert_eq!(HistoryQuery { order, after: Some(after), ..range.clone() }.bounds(), bounds);
+                assert_eq!(HistoryQuery { order, start_at: Some(row), ..range.clone() }.bounds(), bounds);
             }
         }
     }

@@ -147,8 +147,9 @@ tables! {
     }
 
     workspace_credits(workspace_id): WorkspaceCredits {
-        workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, reported_limit,
-        rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq, event_seq, updated_at
+        workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, uncollected_credits,
+        reported_limit, rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq,
+        event_seq, updated_at
     }
 
     usage_counters(workspace_id, scope, subject): UsageCounter {

@@ -4,11 +4,13 @@
 
 mod auth;
 mod bad_input;
+mod clocks;
 mod commands;
 mod contract;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod fake;
 mod harness;
+mod lists;
 mod main_job;
 mod service;

@@ -89,7 +89,7 @@ async fn events_can_be_polled_by_one_workspace_and_by_a_token_for_all() {
         let page = user.get("/v1/events").await.json();
         let types: Vec<_> = page["items"].as_array().unwrap().iter().map(|event| event["event_type"].clone()).collect();
         assert_eq!(types, ["WorkspaceProvisioned", "CreditConsumed"]);
-        let next = user.get(&format!("/v1/events?after={}", page["next"].as_str().unwrap())).await.json();
+        let next = user.get(&format!("/v1/events?cursor={}", page["next"].as_str().unwrap())).await.json();
         assert_eq!((next["items"].as_array().unwrap().len(), &next["next"]), (0, &page["next"]));
         let all = server.user_of(Tenancy::All, Scope::ALL);
         let page = all.get("/v1/events?limit=1").await.json();

@@ -61,16 +61,18 @@ pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
 pub async fn usage_pages_have_no_gap_and_no_repetition_in_either_order(db: &impl TestDatabase) {
     seven_deductions(db).await;
     for (order, expected) in [
-        (Order::Descending, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]),
-        (Order::Ascending, [vec![1, 2, 3], vec![4, 5, 6], vec![7]]),
+        (Order::Descending, [vec![7, 6, 5], vec![5, 4, 3], vec![3, 2, 1], vec![1]]),
+        (Order::Ascending, [vec![1, 2, 3], vec![3, 4, 5], vec![5, 6, 7], vec![7]]),
     ] {
         let mut query = HistoryQuery { order, ..newest(3) };
         for seqs in expected {
             assert_eq!(usage(db, &query).await, seqs);
             let last = *seqs.last().unwrap();
-            query.after = Some(HistoryPosition { recorded_at: at(last), seq: last });
+            query.start_at = Some(HistoryPosition { recorded_at: at(last), seq: last });
         }
-        assert!(usage(db, &query).await.is_empty());
+        query.start_at = Some(HistoryPosition { recorded_at: at(4), seq: 5 });
+        let next = if order == Order::Ascending { [5, 6, 7] } else { [4, 3, 2] };
+        assert_eq!(usage(db, &query).await, next, "no row has this position");
     }
     assert!(usage(db, &HistoryQuery::newest(workspace(9), 3)).await.is_empty());
 }
@@ -82,17 +84,17 @@ pub async fn usage_is_filtered_by_feature_and_time(db: &impl TestDatabase) {
     assert_eq!(usage_of(db, &ascending, Some("upscale")).await, [1, 3, 5]);
     let between = HistoryQuery { from: Some(at(3)), to: Some(at(6)), ..newest(100) };
     assert_eq!(usage(db, &between).await, [5, 4, 3]);
-    let after = Some(HistoryPosition { recorded_at: at(7), seq: 7 });
-    let all = HistoryQuery { after, from: Some(at(2)), to: Some(at(100)), ..newest(1) };
-    assert_eq!(usage_of(db, &all, Some("upscale")).await, [5]);
+    let start_at = Some(HistoryPosition { recorded_at: at(7), seq: 7 });
+    let all = HistoryQuery { start_at, from: Some(at(2)), to: Some(at(100)), ..newest(2) };
+    assert_eq!(usage_of(db, &all, Some("upscale")).await, [7, 5]);
     assert!(usage_of(db, &newest(3), Some("unused")).await.is_empty());
 }
 
 pub async fn the_ledger_is_paged_and_filtered_by_grant_and_time(db: &impl TestDatabase) {
     let mut world = seven_deductions(db).await;
     assert_eq!(ledger(db, &newest(100), None).await, [8, 7, 6, 5, 4, 3, 2, 1]);
-    let after = Some(HistoryPosition { recorded_at: at(3), seq: 4 });
-    assert_eq!(ledger(db, &HistoryQuery { after, ..newest(2) }, None).await, [3, 2]);
+    let start_at = Some(HistoryPosition { recorded_at: at(3), seq: 4 });
+    assert_eq!(ledger(db, &HistoryQuery { start_at, ..newest(2) }, None).await, [4, 3]);
     assert_eq!(ledger(db, &HistoryQuery { from: Some(at(1)), to: Some(at(3)), ..newest(100) }, None).await, [3, 2]);
     let grant = GrantId(world.fresh_id());
     let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(20));
@@ -111,8 +113,9 @@ pub async fn a_page_says_whether_there_is_more(db: &impl TestDatabase) {
     let has_more = async |query| db.store().usage(&query, None).await.unwrap().has_more;
     assert!(has_more(newest(3)).await);
     assert!(!has_more(newest(7)).await);
-    let after = Some(HistoryPosition { recorded_at: at(4), seq: 4 });
-    assert!(!has_more(HistoryQuery { after, ..newest(3) }).await);
+    let start_at = Some(HistoryPosition { recorded_at: at(4), seq: 4 });
+    assert!(!has_more(HistoryQuery { start_at, ..newest(4) }).await);
+    assert!(has_more(HistoryQuery { start_at, ..newest(3) }).await);
     assert!(!has_more(HistoryQuery { from: Some(at(5)), ..newest(3) }).await);
     assert!(has_more(HistoryQuery { from: Some(at(4)), ..newest(3) }).await);
     let upscale = feature("upscale");
@@ -139,14 +142,14 @@ pub async fn time_ranges_are_exact_at_their_bounds(db: &impl TestDatabase) {
         (-1..=8).flat_map(|n| [-1, 0, 1].map(|offset| Some(just(at(n), offset)))).chain([None]).collect();
     for from in &bounds {
         for to in &bounds {
-            for after in [None, Some(HistoryPosition { recorded_at: at(5), seq: 8 })] {
-                let query = HistoryQuery { from: *from, to: *to, after, ..newest(100) };
+            for start_at in [None, Some(HistoryPosition { recorded_at: at(5), seq: 8 })] {
+                let query = HistoryQuery { from: *from, to: *to, start_at, ..newest(100) };
                 let found = db.store().ledger(&query, None).await.unwrap();
                 let is_in =
                     |instant: &Timestamp| from.is_none_or(|from| *instant >= from) && to.is_none_or(|to| *instant < to);
                 let expected: Vec<i64> = (1..)
                     .zip(&instants)
-                    .filter(|(seq, instant)| is_in(instant) && after.is_none_or(|after| *seq < after.seq))
+                    .filter(|(seq, instant)| is_in(instant) && start_at.is_none_or(|first| *seq <= first.seq))
                     .map(|(seq, _)| seq)
                     .collect();
                 let seqs: Vec<i64> = found.rows.iter().rev().map(|entry| entry.seq).collect();
@@ -172,11 +175,11 @@ pub async fn entries_of_one_instant_are_paged_by_their_numbers(db: &impl TestDat
         assert_eq!(ledger(db, &query, None).await, (1..=last).rev().collect::<Vec<_>>(), "{to}");
     }
     for seq in 3..=72 {
-        let after = Some(HistoryPosition { recorded_at: at(5), seq });
-        let descending = HistoryQuery { after, ..newest(2) };
-        assert_eq!(ledger(db, &descending, None).await, (1..seq).rev().take(2).collect::<Vec<_>>());
+        let start_at = Some(HistoryPosition { recorded_at: at(5), seq });
+        let descending = HistoryQuery { start_at, ..newest(2) };
+        assert_eq!(ledger(db, &descending, None).await, (1..=seq).rev().take(2).collect::<Vec<_>>());
         let ascending = HistoryQuery { order: Order::Ascending, ..descending };
-        assert_eq!(ledger(db, &ascending, None).await, (seq + 1..=73).take(2).collect::<Vec<_>>());
+        assert_eq!(ledger(db, &ascending, None).await, (seq..=73).take(2).collect::<Vec<_>>());
     }
 }
 

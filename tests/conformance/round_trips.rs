@@ -92,6 +92,7 @@ pub async fn a_row_of_every_kind_with_every_field_set_is_read_as_it_was_written(
     let credits = &mut changes.credits.inserted[0];
     (credits.low_credit_alerts, credits.reported_limit) = (0b1010_1010, Some(Credits::whole(7)));
     (credits.held_credits, credits.rate_window_used) = (Credits::whole(1), Credits::whole(2));
+    credits.uncollected_credits = Credits::whole(3);
     let subscription = &mut changes.subscriptions.inserted[0];
     subscription.status = SubscriptionStatus::Canceled;
     subscription.canceled_at = Some(at(9));

@@ -102,6 +102,8 @@ pub struct Model {
     decided_at: i64,
     grants: Vec<Grant>,
     debt: Amount,
+    /// What changes of plan could not take back in this period.
+    uncollected: Amount,
     used: Amount,
     used_second: Amount,
     plan: usize,
@@ -119,6 +121,7 @@ impl Model {
             decided_at: now,
             grants: Vec::new(),
             debt: 0,
+            uncollected: 0,
             used: 0,
             used_second: 0,
             plan,
@@ -235,6 +238,7 @@ impl Model {
         self.grants.retain(|grant| grant.source == Source::Purchase);
         self.used = 0;
         self.used_second = 0;
+        self.uncollected = 0;
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
         if unspent.min(cap) > 0 {
             self.grant(Source::Rollover, unspent.min(cap), Some(end), start);
@@ -267,7 +271,7 @@ impl Model {
 
     fn spendable(&self, grant: &Grant) -> bool {
         let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && grant.source == Source::Purchase;
-        grant.remaining > 0 && grant.expires_at.is_none_or(|end| end > self.decided_at) && !frozen
+        grant.remaining > 0 && grant.expires_at.is_none_or(|end| end > self.now) && !frozen
     }
 
     fn overdraft(&self) -> Amount {
@@ -334,14 +338,17 @@ impl Model {
             return "accepted";
         }
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
-        let now = self.decided_at;
+        let now = self.now;
         let credited = |difference: Amount| match policy {
             Policy::Full => difference,
             Policy::Prorate => difference * Amount::from(end - now) / Amount::from(end - start),
             Policy::None | Policy::Restart => 0,
         };
-        if new > old && credited(new - old) > 0 {
-            self.grant(Source::Allowance, credited(new - old), Some(end), self.decided_at);
+        let gain = credited((new - old).max(0));
+        let set_off = gain.min(self.uncollected);
+        self.uncollected -= set_off;
+        if gain > set_off {
+            self.grant(Source::Allowance, gain - set_off, Some(end), now);
         }
         let mut loss = credited((old - new).max(0));
         for grant in self.grants.iter_mut().filter(|grant| grant.source == Source::Allowance) {
@@ -349,6 +356,7 @@ impl Model {
             grant.remaining -= part;
             loss -= part;
         }
+        self.uncollected += loss;
         "accepted"
     }
 

@@ -57,7 +57,7 @@ const IMPURE: [&str; 16] = [
     "std::process",
     "std::thread",
     "SystemTime",
-    "Instant",
+    "std::time",
     "Utc::now",
     "println!",
 ];

@@ -19,7 +19,7 @@ impl AdvancePeriod {
             return Ok(None);
         }
         pass_due_boundaries(&mut work)?;
-        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.now() };
-        Ok(Some((work.into_effects(), Receipt::Internal(receipt))))
+        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.recorded_at() };
+        Ok(Some((work.finish(), Receipt::Internal(receipt))))
     }
 }

@@ -66,18 +66,19 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
     let previously_used = work.credits().used_this_month;
     start_counting(work, period);
 
-    let terms = || GrantTerms { effective_at: period.start, expires_at: Some(period.end), payment: None };
-    let mut debt_repaid = Credits::ZERO;
+    let effective_at = period.start;
+    let terms = || GrantTerms { effective_at, expires_at: Some(period.end), payment: None };
     if rolled_over.is_positive() {
-        debt_repaid = work.issue(GrantSource::Rollover, rolled_over, terms())?.debt_repaid;
+        work.issue(GrantSource::Rollover, rolled_over, terms())?;
     }
     // Passing a boundary must never fail. So an allowance that would exceed the largest balance is granted
     // only in part.
     let room = Credits::MAX.minus_or_zero(work.credits().current_credits);
     let granted = work.plan().allowance.min(room);
     if granted.is_positive() {
-        debt_repaid = debt_repaid.plus(work.issue(GrantSource::Allowance, granted, terms())?.debt_repaid)?;
+        work.issue(GrantSource::Allowance, granted, terms())?;
     }
+    let debt_repaid = work.repay_debt(effective_at)?;
     work.update_overdraft_limit();
     let reset = CreditReset {
         period,
@@ -138,6 +139,7 @@ fn start_counting(work: &mut Work<'_>, period: Period) {
     work.change_subscription().period = period;
     let credits = work.credits_mut();
     credits.used_this_month = Credits::ZERO;
+    credits.uncollected_credits = Credits::ZERO;
     credits.reported_limit = None;
     credits.low_credit_alerts = 0;
 }

@@ -30,8 +30,8 @@ impl CancelSubscription {
         }
         let effect = match self.effective {
             Effective::Immediate => {
-                let now = work.now();
-                end_subscription(&mut work, now, self.reason.clone())?
+                let at = work.recorded_at();
+                end_subscription(&mut work, at, self.reason.clone())?
             }
             Effective::PeriodEnd => {
                 self.schedule(&mut work);

@@ -9,12 +9,13 @@ use chrono::TimeDelta;
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
-use super::work::{BalanceChange, Work};
+use super::work::Work;
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{
     CreditConsumed, CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded,
 };
+use crate::domain::grant::Grant;
 use crate::domain::ledger::Account;
 use crate::domain::plan::{FeatureTerms, LimitMode, RateLimit, UsageLimit};
 use crate::domain::receipt::{DeductReceipt, Receipt};
@@ -27,6 +28,10 @@ use crate::domain::usage::{UsageId, UsageLog};
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
 /// How far `occurred_at` may lie after it: the clocks of callers differ from the server's.
 pub const OCCURRED_AT_MAX_AHEAD: TimeDelta = TimeDelta::minutes(5);
+
+/// How far a rate window may begin after the time of the command and still be the current one: the clocks of replicas
+/// differ. A window further ahead was begun by a clock that was wrong, and is dropped.
+const RATE_WINDOW_MAX_AHEAD: TimeDelta = TimeDelta::seconds(10);
 
 /// What a deduction charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +58,6 @@ struct Assessment {
     cost: Credits,
     /// What can be spent on this feature, the overdraft included.
     available_for_feature: Credits,
-    /// What can be spent on any feature, the overdraft included.
-    available: Credits,
 }
 
 /// A cost that is checked against a limit.
@@ -64,6 +67,8 @@ struct LimitCheck {
     limit: UsageLimit,
     used: Credits,
     cost: Credits,
+    /// The length of the window of a rate.
+    window_s: Option<u32>,
 }
 
 impl DeductCredits {
@@ -81,7 +86,6 @@ impl DeductCredits {
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
         self.count(&mut work, &assessment)?;
-        work.update_low_credit_alerts(assessment.available.minus(assessment.cost)?, BalanceChange::Decrease);
         Ok(self.record(work, &assessment, grants, overdraft, occurred_at, request))
     }
 
@@ -95,13 +99,10 @@ impl DeductCredits {
                 quantity.cost(terms.unit_price.ok_or_else(not_priced)?)?
             }
         };
-        let (mut for_feature, mut for_others) = (work.overdraft_left(), Credits::ZERO);
-        for (_, grant) in work.grants().filter(|(_, grant)| work.is_spendable(grant)) {
-            let sum = if grant.is_for(&self.feature_code) { &mut for_feature } else { &mut for_others };
-            *sum = sum.saturating_plus(grant.remaining);
-        }
-        let available = for_feature.saturating_plus(for_others);
-        Ok(Assessment { terms, cost, available_for_feature: for_feature, available })
+        let can_pay = |grant: &Grant| work.is_spendable(grant) && grant.is_for(&self.feature_code);
+        let spendable = work.grants().filter(|(_, grant)| can_pay(grant)).map(|(_, grant)| grant.remaining);
+        let available_for_feature = spendable.fold(work.overdraft_left(), Credits::saturating_plus);
+        Ok(Assessment { terms, cost, available_for_feature })
     }
 
     /// Checks the limits of the feature, of the workspace and of the rate. An ended subscription has none.
@@ -112,7 +113,8 @@ impl DeductCredits {
         let cost = assessment.cost;
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
-            let check = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
+            let used = counter.used_credits;
+            let check = LimitCheck { scope: LimitScope::Feature, limit, used, cost, window_s: None };
             let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
                 work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
@@ -122,7 +124,8 @@ impl DeductCredits {
         let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
         if let Some(limit) = own.or(work.plan().monthly_limit) {
             let used = work.credits().used_this_month;
-            let event = self.check_limit(work, LimitCheck { scope: LimitScope::Workspace, limit, used, cost })?;
+            let check = LimitCheck { scope: LimitScope::Workspace, limit, used, cost, window_s: None };
+            let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| work.credits().reported_limit != Some(limit.credits)) {
                 work.credits_mut().reported_limit = Some(limit.credits);
                 work.raise(event);
@@ -131,17 +134,19 @@ impl DeductCredits {
         let Some(rate) = work.plan().rate_limit else { return Ok(()) };
         // A cost above the limit of a whole window would be refused in every window, so the refusal is final.
         let limit = UsageLimit::hard(rate.credits);
-        self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost })?;
+        let window_s = Some(rate.window_s);
+        self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost, window_s })?;
         check_rate(work, rate, cost)
     }
 
     /// If the cost exceeds the limit: the event to raise for a soft limit, or the refusal for a hard one.
     fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
-        let LimitCheck { scope, limit, used, cost } = check;
+        let LimitCheck { scope, limit, used, cost, window_s } = check;
         if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
             return Ok(None);
         }
-        let resets_at = work.subscription().period.end;
+        let can_pass = limit.mode == LimitMode::Soft || cost <= limit.credits;
+        let resets_at = can_pass.then_some(work.subscription().period.end);
         let event = UsageLimitExceeded {
             scope,
             feature_code: self.feature_code.clone(),
@@ -151,11 +156,19 @@ impl DeductCredits {
             requested_credits: cost,
             refused: limit.mode == LimitMode::Hard,
             resets_at,
+            window_s,
         };
         match limit.mode {
             LimitMode::Soft => Ok(Some(event)),
             LimitMode::Hard => Err(Refusal {
-                rejection: Rejection::LimitExceeded { scope, limit: limit.credits, used, requested: cost, resets_at },
+                rejection: Rejection::LimitExceeded {
+                    scope,
+                    limit: limit.credits,
+                    used,
+                    requested: cost,
+                    resets_at,
+                    window_s,
+                },
                 event: Some(Box::new(event.into())),
             }),
         }
@@ -237,7 +250,7 @@ impl DeductCredits {
             Charge::Quantity(quantity) => Some(quantity),
             Charge::Credits(_) => None,
         };
-        let (command_id, recorded_at) = (work.command_id(), work.now());
+        let (command_id, recorded_at) = (work.command_id(), work.recorded_at());
         let workspace_id = work.workspace().workspace_id;
         let balance = work.credits();
         let (usage_seq, current_credits, used_this_month) =
@@ -278,7 +291,7 @@ impl DeductCredits {
             used_this_month,
             recorded_at,
         };
-        (work.into_effects(), Receipt::Deducted(receipt))
+        (work.finish(), Receipt::Deducted(receipt))
     }
 }
 
@@ -286,9 +299,11 @@ impl DeductCredits {
 fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<(), Refusal> {
     let now = work.now();
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
-    let start = Timestamp::from_micros(now.micros().div_euclid(window) * window);
+    let aligned = Timestamp::from_micros(now.micros().div_euclid(window) * window);
     let credits = work.credits_mut();
-    let used = if credits.rate_window_start == start { credits.rate_window_used } else { Credits::ZERO };
+    let stored = credits.rate_window_start;
+    let is_current = stored >= aligned && stored <= now.plus(RATE_WINDOW_MAX_AHEAD);
+    let (start, used) = if is_current { (stored, credits.rate_window_used) } else { (aligned, Credits::ZERO) };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {
             (credits.rate_window_start, credits.rate_window_used) = (start, sum);

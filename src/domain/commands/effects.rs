@@ -20,7 +20,7 @@ use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits};
 /// insert, and the events to raise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effects {
-    pub now: Timestamp,
+    pub recorded_at: Timestamp,
     /// Set if the workspace is new.
     pub workspace: Option<Workspace>,
     /// The overrides of a new workspace.
@@ -43,13 +43,13 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// No effects but a new `updated_at`: the instant at which the command is decided.
+    /// No effects but a new `updated_at`: the instant at which the command is recorded.
     pub(in crate::domain) fn unchanged(state: &WorkspaceState, received_at: Timestamp) -> Self {
-        let now = state.now(received_at);
+        let recorded_at = state.instants(received_at).recorded_at;
         let mut credits = state.credits.clone();
-        credits.updated_at = now;
+        credits.updated_at = recorded_at;
         Self {
-            now,
+            recorded_at,
             workspace: None,
             feature_overrides: FeatureOverrides::new(),
             credits,

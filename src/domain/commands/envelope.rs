@@ -101,7 +101,7 @@ impl Envelope {
     #[must_use]
     pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
-        let now = state.now(self.received_at);
+        let now = self.received_at;
         if !self.command.needs_current_period() || !state.subscription.is_boundary_due(now) {
             return None;
         }

@@ -6,7 +6,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{BalanceChange, Work, finish};
+use super::work::Work;
 use crate::domain::credits::Credits;
 use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
@@ -42,7 +42,7 @@ impl ExpireGrants {
             current_credits: work.credits().current_credits,
         };
         work.raise(event);
-        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: now };
-        Ok(Some((finish(work, BalanceChange::Decrease), Receipt::Internal(receipt))))
+        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.recorded_at() };
+        Ok(Some((work.finish(), Receipt::Internal(receipt))))
     }
 }

@@ -100,7 +100,7 @@ impl ProcessSubscriptionChange {
         if !restarts && plan.period_months != work.plan().period_months {
             return Err(Rejection::RestartRequired.into());
         }
-        let (now, old_allowance) = (work.now(), work.plan().allowance);
+        let (recorded_at, old_allowance) = (work.recorded_at(), work.plan().allowance);
         // This change replaces a scheduled change. A scheduled cancellation concerns the subscription and not
         // its plan, so it stays until it is withdrawn.
         let subscription = work.change_subscription();
@@ -113,7 +113,7 @@ impl ProcessSubscriptionChange {
             let subscription = work.change_subscription();
             subscription.status = SubscriptionStatus::Active;
             subscription.canceled_at = None;
-            subscription.billing_anchor = now;
+            subscription.billing_anchor = recorded_at;
             let first = work.subscription().schedule(work.workspace().time_zone).period(0, work.plan().period_months);
             reset = Some(begin_period(work, first)?);
         } else {
@@ -126,14 +126,16 @@ impl ProcessSubscriptionChange {
             credits_granted: effect.granted,
             credits_removed: effect.removed,
             credits_uncollected: effect.uncollected,
-            ..work.subscription_changed(change, now, before)
+            ..work.subscription_changed(change, recorded_at, before)
         };
         work.raise_first(event);
         // The event of the new period reports its credits. The receipt reports all of them.
         Ok(reset.map_or(effect, |reset| CreditEffect { granted: reset.granted, removed: reset.expired, ..effect }))
     }
 
-    /// Grants or removes the difference of the allowances, as the credit policy says.
+    /// Grants or removes the difference of the allowances, as the credit policy says. What cannot be removed is
+    /// kept for the rest of the period and set off against what a later change grants. Otherwise going up and down
+    /// again would grant the same credits each time.
     fn adjust_allowance(&self, work: &mut Work<'_>, old_allowance: Credits) -> Result<CreditEffect, Refusal> {
         let (now, period) = (work.now(), work.subscription().period);
         let by_policy = |difference: Credits| match self.credit_policy {
@@ -147,12 +149,18 @@ impl ProcessSubscriptionChange {
         let new_allowance = work.plan().allowance;
         let gain = by_policy(new_allowance.minus_or_zero(old_allowance));
         let loss = by_policy(old_allowance.minus_or_zero(new_allowance));
+        let set_off = gain.min(work.credits().uncollected_credits);
+        let gain = gain.minus(set_off)?;
         if gain.is_positive() {
             let terms = GrantTerms { effective_at: now, expires_at: Some(period.end), payment: None };
             work.issue(GrantSource::Allowance, gain, terms)?;
+            work.repay_debt(now)?;
         }
         let removed = remove_unspent_allowance(work, loss)?;
-        Ok(CreditEffect { granted: gain, removed, uncollected: loss.minus(removed)? })
+        let uncollected = loss.minus(removed)?;
+        let credits = work.credits_mut();
+        credits.uncollected_credits = credits.uncollected_credits.minus(set_off)?.plus(uncollected)?;
+        Ok(CreditEffect { granted: gain, removed, uncollected })
     }
 }
 
@@ -161,7 +169,7 @@ fn remove_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credit
     let mut left = loss;
     let unspent: Vec<_> = work
         .grants()
-        .filter(|(_, grant)| grant.source == GrantSource::Allowance && grant.is_spendable(now))
+        .filter(|(_, grant)| grant.source == GrantSource::Allowance && work.is_spendable(grant))
         .map(|(index, grant)| (index, grant.remaining))
         .collect();
     for (index, remaining) in unspent {

@@ -81,7 +81,7 @@ impl ProvisionWorkspace {
             current_credits: work.credits().current_credits,
             recorded_at: now,
         };
-        let mut effects = work.into_effects();
+        let mut effects = work.finish_new();
         effects.plan = Some(plan);
         Ok((effects, Receipt::Provisioned(receipt)))
     }

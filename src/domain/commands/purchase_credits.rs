@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{BalanceChange, GrantTerms, Work, finish};
+use super::work::{GrantTerms, Work};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
 use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};
@@ -50,25 +50,25 @@ impl PurchaseCredits {
         let terms = || GrantTerms { effective_at: now, expires_at: self.expires_at, payment: None };
         let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
         let paid = GrantTerms { payment: Some((self.payment_reference.clone(), cost_basis)), ..terms() };
-        let purchase = work.issue(GrantSource::Purchase, self.credits.get(), paid)?;
-        let bonus = match self.bonus_credits {
+        let grant_id = work.issue(GrantSource::Purchase, self.credits.get(), paid)?;
+        let bonus_grant_id = match self.bonus_credits {
             Some(bonus) => Some(work.issue(GrantSource::Promotion, bonus.get(), terms())?),
             None => None,
         };
         let bonus_credits = self.bonus_credits.map_or(Credits::ZERO, PositiveCredits::get);
-        let repaid_by_bonus = bonus.as_ref().map_or(Credits::ZERO, |bonus| bonus.debt_repaid);
+        let debt_repaid = work.repay_debt(now)?;
         let receipt = PurchaseReceipt {
             command_id: work.command_id(),
             workspace_id,
-            grant_id: purchase.grant_id,
+            grant_id,
             credits: self.credits.get(),
-            bonus_grant_id: bonus.map(|bonus| bonus.grant_id),
+            bonus_grant_id,
             bonus_credits,
             payment_reference: self.payment_reference.clone(),
             expires_at: self.expires_at,
-            debt_repaid: purchase.debt_repaid.plus(repaid_by_bonus)?,
+            debt_repaid,
             current_credits: work.credits().current_credits,
-            recorded_at: now,
+            recorded_at: work.recorded_at(),
         };
         work.raise(CreditsPurchased {
             grant_id: receipt.grant_id,
@@ -82,6 +82,6 @@ impl PurchaseCredits {
             debt_repaid: receipt.debt_repaid,
             current_credits: receipt.current_credits,
         });
-        Ok((finish(work, BalanceChange::Increase), Receipt::Purchased(receipt)))
+        Ok((work.finish(), Receipt::Purchased(receipt)))
     }
 }

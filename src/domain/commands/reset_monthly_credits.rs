@@ -38,8 +38,8 @@ impl ResetMonthlyCredits {
             resets,
             subscription: SubscriptionView::from(work.subscription()),
             current_credits: work.credits().current_credits,
-            recorded_at: work.now(),
+            recorded_at: work.recorded_at(),
         };
-        Ok((work.into_effects(), Receipt::Reset(receipt)))
+        Ok((work.finish(), Receipt::Reset(receipt)))
     }
 }

@@ -28,7 +28,7 @@ impl ResumeSubscription {
         subscription.version += 1;
         let event = SubscriptionChanged {
             withdrawn: work.withdrawn(),
-            ..work.subscription_changed(SubscriptionChangeKind::Resumed, work.now(), before)
+            ..work.subscription_changed(SubscriptionChangeKind::Resumed, work.recorded_at(), before)
         };
         work.raise(event);
         Ok(receipt(work, CreditEffect::default()))

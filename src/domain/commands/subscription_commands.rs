@@ -2,7 +2,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::{BalanceChange, Work};
+use super::work::Work;
 use crate::domain::credits::Credits;
 use crate::domain::receipt::{Receipt, SubscriptionReceipt, SubscriptionView};
 use crate::domain::rejection::Rejection;
@@ -24,12 +24,8 @@ pub(super) fn check_version(work: &Work<'_>, expected: Option<i64>) -> Result<()
     }
 }
 
-/// Builds the receipt of a change of a subscription, and raises low-credit warnings if credits were removed.
-pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
-    if effect.removed.is_positive() {
-        let available = work.available();
-        work.update_low_credit_alerts(available, BalanceChange::Decrease);
-    }
+/// Builds the receipt of a change of a subscription.
+pub(super) fn receipt(work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt) {
     let receipt = SubscriptionReceipt {
         command_id: work.command_id(),
         workspace_id: work.workspace().workspace_id,
@@ -38,7 +34,7 @@ pub(super) fn receipt(mut work: Work<'_>, effect: CreditEffect) -> (Effects, Rec
         credits_removed: effect.removed,
         credits_uncollected: effect.uncollected,
         current_credits: work.credits().current_credits,
-        recorded_at: work.now(),
+        recorded_at: work.recorded_at(),
     };
-    (work.into_effects(), Receipt::Subscription(receipt))
+    (work.finish(), Receipt::Subscription(receipt))
 }

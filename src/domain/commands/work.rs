@@ -22,13 +22,14 @@ use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{Instants, Timestamp};
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// One workspace while a command is being decided.
 pub(super) struct Work<'a> {
     state: &'a WorkspaceState,
     command_id: CommandId,
+    instants: Instants,
     ids: IdSequence,
     effects: Effects,
 }
@@ -40,32 +41,25 @@ pub(super) struct GrantTerms {
     pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
 }
 
-/// Whether a command increases or decreases the available credits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BalanceChange {
-    Increase,
-    Decrease,
-}
-
-/// A grant that was just issued.
-pub(super) struct IssuedGrant {
-    pub grant_id: GrantId,
-    /// The part of it that repaid debt.
-    pub debt_repaid: Credits,
-}
-
 impl<'a> Work<'a> {
     pub(super) fn new(state: &'a WorkspaceState, request: &Request<'_>) -> Self {
         Self {
             state,
             command_id: request.command_id,
+            instants: state.instants(request.received_at),
             ids: IdSequence::new(request.command_id),
             effects: Effects::unchanged(state, request.received_at),
         }
     }
 
+    /// When the command was received: see [`Instants`].
     pub(super) fn now(&self) -> Timestamp {
-        self.effects.now
+        self.instants.now
+    }
+
+    /// The instant of everything that the command records.
+    pub(super) fn recorded_at(&self) -> Timestamp {
+        self.instants.recorded_at
     }
 
     pub(super) fn command_id(&self) -> CommandId {
@@ -101,9 +95,9 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn change_subscription(&mut self) -> &mut Subscription {
-        let now = self.effects.now;
+        let recorded_at = self.effects.recorded_at;
         let subscription = self.effects.subscription.get_or_insert_with(|| self.state.subscription.clone());
-        subscription.updated_at = now;
+        subscription.updated_at = recorded_at;
         subscription
     }
 
@@ -195,7 +189,7 @@ impl<'a> Work<'a> {
     /// Whether a grant can be spent now, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
         let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
-        grant.is_spendable(self.effects.now) && !frozen
+        grant.is_spendable(self.instants) && !frozen
     }
 
     /// The available credits: see [`available_credits`].
@@ -233,7 +227,7 @@ impl<'a> Work<'a> {
             accounts: Accounts { debit, credit },
             amount,
             balance_after: credits.current_credits,
-            recorded_at: self.effects.now,
+            recorded_at: self.effects.recorded_at,
             effective_at,
         });
         Ok(())
@@ -255,15 +249,14 @@ impl<'a> Work<'a> {
         Ok(share)
     }
 
-    /// Issues a grant, and repays debt with it.
+    /// Issues a grant. [`Work::repay_debt`] comes after the last one.
     pub(super) fn issue(
         &mut self,
         source: GrantSource,
         amount: Credits,
         terms: GrantTerms,
-    ) -> Result<IssuedGrant, Refusal> {
+    ) -> Result<GrantId, Refusal> {
         let grant_id = GrantId(self.ids.draw());
-        let index = self.state.grants.len() + self.effects.added_grants.len();
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
         self.effects.added_grants.push(Grant {
@@ -281,14 +274,31 @@ impl<'a> Work<'a> {
             cost_basis,
         });
         self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
-        let debt_repaid = self.credits().debt_credits.min(amount);
-        if debt_repaid.is_positive() {
-            self.debit_grant(index, debt_repaid, Account::Debt, effective_at)?;
-            let credits = self.credits_mut();
-            credits.debt_credits = credits.debt_credits.minus(debt_repaid)?;
-            self.update_overdraft_limit();
+        Ok(grant_id)
+    }
+
+    /// Repays debt from the grants, in burn order, and returns how much. A grant for one feature repays none, because the
+    /// debt may be of another one; neither does a grant that is not effective yet.
+    pub(super) fn repay_debt(&mut self, effective_at: Timestamp) -> Result<Credits, Refusal> {
+        let debt = self.credits().debt_credits;
+        if debt.is_zero() {
+            return Ok(Credits::ZERO);
         }
-        Ok(IssuedGrant { grant_id, debt_repaid })
+        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(self.instants);
+        let mut grants: Vec<_> = self.grants().filter(|(_, grant)| can_repay(grant)).collect();
+        grants.sort_by(|(_, one), (_, other)| one.cmp_burn_order(other));
+        let parts: Vec<_> = grants.into_iter().map(|(index, grant)| (index, grant.remaining)).collect();
+        let mut left = debt;
+        for (index, remaining) in parts {
+            let part = remaining.min(left);
+            if part.is_positive() {
+                self.debit_grant(index, part, Account::Debt, effective_at)?;
+                left = left.minus(part)?;
+            }
+        }
+        self.credits_mut().debt_credits = left;
+        self.update_overdraft_limit();
+        Ok(debt.minus(left)?)
     }
 
     /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt. A
@@ -303,15 +313,18 @@ impl<'a> Work<'a> {
         credits.overdraft_limit = limit.max(credits.debt_credits);
     }
 
-    /// Raises a warning for every threshold that a decrease has reached and that was not reported yet. A
-    /// threshold can be reported again once the available credits have been above it. An increase never warns.
-    pub(super) fn update_low_credit_alerts(&mut self, available: Credits, change: BalanceChange) {
+    /// Raises a warning for every threshold that the available credits have reached and that was not reported yet. A
+    /// threshold can be reported again once the available credits have been above it. A command that has increased
+    /// them never warns.
+    fn update_low_credit_alerts(&mut self) {
+        let available = self.available();
+        let has_increased = available > available_credits(self.state, self.instants);
         let plan = Arc::clone(self.plan());
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
                 self.credits_mut().low_credit_alerts &= !mask;
-            } else if change == BalanceChange::Decrease && self.credits().low_credit_alerts & mask == 0 {
+            } else if !has_increased && self.credits().low_credit_alerts & mask == 0 {
                 self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }
@@ -329,16 +342,16 @@ impl<'a> Work<'a> {
         self.effects.events.insert(0, (event_id, event.into()));
     }
 
-    pub(super) fn into_effects(self) -> Effects {
+    /// Ends every accepted command: updates the low-credit alerts, and returns the effects.
+    pub(super) fn finish(mut self) -> Effects {
+        self.update_low_credit_alerts();
         self.effects
     }
-}
 
-/// Updates the low-credit alerts after a command changed the available credits, and returns its effects.
-pub(super) fn finish(mut work: Work<'_>, change: BalanceChange) -> Effects {
-    let available = work.available();
-    work.update_low_credit_alerts(available, change);
-    work.into_effects()
+    /// Ends the command that creates the workspace. However few credits it begins with, nobody has to be warned.
+    pub(super) fn finish_new(self) -> Effects {
+        self.effects
+    }
 }
 
 /// Whether credits of this source are frozen: the subscription has ended, and its plan freezes them.
@@ -348,14 +361,15 @@ fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSourc
 
 /// Whether a grant can be spent now, whatever its feature scope.
 #[must_use]
-pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bool {
-    grant.is_spendable(now) && !is_frozen(&state.subscription, &state.plan, grant.source)
+pub fn is_spendable(state: &WorkspaceState, grant: &Grant, instants: Instants) -> bool {
+    grant.is_spendable(instants) && !is_frozen(&state.subscription, &state.plan, grant.source)
 }
 
 /// The credits that could be spent now on any feature: the spendable grants and the rest of the overdraft.
 #[must_use]
-pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
-    let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, now)).map(|grant| grant.remaining);
+pub fn available_credits(state: &WorkspaceState, instants: Instants) -> Credits {
+    let spendable =
+        state.grants.iter().filter(|grant| is_spendable(state, grant, instants)).map(|grant| grant.remaining);
     let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
     spendable.fold(overdraft_left, Credits::saturating_plus)
 }

@@ -26,7 +26,17 @@ fn rejections() -> Vec<(Rejection, u16)> {
         (Rejection::PaymentReferenceUsed(crate::domain::text::PaymentReference::new("p").unwrap()), 409),
         (Rejection::FeatureDisabled(feature()), 403),
         (Rejection::FeatureNotPriced(feature()), 422),
-        (Rejection::LimitExceeded { scope, limit: one, used: one, requested: one, resets_at: at }, 403),
+        (
+            Rejection::LimitExceeded {
+                scope,
+                limit: one,
+                used: one,
+                requested: one,
+                resets_at: Some(at),
+                window_s: None,
+            },
+            403,
+        ),
         (Rejection::RateExceeded { limit: one, window_s: 60, retry_after_s: 7 }, 429),
         (Rejection::InsufficientCredits { requested: one, available: Credits::ZERO }, 402),
         (Rejection::BalanceOutOfRange, 422),

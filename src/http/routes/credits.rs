@@ -17,7 +17,7 @@ use crate::domain::plan::UsageLimit;
 use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{Instants, Timestamp};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
@@ -96,7 +96,8 @@ impl<'de> Deserialize<'de> for CurrencyCode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let code = String::deserialize(deserializer)?;
         let refused = || FieldError::new(FieldCode::Invalid, "must be an ISO 4217 code: three upper-case letters");
-        Currency::new(&code).map(Self).ok_or_else(|| refuse(refused()))
+        let is_listed = iso_currency::Currency::from_code(&code).is_some();
+        Currency::new(&code).filter(|_| is_listed).map(Self).ok_or_else(|| refuse(refused()))
     }
 }
 
@@ -212,7 +213,7 @@ pub struct CreditsView {
 }
 
 impl GrantView {
-    fn new(grant: &Grant, state: &WorkspaceState, now: Timestamp) -> Self {
+    fn new(grant: &Grant, state: &WorkspaceState, instants: Instants) -> Self {
         Self {
             grant_id: grant.grant_id,
             source: grant.source,
@@ -224,19 +225,19 @@ impl GrantView {
             expires_at: grant.expires_at,
             feature_scope: grant.feature_scope.clone(),
             payment_reference: grant.payment_reference.clone(),
-            spendable: is_spendable(state, grant, now),
+            spendable: is_spendable(state, grant, instants),
         }
     }
 }
 
 impl CreditsView {
-    fn new(state: &WorkspaceState, now: Timestamp) -> Self {
+    fn new(state: &WorkspaceState, instants: Instants) -> Self {
         let credits = &state.credits;
         let thresholds = state.plan.low_credit_thresholds.iter().enumerate();
         Self {
             workspace_id: credits.workspace_id,
             current_credits: credits.current_credits,
-            available_credits: available_credits(state, now),
+            available_credits: available_credits(state, instants),
             held_credits: credits.held_credits,
             debt_credits: credits.debt_credits,
             overdraft_limit: credits.overdraft_limit,
@@ -249,7 +250,7 @@ impl CreditsView {
                     fired: credits.low_credit_alerts & (1 << bit) != 0,
                 })
                 .collect(),
-            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, now)).collect(),
+            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, instants)).collect(),
         }
     }
 }
@@ -390,7 +391,5 @@ pub async fn get_credits(
     no_query(&request)?;
     let state = AppState::of(&request);
     let found = workspace_state(state, caller.workspace_id).await?;
-    let now = found.now(state.clock.now());
-    // The workspace may have recorded a later instant than the clock of this replica.
-    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.now(now))))
+    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.instants(state.clock.now()))))
 }

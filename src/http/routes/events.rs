@@ -7,28 +7,33 @@
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-use super::reads::read;
-use crate::domain::event::{EventEnvelope, EventRecord};
-use crate::domain::ids::{EventId, PARTITIONS, WorkspaceId};
+use super::reads::{read, workspace_state};
+use crate::domain::event::{EventEnvelope, EventRecord, EventType};
+use crate::domain::ids::{EventId, PARTITIONS, Partition, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
 use crate::http::auth::{Tenancy, scope};
 use crate::http::body::refuse;
 use crate::http::extract::{Caller, event_id, no_query, query, require_workspace, workspace_not_found};
 use crate::http::ids::hyphenated;
-use crate::http::pages::{Cursor, Limit, positions};
+use crate::http::pages::{Cursor, CursorText, Limit, ListKey};
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
-use crate::store::queries::EventQuery;
+use crate::store::queries::{EventPosition, EventQuery};
+
+/// The most events that a page looks at to find those of the wanted types.
+const MAX_LOOKED_AT: u32 = 1_000;
 
 /// Which events, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventParams {
-    /// `next` of the previous page. Without it, the list starts with the first event.
-    #[param(required = false)]
-    after: Option<Cursor>,
+    /// `next` of the previous page; send the same filters with it. Without it, the list starts with the first event.
+    /// `latest` starts after the newest event: the page is empty, and `next` leads to what comes later.
+    #[param(required = false, inline)]
+    cursor: Option<CursorText>,
     /// Maximum number of events of the page.
     #[serde(default)]
     #[param(required = false, inline)]
@@ -36,6 +41,11 @@ pub struct EventParams {
     /// Only the events of this workspace. A token for one workspace implies it.
     #[serde(default, deserialize_with = "hyphenated_workspace_id")]
     workspace_id: Option<WorkspaceId>,
+    /// Only events of these types. May be repeated. A page looks at 1,000 events at most, so it may be short or empty
+    /// although `has_more` is true.
+    #[serde(default)]
+    #[param(required = false, explode = true)]
+    r#type: Vec<EventType>,
 }
 
 /// Parses a hyphenated workspace id.
@@ -48,10 +58,10 @@ fn hyphenated_workspace_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventPage {
     items: Vec<EventEnvelope>,
-    /// Send it as `after` to get the next page, now or later.
-    next: Cursor,
     /// Whether there are more events now.
     has_more: bool,
+    /// The cursor of the next page, now or later.
+    next: Cursor,
 }
 
 /// List the events
@@ -77,92 +87,178 @@ pub struct EventPage {
                 "current_credits": "997.5", "used_this_month": "2.5", "occurred_at": "2026-01-31T09:00:00.000000Z"
             }
         }],
-        "next": "dwAAAAAAAAAC", "has_more": false
+        "has_more": false, "next": "hiQXuefDcgtAIiXbTkv0eAAAAAAAAAAC"
     }))),
-    extensions(("x-problems" = json!(["workspace-not-found"])), ("x-scope" = json!("events:read"))),
+    extensions(
+        ("x-problems" = json!(["workspace-not-found", "invalid-cursor", "cursor-gone"])),
+        ("x-scope" = json!("events:read"))
+    ),
     security(("bearer" = []))
 )]
 #[get("/v1/events")]
 pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let EventParams { after, limit, workspace_id } = query(&request)?;
+    let EventParams { cursor, limit, workspace_id, r#type: types } = query(&request)?;
     let state = AppState::of(&request);
     if let Some(workspace_id) = workspace_id {
         require_workspace(&caller.principal, workspace_id)?;
     }
+    // In one order and once each: the same filter, however it is sent.
+    let types = EventType::ALL.iter().copied().filter(|known| types.contains(known)).collect();
+    let wanted = Wanted { cursor, limit, types };
     let page = match (workspace_id, caller.principal.tenancy) {
         (Some(workspace_id), _) | (None, Tenancy::One(workspace_id)) => {
             state.limits.check_rate(workspace_id)?;
-            workspace_page(state, workspace_id, after, limit).await?
+            workspace_page(state, workspace_id, wanted).await?
         }
-        (None, Tenancy::All) => all_workspaces_page(state, after, limit).await?,
+        (None, Tenancy::All) => all_workspaces_page(state, wanted).await?,
     };
     Ok(HttpResponse::Ok().json(page))
 }
 
-fn wrong_cursor() -> Problem {
-    Problem::parameter(Code::InvalidField, "after", "is not a cursor of this list")
-}
-
-async fn workspace_page(
-    state: &AppState,
-    workspace_id: WorkspaceId,
-    after: Option<Cursor>,
+struct Wanted {
+    cursor: Option<CursorText>,
     limit: Limit,
-) -> Result<EventPage, Problem> {
-    let after = match after {
-        None => 0,
-        Some(Cursor::EventsOfWorkspace { after }) => after,
-        Some(_) => return Err(wrong_cursor()),
-    };
-    let wanted = EventQuery::OfWorkspace { workspace_id, after, limit: limit.plus_one() };
-    let mut rows = read(state.store.events(&wanted)).await?;
-    // Provisioning writes the first event of a workspace: without events there is no workspace.
-    if rows.is_empty() {
-        let first = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 1 };
-        if after == 0 || read(state.store.events(&first)).await?.is_empty() {
-            return Err(workspace_not_found());
+    /// All if it is empty.
+    types: Vec<EventType>,
+}
+
+impl Wanted {
+    /// How many events to look at.
+    fn look_at(&self) -> u32 {
+        if self.types.is_empty() { self.limit.get() } else { MAX_LOOKED_AT }
+    }
+
+    fn has(&self, event: &EventRecord) -> bool {
+        self.types.is_empty() || self.types.contains(&event.event_type)
+    }
+
+    /// The events of the page, of those that were looked at in order; and how many of these come before the next page.
+    fn select(&self, rows: &[EventRecord]) -> Result<(Vec<EventEnvelope>, usize), Problem> {
+        let mut items = Vec::new();
+        for (place, event) in rows.iter().enumerate() {
+            if items.len() == self.limit.rows() {
+                return Ok((items, place));
+            }
+            if self.has(event) {
+                items.push(envelope(event)?);
+            }
         }
+        Ok((items, rows.len()))
     }
-    let has_more = limit.truncate(&mut rows);
-    let after = rows.last().map_or(after, |event| event.workspace_seq);
-    Ok(EventPage { items: envelopes(&rows)?, next: Cursor::EventsOfWorkspace { after }, has_more })
 }
 
-async fn all_workspaces_page(state: &AppState, after: Option<Cursor>, limit: Limit) -> Result<EventPage, Problem> {
-    let mut after = match after {
-        None => [0; PARTITIONS as usize],
-        Some(Cursor::EventsOfAll { after }) => after,
-        Some(_) => return Err(wrong_cursor()),
+async fn workspace_page(state: &AppState, workspace_id: WorkspaceId, wanted: Wanted) -> Result<EventPage, Problem> {
+    let key = ListKey::new("events", &(workspace_id, &wanted.types));
+    let events = async |after: i64, limit: u32| {
+        read(state.store.events(&EventQuery::OfWorkspace { workspace_id, after, limit })).await
     };
-    // More than an even share per partition, so that a few busy partitions can fill a page.
-    let per_partition = (limit.get() / 4).max(1) + 1;
-    let wanted = EventQuery::OfAll { after: positions(&after), limit: per_partition };
-    let rows = read(state.store.events(&wanted)).await?;
-    let found = rows.len();
-    let page = interleave(rows, &after, limit);
-    let has_more = found > page.len();
-    for event in &page {
-        after[usize::from(event.partition.number())] = event.seq;
+    let seen = match &wanted.cursor {
+        None => None,
+        Some(cursor) if cursor.is_latest() => {
+            let newest = workspace_state(state, workspace_id).await?.credits.event_seq;
+            let rows = events(newest - 1, 1).await?;
+            let last = rows.first().ok_or_else(workspace_not_found)?;
+            let next = key.cursor([last.workspace_seq], &last.event_id);
+            return Ok(EventPage { items: Vec::new(), has_more: false, next });
+        }
+        Some(cursor) => Some(key.parse::<1>(cursor)?),
+    };
+    let [seen_seq] = seen.map_or([0], |seen| seen.place);
+    let look_at = wanted.look_at();
+    // The seen event, and one more to find out whether there are more.
+    let mut rows = events(seen_seq.saturating_sub(1), look_at + 1 + u32::from(seen.is_some())).await?;
+    let mut last = None;
+    if let Some(seen) = seen {
+        let first = rows.first().filter(|event| event.workspace_seq == seen_seq).map(|event| event.event_id);
+        seen.require(first.as_ref())?;
+        last = Some(rows.remove(0));
     }
-    Ok(EventPage { items: envelopes(&page)?, next: Cursor::EventsOfAll { after }, has_more })
+    let found = rows.len();
+    rows.truncate(usize::try_from(look_at).unwrap_or(usize::MAX));
+    let (items, passed) = wanted.select(&rows)?;
+    last = rows.into_iter().take(passed).next_back().or(last);
+    // Provisioning writes the first event of a workspace: without events there is no workspace.
+    let last = last.ok_or_else(workspace_not_found)?;
+    let next = key.cursor([last.workspace_seq], &last.event_id);
+    Ok(EventPage { items, has_more: found > passed, next })
 }
 
-/// Fills a page with events of the partitions in turn, in the order of each partition. Each page starts with another
-/// partition, so that short pages do not starve one.
-fn interleave(mut rows: Vec<EventRecord>, after: &[i64; PARTITIONS as usize], limit: Limit) -> Vec<EventRecord> {
+/// The last event of each partition that a caller has passed, by its number and its id; 0 and nil before the first.
+#[derive(Clone, Debug)]
+struct Passed {
+    seqs: [i64; PARTITIONS as usize],
+    ids: [EventId; PARTITIONS as usize],
+}
+
+impl Passed {
+    const NOTHING: Self = Self { seqs: [0; PARTITIONS as usize], ids: [EventId(Uuid::nil()); PARTITIONS as usize] };
+
+    fn pass(&mut self, event: &EventRecord) {
+        let partition = usize::from(event.partition.number());
+        (self.seqs[partition], self.ids[partition]) = (event.seq, event.event_id);
+    }
+
+    fn seq(&self, partition: Partition) -> i64 {
+        self.seqs[usize::from(partition.number())]
+    }
+}
+
+async fn all_workspaces_page(state: &AppState, wanted: Wanted) -> Result<EventPage, Problem> {
+    let key = ListKey::new("events of all", &wanted.types);
+    // More than an even share for each partition, so that a few busy partitions can fill a page.
+    let share = if wanted.types.is_empty() { (wanted.limit.get() / 4).max(1) } else { MAX_LOOKED_AT / 16 };
+    let (seqs, seen, is_latest) = match &wanted.cursor {
+        None => (Passed::NOTHING.seqs, None, false),
+        Some(cursor) if cursor.is_latest() => {
+            let mut seqs = Passed::NOTHING.seqs;
+            for head in read(state.store.heads()).await? {
+                seqs[usize::from(head.partition.number())] = head.seq;
+            }
+            (seqs, None, true)
+        }
+        Some(cursor) => {
+            let seen = key.parse::<{ PARTITIONS as usize }>(cursor)?;
+            (seen.place, Some(seen), false)
+        }
+    };
+    // The passed events too, and one more to find out whether there are more.
+    let after = seqs.map(|seq| seq.saturating_sub(1).max(0));
+    let limit = if is_latest { 1 } else { share + 2 };
+    let rows = read(state.store.events(&EventQuery::OfAll { after: positions(&after), limit })).await?;
+    let mut passed = Passed::NOTHING;
+    let (before, rows): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|event| event.seq <= seqs[usize::from(event.partition.number())]);
+    for event in &before {
+        passed.pass(event);
+    }
+    if let Some(seen) = seen {
+        seen.require(Some(&passed.ids).filter(|_| passed.seqs == seqs))?;
+    }
+    if is_latest {
+        return Ok(EventPage { items: Vec::new(), has_more: false, next: key.cursor(passed.seqs, &passed.ids) });
+    }
+    let found = rows.len();
+    let rows = interleave(rows, &passed, share);
+    let (items, count) = wanted.select(&rows)?;
+    for event in rows.iter().take(count) {
+        passed.pass(event);
+    }
+    Ok(EventPage { items, has_more: found > count, next: key.cursor(passed.seqs, &passed.ids) })
+}
+
+/// Orders events by turns of the partitions, at most `share` of each, in the order of each partition. Each page starts
+/// with another partition, so that short pages do not starve one.
+fn interleave(mut rows: Vec<EventRecord>, passed: &Passed, share: u32) -> Vec<EventRecord> {
     let partitions = i64::from(PARTITIONS);
-    let first = after.iter().fold(0_i64, |sum, seq| sum.wrapping_add(*seq)).rem_euclid(partitions);
-    rows.sort_by_key(|event| {
-        let partition = event.partition.number();
-        let turn = (i64::from(partition) - first).rem_euclid(partitions);
-        (event.seq - after[usize::from(partition)], turn)
-    });
-    rows.truncate(usize::try_from(limit.get()).unwrap_or(usize::MAX));
+    let first = passed.seqs.iter().fold(0_i64, |sum, seq| sum.wrapping_add(*seq)).rem_euclid(partitions);
+    let round = |event: &EventRecord| event.seq - passed.seq(event.partition);
+    rows.retain(|event| round(event) <= i64::from(share));
+    rows.sort_by_key(|event| (round(event), (i64::from(event.partition.number()) - first).rem_euclid(partitions)));
     rows
 }
 
-fn envelopes(rows: &[EventRecord]) -> Result<Vec<EventEnvelope>, Problem> {
-    rows.iter().map(envelope).collect()
+fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
+    Partition::all().zip(after).map(|(partition, seq)| EventPosition { partition, seq: *seq }).collect()
 }
 
 fn envelope(event: &EventRecord) -> Result<EventEnvelope, Problem> {
@@ -233,14 +329,16 @@ mod tests {
     fn no_partition_is_skipped_or_starved_when_pages_are_short() {
         let all: Vec<_> = (0..16).flat_map(|partition| (1..=20).map(move |seq| event(partition, seq))).collect();
         let limit: Limit = serde_json::from_str("\"3\"").unwrap();
-        let mut after = [0; PARTITIONS as usize];
+        let wanted = Wanted { cursor: None, limit, types: Vec::new() };
+        let mut passed = Passed::NOTHING;
         let mut seen = Vec::new();
         for _ in 0..200 {
-            let rows = all.iter().filter(|row| row.seq > after[usize::from(row.partition.number())]).cloned().collect();
-            for row in interleave(rows, &after, limit) {
-                let number = usize::from(row.partition.number());
-                assert_eq!(row.seq, after[number] + 1, "in order and without a gap");
-                after[number] = row.seq;
+            let rows = all.iter().filter(|row| row.seq > passed.seq(row.partition)).cloned().collect();
+            let rows = interleave(rows, &passed, 1);
+            let (_, count) = wanted.select(&rows).unwrap();
+            for row in rows.iter().take(count) {
+                assert_eq!(row.seq, passed.seq(row.partition) + 1, "in order and without a gap");
+                passed.pass(row);
                 seen.push(row.partition.number());
             }
         }

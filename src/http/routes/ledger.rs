@@ -4,26 +4,26 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::reads::{read, require_workspace_if_empty};
+use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
 use crate::domain::credits::Credits;
 use crate::domain::ids::{CommandId, GrantId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, query};
-use crate::http::pages::{Cursor, Limit, ListOrder};
-use crate::http::problem::{Code, Problem};
+use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
+use crate::http::problem::Problem;
 use crate::http::state::AppState;
-use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
+use crate::store::queries::HistoryPosition;
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LedgerParams {
-    /// `next` of the previous page.
-    #[param(required = false)]
-    cursor: Option<Cursor>,
+    /// `next` of the previous page. Send the same order and filters with it.
+    #[param(required = false, inline)]
+    cursor: Option<CursorText>,
     /// Maximum number of rows of the page.
     #[serde(default)]
     #[param(required = false, inline)]
@@ -68,6 +68,8 @@ pub struct EntryView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LedgerPage {
     items: Vec<EntryView>,
+    /// Whether there are more rows after this page.
+    has_more: bool,
     /// The cursor of the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
@@ -89,6 +91,16 @@ impl From<LedgerEntry> for EntryView {
     }
 }
 
+impl HistoryRow for LedgerEntry {
+    fn position(&self) -> HistoryPosition {
+        HistoryPosition { recorded_at: self.recorded_at, seq: self.seq }
+    }
+
+    fn command_id(&self) -> CommandId {
+        self.command_id
+    }
+}
+
 /// List the ledger
 ///
 /// All movements of credits, in the order of recording. An entry moves an amount from one account to another, so every
@@ -103,9 +115,9 @@ impl From<LedgerEntry> for EntryView {
             "balance_after": "997.5", "recorded_at": "2026-01-31T09:00:00.000000Z",
             "effective_at": "2026-01-31T09:00:00.000000Z"
         }],
-        "next": "bAAGSatQjkQAAAAAAAAAAAI"
+        "has_more": true, "next": "_hQBC0_oMwO3iIqdcoMk4wAGSatQjkQAAAAAAAAAAAI"
     }))),
-    extensions(("x-scope" = json!("credits:read"))),
+    extensions(("x-problems" = json!(["invalid-cursor", "cursor-gone"])), ("x-scope" = json!("credits:read"))),
     security(("bearer" = []))
 )]
 #[get("/v1/workspaces/{workspace_id}/ledger")]
@@ -114,18 +126,10 @@ pub async fn list_ledger(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let LedgerParams { cursor, limit, order, from, to, grant_id } = query(&request)?;
-    let after = match cursor {
-        None => None,
-        Some(Cursor::Ledger { after }) => Some(after),
-        Some(_) => return Err(Problem::parameter(Code::InvalidField, "cursor", "is not a cursor of this list")),
-    };
-    let state = AppState::of(&request);
-    let workspace_id = caller.workspace_id;
-    let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), after, limit: limit.get() };
-    let Page { rows, has_more } = read(state.store.ledger(&wanted, grant_id)).await?;
-    require_workspace_if_empty(state, workspace_id, &rows).await?;
-    let last = rows.last().filter(|_| has_more);
-    let next =
-        last.map(|entry| Cursor::Ledger { after: HistoryPosition { recorded_at: entry.recorded_at, seq: entry.seq } });
-    Ok(HttpResponse::Ok().json(LedgerPage { items: rows.into_iter().map(Into::into).collect(), next }))
+    let params = HistoryParams { cursor, limit, order, from, to };
+    let store = &AppState::of(&request).store;
+    let rows = async |query| store.ledger(&query, grant_id).await;
+    let page = history_page(&request, caller.workspace_id, params, ("ledger", &grant_id), rows).await?;
+    let ListPage { items, has_more, next } = page;
+    Ok(HttpResponse::Ok().json(LedgerPage { items, has_more, next }))
 }

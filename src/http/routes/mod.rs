@@ -8,6 +8,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 pub mod credits;
 pub mod events;
 pub mod health;
+mod history;
 pub mod ledger;
 pub mod plans;
 mod reads;

@@ -18,6 +18,8 @@ use crate::http::state::AppState;
 pub struct PlanList {
     #[schema(value_type = Vec<PlanVersion>)]
     items: Vec<Arc<PlanVersion>>,
+    /// Always false: the list is complete.
+    has_more: bool,
 }
 
 /// List the plans
@@ -35,7 +37,8 @@ pub struct PlanList {
             "features": {"video.render": {
                 "enabled": true, "unit_price": "0.5", "limit": {"credits": "500", "mode": "soft"}
             }}
-        }]
+        }],
+        "has_more": false
     }))),
     extensions(("x-scope" = json!("plans:read"))),
     security(("bearer" = []))
@@ -44,5 +47,5 @@ pub struct PlanList {
 pub async fn list_plans(_: Caller<scope::PlansRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let items = read(AppState::of(&request).store.plans()).await?;
-    Ok(HttpResponse::Ok().json(PlanList { items }))
+    Ok(HttpResponse::Ok().json(PlanList { items, has_more: false }))
 }

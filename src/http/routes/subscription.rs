@@ -12,7 +12,7 @@ use crate::domain::receipt::{SubscriptionReceipt, SubscriptionView};
 use crate::domain::subscription::{CreditPolicy, Effective};
 use crate::domain::text::{FieldCode, FieldError, Label, PlanCode};
 use crate::http::auth::scope;
-use crate::http::body::refuse;
+use crate::http::body::{refuse, string_enum};
 use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::Problem;
 use crate::http::render::KeyKind;
@@ -39,9 +39,11 @@ impl<'de> Deserialize<'de> for ExpectedVersion {
 #[serde(deny_unknown_fields)]
 pub struct ChangeSubscriptionRequest {
     plan_code: PlanCode,
+    #[serde(deserialize_with = "string_enum")]
     effective: Effective,
     /// What an immediate change does with the credits of the current period. Ignored for a change at the end of the
     /// period, and for a subscription that has ended.
+    #[serde(deserialize_with = "string_enum")]
     credit_policy: CreditPolicy,
     /// The change is refused if the subscription has another version.
     #[schema(value_type = Option<i64>, minimum = 1)]
@@ -67,6 +69,7 @@ impl CommandRequest for ChangeSubscriptionRequest {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CancelSubscriptionRequest {
+    #[serde(deserialize_with = "string_enum")]
     effective: Effective,
     /// Free text; the event contains it.
     reason: Option<Label>,

@@ -4,7 +4,8 @@ use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::reads::{read, require_workspace_if_empty, workspace_state};
+use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
+use super::reads::{read, workspace_state};
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
@@ -17,19 +18,19 @@ use crate::domain::usage::{UsageId, UsageLog};
 use crate::domain::workspace::OverrideTerms;
 use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query};
-use crate::http::pages::{Cursor, Limit, ListOrder};
+use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
-use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
+use crate::store::queries::HistoryPosition;
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsageParams {
-    /// `next` of the previous page.
-    #[param(required = false)]
-    cursor: Option<Cursor>,
+    /// `next` of the previous page. Send the same order and filters with it.
+    #[param(required = false, inline)]
+    cursor: Option<CursorText>,
     /// Maximum number of rows of the page.
     #[serde(default)]
     #[param(required = false, inline)]
@@ -72,6 +73,8 @@ pub struct UsageLogView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UsagePage {
     items: Vec<UsageLogView>,
+    /// Whether there are more rows after this page.
+    has_more: bool,
     /// The cursor of the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Cursor>,
@@ -91,6 +94,16 @@ impl From<UsageLog> for UsageLogView {
             recorded_at: log.recorded_at,
             metadata: log.metadata,
         }
+    }
+}
+
+impl HistoryRow for UsageLog {
+    fn position(&self) -> HistoryPosition {
+        HistoryPosition { recorded_at: self.recorded_at, seq: self.seq }
+    }
+
+    fn command_id(&self) -> CommandId {
+        self.command_id
     }
 }
 
@@ -115,6 +128,8 @@ pub struct FeatureView {
 pub struct FeatureList {
     period: Period,
     items: Vec<FeatureView>,
+    /// Always false: the list is complete.
+    has_more: bool,
 }
 
 impl FeatureView {
@@ -134,7 +149,7 @@ impl FeatureView {
 impl From<&WorkspaceState> for FeatureList {
     fn from(state: &WorkspaceState) -> Self {
         let items = state.feature_codes().into_iter().map(|code| FeatureView::new(state, code)).collect();
-        Self { period: state.subscription.period, items }
+        Self { period: state.subscription.period, items, has_more: false }
     }
 }
 
@@ -150,7 +165,8 @@ impl From<&WorkspaceState> for FeatureList {
         "items": [{
             "feature_code": "video.render", "enabled": true, "unit_price": "0.4",
             "limit": {"credits": "500", "mode": "soft"}, "used_this_month": "2.5", "overridden": true
-        }]
+        }],
+        "has_more": false
     }))),
     extensions(("x-scope" = json!("usage:read"))),
     security(("bearer" = []))
@@ -177,9 +193,9 @@ pub async fn list_features(
             "user_id": "user-7", "credits": "2.5", "occurred_at": "2026-01-31T09:00:00.000000Z",
             "recorded_at": "2026-01-31T09:00:00.000000Z", "metadata": {"job": "render-881"}
         }],
-        "next": "dQAGSatQjkQAAAAAAAAAAAE"
+        "has_more": true, "next": "Ck5MKUMuywG3iIqdcoMk4wAGSatQjkQAAAAAAAAAAAE"
     }))),
-    extensions(("x-scope" = json!("usage:read"))),
+    extensions(("x-problems" = json!(["invalid-cursor", "cursor-gone"])), ("x-scope" = json!("usage:read"))),
     security(("bearer" = []))
 )]
 #[get("/v1/workspaces/{workspace_id}/usage")]
@@ -188,19 +204,12 @@ pub async fn list_usage(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let UsageParams { cursor, limit, order, from, to, feature_code } = query(&request)?;
-    let after = match cursor {
-        None => None,
-        Some(Cursor::Usage { after }) => Some(after),
-        Some(_) => return Err(Problem::parameter(Code::InvalidField, "cursor", "is not a cursor of this list")),
-    };
-    let state = AppState::of(&request);
-    let workspace_id = caller.workspace_id;
-    let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), after, limit: limit.get() };
-    let Page { rows, has_more } = read(state.store.usage(&wanted, feature_code.as_ref())).await?;
-    require_workspace_if_empty(state, workspace_id, &rows).await?;
-    let last = rows.last().filter(|_| has_more);
-    let next = last.map(|log| Cursor::Usage { after: HistoryPosition { recorded_at: log.recorded_at, seq: log.seq } });
-    Ok(HttpResponse::Ok().json(UsagePage { items: rows.into_iter().map(Into::into).collect(), next }))
+    let params = HistoryParams { cursor, limit, order, from, to };
+    let store = &AppState::of(&request).store;
+    let rows = async |query| store.usage(&query, feature_code.as_ref()).await;
+    let page = history_page(&request, caller.workspace_id, params, ("usage", &feature_code), rows).await?;
+    let ListPage { items, has_more, next } = page;
+    Ok(HttpResponse::Ok().json(UsagePage { items, has_more, next }))
 }
 
 /// Get a usage log

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::domain::batch::Outcome;
 use crate::domain::commands::{Charge, Command, DeductCredits, ExpireGrants, PurchaseCredits};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{
     CreditConsumed, CreditLimitExceeded, CreditsExpired, CreditsPurchased, LowCreditWarning, UsageLimitExceeded,
 };
-use crate::domain::grant::{Currency, MAX_OPEN_GRANTS};
+use crate::domain::grant::{Currency, GrantSource, MAX_OPEN_GRANTS};
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
+use crate::domain::rejection::Rejection;
 use crate::domain::tests::{Ran, World, deduct, json, purchase};
 use crate::domain::text::{FeatureCode, PaymentReference};
 
@@ -83,6 +86,61 @@ fn a_refusal_changes_no_credits_and_is_recorded_with_its_event() {
     assert_eq!(limited.events(), [UsageLimitExceeded]);
     assert_eq!(limited.data(UsageLimitExceeded)["refused"], true);
     world.deduct("upscale", "50").accepted();
+}
+
+#[test]
+fn a_rate_window_follows_the_clock_unless_another_clock_is_a_little_ahead() {
+    let mut world = World::on(plan(|plan| {
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
+    }));
+    world.at("2026-01-31T00:01:02Z").deduct("render", "10").accepted();
+    let ran = world.at("2026-01-31T00:00:58Z").deduct("render", "1");
+    assert_eq!(ran.code(), "rate-exceeded", "another replica has begun the next window");
+    let Outcome::Refused { rejection: Rejection::RateExceeded { retry_after_s, .. }, .. } = ran.outcome else {
+        panic!()
+    };
+    assert_eq!(retry_after_s, 63, "until the end of that window");
+    world.at("2026-01-31T00:05:00Z").deduct("render", "10").accepted();
+    world.at("2026-01-31T00:02:00Z").deduct("render", "10").accepted();
+}
+
+#[test]
+fn a_bonus_repays_debt_before_the_credits_that_were_paid_for() {
+    let mut world = World::on(plan(|plan| {
+        plan.allowance = Credits::ZERO;
+        plan.overdraft_limit = Credits::whole(100);
+    }));
+    world.deduct("render", "70").accepted();
+    let Command::PurchaseCredits(command) = purchase("100", "pay-1") else { unreachable!() };
+    let with_bonus = PurchaseCredits { bonus_credits: Some(json("50")), ..command };
+    let ran = world.run(Command::PurchaseCredits(with_bonus));
+    assert_eq!(ran.receipt()["debt_repaid"], "70");
+    let remaining = |source: GrantSource| {
+        let grants = ran.changes.grants.inserted.iter();
+        grants.filter(|grant| grant.source == source).map(|grant| grant.remaining).collect::<Vec<_>>()
+    };
+    assert_eq!(remaining(GrantSource::Promotion), [Credits::ZERO]);
+    assert_eq!(remaining(GrantSource::Purchase), [Credits::whole(80)]);
+}
+
+#[test]
+fn a_request_larger_than_a_whole_limit_is_told_that_it_never_passes() {
+    let mut world = World::on(plan(|plan| {
+        plan.monthly_limit = Some(UsageLimit::hard(Credits::whole(40)));
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(20), window_s: 60 });
+    }));
+    let ends_at = json!("2026-02-28T00:00:00.000000Z");
+    world.deduct("render", "15").accepted();
+    for (credits, used, scope, resets_at, window_s) in [
+        ("41", "15", "workspace", None, None),
+        ("26", "15", "workspace", Some(&ends_at), None),
+        ("21", "0", "window", None, Some(json!(60))),
+    ] {
+        let ran = world.deduct("render", credits);
+        let data = ran.data(UsageLimitExceeded);
+        assert_eq!((&data["scope"], &data["used_credits"]), (&json!(scope), &json!(used)), "{credits}");
+        assert_eq!((data.get("resets_at"), data.get("window_s")), (resets_at, window_s.as_ref()), "{credits}");
+    }
 }
 
 #[test]

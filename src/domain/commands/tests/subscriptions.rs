@@ -11,7 +11,7 @@ use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
 use crate::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
 use crate::domain::tests::World;
 use crate::domain::text::{FeatureCode, Label, PlanCode};
-use crate::domain::workspace::FeatureOverrides;
+use crate::domain::workspace::{FeatureOverrides, OverrideTerms};
 
 use Effective::{Immediate, PeriodEnd};
 
@@ -55,6 +55,31 @@ fn a_lower_allowance_removes_unspent_credits_and_reports_the_rest() {
     assert_eq!(ran.receipt()["credits_removed"], "500");
     assert_eq!(ran.receipt()["credits_uncollected"], "1500");
     assert_eq!(world.balance(), "500", "bought credits are untouched");
+}
+
+#[test]
+fn going_up_and_down_again_grants_nothing_twice() {
+    for policy in [CreditPolicy::Full, CreditPolicy::Prorate] {
+        let mut world = world();
+        let spend = |world: &mut World| {
+            let balance = world.balance();
+            if balance != "0" {
+                world.deduct("render", &balance).accepted();
+            }
+        };
+        for _ in 0..5 {
+            world.change("scale", Immediate, policy).accepted();
+            spend(&mut world);
+            world.change("pro", Immediate, policy).accepted();
+            spend(&mut world);
+        }
+        assert_eq!(world.state().credits.used_this_month, Credits::whole(3000), "{policy:?}: the larger allowance");
+        assert_eq!(world.state().credits.uncollected_credits, Credits::whole(2000));
+        world.at("2026-02-28T00:00:00Z").deduct("render", "1").accepted();
+        assert_eq!(world.state().credits.uncollected_credits, Credits::ZERO, "a new period begins at zero");
+        world.change("scale", Immediate, CreditPolicy::Full).accepted();
+        assert_eq!(world.balance(), "2999");
+    }
 }
 
 #[test]
@@ -171,8 +196,19 @@ fn reactivation_does_not_depend_on_the_credit_policy() {
 }
 
 #[test]
+fn a_feature_with_only_a_price_of_its_own_is_enabled() {
+    let mut world = world();
+    let code = FeatureCode::new("own").unwrap();
+    assert_eq!(world.deduct("own", "1").code(), "feature-disabled");
+    let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
+    state
+        .feature_overrides
+        .insert(code, OverrideTerms { unit_price: Some(Credits::whole(1)), ..OverrideTerms::default() });
+    world.deduct("own", "1").accepted();
+}
+
+#[test]
 fn overrides_survive_a_change_of_plan() {
-    use crate::domain::workspace::OverrideTerms;
     let mut world = world();
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     let render_code = FeatureCode::new("render").unwrap();
