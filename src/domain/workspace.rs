@@ -61,7 +61,7 @@ pub struct WorkspaceCredits {
     pub usage_seq: i64,
     /// The last event's number: `workspace_seq` in the event.
     pub event_seq: i64,
-    /// When the last command of this workspace was decided. It rises strictly, even if the clocks of the replicas
+    /// When the last command of this workspace was recorded. It rises strictly, even if the clocks of the replicas
     /// differ.
     pub updated_at: Timestamp,
 }
@@ -122,11 +122,12 @@ impl OverrideTerms {
     }
 }
 
-/// The terms of a feature in force: the plan's with the override applied. None if neither exists. A feature that only
-/// the workspace has is enabled unless its override says otherwise, as a plan's feature is.
+/// The terms of a feature in force: the plan's with the override applied. None if neither exists. A feature that the plan
+/// does not have is enabled if the workspace has agreed on a price for it, unless its override says otherwise.
 #[must_use]
 pub fn feature_terms(plan: &PlanVersion, overrides: &FeatureOverrides, code: &FeatureCode) -> Option<FeatureTerms> {
     let of_plan = plan.features.get(code).copied();
     let Some(own) = overrides.get(code) else { return of_plan };
-    Some(own.apply_to(of_plan.unwrap_or(FeatureTerms { enabled: true, ..FeatureTerms::default() })))
+    let without_plan = || FeatureTerms { enabled: own.unit_price.is_some(), ..FeatureTerms::default() };
+    Some(own.apply_to(of_plan.unwrap_or_else(without_plan)))
 }

@@ -77,7 +77,7 @@ async fn invalid_fields_are_named_by_their_pointer() {
         ),
         (
             "purchase",
-            json!({"credits": 1, "amount_minor": 1, "currency": "XXY", "payment_reference": "p"}),
+            json!({"credits": 1, "amount_minor": 1, "currency": "XXX", "payment_reference": "p"}),
             "invalid-field",
             "/currency",
         ),

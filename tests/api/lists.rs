@@ -146,6 +146,11 @@ async fn events_are_filtered_by_type_and_can_start_at_the_end() {
         ] {
             assert_eq!(all(&user, "/v1/events", &parameters, "event_id").await.len(), count, "{parameters}");
         }
+        let filtered = format!("{own}&type=WorkspaceProvisioned&limit=1");
+        for parameters in [filtered.as_str(), "type=WorkspaceProvisioned&limit=2"] {
+            let page = page(&user, "/v1/events", parameters).await;
+            assert_eq!(page["has_more"], json!(false), "other events follow, but none of this type: {parameters}");
+        }
         for filter in [own.as_str(), "limit=50"] {
             let end = page(&user, "/v1/events", &format!("{filter}&cursor=latest")).await;
             assert_eq!((items(&end).len(), &end["has_more"]), (0, &json!(false)));

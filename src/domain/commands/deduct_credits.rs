@@ -67,8 +67,6 @@ struct LimitCheck {
     limit: UsageLimit,
     used: Credits,
     cost: Credits,
-    /// The length of the window of a rate.
-    window_s: Option<u32>,
 }
 
 impl DeductCredits {
@@ -111,66 +109,92 @@ impl DeductCredits {
             return Ok(());
         }
         let cost = assessment.cost;
+        let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
+        let monthly_limit = own.or(work.plan().monthly_limit);
+        let rate = work.plan().rate_limit;
+        self.check_whole_limits(work, assessment, monthly_limit, rate)?;
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
-            let used = counter.used_credits;
-            let check = LimitCheck { scope: LimitScope::Feature, limit, used, cost, window_s: None };
+            let check = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
             let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
                 work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
                 work.raise(event);
             }
         }
-        let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
-        if let Some(limit) = own.or(work.plan().monthly_limit) {
+        if let Some(limit) = monthly_limit {
             let used = work.credits().used_this_month;
-            let check = LimitCheck { scope: LimitScope::Workspace, limit, used, cost, window_s: None };
+            let check = LimitCheck { scope: LimitScope::Workspace, limit, used, cost };
             let event = self.check_limit(work, check)?;
             if let Some(event) = event.filter(|_| work.credits().reported_limit != Some(limit.credits)) {
                 work.credits_mut().reported_limit = Some(limit.credits);
                 work.raise(event);
             }
         }
-        let Some(rate) = work.plan().rate_limit else { return Ok(()) };
-        // A cost above the limit of a whole window would be refused in every window, so the refusal is final.
-        let limit = UsageLimit::hard(rate.credits);
-        let window_s = Some(rate.window_s);
-        self.check_limit(work, LimitCheck { scope: LimitScope::Window, limit, used: Credits::ZERO, cost, window_s })?;
-        check_rate(work, rate, cost)
+        rate.map_or(Ok(()), |rate| check_rate(work, rate, cost))
+    }
+
+    /// Refuses a cost that is larger than a whole hard limit. It never passes, so no other limit is checked before: its
+    /// refusal would name a time.
+    fn check_whole_limits(
+        &self,
+        work: &Work<'_>,
+        assessment: &Assessment,
+        monthly_limit: Option<UsageLimit>,
+        rate: Option<RateLimit>,
+    ) -> Result<(), Refusal> {
+        let cost = assessment.cost;
+        let of_feature = || work.counter(&self.subject()).used_credits;
+        let limits = [
+            assessment.terms.limit.map(|limit| (LimitScope::Feature, limit, of_feature(), None)),
+            monthly_limit.map(|limit| (LimitScope::Workspace, limit, work.credits().used_this_month, None)),
+            rate.map(|rate| (LimitScope::Window, UsageLimit::hard(rate.credits), Credits::ZERO, Some(rate.window_s))),
+        ];
+        for (scope, limit, used, window_s) in limits.into_iter().flatten() {
+            if limit.mode == LimitMode::Hard && cost > limit.credits {
+                return Err(self.limit_exceeded(LimitCheck { scope, limit, used, cost }, None, window_s));
+            }
+        }
+        Ok(())
     }
 
     /// If the cost exceeds the limit: the event to raise for a soft limit, or the refusal for a hard one.
     fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
-        let LimitCheck { scope, limit, used, cost, window_s } = check;
-        if used.plus(cost).is_ok_and(|sum| sum <= limit.credits) {
+        if check.used.plus(check.cost).is_ok_and(|sum| sum <= check.limit.credits) {
             return Ok(None);
         }
-        let can_pass = limit.mode == LimitMode::Soft || cost <= limit.credits;
-        let resets_at = can_pass.then_some(work.subscription().period.end);
-        let event = UsageLimitExceeded {
-            scope,
+        let resets_at = Some(work.subscription().period.end);
+        match check.limit.mode {
+            LimitMode::Soft => Ok(Some(self.limit_event(check, resets_at, None))),
+            LimitMode::Hard => Err(self.limit_exceeded(check, resets_at, None)),
+        }
+    }
+
+    fn limit_event(
+        &self,
+        check: LimitCheck,
+        resets_at: Option<Timestamp>,
+        window_s: Option<u32>,
+    ) -> UsageLimitExceeded {
+        UsageLimitExceeded {
+            scope: check.scope,
             feature_code: self.feature_code.clone(),
             user_id: self.user_id.clone(),
-            limit_credits: limit.credits,
-            used_credits: used,
-            requested_credits: cost,
-            refused: limit.mode == LimitMode::Hard,
+            limit_credits: check.limit.credits,
+            used_credits: check.used,
+            requested_credits: check.cost,
+            refused: check.limit.mode == LimitMode::Hard,
             resets_at,
             window_s,
-        };
-        match limit.mode {
-            LimitMode::Soft => Ok(Some(event)),
-            LimitMode::Hard => Err(Refusal {
-                rejection: Rejection::LimitExceeded {
-                    scope,
-                    limit: limit.credits,
-                    used,
-                    requested: cost,
-                    resets_at,
-                    window_s,
-                },
-                event: Some(Box::new(event.into())),
-            }),
+        }
+    }
+
+    fn limit_exceeded(&self, check: LimitCheck, resets_at: Option<Timestamp>, window_s: Option<u32>) -> Refusal {
+        let LimitCheck { scope, limit, used, cost } = check;
+        let (limit, requested) = (limit.credits, cost);
+        Refusal {
+            rejection: Rejection::LimitExceeded { scope, limit, used, requested, resets_at, window_s },
+            event: Some(Box::new(self.limit_event(check, resets_at, window_s).into())),
         }
     }
 
@@ -299,11 +323,12 @@ impl DeductCredits {
 fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<(), Refusal> {
     let now = work.now();
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
-    let aligned = Timestamp::from_micros(now.micros().div_euclid(window) * window);
+    let window_of = |at: Timestamp| Timestamp::from_micros(at.micros().div_euclid(window) * window);
     let credits = work.credits_mut();
-    let stored = credits.rate_window_start;
-    let is_current = stored >= aligned && stored <= now.plus(RATE_WINDOW_MAX_AHEAD);
-    let (start, used) = if is_current { (stored, credits.rate_window_used) } else { (aligned, Credits::ZERO) };
+    // Aligned again, because a change of plan may have changed the length.
+    let (current, stored) = (window_of(now), window_of(credits.rate_window_start));
+    let is_stored = stored >= current && stored <= now.plus(RATE_WINDOW_MAX_AHEAD);
+    let (start, used) = if is_stored { (stored, credits.rate_window_used) } else { (current, Credits::ZERO) };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {
             (credits.rate_window_start, credits.rate_window_used) = (start, sum);

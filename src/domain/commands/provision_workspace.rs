@@ -102,8 +102,8 @@ impl ProvisionWorkspace {
                 overdraft_limit_override: self.overdraft_limit,
                 created_at: now,
             },
-            // A command is decided later than the one before it. One microsecond earlier, so that this first
-            // command is decided when it is received.
+            // A command is recorded later than the one before it. One microsecond earlier, so that this first
+            // command is recorded when it is received.
             credits: WorkspaceCredits::new(workspace_id, now.minus(TimeDelta::microseconds(1))),
             subscription: Subscription {
                 workspace_id,

@@ -186,7 +186,7 @@ impl<'a> Work<'a> {
         Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
     }
 
-    /// Whether a grant can be spent now, whatever its feature scope.
+    /// Whether this command can spend a grant, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
         let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
         grant.is_spendable(self.instants) && !frozen
@@ -284,7 +284,9 @@ impl<'a> Work<'a> {
         if debt.is_zero() {
             return Ok(Credits::ZERO);
         }
-        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(self.instants);
+        // The grants of a period that is over when its boundary is passed late have expired meanwhile, but not then.
+        let instants = Instants { now: self.instants.now.min(effective_at), ..self.instants };
+        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(instants);
         let mut grants: Vec<_> = self.grants().filter(|(_, grant)| can_repay(grant)).collect();
         grants.sort_by(|(_, one), (_, other)| one.cmp_burn_order(other));
         let parts: Vec<_> = grants.into_iter().map(|(index, grant)| (index, grant.remaining)).collect();
@@ -317,14 +319,22 @@ impl<'a> Work<'a> {
     /// threshold can be reported again once the available credits have been above it. A command that has increased
     /// them never warns.
     fn update_low_credit_alerts(&mut self) {
-        let available = self.available();
-        let has_increased = available > available_credits(self.state, self.instants);
         let plan = Arc::clone(self.plan());
+        if plan.low_credit_thresholds.is_empty() {
+            return;
+        }
+        let available = self.available();
+        let mut has_increased = None;
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
                 self.credits_mut().low_credit_alerts &= !mask;
-            } else if !has_increased && self.credits().low_credit_alerts & mask == 0 {
+                continue;
+            }
+            // Looked at last, because it reads all grants.
+            let is_armed = self.credits().low_credit_alerts & mask == 0;
+            let increased = || available > available_credits(self.state, self.instants);
+            if is_armed && !*has_increased.get_or_insert_with(increased) {
                 self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
             }

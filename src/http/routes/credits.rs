@@ -95,8 +95,9 @@ struct CurrencyCode(Currency);
 impl<'de> Deserialize<'de> for CurrencyCode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let code = String::deserialize(deserializer)?;
-        let refused = || FieldError::new(FieldCode::Invalid, "must be an ISO 4217 code: three upper-case letters");
-        let is_listed = iso_currency::Currency::from_code(&code).is_some();
+        let refused = || FieldError::new(FieldCode::Invalid, "must be a current currency of ISO 4217, such as EUR");
+        let is_current = |listed: iso_currency::Currency| !listed.is_special() && listed.is_superseded().is_none();
+        let is_listed = iso_currency::Currency::from_code(&code).is_some_and(is_current);
         Currency::new(&code).filter(|_| is_listed).map(Self).ok_or_else(|| refuse(refused()))
     }
 }

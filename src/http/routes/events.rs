@@ -136,12 +136,13 @@ impl Wanted {
     fn select(&self, rows: &[EventRecord]) -> Result<(Vec<EventEnvelope>, usize), Problem> {
         let mut items = Vec::new();
         for (place, event) in rows.iter().enumerate() {
+            if !self.has(event) {
+                continue;
+            }
             if items.len() == self.limit.rows() {
                 return Ok((items, place));
             }
-            if self.has(event) {
-                items.push(envelope(event)?);
-            }
+            items.push(envelope(event)?);
         }
         Ok((items, rows.len()))
     }
@@ -206,7 +207,8 @@ impl Passed {
 async fn all_workspaces_page(state: &AppState, wanted: Wanted) -> Result<EventPage, Problem> {
     let key = ListKey::new("events of all", &wanted.types);
     // More than an even share for each partition, so that a few busy partitions can fill a page.
-    let share = if wanted.types.is_empty() { (wanted.limit.get() / 4).max(1) } else { MAX_LOOKED_AT / 16 };
+    let share =
+        if wanted.types.is_empty() { (wanted.limit.get() / 4).max(1) } else { MAX_LOOKED_AT / u32::from(PARTITIONS) };
     let (seqs, seen, is_latest) = match &wanted.cursor {
         None => (Passed::NOTHING.seqs, None, false),
         Some(cursor) if cursor.is_latest() => {

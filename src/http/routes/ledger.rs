@@ -60,7 +60,8 @@ pub struct EntryView {
     amount: Credits,
     balance_after: Credits,
     recorded_at: Timestamp,
-    /// When the entry counts. Earlier than `recorded_at` if a period boundary was processed late, or use was reported late.
+    /// When the entry counts. Earlier than `recorded_at` if a period boundary was processed late, use was reported late, or
+    /// a clock had been ahead.
     effective_at: Timestamp,
 }
 

@@ -105,6 +105,24 @@ fn a_rate_window_follows_the_clock_unless_another_clock_is_a_little_ahead() {
 }
 
 #[test]
+fn a_rate_window_is_aligned_from_the_first_deduction_on_and_after_a_change_of_its_length() {
+    let rate = |window_s| plan(|plan| plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s }));
+    let mut world = World::on(rate(7200));
+    let retry_after_s = |ran: Ran| {
+        let Outcome::Refused { rejection: Rejection::RateExceeded { retry_after_s, .. }, .. } = ran.outcome else {
+            panic!()
+        };
+        retry_after_s
+    };
+    world.at("2026-01-31T01:00:00Z").deduct("render", "10").accepted();
+    assert_eq!(retry_after_s(world.at("2026-01-31T01:59:00Z").deduct("render", "1")), 61);
+    let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
+    state.plan = Arc::new(rate(10_800));
+    assert_eq!(retry_after_s(world.at("2026-01-31T02:59:00Z").deduct("render", "1")), 61);
+    world.at("2026-01-31T03:00:00Z").deduct("render", "10").accepted();
+}
+
+#[test]
 fn a_bonus_repays_debt_before_the_credits_that_were_paid_for() {
     let mut world = World::on(plan(|plan| {
         plan.allowance = Credits::ZERO;
@@ -133,9 +151,12 @@ fn a_request_larger_than_a_whole_limit_is_told_that_it_never_passes() {
     world.deduct("render", "15").accepted();
     for (credits, used, scope, resets_at, window_s) in [
         ("41", "15", "workspace", None, None),
-        ("26", "15", "workspace", Some(&ends_at), None),
-        ("21", "0", "window", None, Some(json!(60))),
+        ("26", "0", "window", None, Some(json!(60))),
+        ("20", "30", "workspace", Some(&ends_at), None),
     ] {
+        if used == "30" {
+            world.at("2026-01-31T00:01:00Z").deduct("render", "15").accepted();
+        }
         let ran = world.deduct("render", credits);
         let data = ran.data(UsageLimitExceeded);
         assert_eq!((&data["scope"], &data["used_credits"]), (&json!(scope), &json!(used)), "{credits}");

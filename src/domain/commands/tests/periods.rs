@@ -53,6 +53,28 @@ fn missed_periods_are_caught_up_in_order() {
     assert_eq!(ran.changes.periods.len(), 3);
 }
 
+/// The grants of the first two periods have expired by the time of the command. They repay debt as they would have done.
+#[test]
+fn allowances_of_missed_periods_repay_debt_as_if_none_had_been_missed() {
+    let indebted = || {
+        let mut plan = pro();
+        (plan.allowance, plan.rollover_cap) = (Credits::whole(40), Credits::ZERO);
+        (plan.overdraft_limit, plan.monthly_limit) = (Credits::whole(200), None);
+        let mut world = World::on(plan);
+        world.deduct("render", "140").accepted();
+        world
+    };
+    let mut at_once = indebted();
+    at_once.at("2026-05-15T00:00:00Z").run(reset(None)).accepted();
+    let mut in_time = indebted();
+    for boundary in ["2026-02-28T00:00:00Z", "2026-03-31T00:00:00Z", "2026-04-30T00:00:00Z"] {
+        in_time.at(boundary).run(reset(None)).accepted();
+    }
+    for world in [at_once, in_time] {
+        assert_eq!((world.state().credits.debt_credits, world.balance().as_str()), (Credits::ZERO, "20"));
+    }
+}
+
 #[test]
 fn an_early_reset_or_one_of_another_period_is_refused() {
     let mut world = World::on(pro());
