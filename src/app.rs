@@ -15,6 +15,7 @@ use crate::config::{Config, Mode};
 use crate::contract::Contract;
 use crate::demo::{self, Demo};
 use crate::domain::event::{EventData, EventRecord};
+use crate::domain::time::MAX_CLOCK_DIFFERENCE;
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
@@ -37,8 +38,6 @@ pub use self::settings::half_of_the_processors;
 
 /// A transaction whose owner hangs loses its locks after this time. It is longer than a lane waits for a transaction.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
-/// Clocks that are synchronised by NTP differ by far less.
-const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(10);
 /// Time limit for the last commands, after the last request was accepted.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -257,7 +256,7 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuf
         queue_capacity: config.engine.queue_capacity,
         max_batch: config.engine.max_batch,
         cache_bytes: usize::from(config.engine.memory_mb) << 20,
-        max_clock_ahead: Some(MAX_CLOCK_AHEAD),
+        max_clock_ahead: Some(MAX_CLOCK_DIFFERENCE),
     };
     let signal: Arc<dyn CommitSignal> = Arc::new(event_buffer.clone());
     Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)

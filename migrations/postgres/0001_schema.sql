@@ -90,22 +90,22 @@ create table subscription_periods (
 -- Credits: one row per fact, changed in place -----------------------------------------------------------
 
 create table workspace_credits (
-    workspace_id      uuid        primary key references workspaces,
-    current_credits   bigint      not null,
-    held_credits      bigint      not null check (held_credits >= 0),
-    debt_credits      bigint      not null check (debt_credits >= 0),
-    overdraft_limit   bigint      not null check (overdraft_limit >= 0),
-    used_this_month   bigint      not null check (used_this_month >= 0),
-    uncollected_credits bigint    not null check (uncollected_credits >= 0), -- of this period's changes of plan
-    reported_limit    bigint      check (reported_limit >= 0), -- the soft limit that was reported in this period
-    rate_window_start timestamptz not null,
-    rate_window_used  bigint      not null check (rate_window_used >= 0),
-    low_credit_alerts smallint    not null, -- bit n: the plan's threshold n has fired
-    version           bigint      not null check (version >= 0), -- the last command's seq: the optimistic lock
-    ledger_seq        bigint      not null check (ledger_seq >= 0),
-    usage_seq         bigint      not null check (usage_seq >= 0),
-    event_seq         bigint      not null check (event_seq >= 0),
-    updated_at        timestamptz not null,
+    workspace_id        uuid        primary key references workspaces,
+    current_credits     bigint      not null,
+    held_credits        bigint      not null check (held_credits >= 0),
+    debt_credits        bigint      not null check (debt_credits >= 0),
+    overdraft_limit     bigint      not null check (overdraft_limit >= 0),
+    used_this_month     bigint      not null check (used_this_month >= 0),
+    uncollected_credits bigint      not null check (uncollected_credits >= 0), -- of this period's changes of plan
+    reported_limit      bigint      check (reported_limit >= 0), -- the soft limit that was reported in this period
+    rate_window_start   timestamptz not null,
+    rate_window_used    bigint      not null check (rate_window_used >= 0),
+    low_credit_alerts   smallint    not null, -- bit n: the plan's threshold n has fired
+    version             bigint      not null check (version >= 0), -- the last command's seq: the optimistic lock
+    ledger_seq          bigint      not null check (ledger_seq >= 0),
+    usage_seq           bigint      not null check (usage_seq >= 0),
+    event_seq           bigint      not null check (event_seq >= 0),
+    updated_at          timestamptz not null,
     constraint never_below_the_overdraft check (debt_credits <= overdraft_limit and current_credits >= -overdraft_limit)
 ) with (fillfactor = 50);
 

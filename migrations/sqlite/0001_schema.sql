@@ -91,22 +91,22 @@ create table subscription_periods (
 -- Credits: one row per fact, changed in place -----------------------------------------------------------
 
 create table workspace_credits (
-    workspace_id      blob    primary key not null references workspaces,
-    current_credits   integer not null,
-    held_credits      integer not null check (held_credits >= 0),
-    debt_credits      integer not null check (debt_credits >= 0),
-    overdraft_limit   integer not null check (overdraft_limit >= 0),
-    used_this_month   integer not null check (used_this_month >= 0),
+    workspace_id        blob    primary key not null references workspaces,
+    current_credits     integer not null,
+    held_credits        integer not null check (held_credits >= 0),
+    debt_credits        integer not null check (debt_credits >= 0),
+    overdraft_limit     integer not null check (overdraft_limit >= 0),
+    used_this_month     integer not null check (used_this_month >= 0),
     uncollected_credits integer not null check (uncollected_credits >= 0), -- of this period's changes of plan
-    reported_limit    integer check (reported_limit >= 0), -- the soft limit that was reported in this period
-    rate_window_start integer not null,
-    rate_window_used  integer not null check (rate_window_used >= 0),
-    low_credit_alerts integer not null, -- bit n: the plan's threshold n has fired
-    version           integer not null check (version >= 0), -- the last command's seq: the optimistic lock
-    ledger_seq        integer not null check (ledger_seq >= 0),
-    usage_seq         integer not null check (usage_seq >= 0),
-    event_seq         integer not null check (event_seq >= 0),
-    updated_at        integer not null,
+    reported_limit      integer check (reported_limit >= 0), -- the soft limit that was reported in this period
+    rate_window_start   integer not null,
+    rate_window_used    integer not null check (rate_window_used >= 0),
+    low_credit_alerts   integer not null, -- bit n: the plan's threshold n has fired
+    version             integer not null check (version >= 0), -- the last command's seq: the optimistic lock
+    ledger_seq          integer not null check (ledger_seq >= 0),
+    usage_seq           integer not null check (usage_seq >= 0),
+    event_seq           integer not null check (event_seq >= 0),
+    updated_at          integer not null,
     constraint never_below_the_overdraft check (debt_credits <= overdraft_limit and current_credits >= -overdraft_limit)
 ) strict, without rowid;
 

@@ -350,7 +350,7 @@ fn put<T>(rows: &mut Rows<T>, is_new: bool, row: T) {
 impl Effects {
     /// A recorded refusal changes nothing but `updated_at`, and raises the event of the refusal.
     fn of_refusal(state: &WorkspaceState, envelope: &Envelope, event: Option<EventData>) -> Self {
-        let mut effects = Self::unchanged(state, envelope.received_at);
+        let mut effects = Self::unchanged(state, state.times(envelope.received_at).recorded_at);
         let event_id = || EventId(IdSequence::new(envelope.message_id).draw());
         effects.events.extend(event.map(|event| (event_id(), event)));
         effects

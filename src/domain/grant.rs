@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::credits::Credits;
 use super::ids::{GrantId, WorkspaceId};
 use super::text::{FeatureCode, PaymentReference};
-use super::time::{Instants, Timestamp};
+use super::time::{CommandTimes, Timestamp};
 
 /// How many open grants a workspace may have before a purchase is refused. Every command of the workspace
 /// reads all of them, and one deduction may spend them all.
@@ -120,10 +120,10 @@ impl Grant {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether a command with these instants can spend the grant, whatever its feature scope.
+    /// Whether a command with these times can spend the grant, whatever its feature scope.
     #[must_use]
-    pub fn is_spendable(&self, instants: Instants) -> bool {
-        self.remaining.is_positive() && self.effective_at <= instants.recorded_at && !self.is_expired(instants.now)
+    pub fn is_spendable(&self, times: CommandTimes) -> bool {
+        self.remaining.is_positive() && self.effective_at <= times.recorded_at && !self.is_expired(times.now)
     }
 
     #[must_use]
@@ -216,7 +216,7 @@ mod tests {
         let grant = Grant { expires_at: Some(Timestamp::from_micros(20)), ..grant(1) };
         let is_spendable = |now, recorded_at| {
             let (now, recorded_at) = (Timestamp::from_micros(now), Timestamp::from_micros(recorded_at));
-            grant.is_spendable(Instants { now, recorded_at })
+            grant.is_spendable(CommandTimes { now, recorded_at })
         };
         assert_eq!([9, 10, 19, 20].map(|now| is_spendable(now, now)), [false, true, true, false]);
         assert!(is_spendable(9, 10), "it was effective for an earlier command, by a clock that is ahead");

@@ -12,7 +12,7 @@ use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
 use super::subscription::{PendingChange, Subscription};
 use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
-use super::time::{Instants, Timestamp};
+use super::time::{CommandTimes, Timestamp};
 use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// The keys of the rows that a batch needs. The store first locks the partitions of the workspaces, in
@@ -114,8 +114,8 @@ impl WorkspaceState {
 
     /// The two instants of a command that was received then.
     #[must_use]
-    pub fn instants(&self, received_at: Timestamp) -> Instants {
-        Instants { now: received_at, recorded_at: received_at.max(self.credits.updated_at.next()) }
+    pub fn times(&self, received_at: Timestamp) -> CommandTimes {
+        CommandTimes { now: received_at, recorded_at: received_at.max(self.credits.updated_at.next()) }
     }
 
     /// The terms of a feature in force. None if neither the plan nor an override has it.

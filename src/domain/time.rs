@@ -21,9 +21,12 @@ pub struct Timestamp(i64);
 const MIN_MICROS: i64 = -2_208_988_800_000_000;
 const MAX_MICROS: i64 = 253_402_300_799_999_999;
 
+/// How far the clocks of replicas may differ. NTP keeps them far closer.
+pub const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(10);
+
 /// The two instants of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instants {
+pub struct CommandTimes {
     /// When the command was received. It decides what is due, expired or within a window: otherwise a clock that was
     /// ahead once would decide for all later commands.
     pub now: Timestamp,

@@ -30,7 +30,7 @@ pub(super) struct BatchExecutor {
     lane: usize,
     dependencies: Arc<Dependencies>,
     cache: StateCache,
-    max_clock_ahead: Option<Duration>,
+    max_clock_ahead: Option<TimeDelta>,
 }
 
 /// A batch before it is written.
@@ -167,8 +167,7 @@ impl BatchExecutor {
 
     /// The latest `received_at` that the clock check allows.
     fn latest_received_at(&self, snapshot: &Snapshot) -> Option<Timestamp> {
-        let ahead = TimeDelta::from_std(self.max_clock_ahead?).ok()?;
-        Some(snapshot.database_now?.plus(ahead))
+        Some(snapshot.database_now?.plus(self.max_clock_ahead?))
     }
 }
 

@@ -1,6 +1,6 @@
 //! How the engine is sized.
 
-use std::time::Duration;
+use chrono::TimeDelta;
 
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -12,7 +12,7 @@ pub struct EngineConfig {
     pub max_batch: usize,
     /// The approximate size of the cached states of all lanes together.
     pub cache_bytes: usize,
-    /// How far this machine's clock may be ahead of the database's. Time never runs backwards within a
-    /// workspace, so one command from a clock far ahead would move the workspace's time forward for good.
-    pub max_clock_ahead: Option<Duration>,
+    /// How far this machine's clock may be ahead of the database's. History never runs backwards within a
+    /// workspace, so one command from a clock far ahead would move its history's time forward for good.
+    pub max_clock_ahead: Option<TimeDelta>,
 }

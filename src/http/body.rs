@@ -245,6 +245,10 @@ impl<'a> SerdeFieldError<'a> {
         if let Some(rest) = message.strip_prefix("duplicate field `") {
             return invalid("occurs twice", Some(rest.trim_end_matches('`')));
         }
+        // serde_html_form's words for it.
+        if message == "unsupported value" {
+            return invalid("occurs twice", None);
+        }
         // The first part of the message may quote the request. The expected type comes last and does not.
         match message.rsplit_once(", expected ") {
             Some((_, expected)) => invalid(&format!("must be {}", json_type_name(expected)), None),

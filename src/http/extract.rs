@@ -200,7 +200,6 @@ pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
         let name = field_error.field.or_else(|| last_key(error.path())).unwrap_or_default().to_owned();
         let detail = match field_error.code {
             Code::UnknownField => "this parameter does not exist".to_owned(),
-            _ if message.contains("unsupported value") => "occurs twice".to_owned(),
             _ => field_error.detail,
         };
         Problem::parameter(field_error.code, name, detail)

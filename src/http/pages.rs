@@ -138,10 +138,20 @@ pub struct SeenRow<const N: usize> {
 }
 
 impl<const N: usize> SeenRow<N> {
-    /// Fails unless the row at its place, if there is one, is the row that the caller has seen.
-    pub fn require(&self, row_id: Option<&impl Serialize>) -> Result<(), Problem> {
-        let is_seen = row_id.is_some_and(|id| digest(id) == self.row);
-        if is_seen { Ok(()) } else { Err(Problem::plain(Code::CursorGone)) }
+    /// Fails unless the row at this place is the one that the caller has seen.
+    pub fn require(&self, place: [i64; N], row_id: &impl Serialize) -> Result<(), Problem> {
+        if place == self.place && digest(row_id) == self.row { Ok(()) } else { Err(Problem::plain(Code::CursorGone)) }
+    }
+
+    /// Takes the row, which comes first, out of those that were read from it on.
+    pub fn take_from<T, I: Serialize>(
+        &self,
+        rows: &mut Vec<T>,
+        place_and_id: impl Fn(&T) -> ([i64; N], I),
+    ) -> Result<T, Problem> {
+        let (place, id) = rows.first().map(place_and_id).ok_or_else(|| Problem::plain(Code::CursorGone))?;
+        self.require(place, &id)?;
+        Ok(rows.remove(0))
     }
 }
 
@@ -242,9 +252,14 @@ mod tests {
     fn a_seen_row_must_still_be_there_with_its_id() {
         let list = ListKey::new("events", &());
         let seen = list.parse::<16>(&text_of(&list.cursor([i64::MAX; 16], &"id"))).unwrap();
-        assert!(seen.require(Some(&"id")).is_ok());
-        for changed in [Some("other"), None] {
-            assert_eq!(seen.require(changed.as_ref()).unwrap_err().code, Code::CursorGone);
+        assert!(seen.require([i64::MAX; 16], &"id").is_ok());
+        for (place, id) in [([i64::MAX; 16], "other"), ([0; 16], "id")] {
+            assert_eq!(seen.require(place, &id).unwrap_err().code, Code::CursorGone);
+        }
+        let taken = |mut rows: Vec<_>| seen.take_from(&mut rows, |id| ([i64::MAX; 16], *id)).map(|first| (first, rows));
+        assert_eq!(taken(vec!["id", "next"]).unwrap(), ("id", vec!["next"]));
+        for changed in [vec!["next"], vec![]] {
+            assert_eq!(taken(changed).unwrap_err().code, Code::CursorGone);
         }
     }
 

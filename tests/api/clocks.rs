@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::databases::Database;
-use crate::harness::{OWN, User, instant, path, start};
+use crate::harness::{OWN, User, instant, path, provisioned};
 
 async fn spend(user: &User<'_>) -> serde_json::Value {
     let answer = user.post(&path(OWN, "/credits/deduct"), &json!({"feature_code": "render", "credits": 1})).await;
@@ -14,9 +14,8 @@ async fn spend(user: &User<'_>) -> serde_json::Value {
 #[tokio::test]
 async fn a_clock_that_was_ahead_once_decides_nothing_afterwards() {
     for database in Database::ALL {
-        let server = start(database).await;
+        let server = provisioned(database).await;
         let user = server.user(OWN);
-        assert_eq!(user.put(&path(OWN, ""), &json!({"name": "Acme", "plan_code": "pro"})).await.status, 201);
         server.clock.set(instant("2026-06-01T12:02:00Z"));
         spend(&user).await;
         server.clock.set(instant("2026-06-01T12:00:00Z"));
@@ -36,9 +35,8 @@ async fn a_clock_that_was_ahead_once_decides_nothing_afterwards() {
 #[tokio::test]
 async fn a_boundary_that_was_passed_too_early_is_not_passed_again() {
     for database in Database::ALL {
-        let server = start(database).await;
+        let server = provisioned(database).await;
         let user = server.user(OWN);
-        assert_eq!(user.put(&path(OWN, ""), &json!({"name": "Acme", "plan_code": "pro"})).await.status, 201);
         spend(&user).await;
         for (now, used) in [("2026-07-01T12:00:01Z", "1"), ("2026-07-01T11:59:30Z", "2"), ("2026-07-01T12:00:02Z", "3")]
         {

@@ -286,3 +286,11 @@ fn pro() -> PlanVersion {
         features: [(FeatureCode::new("render").unwrap(), render)].into(),
     }
 }
+
+/// Such a server with the workspace [`OWN`].
+pub async fn provisioned(database: Database) -> TestServer {
+    let server = start(database).await;
+    let answer = server.user(OWN).put(&path(OWN, ""), &json!({"name": "Acme", "plan_code": "pro"})).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    server
+}

@@ -4,14 +4,7 @@ use serde_json::json;
 use visionscope_billing::http::auth::{Scope, Tenancy};
 
 use crate::databases::Database;
-use crate::harness::{FOREIGN, OWN, TestServer, path, start};
-
-async fn provisioned(database: Database) -> TestServer {
-    let server = start(database).await;
-    let answer = server.user(OWN).put(&path(OWN, ""), &json!({"name": "Acme", "plan_code": "pro"})).await;
-    assert_eq!(answer.status, 201, "{}", answer.text);
-    server
-}
+use crate::harness::{FOREIGN, OWN, path, provisioned};
 
 #[tokio::test]
 async fn credits_are_spent_once_however_often_a_request_is_sent() {

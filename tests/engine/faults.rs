@@ -193,7 +193,7 @@ async fn commands_from_a_clock_far_ahead_of_the_database_are_refused() {
         queue_capacity: 10,
         max_batch: 5,
         cache_bytes: 1 << 24,
-        max_clock_ahead: Some(Duration::from_secs(10)),
+        max_clock_ahead: Some(chrono::TimeDelta::seconds(10)),
     };
     let world = World::with(Database::Postgres, config).await;
     world.clock.set(SystemClock.now().plus(chrono::TimeDelta::seconds(60)));

@@ -57,7 +57,7 @@ const IMPURE: [&str; 16] = [
     "std::process",
     "std::thread",
     "SystemTime",
-    "std::time",
+    "Instant",
     "Utc::now",
     "println!",
 ];

@@ -1,7 +1,7 @@
 //! DeductCredits: charges for the use of a feature.
 //!
-//! The checks run in the documented order, the cheapest and most specific first: feature enabled →
-//! limit of the feature → limit of the workspace → rate → balance plus overdraft. The first check that
+//! The checks run in the documented order: feature enabled → larger than a whole limit → limit of the feature →
+//! limit of the workspace → rate → balance plus overdraft. The first check that
 //! fails decides the answer.
 
 use chrono::TimeDelta;
@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
-use super::work::Work;
+use super::work::{Work, split};
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{
@@ -21,17 +21,13 @@ use crate::domain::plan::{FeatureTerms, LimitMode, RateLimit, UsageLimit};
 use crate::domain::receipt::{DeductReceipt, Receipt};
 use crate::domain::rejection::Rejection;
 use crate::domain::text::{FeatureCode, UserId};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MAX_CLOCK_DIFFERENCE, Timestamp};
 use crate::domain::usage::{UsageId, UsageLog};
 
 /// How far `occurred_at` may lie before the time of the command.
 pub const OCCURRED_AT_MAX_AGE: TimeDelta = TimeDelta::days(35);
 /// How far `occurred_at` may lie after it: the clocks of callers differ from the server's.
 pub const OCCURRED_AT_MAX_AHEAD: TimeDelta = TimeDelta::minutes(5);
-
-/// How far a rate window may begin after the time of the command and still be the current one: the clocks of replicas
-/// differ. A window further ahead was begun by a clock that was wrong, and is dropped.
-const RATE_WINDOW_MAX_AHEAD: TimeDelta = TimeDelta::seconds(10);
 
 /// What a deduction charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +93,7 @@ impl DeductCredits {
                 quantity.cost(terms.unit_price.ok_or_else(not_priced)?)?
             }
         };
-        let can_pay = |grant: &Grant| work.is_spendable(grant) && grant.is_for(&self.feature_code);
-        let spendable = work.grants().filter(|(_, grant)| can_pay(grant)).map(|(_, grant)| grant.remaining);
+        let spendable = work.grants().filter(|(_, grant)| self.can_burn(work, grant)).map(|(_, grant)| grant.remaining);
         let available_for_feature = spendable.fold(work.overdraft_left(), Credits::saturating_plus);
         Ok(Assessment { terms, cost, available_for_feature })
     }
@@ -220,23 +215,8 @@ impl DeductCredits {
         cost: Credits,
         occurred_at: Timestamp,
     ) -> Result<(Vec<GrantShare>, Option<Credits>), Refusal> {
-        let mut left = cost;
-        let mut shares = Vec::new();
-        let mut parts = Vec::new();
-        for (index, grant) in work.grants() {
-            if left.is_zero() {
-                break;
-            }
-            if work.is_spendable(grant) && grant.is_for(&self.feature_code) {
-                let part = left.min(grant.remaining);
-                left = left.minus(part)?;
-                parts.push((index, part));
-            }
-        }
-        for (index, part) in parts {
-            let consumed = Account::Consumed(self.feature_code.clone());
-            shares.push(work.debit_grant(index, part, consumed, occurred_at)?);
-        }
+        let (parts, left) = split(cost, work.grants().filter(|(_, grant)| self.can_burn(work, grant)))?;
+        let shares = work.debit_parts(parts, &Account::Consumed(self.feature_code.clone()), occurred_at)?;
         if left.is_zero() {
             return Ok((shares, None));
         }
@@ -244,6 +224,11 @@ impl DeductCredits {
         let credits = work.credits_mut();
         credits.debt_credits = credits.debt_credits.plus(left)?;
         Ok((shares, Some(left)))
+    }
+
+    /// Whether the deduction can spend credits of the grant.
+    fn can_burn(&self, work: &Work<'_>, grant: &Grant) -> bool {
+        work.is_spendable(grant) && grant.is_for(&self.feature_code)
     }
 
     fn subject(&self) -> CounterSubject {
@@ -325,9 +310,10 @@ fn check_rate(work: &mut Work<'_>, limit: RateLimit, cost: Credits) -> Result<()
     let window = i64::from(limit.window_s.max(1)) * 1_000_000;
     let window_of = |at: Timestamp| Timestamp::from_micros(at.micros().div_euclid(window) * window);
     let credits = work.credits_mut();
-    // Aligned again, because a change of plan may have changed the length.
+    // A window may begin after `now`, because clocks differ; further ahead, the clock that began it was wrong. It is
+    // aligned again, because a change of plan may have changed its length.
     let (current, stored) = (window_of(now), window_of(credits.rate_window_start));
-    let is_stored = stored >= current && stored <= now.plus(RATE_WINDOW_MAX_AHEAD);
+    let is_stored = stored >= current && stored <= now.plus(MAX_CLOCK_DIFFERENCE);
     let (start, used) = if is_stored { (stored, credits.rate_window_used) } else { (current, Credits::ZERO) };
     match used.plus(cost) {
         Ok(sum) if sum <= limit.credits => {

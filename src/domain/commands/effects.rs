@@ -44,8 +44,7 @@ pub struct Effects {
 
 impl Effects {
     /// No effects but a new `updated_at`: the instant at which the command is recorded.
-    pub(in crate::domain) fn unchanged(state: &WorkspaceState, received_at: Timestamp) -> Self {
-        let recorded_at = state.instants(received_at).recorded_at;
+    pub(in crate::domain) fn unchanged(state: &WorkspaceState, recorded_at: Timestamp) -> Self {
         let mut credits = state.credits.clone();
         credits.updated_at = recorded_at;
         Self {

@@ -12,10 +12,10 @@ use super::effects::Effects;
 use super::plan_terms::switch_plan;
 use super::refusal::Refusal;
 use super::subscription_commands::{CreditEffect, check_version, receipt};
-use super::work::{GrantTerms, Work};
+use super::work::{GrantTerms, Work, split};
 use crate::domain::credits::Credits;
 use crate::domain::event::{SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary};
-use crate::domain::grant::GrantSource;
+use crate::domain::grant::{Grant, GrantSource};
 use crate::domain::ledger::Account;
 use crate::domain::plan::PlanVersion;
 use crate::domain::receipt::Receipt;
@@ -166,18 +166,8 @@ impl ProcessSubscriptionChange {
 
 fn remove_unspent_allowance(work: &mut Work<'_>, loss: Credits) -> Result<Credits, Refusal> {
     let now = work.now();
-    let mut left = loss;
-    let unspent: Vec<_> = work
-        .grants()
-        .filter(|(_, grant)| grant.source == GrantSource::Allowance && work.is_spendable(grant))
-        .map(|(index, grant)| (index, grant.remaining))
-        .collect();
-    for (index, remaining) in unspent {
-        let part = remaining.min(left);
-        if part.is_positive() {
-            work.debit_grant(index, part, Account::Expired, now)?;
-            left = left.minus(part)?;
-        }
-    }
+    let unspent = |grant: &Grant| grant.source == GrantSource::Allowance && work.is_spendable(grant);
+    let (parts, left) = split(loss, work.grants().filter(|(_, grant)| unspent(grant)))?;
+    work.debit_parts(parts, &Account::Expired, now)?;
     Ok(loss.minus(left)?)
 }

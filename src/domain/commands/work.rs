@@ -22,14 +22,14 @@ use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::text::{FeatureCode, PaymentReference};
-use crate::domain::time::{Instants, Timestamp};
+use crate::domain::time::{CommandTimes, Timestamp};
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// One workspace while a command is being decided.
 pub(super) struct Work<'a> {
     state: &'a WorkspaceState,
     command_id: CommandId,
-    instants: Instants,
+    times: CommandTimes,
     ids: IdSequence,
     effects: Effects,
 }
@@ -43,23 +43,24 @@ pub(super) struct GrantTerms {
 
 impl<'a> Work<'a> {
     pub(super) fn new(state: &'a WorkspaceState, request: &Request<'_>) -> Self {
+        let times = state.times(request.received_at);
         Self {
             state,
             command_id: request.command_id,
-            instants: state.instants(request.received_at),
+            times,
             ids: IdSequence::new(request.command_id),
-            effects: Effects::unchanged(state, request.received_at),
+            effects: Effects::unchanged(state, times.recorded_at),
         }
     }
 
-    /// When the command was received: see [`Instants`].
+    /// When the command was received: see [`CommandTimes`].
     pub(super) fn now(&self) -> Timestamp {
-        self.instants.now
+        self.times.now
     }
 
     /// The instant of everything that the command records.
     pub(super) fn recorded_at(&self) -> Timestamp {
-        self.instants.recorded_at
+        self.times.recorded_at
     }
 
     pub(super) fn command_id(&self) -> CommandId {
@@ -95,7 +96,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn change_subscription(&mut self) -> &mut Subscription {
-        let recorded_at = self.effects.recorded_at;
+        let recorded_at = self.recorded_at();
         let subscription = self.effects.subscription.get_or_insert_with(|| self.state.subscription.clone());
         subscription.updated_at = recorded_at;
         subscription
@@ -189,7 +190,7 @@ impl<'a> Work<'a> {
     /// Whether this command can spend a grant, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
         let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
-        grant.is_spendable(self.instants) && !frozen
+        grant.is_spendable(self.times) && !frozen
     }
 
     /// The available credits: see [`available_credits`].
@@ -227,7 +228,7 @@ impl<'a> Work<'a> {
             accounts: Accounts { debit, credit },
             amount,
             balance_after: credits.current_credits,
-            recorded_at: self.effects.recorded_at,
+            recorded_at: self.times.recorded_at,
             effective_at,
         });
         Ok(())
@@ -247,6 +248,16 @@ impl<'a> Work<'a> {
         let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
         self.book(Account::Grant(share.grant_id), credit, amount, effective_at)?;
         Ok(share)
+    }
+
+    /// Moves the parts of an amount that [`split`] has found to the credit account.
+    pub(super) fn debit_parts(
+        &mut self,
+        parts: Vec<(usize, Credits)>,
+        credit: &Account,
+        effective_at: Timestamp,
+    ) -> Result<Vec<GrantShare>, Refusal> {
+        parts.into_iter().map(|(index, part)| self.debit_grant(index, part, credit.clone(), effective_at)).collect()
     }
 
     /// Issues a grant. [`Work::repay_debt`] comes after the last one.
@@ -285,19 +296,12 @@ impl<'a> Work<'a> {
             return Ok(Credits::ZERO);
         }
         // The grants of a period that is over when its boundary is passed late have expired meanwhile, but not then.
-        let instants = Instants { now: self.instants.now.min(effective_at), ..self.instants };
-        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(instants);
+        let times = CommandTimes { now: self.times.now.min(effective_at), ..self.times };
+        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(times);
         let mut grants: Vec<_> = self.grants().filter(|(_, grant)| can_repay(grant)).collect();
         grants.sort_by(|(_, one), (_, other)| one.cmp_burn_order(other));
-        let parts: Vec<_> = grants.into_iter().map(|(index, grant)| (index, grant.remaining)).collect();
-        let mut left = debt;
-        for (index, remaining) in parts {
-            let part = remaining.min(left);
-            if part.is_positive() {
-                self.debit_grant(index, part, Account::Debt, effective_at)?;
-                left = left.minus(part)?;
-            }
-        }
+        let (parts, left) = split(debt, grants.into_iter())?;
+        self.debit_parts(parts, &Account::Debt, effective_at)?;
         self.credits_mut().debt_credits = left;
         self.update_overdraft_limit();
         Ok(debt.minus(left)?)
@@ -333,7 +337,7 @@ impl<'a> Work<'a> {
             }
             // Looked at last, because it reads all grants.
             let is_armed = self.credits().low_credit_alerts & mask == 0;
-            let increased = || available > available_credits(self.state, self.instants);
+            let increased = || available > available_credits(self.state, self.times);
             if is_armed && !*has_increased.get_or_insert_with(increased) {
                 self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
@@ -364,6 +368,23 @@ impl<'a> Work<'a> {
     }
 }
 
+/// Splits an amount among grants, in their order. Returns the part of each, by its index, and what is left.
+pub(super) fn split<'g>(
+    amount: Credits,
+    grants: impl Iterator<Item = (usize, &'g Grant)>,
+) -> Result<(Vec<(usize, Credits)>, Credits), Refusal> {
+    let (mut left, mut parts) = (amount, Vec::new());
+    for (index, grant) in grants {
+        if left.is_zero() {
+            break;
+        }
+        let part = left.min(grant.remaining);
+        left = left.minus(part)?;
+        parts.push((index, part));
+    }
+    Ok((parts, left))
+}
+
 /// Whether credits of this source are frozen: the subscription has ended, and its plan freezes them.
 fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSource) -> bool {
     !subscription.is_active() && plan.purchased_on_cancel == PurchasedOnCancel::Freeze && source.follows_cancel_policy()
@@ -371,15 +392,14 @@ fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSourc
 
 /// Whether a grant can be spent now, whatever its feature scope.
 #[must_use]
-pub fn is_spendable(state: &WorkspaceState, grant: &Grant, instants: Instants) -> bool {
-    grant.is_spendable(instants) && !is_frozen(&state.subscription, &state.plan, grant.source)
+pub fn is_spendable(state: &WorkspaceState, grant: &Grant, times: CommandTimes) -> bool {
+    grant.is_spendable(times) && !is_frozen(&state.subscription, &state.plan, grant.source)
 }
 
 /// The credits that could be spent now on any feature: the spendable grants and the rest of the overdraft.
 #[must_use]
-pub fn available_credits(state: &WorkspaceState, instants: Instants) -> Credits {
-    let spendable =
-        state.grants.iter().filter(|grant| is_spendable(state, grant, instants)).map(|grant| grant.remaining);
+pub fn available_credits(state: &WorkspaceState, times: CommandTimes) -> Credits {
+    let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, times)).map(|grant| grant.remaining);
     let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
     spendable.fold(overdraft_left, Credits::saturating_plus)
 }

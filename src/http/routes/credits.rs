@@ -17,7 +17,7 @@ use crate::domain::plan::UsageLimit;
 use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
-use crate::domain::time::{Instants, Timestamp};
+use crate::domain::time::{CommandTimes, Timestamp};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
@@ -214,7 +214,7 @@ pub struct CreditsView {
 }
 
 impl GrantView {
-    fn new(grant: &Grant, state: &WorkspaceState, instants: Instants) -> Self {
+    fn new(grant: &Grant, state: &WorkspaceState, times: CommandTimes) -> Self {
         Self {
             grant_id: grant.grant_id,
             source: grant.source,
@@ -226,19 +226,19 @@ impl GrantView {
             expires_at: grant.expires_at,
             feature_scope: grant.feature_scope.clone(),
             payment_reference: grant.payment_reference.clone(),
-            spendable: is_spendable(state, grant, instants),
+            spendable: is_spendable(state, grant, times),
         }
     }
 }
 
 impl CreditsView {
-    fn new(state: &WorkspaceState, instants: Instants) -> Self {
+    fn new(state: &WorkspaceState, times: CommandTimes) -> Self {
         let credits = &state.credits;
         let thresholds = state.plan.low_credit_thresholds.iter().enumerate();
         Self {
             workspace_id: credits.workspace_id,
             current_credits: credits.current_credits,
-            available_credits: available_credits(state, instants),
+            available_credits: available_credits(state, times),
             held_credits: credits.held_credits,
             debt_credits: credits.debt_credits,
             overdraft_limit: credits.overdraft_limit,
@@ -251,7 +251,7 @@ impl CreditsView {
                     fired: credits.low_credit_alerts & (1 << bit) != 0,
                 })
                 .collect(),
-            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, instants)).collect(),
+            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, times)).collect(),
         }
     }
 }
@@ -392,5 +392,5 @@ pub async fn get_credits(
     no_query(&request)?;
     let state = AppState::of(&request);
     let found = workspace_state(state, caller.workspace_id).await?;
-    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.instants(state.clock.now()))))
+    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.times(state.clock.now()))))
 }

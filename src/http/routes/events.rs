@@ -170,9 +170,7 @@ async fn workspace_page(state: &AppState, workspace_id: WorkspaceId, wanted: Wan
     let mut rows = events(seen_seq.saturating_sub(1), look_at + 1 + u32::from(seen.is_some())).await?;
     let mut last = None;
     if let Some(seen) = seen {
-        let first = rows.first().filter(|event| event.workspace_seq == seen_seq).map(|event| event.event_id);
-        seen.require(first.as_ref())?;
-        last = Some(rows.remove(0));
+        last = Some(seen.take_from(&mut rows, |event| ([event.workspace_seq], event.event_id))?);
     }
     let found = rows.len();
     rows.truncate(usize::try_from(look_at).unwrap_or(usize::MAX));
@@ -234,7 +232,7 @@ async fn all_workspaces_page(state: &AppState, wanted: Wanted) -> Result<EventPa
         passed.pass(event);
     }
     if let Some(seen) = seen {
-        seen.require(Some(&passed.ids).filter(|_| passed.seqs == seqs))?;
+        seen.require(passed.seqs, &passed.ids)?;
     }
     if is_latest {
         return Ok(EventPage { items: Vec::new(), has_more: false, next: key.cursor(passed.seqs, &passed.ids) });

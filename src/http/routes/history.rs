@@ -23,8 +23,8 @@ pub(super) struct HistoryParams {
 
 /// A row of a workspace's history.
 pub(super) trait HistoryRow {
-    fn position(&self) -> HistoryPosition;
-    fn command_id(&self) -> CommandId;
+    /// What a cursor says of the row: its instant in microseconds and its number, and its command.
+    fn place_and_id(&self) -> ([i64; 2], CommandId);
 }
 
 /// A page of a list, in the form of the API.
@@ -58,16 +58,11 @@ where
     let wanted = HistoryQuery { workspace_id, from, to, order: order.into(), start_at, limit };
     let Page { mut rows, has_more } = read(rows(wanted)).await?;
     if let Some(seen) = seen {
-        let first = rows.first().filter(|row| Some(row.position()) == start_at);
-        seen.require(first.map(T::command_id).as_ref())?;
-        rows.remove(0);
+        seen.take_from(&mut rows, T::place_and_id)?;
     } else {
         require_workspace_if_empty(AppState::of(request), workspace_id, &rows).await?;
     }
     let last = rows.last().filter(|_| has_more);
-    let next = last.map(|row| {
-        let HistoryPosition { recorded_at, seq } = row.position();
-        key.cursor([recorded_at.micros(), seq], &row.command_id())
-    });
+    let next = last.map(T::place_and_id).map(|(place, id)| key.cursor(place, &id));
     Ok(ListPage { items: rows.into_iter().map(V::from).collect(), has_more, next })
 }

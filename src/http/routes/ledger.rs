@@ -14,7 +14,6 @@ use crate::http::extract::{WorkspaceCaller, query};
 use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::Problem;
 use crate::http::state::AppState;
-use crate::store::queries::HistoryPosition;
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -93,12 +92,8 @@ impl From<LedgerEntry> for EntryView {
 }
 
 impl HistoryRow for LedgerEntry {
-    fn position(&self) -> HistoryPosition {
-        HistoryPosition { recorded_at: self.recorded_at, seq: self.seq }
-    }
-
-    fn command_id(&self) -> CommandId {
-        self.command_id
+    fn place_and_id(&self) -> ([i64; 2], CommandId) {
+        ([self.recorded_at.micros(), self.seq], self.command_id)
     }
 }
 
