@@ -14,7 +14,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Mode};
 use crate::contract::Contract;
 use crate::demo::{self, Demo};
-use crate::domain::event::{EventData, EventRecord};
+use crate::domain::cloud_event::{EventRecord, EventSource};
+use crate::domain::event::EventData;
+use crate::domain::metadata::Metadata;
 use crate::domain::time::MAX_CLOCK_DIFFERENCE;
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
@@ -90,8 +92,20 @@ pub async fn open_store(config: &Config, purpose: Purpose) -> Result<Arc<dyn Sto
     }))
 }
 
+/// The source of this database's events. The first start stores the configured one, and it can never be changed:
+/// consumers know an event by its source and its id.
+pub async fn event_source(config: &Config, store: &dyn Store) -> Result<EventSource, StartError> {
+    let configured = &config.events.source;
+    let stored = store.event_source(configured).await?;
+    if stored == *configured {
+        Ok(stored)
+    } else {
+        Err(StartError::EventSource { configured: configured.clone(), stored })
+    }
+}
+
 /// Opens the stream, if one is configured.
-pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, StreamError> {
+pub fn open_stream(config: &Config, source: &EventSource) -> Result<Option<Arc<dyn EventStream>>, StreamError> {
     let redis = &config.redis;
     let urls = redis.urls();
     if urls.is_empty() {
@@ -104,7 +118,7 @@ pub fn open_stream(config: &Config) -> Result<Option<Arc<dyn EventStream>>, Stre
         connect_timeout: Duration::from_millis(redis.connect_timeout_ms),
         response_timeout: Duration::from_millis(redis.response_timeout_ms),
     };
-    Ok(Some(Arc::new(RedisStream::new(&config)?)))
+    Ok(Some(Arc::new(RedisStream::new(&config, source.clone())?)))
 }
 
 /// The key that signs development tokens: the first HS256 key, or the demo's key.
@@ -133,6 +147,7 @@ impl App {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(config, Purpose::Serve).await?;
         store.migrate().await?;
+        let source = event_source(config, &*store).await?;
         store.put_plans(&plans, clock.now()).await?;
 
         let (demo_key, auth) = settings::auth(config, mode)?;
@@ -141,7 +156,7 @@ impl App {
 
         let event_buffer = EventBuffer::new();
         let publishing = CancellationToken::new();
-        let publisher = start_publisher(config, &store, &event_buffer, &clock, &publishing)?;
+        let publisher = start_publisher(config, &source, &store, &event_buffer, &clock, &publishing)?;
         let engine = start_engine(config, &store, &event_buffer);
 
         let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -162,6 +177,7 @@ impl App {
             clock: Arc::clone(&clock),
             auth: verifier,
             health: Arc::clone(&health),
+            event_source: source,
             metrics: telemetry::metrics(),
         };
         let http = http::start(parts, &http_config, listener).map_err(|error| StartError::Listen { address, error })?;
@@ -231,9 +247,10 @@ impl App {
 }
 
 impl EventWriter for Contract {
-    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
-        self.check(data).map_err(|violation| InvalidEvent(violation.to_string()))?;
-        serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
+    fn write(&self, data: &EventData, metadata: Option<&Metadata>) -> Result<String, InvalidEvent> {
+        let text = data.to_json(metadata).map_err(|error| InvalidEvent(error.to_string()))?;
+        self.check(data.event_type(), &text).map_err(|violation| InvalidEvent(violation.to_string()))?;
+        Ok(text)
     }
 }
 
@@ -264,12 +281,13 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuf
 
 fn start_publisher(
     config: &Config,
+    source: &EventSource,
     store: &Arc<dyn Store>,
     event_buffer: &EventBuffer,
     clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
 ) -> Result<Option<PublisherHandle>, StreamError> {
-    let Some(stream) = open_stream(config)?.filter(|_| config.publisher.enabled) else {
+    let Some(stream) = open_stream(config, source)?.filter(|_| config.publisher.enabled) else {
         return Ok(None);
     };
     let defaults = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };

@@ -23,8 +23,8 @@ use std::path::Path;
 pub use self::error::{ConfigError, Problem};
 use self::plans::PlansError;
 pub use self::sections::{
-    Algorithm, Auth, AuthKey, Config, Database, Engine, KeyMaterial, Limits, LogFormat, Plans, Publisher, Redis,
-    Scheduler, Server, Telemetry,
+    Algorithm, Auth, AuthKey, Config, Database, Engine, Events, KeyMaterial, Limits, LogFormat, Plans, Publisher,
+    Redis, Scheduler, Server, Telemetry,
 };
 pub use self::sources::ALIASES;
 use crate::domain::plan::PlanVersion;

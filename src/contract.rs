@@ -1,8 +1,9 @@
-//! The contract of events: a JSON Schema for each event type, and one for the envelope.
+//! The contract of events: a JSON Schema for the data of each event type, and one for the attributes around it.
 //!
-//! They are generated from the types in [`crate::domain::event`] and stored in `openapi/events/` for consumers; a
-//! test checks that the files are current. Every event is checked against the same schemas when it is written, so
-//! a consumer that validates events never refuses one.
+//! They are generated from the types in [`crate::domain::event`] and [`crate::domain::cloud_event`], stored in
+//! `openapi/events/`, served at `/schemas/events/`, and part of the OpenAPI document; a test checks that the files are
+//! current. Every event is checked against the same schemas when it is written, so a consumer that validates events
+//! never refuses one.
 //!
 //! The schemas allow additional properties, so a field can be added without a new version. Amounts are decimal
 //! strings with a pattern, never JSON numbers.
@@ -11,10 +12,13 @@ use std::path::Path;
 
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
-use utoipa::openapi::{RefOr, Schema};
+use utoipa::openapi::schema::{Discriminator, ObjectBuilder, OneOfBuilder, SchemaType, Type};
+use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::domain::event::{EventData, EventEnvelope, EventType};
+use crate::domain::cloud_event::{CloudEvent, data_schema};
+use crate::domain::event::EventType;
+use crate::domain::metadata::Metadata;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// Where OpenAPI stores shared schemas. In a standalone JSON Schema they are under `$defs`.
@@ -58,32 +62,17 @@ impl Contract {
         Self { validators: EventType::ALL.iter().copied().map(compile).collect() }
     }
 
-    /// Checks an event's data before it is written.
-    pub fn check(&self, data: &EventData) -> Result<(), ContractViolation> {
-        let event_type = data.event_type();
-        match serde_json::to_value(data) {
-            Ok(value) => self.check_value(event_type, &value),
-            Err(error) => Err(violation(event_type, "", error.to_string())),
-        }
-    }
-
-    /// Checks data in JSON form.
-    pub fn check_json(&self, event_type: EventType, data: &str) -> Result<(), ContractViolation> {
-        match serde_json::from_str(data) {
-            Ok(value) => self.check_value(event_type, &value),
-            Err(error) => Err(violation(event_type, "", error.to_string())),
-        }
-    }
-
-    fn check_value(&self, event_type: EventType, value: &Value) -> Result<(), ContractViolation> {
+    /// Checks the JSON of an event's data.
+    pub fn check(&self, event_type: EventType, data: &str) -> Result<(), ContractViolation> {
+        let value: Value = serde_json::from_str(data).map_err(|error| violation(event_type, "", error.to_string()))?;
         let found = self.validators.iter().find(|(of, _)| *of == event_type);
         let Some((_, validator)) = found else {
             return Err(violation(event_type, "", "there is no schema for it".into()));
         };
-        if validator.is_valid(value) {
+        if validator.is_valid(&value) {
             return Ok(());
         }
-        match validator.validate(value) {
+        match validator.validate(&value) {
             Ok(()) => Ok(()),
             Err(error) => Err(violation(event_type, error.instance_path().as_str(), error.masked().to_string())),
         }
@@ -103,18 +92,66 @@ fn violation(event_type: EventType, pointer: &str, detail: String) -> ContractVi
 /// The schema of one event type's data, as a standalone document.
 #[must_use]
 pub fn event_schema(event_type: EventType) -> Value {
-    let name = event_type.as_str();
-    let id = format!("urn:visionscope:event:{name}:v{}", event_type.schema_version());
-    let (schema, parts) = event_type.schema();
-    document(&id, name, schema, parts)
+    let id = data_schema(event_type, event_type.schema_version());
+    let (schema, parts) = schema_of_data(event_type);
+    document(&id, event_type.as_str(), schema, parts)
 }
 
-/// The schema of the envelope of all events.
+/// The schema of the attributes of all events.
 #[must_use]
-pub fn envelope_schema() -> Value {
+pub fn attributes_schema() -> Value {
     let mut parts = Vec::new();
-    EventEnvelope::schemas(&mut parts);
-    document("urn:visionscope:event:envelope", "EventEnvelope", EventEnvelope::schema(), parts)
+    CloudEvent::schemas(&mut parts);
+    document("urn:visionscope:event", "Event", CloudEvent::schema(), parts)
+}
+
+/// The schemas of the OpenAPI document: of the data of each event, of each event, and `Event`, which is one of them by
+/// its `type`.
+#[must_use]
+pub fn components() -> Vec<(String, RefOr<Schema>)> {
+    let mut components = Vec::new();
+    CloudEvent::schemas(&mut components);
+    let (mut any, mut discriminator) = (OneOfBuilder::new(), Discriminator::new("type"));
+    for event_type in EventType::ALL.iter().copied() {
+        let (name, event_name) = (event_type.as_str(), format!("{}Event", event_type.as_str()));
+        let (data, parts) = schema_of_data(event_type);
+        components.extend(parts);
+        components.push((name.to_owned(), data));
+        components.push((event_name.clone(), typed_event(event_type).into()));
+        any = any.item(Ref::from_schema_name(&event_name));
+        discriminator.mapping.insert(name.to_owned(), format!("{COMPONENTS}{event_name}"));
+    }
+    let any = any.description(Some("An event, by its `type`.")).discriminator(Some(discriminator));
+    components.push(("Event".to_owned(), any.into()));
+    components
+}
+
+/// The schema of an event's data, with the metadata that every event may have, and of what it refers to.
+fn schema_of_data(event_type: EventType) -> (RefOr<Schema>, Vec<(String, RefOr<Schema>)>) {
+    let (mut schema, mut parts) = event_type.schema();
+    if let RefOr::T(Schema::Object(object)) = &mut schema {
+        object.properties.insert("metadata".to_owned(), Ref::from_schema_name("Metadata").into());
+    }
+    parts.push(("Metadata".to_owned(), Metadata::schema()));
+    (schema, parts)
+}
+
+/// The attributes of all events, with the values that one type of event has.
+fn typed_event(event_type: EventType) -> Schema {
+    let RefOr::T(Schema::Object(mut event)) = CloudEvent::schema() else {
+        unreachable!("a struct has the schema of an object");
+    };
+    let constant = |value: Value| {
+        let kind = if value.is_string() { Type::String } else { Type::Integer };
+        ObjectBuilder::new().schema_type(SchemaType::new(kind)).enum_values(Some([value]))
+    };
+    let version = event_type.schema_version();
+    let name = event_type.as_str();
+    event.properties.insert("type".to_owned(), constant(name.into()).into());
+    event.properties.insert("dataschema".to_owned(), constant(data_schema(event_type, version).into()).into());
+    event.properties.insert("schemaversion".to_owned(), constant(version.into()).into());
+    event.properties.insert("data".to_owned(), Ref::from_schema_name(name).into());
+    Schema::Object(event)
 }
 
 /// All generated files.
@@ -124,8 +161,8 @@ pub fn documents() -> Vec<Document> {
         file_name: format!("{}.v{}.json", event_type.as_str(), event_type.schema_version()),
         text: text(&event_schema(*event_type)),
     };
-    let envelope = Document { file_name: "envelope.json".into(), text: text(&envelope_schema()) };
-    EventType::ALL.iter().map(of_event).chain([envelope]).collect()
+    let attributes = Document { file_name: "event.json".into(), text: text(&attributes_schema()) };
+    EventType::ALL.iter().map(of_event).chain([attributes]).collect()
 }
 
 /// Writes all generated files into a folder.

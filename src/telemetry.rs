@@ -31,8 +31,9 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 pub use self::prometheus::{RenderMetrics, metrics};
 use crate::config::{LogFormat, Telemetry as Settings};
-use crate::domain::event::SERVICE_NAME;
 
+/// The name of this service in traces.
+const SERVICE_NAME: &str = "visionscope-billing";
 /// How long one export may take. Meanwhile spans wait in a bounded queue; when it is full, they are dropped.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a stop waits for the last spans. It is part of the time that a supervisor allows between SIGTERM and

@@ -97,11 +97,33 @@ fn migrating_is_idempotent_and_a_new_database_holds_every_invariant() {
 }
 
 #[test]
-fn outbox_commands_report_missing_redis_settings() {
+fn without_redis_the_outbox_has_a_status_and_no_streams() {
     let place = Place::new();
     place.command(&["migrate"]).assert().success();
-    let output = place.command(&["outbox", "status"]).assert().failure();
-    assert!(String::from_utf8_lossy(&output.get_output().stderr).contains("redis.url is not set"));
+    let text = "redis.url is not set, so nothing is published. The outbox has 0 events; GET /v1/events reads them.\n";
+    place.command(&["outbox", "status"]).assert().success().stdout(text);
+    for words in [&["outbox", "verify"], &["outbox", "rebuild"]] {
+        let output = place.command(words).assert().failure();
+        assert!(String::from_utf8_lossy(&output.get_output().stderr).contains("redis.url is not set"));
+    }
+}
+
+#[test]
+fn the_source_of_events_never_changes() {
+    const SOURCE: &str = "VISIONSCOPE__EVENTS__SOURCE";
+    let place = Place::new();
+    place.command(&["migrate"]).env(SOURCE, "https://billing.example.com/eu").assert().success();
+    place.command(&["migrate"]).env(SOURCE, "https://billing.example.com/eu").assert().success();
+    for words in [&["migrate"][..], &["serve"], &["outbox", "status"]] {
+        let output = place.command(words).env(SOURCE, "https://billing.example.com").assert().failure().code(1);
+        let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        let told = "events.source: is https://billing.example.com, but the events of this database have the source \
+                    https://billing.example.com/eu, which never changes";
+        assert!(errors.contains(told), "{errors}");
+    }
+    let output = place.command(&["migrate"]).env(SOURCE, "billing").assert().failure();
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("events.source") && errors.contains("must be a URI"), "{errors}");
 }
 
 #[test]

@@ -7,15 +7,17 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
-use visionscope_billing::contract::{Contract, documents, envelope_schema, event_schema, write_all};
+use visionscope_billing::contract::{Contract, attributes_schema, documents, event_schema, write_all};
+use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSource};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
-    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsPurchased, EventData, EventRecord,
-    EventType, FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
+    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsPurchased, EventData, EventType,
+    FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
     SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
 use visionscope_billing::domain::subscription::{CreditPolicy, SubscriptionStatus};
@@ -27,6 +29,10 @@ const WRITE: &str = "VISIONSCOPE_WRITE_CONTRACTS";
 
 fn at() -> Timestamp {
     Timestamp::from_micros(1_767_225_600_000_001)
+}
+
+fn metadata() -> Metadata {
+    serde_json::from_str(r#"{"job":"render-881"}"#).unwrap()
 }
 
 fn period() -> Period {
@@ -70,9 +76,15 @@ fn of_deductions() -> Vec<EventData> {
             user_id: None,
             requested_credits: credits,
             available_credits: Credits::ZERO,
+            current_credits: Credits::ZERO,
         }
         .into(),
-        LowCreditWarning { threshold_credits: Credits::whole(100), available_credits: credits }.into(),
+        LowCreditWarning {
+            threshold_credits: Credits::whole(100),
+            available_credits: credits,
+            current_credits: credits,
+        }
+        .into(),
         UsageLimitExceeded {
             scope: LimitScope::Feature,
             feature_code,
@@ -83,6 +95,7 @@ fn of_deductions() -> Vec<EventData> {
             refused: true,
             resets_at: Some(at()),
             window_s: Some(60),
+            current_credits: Credits::ZERO,
         }
         .into(),
     ]
@@ -151,6 +164,7 @@ fn of_subscriptions() -> Vec<EventData> {
             plan_version: 1,
             period: period(),
             granted: Credits::whole(1000),
+            current_credits: Credits::whole(1000),
         }
         .into(),
     ]
@@ -184,9 +198,21 @@ fn good_data_of_every_type_passes() {
     let types: Vec<_> = samples().iter().map(EventData::event_type).collect();
     assert!(EventType::ALL.iter().all(|event_type| types.contains(event_type)), "a sample of every type");
     for data in samples() {
-        assert_eq!(contract.check(&data), Ok(()));
-        assert_eq!(contract.check_json(data.event_type(), &serde_json::to_string(&data).unwrap()), Ok(()));
+        for metadata in [None, Some(metadata())] {
+            let json = data.to_json(metadata.as_ref()).unwrap();
+            assert_eq!(contract.check(data.event_type(), &json), Ok(()));
+        }
     }
+}
+
+#[test]
+fn data_of_every_type_is_read_back_as_it_was_written() {
+    for data in samples() {
+        let json = data.to_json(Some(&metadata())).unwrap();
+        assert!(json.ends_with(r#","metadata":{"job":"render-881"}}"#), "{json}");
+        assert_eq!(EventData::parse(data.event_type(), &json).unwrap(), data);
+    }
+    assert!(EventData::parse(EventType::LowCreditWarning, "{}").is_err());
 }
 
 /// Every member of an object, and of those within, as JSON pointers.
@@ -214,7 +240,7 @@ fn data_with_any_one_field_of_another_form_fails_and_the_field_is_named_but_not_
         for field in fields {
             let mut broken = good.clone();
             *broken.pointer_mut(&field).unwrap() = json!(987.25);
-            let violation = contract.check_json(data.event_type(), &broken.to_string()).unwrap_err();
+            let violation = contract.check(data.event_type(), &broken.to_string()).unwrap_err();
             assert_eq!(violation.event_type, data.event_type());
             assert!(!violation.detail.contains("987"), "{violation}");
             assert!(field.starts_with(&violation.pointer), "{field} {violation}");
@@ -223,7 +249,7 @@ fn data_with_any_one_field_of_another_form_fails_and_the_field_is_named_but_not_
             let mut broken = good.clone();
             broken.as_object_mut().unwrap().remove(missing);
             let is_required = event_schema(data.event_type())["required"].as_array().unwrap().contains(&json!(missing));
-            assert_eq!(contract.check_json(data.event_type(), &broken.to_string()).is_err(), is_required, "{missing}");
+            assert_eq!(contract.check(data.event_type(), &broken.to_string()).is_err(), is_required, "{missing}");
         }
     }
 }
@@ -232,8 +258,8 @@ fn data_with_any_one_field_of_another_form_fails_and_the_field_is_named_but_not_
 fn an_amount_is_a_decimal_string_and_nothing_else() {
     let contract = Contract::new();
     let check = |amount: Value| {
-        let data = json!({"threshold_credits": amount, "available_credits": "0"});
-        contract.check_json(EventType::LowCreditWarning, &data.to_string()).is_ok()
+        let data = json!({"threshold_credits": amount, "available_credits": "0", "current_credits": "0"});
+        contract.check(EventType::LowCreditWarning, &data.to_string()).is_ok()
     };
     for good in [json!("12.5"), json!("0"), json!("-1.000001"), json!("1000000000000")] {
         assert!(check(good.clone()), "{good}");
@@ -245,16 +271,16 @@ fn an_amount_is_a_decimal_string_and_nothing_else() {
 
 #[test]
 fn an_unknown_field_is_allowed_because_fields_may_be_added() {
-    let data = r#"{"threshold_credits":"1","available_credits":"0","new":true}"#;
-    assert_eq!(Contract::new().check_json(EventType::LowCreditWarning, data), Ok(()));
+    let data = r#"{"threshold_credits":"1","available_credits":"0","current_credits":"0","new":true}"#;
+    assert_eq!(Contract::new().check(EventType::LowCreditWarning, data), Ok(()));
 }
 
 #[test]
 fn every_document_is_a_schema_of_its_own_with_an_id() {
-    let schemas = EventType::ALL.iter().map(|event_type| event_schema(*event_type)).chain([envelope_schema()]);
+    let schemas = EventType::ALL.iter().map(|event_type| event_schema(*event_type)).chain([attributes_schema()]);
     for schema in schemas {
         jsonschema::meta::validate(&schema).unwrap();
-        assert!(schema["$id"].as_str().unwrap().starts_with("urn:visionscope:event:"), "{schema}");
+        assert!(schema["$id"].as_str().unwrap().starts_with("urn:visionscope:event"), "{schema}");
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
         let text = schema.to_string();
         assert!(!text.contains("#/components/") && !text.contains("\"additionalProperties\":false"), "{text}");
@@ -262,8 +288,13 @@ fn every_document_is_a_schema_of_its_own_with_an_id() {
 }
 
 #[test]
-fn an_envelope_passes_its_schema_with_and_without_its_optional_fields() {
-    let validator = jsonschema::options().should_validate_formats(true).build(&envelope_schema()).unwrap();
+fn a_published_event_passes_its_schema_with_and_without_its_optional_attributes() {
+    let validator = jsonschema::options().should_validate_formats(true).build(&attributes_schema()).unwrap();
+    let source = EventSource::new("urn:visionscope:billing").unwrap();
+    let is_valid = |record: &EventRecord| {
+        let event: CloudEvent = record.to_cloud_event(&source).unwrap();
+        validator.is_valid(&serde_json::to_value(event).unwrap())
+    };
     let mut record = EventRecord {
         event_id: EventId(Uuid::from_u128(1)),
         event_type: EventType::LowCreditWarning,
@@ -276,16 +307,26 @@ fn an_envelope_passes_its_schema_with_and_without_its_optional_fields() {
         correlation_id: "request-1".into(),
         causation_id: Uuid::from_u128(3),
         traceparent: None,
-        metadata: None,
-        data: r#"{"threshold_credits":"1","available_credits":"0"}"#.into(),
+        data: r#"{"threshold_credits":"1","available_credits":"0","current_credits":"0"}"#.into(),
     };
-    assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+    assert!(is_valid(&record));
+    let text = record.to_cloud_event_json(&source).unwrap();
+    assert_eq!(text, AS_PUBLISHED, "the text of a stored event never changes");
     record.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
-    record.metadata = Some(r#"{"job":"render-881"}"#.into());
-    assert!(validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+    assert!(is_valid(&record));
     record.data = "[]".into();
-    assert!(!validator.is_valid(&serde_json::to_value(record.to_envelope().unwrap()).unwrap()));
+    assert!(!is_valid(&record));
 }
+
+const AS_PUBLISHED: &str = concat!(
+    r#"{"specversion":"1.0","id":"00000000-0000-0000-0000-000000000001","source":"urn:visionscope:billing","#,
+    r#""type":"LowCreditWarning","subject":"00000000-0000-0000-0000-000000000002","#,
+    r#""time":"2026-01-01T00:00:00.000001Z","datacontenttype":"application/json","#,
+    r#""dataschema":"urn:visionscope:event:LowCreditWarning:1","partition":0,"sequence":"0000000000000000001","#,
+    r#""workspaceid":"00000000-0000-0000-0000-000000000002","workspaceseq":"0000000000000000001","#,
+    r#""correlationid":"request-1","causationid":"00000000-0000-0000-0000-000000000003","schemaversion":1,"#,
+    r#""data":{"threshold_credits":"1","available_credits":"0","current_credits":"0"}}"#
+);
 
 /// Run with `--ignored --nocapture` to see what a check costs.
 #[test]
@@ -295,7 +336,8 @@ fn what_a_check_costs() {
     let contract = Contract::new();
     for data in samples() {
         let started = Instant::now();
-        (0..ROUNDS).for_each(|_| contract.check(&data).unwrap());
+        let json = data.to_json(None).unwrap();
+        (0..ROUNDS).for_each(|_| contract.check(data.event_type(), &json).unwrap());
         println!("{:>22} {:?}", data.event_type().as_str(), started.elapsed() / ROUNDS);
     }
 }

@@ -42,7 +42,7 @@ pub fn event(c: &mut Criterion) {
     let (mut world, _) = World::of(1);
     let envelope = world.deductions(1).remove(0);
     let data = consumed(&world, &envelope);
-    c.bench_function("event/check_and_write", |b| b.iter(|| world.contract.write(black_box(&data)).unwrap()));
+    c.bench_function("event/check_and_write", |b| b.iter(|| world.contract.write(black_box(&data), None).unwrap()));
 }
 
 /// The data of the event that a deduction raises.

@@ -7,6 +7,12 @@
 
 -- Catalogue ------------------------------------------------------------------------------------------
 
+-- What all servers of this database must agree on, from the first start on.
+create table settings (
+    name  text primary key,
+    value text not null
+);
+
 create table plans (
     plan_code  text        primary key,
     source     text        not null check (source in ('file', 'api')),
@@ -223,7 +229,6 @@ create table event_outbox (
     correlation_id text        not null,
     causation_id   uuid        not null,
     traceparent    text,
-    metadata       text,
     data           text        not null,
     primary key (partition_id, seq)
 );

@@ -8,6 +8,12 @@
 
 -- Catalogue ------------------------------------------------------------------------------------------
 
+-- What all servers of this database must agree on, from the first start on.
+create table settings (
+    name  text primary key not null,
+    value text not null
+) strict, without rowid;
+
 create table plans (
     plan_code  text    primary key not null,
     source     text    not null check (source in ('file', 'api')),
@@ -224,7 +230,6 @@ create table event_outbox (
     correlation_id text    not null,
     causation_id   blob    not null check (length(causation_id) = 16),
     traceparent    text,
-    metadata       text,
     data           text    not null,
     primary key (partition_id, seq)
 ) strict;
@@ -259,7 +264,7 @@ create table stream_batches (
 
 create view event_outbox_published as
 select e.partition_id, e.seq, e.event_id, e.workspace_id, e.workspace_seq, e.event_type, e.schema_version,
-    e.recorded_at, e.correlation_id, e.causation_id, e.traceparent, e.metadata, e.data,
+    e.recorded_at, e.correlation_id, e.causation_id, e.traceparent, e.data,
     e.published_at is not null as published, e.published_at
 from (
     select o.*, (

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::config::plans::PlansError;
 use crate::demo::DemoError;
+use crate::domain::cloud_event::EventSource;
 use crate::http::auth::AuthConfigError;
 use crate::store::StoreError;
 use crate::stream::StreamError;
@@ -26,6 +27,10 @@ pub enum StartError {
     Auth(#[from] AuthConfigError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error(
+        "events.source: is {configured}, but the events of this database have the source {stored}, which never changes"
+    )]
+    EventSource { configured: EventSource, stored: EventSource },
     #[error("there is no database at {0} (database.path)")]
     NoDatabase(PathBuf),
     #[error("auth.keys holds no HS256 key to sign with")]

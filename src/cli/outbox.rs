@@ -7,12 +7,12 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::outcome::Outcome;
-use crate::app::{open_existing_store, open_stream};
+use crate::app::{event_source, open_existing_store, open_stream};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::ids::{PARTITIONS, Partition};
 use crate::outbox::{rebuild, status, verify};
-use crate::store::Outbox;
+use crate::store::{Outbox, Store};
 use crate::stream::EventStream;
 
 #[derive(Debug, Subcommand)]
@@ -48,21 +48,40 @@ impl Selection {
 }
 
 pub(super) async fn run(config: &Config, action: &Action) -> Outcome {
-    let Some(stream) = open_stream(config)? else {
-        bail!("redis.url is not set: there are no streams");
-    };
     let store = open_existing_store(config).await?;
-    let outcome = match action {
-        Action::Status => print_status(&*store, &*stream).await,
-        Action::Verify(selection) => print_verdict(&*store, &*stream, &selection.partitions()).await,
+    let outcome = run_on(config, &store, action).await;
+    store.close().await;
+    outcome
+}
+
+async fn run_on(config: &Config, store: &Arc<dyn Store>, action: &Action) -> Outcome {
+    let source = event_source(config, &**store).await?;
+    let stream = open_stream(config, &source)?;
+    let Some(stream) = stream else {
+        return match action {
+            Action::Status => print_unpublished(&**store).await,
+            Action::Verify(_) | Action::Rebuild { .. } => bail!("redis.url is not set: there are no streams"),
+        };
+    };
+    match action {
+        Action::Status => print_status(&**store, &*stream).await,
+        Action::Verify(selection) => print_verdict(&**store, &*stream, &selection.partitions()).await,
         Action::Rebuild { selection, wait_s } => {
-            let outbox: Arc<dyn Outbox> = store.clone();
+            let outbox: Arc<dyn Outbox> = Arc::clone(store) as Arc<dyn Store>;
             let within = Duration::from_secs(*wait_s);
             print_rebuild(outbox, stream, &selection.partitions(), within).await
         }
-    };
-    store.close().await;
-    outcome
+    }
+}
+
+/// Without Redis, the events wait in the outbox, and that is no error.
+async fn print_unpublished(outbox: &dyn Outbox) -> Outcome {
+    let heads = outbox.heads().await.context("the status cannot be read")?;
+    let events: i64 = heads.iter().map(|head| head.seq).sum();
+    println!(
+        "redis.url is not set, so nothing is published. The outbox has {events} events; GET /v1/events reads them."
+    );
+    Ok(true)
 }
 
 async fn print_status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Outcome {

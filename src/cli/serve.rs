@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::outcome::Outcome;
-use crate::app::{App, Purpose, open_store};
+use crate::app::{App, Purpose, event_source, open_store};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 
@@ -35,6 +35,7 @@ pub(super) async fn migrate(config: &Config) -> Outcome {
     let plans = config.read_plans()?;
     let store = open_store(config, Purpose::Command).await?;
     store.migrate().await?;
+    event_source(config, &*store).await?;
     store.put_plans(&plans, SystemClock.now()).await?;
     store.close().await;
     println!("The database is up to date; {} plans are stored.", plans.len());

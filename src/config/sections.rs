@@ -8,6 +8,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::domain::cloud_event::EventSource;
+
 /// The whole configuration, with all bounds checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +17,7 @@ pub struct Config {
     pub server: Server,
     pub database: Database,
     pub redis: Redis,
+    pub events: Events,
     pub auth: Auth,
     pub engine: Engine,
     pub publisher: Publisher,
@@ -75,6 +78,14 @@ pub struct Redis {
     pub pool_size: u32,
     pub response_timeout_ms: u64,
     pub connect_timeout_ms: u64,
+}
+
+/// What events say about this server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    /// Stored in the database at the first start. It never changes.
+    pub source: EventSource,
 }
 
 /// How bearer tokens are checked.

@@ -7,24 +7,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::change_set::{ChangeSet, Rows};
+use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
-use super::commands::{Decision, Effects, Envelope, decide};
+use super::commands::{Decision, Effects, Envelope, MAX_DUE_COMMANDS, decide};
 use super::counter::CounterSubject;
-use super::event::{EventData, EventRecord};
+use super::event::EventData;
 use super::grant::Grant;
 use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
+use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
 use super::snapshot::{Snapshot, WorkspaceState};
-use super::subscription::PendingChange;
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
 use super::workspace::FeatureOverride;
-
-/// How many `AdvancePeriod` commands may run before one command. Together they pass up to 36 × 36 periods,
-/// which is more than a century of months.
-const MAX_ADVANCES: usize = 36;
 
 /// The result of one command of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +59,9 @@ pub trait Render: Send + Sync {
 #[error("event data does not match its schema: {0}")]
 pub struct InvalidEvent(pub String);
 
-/// Serializes the data of an event and checks it against its schema.
+/// Serializes the data of an event with the metadata of its command, and checks it against its schema.
 pub trait EventWriter: Send + Sync {
-    fn write(&self, data: &EventData) -> Result<String, InvalidEvent>;
+    fn write(&self, data: &EventData, metadata: Option<&Metadata>) -> Result<String, InvalidEvent>;
 }
 
 /// Whether a row was created in this batch: it is inserted, not updated.
@@ -76,6 +73,21 @@ struct ChangedRows {
     grants: BTreeMap<GrantId, IsNew>,
     counters: BTreeMap<CounterSubject, IsNew>,
     has_subscription: bool,
+}
+
+impl ChangedRows {
+    /// Adds the rows that a command changes. `state` is the one before it.
+    fn add(&mut self, effects: &Effects, state: &WorkspaceState) {
+        self.has_subscription |= effects.subscription.is_some();
+        for subject in effects.counters.keys() {
+            let is_new = || state.counter(subject).is_none();
+            self.counters.entry(subject.clone()).or_insert_with(is_new);
+        }
+        for grant in effects.changed_grants.values() {
+            self.grants.entry(grant.grant_id).or_insert(false);
+        }
+        self.grants.extend(effects.added_grants.iter().map(|grant| (grant.grant_id, true)));
+    }
 }
 
 /// The current states of a batch, and the rows that it will write.
@@ -116,7 +128,7 @@ impl<'a> Batch<'a> {
             let answer = || Rendered { status: recorded.status.unsigned_abs(), body: recorded.body.clone() };
             return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
         }
-        if let Some(rejection) = self.pass_boundaries(envelope)? {
+        if let Some(rejection) = self.do_due_work(envelope)? {
             let answer = self.render.rejection(&rejection);
             return Ok(Outcome::Refused { rejection, answer });
         }
@@ -147,11 +159,11 @@ impl<'a> Batch<'a> {
         decided.or_else(|| self.snapshot.commands.get(key))
     }
 
-    /// Runs `AdvancePeriod` until the current period contains the command, because one command passes a bounded
-    /// number of boundaries. Returns the rejection if one is refused: the command itself is then not decided.
-    fn pass_boundaries(&mut self, envelope: &Envelope) -> Result<Option<Rejection>, InvalidEvent> {
+    /// Runs the internal commands that are due before this one. Returns the rejection if one is refused: the command
+    /// itself is then not decided.
+    fn do_due_work(&mut self, envelope: &Envelope) -> Result<Option<Rejection>, InvalidEvent> {
         let mut cause = envelope.message_id;
-        for _ in 0..MAX_ADVANCES {
+        for _ in 0..MAX_DUE_COMMANDS {
             cause = cause.of_internal_command();
             let Some(prerequisite) = envelope.prerequisite(&self.snapshot, cause) else { break };
             if let Outcome::Refused { rejection, .. } = self.run(&prerequisite)? {
@@ -214,7 +226,8 @@ impl<'a> Batch<'a> {
     ) -> Result<(), InvalidEvent> {
         let mut written = Vec::with_capacity(effects.events.len());
         for (event_id, data) in &effects.events {
-            written.push((*event_id, data.event_type(), self.events.write(data)?));
+            let text = self.events.write(data, envelope.metadata.as_ref())?;
+            written.push((*event_id, data.event_type(), text));
         }
         let workspace_id = envelope.workspace_id;
         let recorded_at = effects.recorded_at;
@@ -233,7 +246,6 @@ impl<'a> Batch<'a> {
                 correlation_id: envelope.correlation_id.clone(),
                 causation_id: envelope.message_id.0,
                 traceparent: envelope.traceparent.clone(),
-                metadata: envelope.metadata.as_ref().map(super::metadata::Metadata::to_json),
                 data,
             });
         }
@@ -281,65 +293,20 @@ impl<'a> Batch<'a> {
         (head.seq, workspace_seq)
     }
 
-    fn apply(&mut self, workspace_id: WorkspaceId, effects: Effects) {
+    fn apply(&mut self, workspace_id: WorkspaceId, mut effects: Effects) {
         self.workspaces.entry(workspace_id).or_insert(effects.workspace.is_some());
-        self.changes.ledger_entries.extend(effects.entries);
-        self.changes.usage_logs.extend(effects.usage_log);
-        self.changes.periods.extend(effects.periods);
-        if let (Some(workspace), Some(subscription), Some(plan)) =
-            (&effects.workspace, &effects.subscription, &effects.plan)
-        {
-            let state = WorkspaceState {
-                workspace: workspace.clone(),
-                credits: effects.credits.clone(),
-                subscription: subscription.clone(),
-                plan: plan.clone(),
-                pending_plan: None,
-                feature_overrides: effects.feature_overrides.clone(),
-                counters: Vec::new(),
-                grants: Vec::new(),
-            };
+        self.changes.ledger_entries.append(&mut effects.entries);
+        self.changes.usage_logs.extend(effects.usage_log.take());
+        self.changes.periods.append(&mut effects.periods);
+        if let Some(state) = effects.new_state() {
             self.snapshot.workspaces.insert(workspace_id, Box::new(state));
         }
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
-        let changed = self.changed.entry(workspace_id).or_default();
-        state.credits = effects.credits;
-        if let Some(subscription) = effects.subscription {
-            changed.has_subscription = true;
-            if !matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
-                state.pending_plan = None;
-            }
-            state.subscription = subscription;
-        }
-        if let Some(plan) = effects.plan {
-            state.plan = plan;
-        }
-        if effects.pending_plan.is_some() {
-            state.pending_plan = effects.pending_plan;
-        }
-        for counter in effects.counters.into_values() {
-            let subject = counter.subject.clone();
-            let is_new = state.put_counter(counter);
-            changed.counters.entry(subject).or_insert(is_new);
-        }
-        let mut is_reordered = !effects.added_grants.is_empty();
-        for (index, grant) in effects.changed_grants {
-            let Some(slot) = state.grants.get_mut(index) else { continue };
-            changed.grants.entry(grant.grant_id).or_insert(false);
-            is_reordered |= slot.expires_at != grant.expires_at;
-            *slot = grant;
-        }
-        for grant in effects.added_grants {
-            changed.grants.insert(grant.grant_id, true);
-            // Later commands of this batch cannot use the same payment again.
-            let payment = grant.payment_reference.clone().map(|reference| (workspace_id, reference));
-            self.snapshot.payments.extend(payment);
-            state.grants.push(grant);
-        }
-        self.closed_grants.extend(state.grants.extract_if(.., |grant| !grant.is_open()));
-        if is_reordered {
-            state.grants.sort_by(Grant::cmp_burn_order);
-        }
+        self.changed.entry(workspace_id).or_default().add(&effects, state);
+        // Later commands of this batch cannot use the same payment again.
+        let payments = effects.added_grants.iter().filter_map(|grant| grant.payment_reference.clone());
+        self.snapshot.payments.extend(payments.map(|reference| (workspace_id, reference)));
+        self.closed_grants.extend(state.apply(effects));
     }
 }
 

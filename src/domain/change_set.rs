@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
 use super::counter::UsageCounter;
-use super::event::EventRecord;
 use super::grant::Grant;
 use super::ids::{CommandId, SubscriptionId, WorkspaceId};
 use super::ledger::LedgerEntry;

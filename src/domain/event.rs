@@ -1,27 +1,27 @@
-//! Events: immutable facts, in the form in which they are published.
+//! Events: immutable facts. Their data, in the form in which it is stored and published; the attributes around it are
+//! in [`super::cloud_event`].
 //!
 //! The types here are the contract: the JSON Schemas in `openapi/events/` are generated from them. A field may be
 //! added. To remove or rename one, or to change its meaning, raise the `schema_version`.
+//!
+//! Every event carries `current_credits`: the balance after what the event itself tells. So the events of a workspace
+//! can be summed up ([`EventData::balance_change`]), and whoever does it can see after each that nothing is missing.
 //!
 //! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry),
 //! `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
-use super::credits::{Credits, Quantity};
+use super::credits::{Credits, OutOfRange, Quantity};
 use super::grant::GrantSource;
-use super::ids::{EventId, GrantId, Partition, WorkspaceId};
-pub use super::metadata::Metadata;
+use super::ids::GrantId;
+use super::metadata::Metadata;
 use super::period::Period;
 use super::plan::FeatureTerms;
 use super::subscription::{CreditPolicy, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
-
-/// The name of this service in published events.
-pub const SERVICE_NAME: &str = "visionscope-billing";
 
 /// Declares all events: the enum of their types, the enum of their data, and the mapping between them.
 macro_rules! events {
@@ -67,6 +67,17 @@ macro_rules! events {
             pub const fn event_type(&self) -> EventType {
                 match self { $(Self::$name(_) => EventType::$name),+ }
             }
+
+            /// The balance after what the event tells.
+            #[must_use]
+            pub const fn current_credits(&self) -> Credits {
+                match self { $(Self::$name(data) => data.current_credits),+ }
+            }
+
+            /// Parses the data of a stored or published event. Fields that this version does not know are ignored.
+            pub fn parse(event_type: EventType, json: &str) -> serde_json::Result<Self> {
+                match event_type { $(EventType::$name => serde_json::from_str::<$name>(json).map(Self::$name)),+ }
+            }
         }
 
         $(impl From<$name> for EventData {
@@ -87,6 +98,38 @@ events! {
     WorkspaceProvisioned 1,
 }
 
+impl EventData {
+    /// What the event tells was added to the balance, or taken from it.
+    pub fn balance_change(&self) -> Result<Credits, OutOfRange> {
+        let (added, taken) = match self {
+            Self::CreditConsumed(data) => (Credits::ZERO, data.credits),
+            Self::CreditsPurchased(data) => (data.credits.plus(data.bonus_credits)?, Credits::ZERO),
+            Self::CreditsExpired(data) => (Credits::ZERO, data.credits),
+            Self::CreditReset(data) => (data.granted, data.expired),
+            Self::SubscriptionChanged(data) => (data.credits_granted, data.credits_removed),
+            Self::WorkspaceProvisioned(data) => (data.granted, Credits::ZERO),
+            Self::CreditLimitExceeded(_) | Self::LowCreditWarning(_) | Self::UsageLimitExceeded(_) => {
+                (Credits::ZERO, Credits::ZERO)
+            }
+        };
+        added.minus(taken)
+    }
+
+    /// The JSON that is stored and published: the fields of the event, and `metadata` if its command has some.
+    pub fn to_json(&self, metadata: Option<&Metadata>) -> serde_json::Result<String> {
+        serde_json::to_string(&Published { data: self, metadata })
+    }
+}
+
+/// The data of an event with the metadata of its command.
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(flatten)]
+    data: &'a EventData,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a Metadata>,
+}
+
 impl EventType {
     #[must_use]
     pub fn from_stored(text: &str) -> Option<Self> {
@@ -95,7 +138,7 @@ impl EventType {
 }
 
 /// The part of a deduction or an expiry that was taken from one grant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GrantShare {
     pub grant_id: GrantId,
     pub source: GrantSource,
@@ -103,7 +146,7 @@ pub struct GrantShare {
 }
 
 /// A deduction was accepted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditConsumed {
     pub feature_code: FeatureCode,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,7 +166,7 @@ pub struct CreditConsumed {
 }
 
 /// A deduction was refused because there are not enough credits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditLimitExceeded {
     pub feature_code: FeatureCode,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,18 +174,20 @@ pub struct CreditLimitExceeded {
     pub requested_credits: Credits,
     /// What could have been spent on this feature, the overdraft included.
     pub available_credits: Credits,
+    pub current_credits: Credits,
 }
 
 /// The available credits fell to or below a threshold of the plan. Raised once, until the balance
 /// has been above the threshold again or a new period has begun.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LowCreditWarning {
     pub threshold_credits: Credits,
     pub available_credits: Credits,
+    pub current_credits: Credits,
 }
 
 /// What a limit applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitScope {
     Feature,
@@ -152,7 +197,7 @@ pub enum LimitScope {
 }
 
 /// A deduction was refused at a hard limit, or was the first in this period to exceed a soft limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageLimitExceeded {
     pub scope: LimitScope,
     pub feature_code: FeatureCode,
@@ -171,10 +216,12 @@ pub struct UsageLimitExceeded {
     /// The length of the window in seconds, if the scope is `window`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window_s: Option<u32>,
+    /// The balance. A refusal does not change it, and a soft limit is reported after the deduction.
+    pub current_credits: Credits,
 }
 
 /// Credits were bought.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditsPurchased {
     pub grant_id: GrantId,
     pub credits: Credits,
@@ -194,7 +241,7 @@ pub struct CreditsPurchased {
 }
 
 /// Unspent credits expired.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditsExpired {
     pub credits: Credits,
     pub grants: Vec<GrantShare>,
@@ -202,7 +249,7 @@ pub struct CreditsExpired {
 }
 
 /// A billing period began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditReset {
     pub period: Period,
     pub plan_code: PlanCode,
@@ -220,7 +267,7 @@ pub struct CreditReset {
 }
 
 /// What happened to a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionChangeKind {
     /// Another plan is in force.
@@ -238,7 +285,7 @@ pub enum SubscriptionChangeKind {
 }
 
 /// What was scheduled for the period's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduledKind {
     Change,
@@ -246,7 +293,7 @@ pub enum ScheduledKind {
 }
 
 /// A subscription at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SubscriptionSummary {
     pub plan_code: PlanCode,
     pub plan_version: i32,
@@ -256,7 +303,7 @@ pub struct SubscriptionSummary {
 }
 
 /// How the terms of one feature changed. Without `before`, the feature is new.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FeatureChange {
     pub feature_code: FeatureCode,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,7 +312,7 @@ pub struct FeatureChange {
 }
 
 /// A subscription changed, or a change was scheduled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SubscriptionChanged {
     pub change: SubscriptionChangeKind,
     pub effective_at: Timestamp,
@@ -291,7 +338,7 @@ pub struct SubscriptionChanged {
 }
 
 /// A workspace was created and subscribed to its first plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkspaceProvisioned {
     pub name: Label,
     pub time_zone: String,
@@ -300,76 +347,5 @@ pub struct WorkspaceProvisioned {
     pub period: Period,
     /// The first allowance.
     pub granted: Credits,
-}
-
-/// An event as it is stored, with its numbers in the partition and in the workspace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EventRecord {
-    pub event_id: EventId,
-    pub event_type: EventType,
-    pub schema_version: i16,
-    pub partition: Partition,
-    pub seq: i64,
-    pub workspace_id: WorkspaceId,
-    pub workspace_seq: i64,
-    pub recorded_at: Timestamp,
-    pub correlation_id: String,
-    pub causation_id: Uuid,
-    pub traceparent: Option<String>,
-    /// JSON, as the caller sent it.
-    pub metadata: Option<String>,
-    /// JSON of one of the types above.
-    pub data: String,
-}
-
-/// An event as consumers get it, from a stream or from the API.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct EventEnvelope {
-    pub event_id: EventId,
-    pub event_type: EventType,
-    /// The version of the schema of `data`.
-    pub schema_version: i16,
-    pub service_name: String,
-    pub partition: Partition,
-    /// Gap-free within the partition, from 1.
-    pub seq: i64,
-    pub workspace_id: WorkspaceId,
-    /// Gap-free within the workspace, from 1: a consumer that misses a number missed an event.
-    pub workspace_seq: i64,
-    pub occurred_at: Timestamp,
-    pub correlation_id: String,
-    /// The id of the command that caused it.
-    pub causation_id: Uuid,
-    /// W3C Trace Context of the request that caused it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub traceparent: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Metadata>)]
-    pub metadata: Option<Box<serde_json::value::RawValue>>,
-    /// By event type: see `openapi/events/`.
-    #[schema(value_type = Object)]
-    pub data: Box<serde_json::value::RawValue>,
-}
-
-impl EventRecord {
-    /// The envelope in its only form, so that the entries of a stream can be compared byte for byte.
-    pub fn to_envelope(&self) -> Result<EventEnvelope, serde_json::Error> {
-        let raw = |json: &str| serde_json::value::RawValue::from_string(json.to_owned());
-        Ok(EventEnvelope {
-            event_id: self.event_id,
-            event_type: self.event_type,
-            schema_version: self.schema_version,
-            service_name: SERVICE_NAME.to_owned(),
-            partition: self.partition,
-            seq: self.seq,
-            workspace_id: self.workspace_id,
-            workspace_seq: self.workspace_seq,
-            occurred_at: self.recorded_at,
-            correlation_id: self.correlation_id.clone(),
-            causation_id: self.causation_id,
-            traceparent: self.traceparent.clone(),
-            metadata: self.metadata.as_deref().map(raw).transpose()?,
-            data: raw(&self.data)?,
-        })
-    }
+    pub current_credits: Credits,
 }

@@ -120,6 +120,12 @@ impl Grant {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
+    /// Whether `ExpireGrants` has to book the expiry. The grants of a period are closed with the period instead.
+    #[must_use]
+    pub fn is_expiry_due(&self, now: Timestamp) -> bool {
+        self.is_expired(now) && self.remaining.is_positive() && !self.source.is_periodic()
+    }
+
     /// Whether a command with these times can spend the grant, whatever its feature scope.
     #[must_use]
     pub fn is_spendable(&self, times: CommandTimes) -> bool {

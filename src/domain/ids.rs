@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::time::Timestamp;
+
 macro_rules! uuid_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -54,18 +56,42 @@ uuid_type!(
 
 impl CommandId {
     /// The id of an internal command that this command causes. The ids derived from both must not collide, so the
-    /// random bits are mixed (with the finalizer of SplitMix64, which is a bijection) instead of taken from the
-    /// same sequence.
+    /// random bits are mixed instead of taken from the same sequence.
     #[must_use]
     pub fn of_internal_command(self) -> Self {
-        let bits = self.0.as_u128();
-        let mut low = u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
-        low = (low ^ (low >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        low = (low ^ (low >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        low ^= low >> 31;
-        let variant = (low & (u64::MAX >> 2)) | (0b10 << 62);
-        Self(Uuid::from_u128((bits & !u128::from(u64::MAX)) | u128::from(variant)))
+        Self(with_random_bits(self.0, mix(low_bits(self.0))))
     }
+}
+
+impl GrantId {
+    /// The id of a grant that is issued when a period begins: `number` counts the grants of that period. It depends on
+    /// nothing else, so a read can show the grants of a period that has begun and is not recorded yet.
+    #[must_use]
+    pub fn of_period(subscription_id: SubscriptionId, period_start: Timestamp, number: u8) -> Self {
+        const VERSION_7: u128 = 7 << 76;
+        let micros = u64::try_from(period_start.micros()).unwrap_or_default();
+        let time = (u128::from(micros / 1000) << 80) | VERSION_7 | (u128::from(micros % 1000) << 64);
+        let seed = mix(low_bits(subscription_id.0)).wrapping_add(micros);
+        Self(with_random_bits(Uuid::from_u128(time), mix(mix(seed).wrapping_add(u64::from(number)))))
+    }
+}
+
+/// The half of an id with its variant and its 62 random bits.
+fn low_bits(id: Uuid) -> u64 {
+    u64::try_from(id.as_u128() & u128::from(u64::MAX)).unwrap_or_default()
+}
+
+/// The same id with other random bits.
+fn with_random_bits(id: Uuid, bits: u64) -> Uuid {
+    let variant = (bits & (u64::MAX >> 2)) | (0b10 << 62);
+    Uuid::from_u128((id.as_u128() & !u128::from(u64::MAX)) | u128::from(variant))
+}
+
+/// The finalizer of SplitMix64: a bijection that lets no two similar numbers stay similar.
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 /// The number of partitions. It can never change for an existing database, because the hash below and the
@@ -117,26 +143,21 @@ impl Partition {
 /// are the base's random bits, changed by a counter through a bijection, so that no two ids are equal.
 #[derive(Debug)]
 pub struct IdSequence {
-    base: u128,
+    base: Uuid,
     next: u64,
 }
 
 impl IdSequence {
     #[must_use]
     pub fn new(base: CommandId) -> Self {
-        Self { base: base.0.as_u128(), next: 0 }
+        Self { base: base.0, next: 0 }
     }
 
     /// The next id: a version 7 UUID (RFC 9562) when the base is one.
     pub fn draw(&mut self) -> Uuid {
-        const VARIANT_AND_RANDOM: u128 = (1 << 64) - 1;
         self.next += 1;
-        let low = u64::try_from(self.base & VARIANT_AND_RANDOM).unwrap_or_default();
         // An odd multiplier permutes the 62 random bits; the counter makes each step another one.
-        let moved =
-            (low & (u64::MAX >> 2)).wrapping_add(self.next.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & (u64::MAX >> 2);
-        let variant = 0b10_u64 << 62;
-        Uuid::from_u128((self.base & !VARIANT_AND_RANDOM) | u128::from(variant | moved))
+        with_random_bits(self.base, low_bits(self.base).wrapping_add(self.next.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 }
 
@@ -166,6 +187,20 @@ mod tests {
         let internal = base.of_internal_command();
         assert_eq!(internal.0.get_version_num(), 7);
         assert!(draw(base).is_disjoint(&draw(internal)));
+    }
+
+    #[test]
+    fn the_grants_of_a_period_have_ids_of_their_own_with_the_time_of_its_start() {
+        let of = |subscription: u128, micros: i64, number: u8| {
+            GrantId::of_period(SubscriptionId(Uuid::from_u128(subscription)), Timestamp::from_micros(micros), number).0
+        };
+        let start = 1_767_225_600_123_456;
+        assert_eq!(of(1, start, 0), of(1, start, 0));
+        let ids = [of(1, start, 0), of(1, start, 1), of(2, start, 0), of(1, start + 1, 0), of(1, start + 1000, 0)];
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+        assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+        assert!(ids.is_sorted_by_key(|id| id.as_u128() >> 64));
+        assert_eq!(of(1, start, 0).get_timestamp().unwrap().to_unix(), (1_767_225_600, 123_000_000));
     }
 
     #[test]

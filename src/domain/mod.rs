@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod change_set;
+pub mod cloud_event;
 pub mod command_record;
 pub mod commands;
 pub mod counter;

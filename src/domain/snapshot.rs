@@ -148,17 +148,11 @@ impl WorkspaceState {
         self.counters.get(index)
     }
 
-    /// Inserts a counter or replaces the one of the same subject. Returns whether it is new.
-    pub fn put_counter(&mut self, counter: UsageCounter) -> bool {
+    /// Inserts a counter or replaces the one of the same subject.
+    pub fn put_counter(&mut self, counter: UsageCounter) {
         match self.counters.binary_search_by(|existing| existing.subject.cmp(&counter.subject)) {
-            Ok(index) => {
-                self.counters[index] = counter;
-                false
-            }
-            Err(index) => {
-                self.counters.insert(index, counter);
-                true
-            }
+            Ok(index) => self.counters[index] = counter,
+            Err(index) => self.counters.insert(index, counter),
         }
     }
 

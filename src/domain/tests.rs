@@ -8,15 +8,17 @@ use uuid::Uuid;
 
 use super::batch::{Batch, EventWriter, InvalidEvent, Outcome, Render, Rendered};
 use super::change_set::ChangeSet;
+use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
 use super::commands::{
     CancelSubscription, Charge, Command, DeductCredits, Envelope, ProcessSubscriptionChange, ProvisionWorkspace,
     PurchaseCredits,
 };
-use super::event::{EventData, EventRecord, EventType};
+use super::event::{EventData, EventType};
 use super::grant::Currency;
 use super::ids::{CommandId, WorkspaceId};
 use super::ledger::{Account, LedgerEntry};
+use super::metadata::Metadata;
 use super::plan::PlanVersion;
 use super::receipt::Receipt;
 use super::rejection::Rejection;
@@ -40,8 +42,8 @@ impl Render for PlainRender {
 }
 
 impl EventWriter for PlainRender {
-    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
-        serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string()))
+    fn write(&self, data: &EventData, metadata: Option<&Metadata>) -> Result<String, InvalidEvent> {
+        data.to_json(metadata).map_err(|error| InvalidEvent(error.to_string()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::batch::{EventWriter, Render};
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::store::Store;
 
 /// Called after each commit with the events that it wrote, in the order of each partition's `seq`.

@@ -3,6 +3,7 @@
 //! It loads nothing from other hosts, which a strict Content-Security-Policy enforces. It has no session: to try a
 //! request, a user pastes a bearer token.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY};
@@ -10,21 +11,23 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use utoipa_swagger_ui::Config;
 
 use super::problem::{Code, Problem};
+use super::representation::Representation;
+use super::state::AppState;
 
 /// The path of the page.
 pub const ROOT: &str = "/docs";
 /// The files of the page. The page itself has an empty name.
 pub const FILES: &str = "/docs/{file:.*}";
-/// The files that the page loads. No other file of the bundle is served.
-const SERVED: [&str; 8] = [
-    "",
-    "index.html",
-    "index.css",
-    "swagger-ui.css",
-    "swagger-ui-bundle.js",
-    "swagger-ui-standalone-preset.js",
-    "swagger-initializer.js",
-    "favicon-32x32.png",
+/// The files that the page loads, and their media types. No other file of the bundle is served.
+const SERVED: [(&str, &str); 8] = [
+    ("", "text/html; charset=utf-8"),
+    ("index.html", "text/html; charset=utf-8"),
+    ("index.css", "text/css"),
+    ("swagger-ui.css", "text/css"),
+    ("swagger-ui-bundle.js", "text/javascript"),
+    ("swagger-ui-standalone-preset.js", "text/javascript"),
+    ("swagger-initializer.js", "text/javascript"),
+    ("favicon-32x32.png", "image/png"),
 ];
 /// Allows scripts, styles and requests of this origin only, and no frames or forms. The icons of the bundle are
 /// `data:` URLs.
@@ -32,12 +35,22 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn configure(config: &mut web::ServiceConfig) {
-    // Without the badge of an external validator, and without the field for other documents.
-    let ui = Config::from("/openapi.json").use_base_layout().validator_url("none").try_it_out_enabled(true);
     config
-        .app_data(web::Data::from(Arc::new(ui)))
+        .route("/", web::get().to(redirect_to_docs))
         .route(ROOT, web::get().to(redirect_to_docs))
         .route(FILES, web::get().to(get_docs_file));
+}
+
+/// The files by name.
+pub(super) fn files() -> BTreeMap<&'static str, Representation> {
+    // Without the badge of an external validator, and without the field for other documents.
+    let ui = Config::from("/openapi.json").use_base_layout().validator_url("none").try_it_out_enabled(true);
+    let ui = Arc::new(ui);
+    let file = |(name, media_type): (&'static str, &'static str)| {
+        let file = utoipa_swagger_ui::serve(name, Arc::clone(&ui)).ok().flatten()?;
+        Some((name, Representation::document(media_type, file.bytes.into_owned())))
+    };
+    SERVED.into_iter().filter_map(file).collect()
 }
 
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
@@ -46,17 +59,13 @@ async fn redirect_to_docs() -> HttpResponse {
 }
 
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
-async fn get_docs_file(request: HttpRequest, ui: web::Data<Config<'static>>) -> Result<HttpResponse, Problem> {
+async fn get_docs_file(request: HttpRequest) -> Result<HttpResponse, Problem> {
     let name = request.match_info().get("file").unwrap_or_default();
-    if !SERVED.contains(&name) {
-        return Err(Problem::plain(Code::NotFound));
-    }
-    let file =
-        utoipa_swagger_ui::serve(name, ui.into_inner()).ok().flatten().ok_or_else(|| Problem::plain(Code::NotFound))?;
-    Ok(HttpResponse::Ok()
-        .content_type(file.content_type)
+    let file = AppState::of(&request).documents.docs.get(name).ok_or_else(|| Problem::plain(Code::NotFound))?;
+    let mut response = HttpResponse::Ok();
+    response
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))
         .insert_header((REFERRER_POLICY, "no-referrer"))
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        .body(file.bytes.into_owned()))
+        .insert_header((CACHE_CONTROL, "no-cache"));
+    Ok(file.answer(&request, response))
 }

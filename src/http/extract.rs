@@ -175,20 +175,24 @@ fn require_json_accepted(headers: &HeaderMap) -> Result<(), Problem> {
     if values.peek().is_none() {
         return Ok(());
     }
-    let accepted = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(accepts_json);
-    if accepted { Ok(()) } else { Err(Problem::plain(Code::NotAcceptable)) }
+    let ranges = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    // The most specific range that includes JSON decides (RFC 9110, section 12.5.1).
+    match ranges.filter_map(json_range).max() {
+        Some((_, true)) => Ok(()),
+        Some((_, false)) | None => Err(Problem::plain(Code::NotAcceptable)),
+    }
 }
 
-/// Whether one media range of an Accept header includes JSON with a weight above zero.
-fn accepts_json(range: &str) -> bool {
+/// If a media range includes JSON: how specific it is, and whether its weight is above zero.
+fn json_range(range: &str) -> Option<(usize, bool)> {
     let mut parts = range.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
-    let includes =
-        ["application/json", "application/*", "*/*"].iter().any(|kind| media_type.eq_ignore_ascii_case(kind));
+    let specificity =
+        ["*/*", "application/*", "application/json"].iter().position(|kind| media_type.eq_ignore_ascii_case(kind))?;
     let excluded = parts
         .filter_map(|parameter| parameter.split_once('='))
         .any(|(name, weight)| name.eq_ignore_ascii_case("q") && weight.parse().is_ok_and(|weight: f32| weight <= 0.0));
-    includes && !excluded
+    Some((specificity, !excluded))
 }
 
 /// Parses the query parameters; unknown ones are refused.
@@ -264,6 +268,12 @@ mod tests {
     fn json_is_accepted_if_a_media_range_includes_it_with_a_weight_above_zero() {
         for good in ["*/*", "application/json", "text/html, application/*;q=0.1", "APPLICATION/JSON;q=1"] {
             assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
+        }
+        for good in ["*/*;q=0, application/json", "application/json;q=0, application/json"] {
+            assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
+        }
+        for bad in ["application/json;q=0, */*", "*/*, application/*;q=0.0"] {
+            assert!(require_json_accepted(&headers(&[("accept", bad)])).is_err(), "{bad}");
         }
         for bad in ["text/html", "application/xml, text/*", "application/json;q=0", ""] {
             assert!(require_json_accepted(&headers(&[("accept", bad)])).is_err(), "{bad}");

@@ -32,9 +32,12 @@ pub use self::health::Health;
 use self::limits::{LimitsConfig, WorkspaceLimits};
 use self::observe::RootSpan;
 use self::problem::{Code, Problem};
+use self::representation::Representation;
 pub use self::state::AppState;
 use self::state::Documents;
 use crate::clock::Clock;
+use crate::contract;
+use crate::domain::cloud_event::EventSource;
 use crate::store::Store;
 
 pub mod auth;
@@ -51,6 +54,7 @@ pub mod openapi;
 pub mod pages;
 pub mod problem;
 pub mod render;
+mod representation;
 pub mod routes;
 mod state;
 pub mod submit;
@@ -114,20 +118,41 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub health: Arc<Health>,
+    pub event_source: EventSource,
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl AppState {
     #[must_use]
     pub fn new(parts: Parts, config: &HttpConfig) -> Self {
-        let Parts { engine, store, clock, auth, health, metrics } = parts;
+        let Parts { engine, store, clock, auth, health, event_source, metrics } = parts;
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
-        allow.extend([docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
-        let documents = Documents { openapi_json: openapi::to_compact_json(&document).into(), allow };
+        allow.extend(["/", docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
+        let documents = Documents {
+            openapi: Representation::document("application/json", openapi::to_compact_json(&document)),
+            schemas: contract::documents()
+                .into_iter()
+                .map(|schema| (schema.file_name, Representation::document("application/schema+json", schema.text)))
+                .collect(),
+            docs: docs::files(),
+            allow,
+        };
         let limits = WorkspaceLimits::new(config.limits);
         let HttpConfig { body_timeout, decision_timeout, .. } = *config;
-        Self { engine, store, clock, auth, limits, health, metrics, body_timeout, decision_timeout, documents }
+        Self {
+            engine,
+            store,
+            clock,
+            auth,
+            limits,
+            health,
+            event_source,
+            metrics,
+            body_timeout,
+            decision_timeout,
+            documents,
+        }
     }
 }
 

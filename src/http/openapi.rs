@@ -8,47 +8,74 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::App;
 use serde_json::{Value, json};
-use utoipa::openapi::example::ExampleBuilder;
-use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
-use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
-    ComponentsBuilder, ContactBuilder, ContentBuilder, Header, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder,
-    Ref, RefOr, Required, ServerBuilder, Tag,
+    ComponentsBuilder, ContactBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Required,
+    ServerBuilder, Tag,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::AppExt as _;
 
+use self::problems::SharedProblems;
 use super::auth::Scope;
-use super::problem::{Code, PROBLEM_JSON, Problem, ProblemBody};
+use super::problem::{Code, ProblemBody};
 use super::routes;
-use crate::domain::event::LimitScope;
-use crate::domain::rejection::Rejection;
+use crate::contract;
 use crate::domain::text::IdempotencyKey;
+
+mod problems;
 
 /// Extensions of a route that this module reads and removes.
 const X_PROBLEMS: &str = "x-problems";
 const X_SCOPE: &str = "x-scope";
+/// Requests with exactly one of several fields: for each field, the schema of the requests that have it.
+const EXACTLY_ONE_OF: [(&str, &[(&str, &str)]); 1] =
+    [("DeductCreditsRequest", &[("credits", "DeductByCredits"), ("quantity", "DeductByQuantity")])];
 
 /// The document of this server.
 #[must_use]
 pub fn openapi_document() -> OpenApi {
     let (_, mut document) = App::new().into_utoipa_app().openapi(base()).configure(routes::configure).split_for_parts();
-    if let Some(components) = &mut document.components {
-        let mut schemas = Vec::new();
-        <ProblemBody<'_> as ToSchema>::schemas(&mut schemas);
-        components.schemas.extend(schemas);
-        components.schemas.insert("Problem".to_owned(), ProblemBody::schema());
-    }
+    let mut problems = SharedProblems::default();
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations_mut(item) {
-            add_shared_parts(path, &method, operation);
+            let codes = add_shared_parts(path, &method, operation);
+            problems.add(operation, &codes);
         }
     }
+    let operations = document.paths.paths.values_mut().flat_map(operations_mut).map(|(_, operation)| operation);
+    let responses = problems.share(operations);
+    let components = document.components.get_or_insert_default();
+    components.responses = responses;
+    let mut schemas = contract::components();
+    <ProblemBody<'_> as ToSchema>::schemas(&mut schemas);
+    schemas.push(("Problem".to_owned(), ProblemBody::schema()));
+    components.schemas.extend(schemas);
+    for (name, variants) in EXACTLY_ONE_OF {
+        split_by_fields(&mut components.schemas, name, variants);
+    }
     document
+}
+
+/// Splits a schema into variants, each of which has one of the fields and needs it.
+fn split_by_fields(schemas: &mut BTreeMap<String, RefOr<Schema>>, name: &str, variants: &[(&str, &str)]) {
+    let Some(RefOr::T(Schema::Object(whole))) = schemas.remove(name) else {
+        unreachable!("{name} is a struct");
+    };
+    let mut one_of = OneOfBuilder::new().description(whole.description.clone());
+    for (field, variant) in variants {
+        let mut object = whole.clone();
+        for (other, _) in variants.iter().filter(|(other, _)| other != field) {
+            object.properties.shift_remove(*other);
+        }
+        object.required.push((*field).to_owned());
+        one_of = one_of.item(Ref::from_schema_name(*variant));
+        schemas.insert((*variant).to_owned(), Schema::Object(object).into());
+    }
+    schemas.insert(name.to_owned(), one_of.into());
 }
 
 /// The document as it is served.
@@ -157,8 +184,8 @@ const fn scope_description(scope: Scope) -> &'static str {
     }
 }
 
-/// Adds the parameters and responses that an operation shares with others.
-fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) {
+/// Adds the parameters that an operation shares with others. Returns the codes of its problems.
+fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) -> BTreeSet<Code> {
     let mut extensions = operation.extensions.take().unwrap_or_default();
     let own = extensions.remove(X_PROBLEMS).unwrap_or_default();
     let scope = extensions.remove(X_SCOPE);
@@ -192,7 +219,7 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
         parameters.extend(needs_key.then(idempotency_key_parameter).map(RefOr::T));
         parameters.extend(trace_parameters().map(RefOr::T));
     }
-    add_responses(operation, &codes, has_body);
+    codes
 }
 
 fn is_query(parameter: &RefOr<Parameter>) -> bool {
@@ -203,89 +230,6 @@ fn parse_code(word: &Value) -> Option<Code> {
     let code = Code::ALL.iter().find(|code| Some(code.as_str()) == word.as_str());
     debug_assert!(code.is_some(), "{word} is not a code");
     code.copied()
-}
-
-fn add_responses(operation: &mut Operation, codes: &BTreeSet<Code>, is_command: bool) {
-    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
-    for code in codes {
-        by_status.entry(code.status()).or_default().push(*code);
-    }
-    for (status, codes) in by_status {
-        operation.responses.responses.insert(status.to_string(), RefOr::T(problem_response(status, &codes)));
-    }
-    for (status, response) in &mut operation.responses.responses {
-        let RefOr::T(response) = response else { continue };
-        let is_stored = is_command && matches!(status.as_bytes().first(), Some(b'2')) || is_stored_refusal(status);
-        if is_command && is_stored {
-            let description = "`true` on a replayed answer.";
-            response.headers.insert("Idempotency-Replayed".to_owned(), RefOr::T(header(Type::Boolean, description)));
-        }
-        let description = "The correlation id of the request, or a new one.";
-        response.headers.insert("X-Correlation-Id".to_owned(), RefOr::T(header(Type::String, description)));
-    }
-}
-
-/// The statuses of refusals that are stored and replayed.
-fn is_stored_refusal(status: &str) -> bool {
-    matches!(status, "402" | "403" | "409" | "412" | "422")
-}
-
-fn problem_response(status: u16, codes: &[Code]) -> Response {
-    let description: Vec<_> = codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.title())).collect();
-    let examples = codes.iter().map(|code| {
-        let value: Value = serde_json::from_str(&example(*code).to_json()).expect("a problem is JSON");
-        let example = ExampleBuilder::new().summary(code.title()).value(Some(value)).build();
-        (code.as_str().to_owned(), RefOr::T(example))
-    });
-    let content =
-        ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples).build();
-    let response = ResponseBuilder::new().description(description.join("\n\n")).content(PROBLEM_JSON, content);
-    let response = match status {
-        401 | 403 => response.header("WWW-Authenticate", header(Type::String, "As in RFC 6750.")),
-        429 | 503 => response.header("Retry-After", header(Type::Integer, "Retry after this many seconds.")),
-        _ => response,
-    };
-    response.build()
-}
-
-/// A problem as it is answered.
-fn example(code: Code) -> Problem {
-    let credits = |text: &str| text.parse().unwrap_or_default();
-    let at = |text: &str| text.parse().expect("a constant in the form of RFC 3339");
-    match code {
-        Code::InvalidToken => Problem::invalid_token(),
-        Code::MissingScope => Problem::missing_scope(Scope::CreditsWrite.as_str()),
-        Code::InvalidField => Problem::field(code, "/feature_code", "is required"),
-        Code::AmountOutOfRange => {
-            Problem::field(code, "/credits", "the amount is zero, negative or too large for this field")
-        }
-        Code::InvalidText => Problem::field(code, "/user_id", "must have 1 to 128 characters"),
-        Code::UnknownField => Problem::field(code, "/credit", "this field does not exist"),
-        Code::ObjectRequired => Problem::field(code, "", "must be a JSON object"),
-        Code::InsufficientCredits => {
-            Problem::from(&Rejection::InsufficientCredits { requested: credits("2.5"), available: credits("1") })
-        }
-        Code::LimitExceeded => Problem::from(&Rejection::LimitExceeded {
-            scope: LimitScope::Feature,
-            limit: credits("500"),
-            used: credits("499"),
-            requested: credits("2.5"),
-            resets_at: Some(at("2026-02-28T09:00:00Z")),
-            window_s: None,
-        }),
-        Code::RateExceeded => {
-            Problem::from(&Rejection::RateExceeded { limit: credits("100"), window_s: 60, retry_after_s: 12 })
-        }
-        Code::VersionMismatch => Problem::from(&Rejection::VersionMismatch { expected: 1, actual: 2 }),
-        Code::ResetNotDue => Problem::from(&Rejection::ResetNotDue { ends_at: at("2026-02-28T09:00:00Z") }),
-        Code::PeriodMismatch => Problem::from(&Rejection::PeriodMismatch { next: at("2026-02-28T09:00:00Z") }),
-        code => Problem::plain(code),
-    }
-}
-
-fn header(kind: Type, description: &str) -> Header {
-    let schema = ObjectBuilder::new().schema_type(SchemaType::new(kind)).build();
-    HeaderBuilder::new().schema(Some(Schema::from(schema))).description(Some(description)).build()
 }
 
 fn idempotency_key_parameter() -> Parameter {

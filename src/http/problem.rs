@@ -11,7 +11,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
@@ -116,6 +118,22 @@ codes! {
     ShuttingDown 503 "shutting-down" "The server is shutting down; nothing was done.",
 }
 
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
+            .description(Some("What is wrong. More codes may be added."))
+            .into()
+    }
+}
+
+impl ToSchema for Code {
+    fn name() -> Cow<'static, str> {
+        "ProblemCode".into()
+    }
+}
+
 impl Code {
     /// The code of a rejection.
     #[must_use]
@@ -184,7 +202,7 @@ pub struct FieldProblem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "limit")]
     pub parameter: Option<String>,
-    #[schema(value_type = String, example = "amount-out-of-range")]
+    #[schema(value_type = Code)]
     pub code: &'static str,
     pub detail: String,
 }
@@ -204,7 +222,7 @@ pub struct ProblemBody<'a> {
     #[schema(value_type = String)]
     pub detail: &'a str,
     /// Stable. `type` ends with it.
-    #[schema(example = "insufficient-credits")]
+    #[schema(value_type = Code)]
     pub code: &'static str,
     #[serde(flatten)]
     #[schema(inline)]

@@ -12,7 +12,9 @@ use super::auth::Verifier;
 use super::decide::Decide;
 use super::health::Health;
 use super::limits::WorkspaceLimits;
+use super::representation::Representation;
 use crate::clock::Clock;
+use crate::domain::cloud_event::EventSource;
 use crate::store::Store;
 
 /// The state of the server.
@@ -23,6 +25,8 @@ pub struct AppState {
     pub auth: Arc<Verifier>,
     pub limits: WorkspaceLimits,
     pub health: Arc<Health>,
+    /// The source of all events.
+    pub event_source: EventSource,
     /// Renders the metrics in the Prometheus text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) body_timeout: Duration,
@@ -32,7 +36,11 @@ pub struct AppState {
 
 /// What is made from the routes.
 pub(super) struct Documents {
-    pub(super) openapi_json: web::Bytes,
+    pub(super) openapi: Representation,
+    /// The JSON Schemas of events, by file name.
+    pub(super) schemas: BTreeMap<String, Representation>,
+    /// The files of the documentation page, by name.
+    pub(super) docs: BTreeMap<&'static str, Representation>,
     /// The `Allow` header of every route.
     pub(super) allow: BTreeMap<String, String>,
 }

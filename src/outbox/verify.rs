@@ -8,11 +8,11 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::error::OutboxError;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::{EventRecord, Sequence};
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::queries::PartitionStatus;
-use crate::stream::{EntryId, EventStream, StreamEntry, envelope_json};
+use crate::stream::{EntryId, EventStream, StreamEntry};
 
 /// How many entries and events are in memory at a time.
 const PAGE: u32 = 500;
@@ -91,10 +91,10 @@ pub async fn verify(
     Ok(report)
 }
 
-/// The number in an envelope.
+/// The number in a published event.
 #[derive(Deserialize)]
-struct EnvelopeSeq {
-    seq: i64,
+struct Numbered {
+    sequence: Sequence,
 }
 
 struct Comparison<'a> {
@@ -154,7 +154,7 @@ impl<'a> Comparison<'a> {
         }
         let Some(event) = self.next_up_to(seq).await? else { return Ok(()) };
         if entry.event_id == event.event_id.to_string() {
-            if !is_equal(entry, &event)? {
+            if !self.is_equal(entry, &event)? {
                 self.add_finding(FindingKind::Altered, seq, Some(entry), &entry.event_id);
             }
             return Ok(());
@@ -168,6 +168,12 @@ impl<'a> Comparison<'a> {
             self.add_missing(&event);
         }
         Ok(())
+    }
+
+    fn is_equal(&self, entry: &StreamEntry, event: &EventRecord) -> Result<bool, OutboxError> {
+        Ok(entry.event == self.stream.text(event)?
+            && entry.event_type == event.event_type.as_str()
+            && entry.workspace_id == event.workspace_id.to_string())
     }
 
     /// Whether the outbox has an event with that number.
@@ -192,7 +198,9 @@ impl<'a> Comparison<'a> {
 
     /// Classifies an entry that is not at its event's number.
     async fn classify_misplaced(&self, entry: &StreamEntry) -> Result<FindingKind, OutboxError> {
-        let Ok(EnvelopeSeq { seq }) = serde_json::from_str(&entry.event) else { return Ok(FindingKind::Foreign) };
+        let Ok(Numbered { sequence: Sequence(seq) }) = serde_json::from_str(&entry.event) else {
+            return Ok(FindingKind::Foreign);
+        };
         let partition = self.verdict.partition;
         let found = self.outbox.read(partition, seq.saturating_sub(1), 1).await?;
         if !found.first().is_some_and(|event| event.seq == seq && event.event_id.to_string() == entry.event_id) {
@@ -232,10 +240,4 @@ impl<'a> Comparison<'a> {
             self.verdict.findings.push(Finding { kind, seq, seq_to: seq, entry, event_id: event_id.to_owned() });
         }
     }
-}
-
-fn is_equal(entry: &StreamEntry, event: &EventRecord) -> Result<bool, OutboxError> {
-    Ok(entry.event == envelope_json(event)?
-        && entry.event_type == event.event_type.as_str()
-        && entry.workspace_id == event.workspace_id.to_string())
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::{PARTITIONS, Partition};
 use crate::stream::{append_len, entry_bytes};
 
@@ -170,7 +170,6 @@ mod tests {
             correlation_id: "c".into(),
             causation_id: Uuid::from_u128(3),
             traceparent: None,
-            metadata: None,
             data: "x".repeat(bytes),
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::breaker::{Breaker, CallError};
 use super::event_buffer::EventBuffer;
 use super::measure;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::{EventId, Partition};
 use crate::store::queries::{EventPosition, Lease, Recorded};
 use crate::store::{Outbox, StoreError};

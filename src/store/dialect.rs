@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::queries::EventPosition;
 use super::statements::{Statement, Statements, Syntax};
 use super::tables::Table;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;

@@ -14,6 +14,7 @@ use super::plan_rows::{PlanVersionRow, check_unchanged, feature_rows, plans_of};
 use super::statements::Statement;
 use super::states::StateRows;
 use super::tables::Table;
+use crate::domain::cloud_event::EventSource;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
@@ -122,6 +123,22 @@ async fn plans_by_codes<D: Dialect>(
         Ok((key.0.clone(), CataloguePlan { newest: plan_of(&plans, &key)?, is_offered }))
     };
     named.into_iter().map(plan).collect()
+}
+
+/// The name of the setting.
+const EVENT_SOURCE: &str = "events.source";
+
+/// Stores the source if none is stored. Returns the stored one.
+pub(super) async fn event_source<D: Dialect>(
+    connection: &mut D,
+    wanted: &EventSource,
+) -> Result<EventSource, StoreError> {
+    let setting = [(EVENT_SOURCE.to_owned(), wanted.as_str().to_owned())];
+    look_up(connection, &D::statements().keep_setting, Keys::pairs(&setting)).await?;
+    let found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+    let values: Vec<String> = each(&found, |mut row| row.next())?;
+    let source = values.first().and_then(|text| EventSource::new(text));
+    source.ok_or_else(|| StoreError::Corrupt(format!("the setting {EVENT_SOURCE} is not a URI")))
 }
 
 /// Stores new versions, refuses a version that is stored with other terms, and offers exactly these plans.

@@ -19,7 +19,7 @@ use self::queries::{
     Recorded,
 };
 use crate::domain::change_set::ChangeSet;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
@@ -79,6 +79,9 @@ pub trait Store: Reads + Outbox {
     /// is already stored must be equal. Every other plan is retired: workspaces that have it keep it, and no other
     /// workspace can get it.
     async fn put_plans(&self, plans: &[PlanVersion], now: Timestamp) -> Result<(), StoreError>;
+
+    /// The source of this database's events: the given one, unless another was stored before.
+    async fn event_source(&self, wanted: &EventSource) -> Result<EventSource, StoreError>;
 
     /// Applies pending migrations.
     async fn migrate(&self) -> Result<(), StoreError>;

@@ -16,7 +16,7 @@ use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQue
 use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::{EventId, GrantId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;

@@ -7,9 +7,9 @@
 use super::columns::Kind;
 use super::plan_rows::{PlanFeatureRow, PlanVersionRow};
 use super::tables::Table;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
-use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::subscription::Subscription;
@@ -26,6 +26,7 @@ const WORKSPACE_VERSION: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("versio
 const PLAN: &[KeyColumn] = &[("plan_code", Kind::Text)];
 const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind::Integer)];
 const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
+const SETTING: &[KeyColumn] = &[("name", Kind::Text), ("value", Kind::Text)];
 
 /// The parts of a shared statement that each database writes in its own way.
 pub(super) trait Syntax {
@@ -64,7 +65,7 @@ macro_rules! statements {
 
 statements! {
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
-    retire_others, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
+    retire_others, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
     due_expiries
 }
@@ -86,6 +87,11 @@ from {keys} cross join plans p where p.plan_code = k.plan_code";
 const OFFER_PLANS: &str = "
 insert into plans (plan_code, source) select distinct k.plan_code, 'file' from {keys} where true order by 1
 on conflict (plan_code) do update set retired_at = null";
+
+const KEEP_SETTING: &str = "
+insert into settings (name, value) select k.name, k.value from {keys} where true on conflict (name) do nothing";
+
+const STORED_SETTING: &str = "select s.value from {keys} cross join settings s where s.name = k.name";
 
 const RETIRE_OTHERS: &str = "
 update plans set retired_at = (select max(k.retired_at) from {keys})
@@ -123,6 +129,8 @@ impl Statements {
             versions: by_key::<S, PlanVersionRow>(PLAN_VERSION, "plan_versions_pkey", ""),
             features: by_key::<S, PlanFeatureRow>(PLAN_VERSION, "plan_features_pkey", ""),
             offer_plans: lookup::<S>(PLAN, "", OFFER_PLANS),
+            keep_setting: lookup::<S>(SETTING, "", KEEP_SETTING),
+            setting: lookup::<S>(SETTING, "", STORED_SETTING),
             retire_others: lookup::<S>(OFFERED_PLAN, "", RETIRE_OTHERS),
             offered_plans: list("", OFFERED_PLANS),
             usage_asc: page::<S, UsageLog>("usage_logs_pkey", "", "asc"),

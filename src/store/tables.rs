@@ -8,9 +8,9 @@ use super::columns::{Columns, Fields, Kind, WriteValue};
 use super::error::StoreError;
 use super::plan_rows::{PlanFeatureRow, PlanVersionRow};
 use crate::domain::change_set::SubscriptionPeriod;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
-use crate::domain::event::EventRecord;
 use crate::domain::grant::Grant;
 use crate::domain::ids::Partition;
 use crate::domain::ledger::LedgerEntry;
@@ -177,7 +177,7 @@ tables! {
 
     event_outbox(partition_id, seq): EventRecord {
         partition [partition_id], seq, event_id, workspace_id, workspace_seq, event_type, schema_version, recorded_at, correlation_id,
-        causation_id, traceparent, metadata, data
+        causation_id, traceparent, data
     }
 
     outbox_partitions(partition_id): PartitionHead {

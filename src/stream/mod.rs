@@ -16,7 +16,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::ids::{EventId, Partition};
 
 pub mod redis;
@@ -26,7 +26,7 @@ pub mod redis;
 pub const MAX_APPEND_EVENTS: u32 = 500;
 /// The most bytes of events in one append: it bounds the script's arguments and its running time.
 pub const MAX_APPEND_BYTES: usize = 1024 * 1024;
-/// Approximate size of an entry beside the event's own texts: field names and fixed values of the envelope.
+/// Approximate size of an entry beside the event's own texts: field names and the event's attributes.
 const ENTRY_OVERHEAD_BYTES: usize = 768;
 
 /// An error of the stream; the variant says whether to retry.
@@ -92,7 +92,7 @@ pub struct StreamEntry {
     pub event_id: String,
     pub event_type: String,
     pub workspace_id: String,
-    /// The envelope's JSON.
+    /// The event as a CloudEvent in JSON.
     pub event: String,
 }
 
@@ -121,6 +121,9 @@ pub trait EventStream: Send + Sync {
     /// The last entry.
     async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError>;
 
+    /// The text of an event exactly as an entry holds it.
+    fn text(&self, event: &EventRecord) -> Result<String, StreamError>;
+
     /// Succeeds if the stream answers.
     async fn ping(&self) -> Result<(), StreamError>;
 }
@@ -140,7 +143,7 @@ pub fn generation_key(partition: Partition) -> String {
 /// Approximate size of an event in the stream, and an upper bound for its size in memory.
 #[must_use]
 pub fn entry_bytes(event: &EventRecord) -> usize {
-    ENTRY_OVERHEAD_BYTES + event.data.len() + event.metadata.as_ref().map_or(0, String::len)
+    ENTRY_OVERHEAD_BYTES + event.data.len()
 }
 
 /// How many of these events fit into one append: at least one, unless there are none.
@@ -155,10 +158,10 @@ pub fn append_len(events: &[EventRecord]) -> usize {
     events.iter().take(bound).take_while(fits).count().max(usize::from(!events.is_empty()))
 }
 
-/// The envelope's JSON exactly as an entry holds it.
-pub fn envelope_json(event: &EventRecord) -> Result<String, StreamError> {
+/// The published form of an event.
+pub fn cloud_event_json(event: &EventRecord, source: &EventSource) -> Result<String, StreamError> {
     let corrupt = |error| StreamError::Corrupt(format!("event {} is no JSON: {error}", event.event_id));
-    event.to_envelope().and_then(|envelope| serde_json::to_string(&envelope)).map_err(corrupt)
+    event.to_cloud_event_json(source).map_err(corrupt)
 }
 
 #[cfg(test)]
@@ -183,7 +186,6 @@ mod tests {
             correlation_id: "c".into(),
             causation_id: Uuid::from_u128(3),
             traceparent: None,
-            metadata: None,
             data: format!("\"{}\"", "x".repeat(bytes)),
         }
     }
@@ -204,10 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_with_invalid_json_is_refused() {
+    fn an_event_with_invalid_json_is_refused() {
+        let source = EventSource::new("urn:test").unwrap();
         let mut broken = event(1);
         broken.data = "{".into();
-        assert!(matches!(envelope_json(&broken), Err(StreamError::Corrupt(_))));
-        assert!(envelope_json(&event(1)).unwrap().starts_with("{\"event_id\":"));
+        assert!(matches!(cloud_event_json(&broken, &source), Err(StreamError::Corrupt(_))));
+        assert!(cloud_event_json(&event(1), &source).unwrap().starts_with("{\"specversion\":\"1.0\","));
     }
 }

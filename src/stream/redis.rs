@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use self::shared_connection::SharedConnection;
 use super::{
-    Appended, EntryId, EventStream, MAX_APPEND_EVENTS, Previous, StreamEntry, StreamError, envelope_json,
+    Appended, EntryId, EventStream, MAX_APPEND_EVENTS, Previous, StreamEntry, StreamError, cloud_event_json,
     generation_key, stream_key,
 };
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::ids::Partition;
 
 mod shared_connection;
@@ -77,6 +77,7 @@ enum Connections {
 
 pub struct RedisStream {
     connections: Connections,
+    source: EventSource,
     response_timeout: Duration,
     append: Script,
 }
@@ -89,7 +90,7 @@ impl fmt::Debug for RedisStream {
 
 impl RedisStream {
     /// Checks the configuration; connects later, when the first command is sent.
-    pub fn new(config: &RedisConfig) -> Result<Self, StreamError> {
+    pub fn new(config: &RedisConfig, source: EventSource) -> Result<Self, StreamError> {
         // TLS needs one process-wide provider. An error means that it is already installed.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let urls: Vec<String> = config.urls.iter().map(|url| url.expose_secret().to_owned()).collect();
@@ -123,7 +124,7 @@ impl RedisStream {
                 Connections::Cluster(pool, SharedConnection::new())
             }
         };
-        Ok(Self { connections, response_timeout: config.response_timeout, append: Script::new(APPEND) })
+        Ok(Self { connections, source, response_timeout: config.response_timeout, append: Script::new(APPEND) })
     }
 
     /// Executes a command on a pooled connection.
@@ -202,6 +203,7 @@ struct Arguments<'a> {
     generation: i32,
     previous: Previous,
     events: &'a [EventRecord],
+    source: &'a EventSource,
 }
 
 impl Arguments<'_> {
@@ -220,7 +222,7 @@ impl Arguments<'_> {
                 .arg(text(event.event_id.0, &mut Uuid::encode_buffer()))
                 .arg(event.event_type.as_str())
                 .arg(text(event.workspace_id.0, &mut Uuid::encode_buffer()))
-                .arg(envelope_json(event)?);
+                .arg(cloud_event_json(event, self.source)?);
         }
         Ok(command)
     }
@@ -282,7 +284,8 @@ impl EventStream for RedisStream {
                 return Err(StreamError::Corrupt(format!("event {} is not number {expected}", event.event_id)));
             }
         }
-        let (word, seq) = self.run_append(&Arguments { partition, generation, previous, events }).await?;
+        let (word, seq) =
+            self.run_append(&Arguments { partition, generation, previous, events, source: &self.source }).await?;
         match word.as_str() {
             "OK" => Ok(Appended::Ok),
             "BEHIND" => Ok(Appended::Behind { top_seq: seq }),
@@ -310,6 +313,10 @@ impl EventStream for RedisStream {
         command.arg(stream_key(partition, generation)).arg("+").arg("-").arg("COUNT").arg(1);
         let entries: Vec<RawEntry> = self.query(&command).await?;
         entries.into_iter().next().map(entry).transpose()
+    }
+
+    fn text(&self, event: &EventRecord) -> Result<String, StreamError> {
+        cloud_event_json(event, &self.source)
     }
 
     async fn ping(&self) -> Result<(), StreamError> {
@@ -345,13 +352,17 @@ fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
 mod tests {
     use super::*;
 
+    fn stream(urls: &str) -> Result<RedisStream, StreamError> {
+        RedisStream::new(&RedisConfig::from_urls(&urls.into()), EventSource::new("urn:test").unwrap())
+    }
+
     #[test]
     fn several_addresses_are_a_cluster_and_an_invalid_one_is_not_quoted() {
         let config = |urls: &str| RedisConfig::from_urls(&urls.into());
         assert!(!config("redis://127.0.0.1:1").is_cluster);
         assert!(config("redis://127.0.0.1:1, redis://127.0.0.1:2").is_cluster);
         for bad in ["", "http://:hunter2@host", "redis://:hunter2@host:port"] {
-            let error = RedisStream::new(&config(bad)).unwrap_err();
+            let error = stream(bad).unwrap_err();
             assert!(matches!(error, StreamError::Configuration(_)), "{bad}");
             assert!(!error.to_string().contains("hunter2"));
         }
@@ -359,7 +370,7 @@ mod tests {
 
     #[test]
     fn tls_addresses_are_accepted_without_connecting() {
-        assert!(RedisStream::new(&RedisConfig::from_urls(&"rediss://127.0.0.1:1".into())).is_ok());
+        assert!(stream("rediss://127.0.0.1:1").is_ok());
     }
 
     #[test]

@@ -29,7 +29,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 21);
+    assert_eq!(all.len(), 22);
     all
 }
 
@@ -37,6 +37,7 @@ impl Operation {
     async fn call(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
         let path = self.path.replace("{workspace_id}", workspace).replace("{event_id}", &FOREIGN.to_string());
         let path = path.replace("{usage_id}", "AAZJq1CORAAAAAAAAAAAAQ");
+        let path = path.replace("{file_name}", "CreditConsumed.v1.json");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
         match &self.body {
             Some(body) => send(request.json(body)).await,
@@ -74,7 +75,7 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (17, 4));
+    assert_eq!((guarded, open), (17, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 

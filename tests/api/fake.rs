@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use visionscope_billing::domain::change_set::ChangeSet;
+use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
-use visionscope_billing::domain::event::EventRecord;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
@@ -173,6 +173,9 @@ impl Store for FakeStore {
     }
     async fn put_plans(&self, _: &[PlanVersion], _: Timestamp) -> Result<(), StoreError> {
         self.answer(())
+    }
+    async fn event_source(&self, wanted: &EventSource) -> Result<EventSource, StoreError> {
+        self.answer(wanted.clone())
     }
     async fn migrate(&self) -> Result<(), StoreError> {
         self.answer(())

@@ -9,6 +9,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
+use visionscope_billing::domain::cloud_event::EventSource;
 
 use visionscope_billing::contract::Contract;
 use visionscope_billing::domain::credits::Credits;
@@ -36,6 +37,9 @@ pub const NOW: &str = "2026-06-01T12:00:00Z";
 /// The workspace of most tests, and another tenant's.
 pub const OWN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a10));
 pub const FOREIGN: WorkspaceId = WorkspaceId(Uuid::from_u128(0x0b7e_6ad2_6a57_4d8a_9d61_6a6a_3b6f_2a11));
+
+/// The source of all events.
+pub const SOURCE: &str = "urn:visionscope:test";
 
 pub fn signing_key() -> KeyConfig {
     KeyConfig {
@@ -67,6 +71,7 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
         clock: Arc::new(clock.clone()),
         auth: Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap()),
         health: Arc::clone(&health),
+        event_source: EventSource::new(SOURCE).unwrap(),
         metrics: Arc::new(|| "up 1\n".to_owned()),
     };
     let config = HttpConfig { workers: 1, ..config.clone() };

@@ -144,7 +144,7 @@ async fn events_are_filtered_by_type_and_can_start_at_the_end() {
             ("type=WorkspaceProvisioned".to_owned(), 2),
             ("limit=3".to_owned(), 8),
         ] {
-            assert_eq!(all(&user, "/v1/events", &parameters, "event_id").await.len(), count, "{parameters}");
+            assert_eq!(all(&user, "/v1/events", &parameters, "id").await.len(), count, "{parameters}");
         }
         let filtered = format!("{own}&type=WorkspaceProvisioned&limit=1");
         for parameters in [filtered.as_str(), "type=WorkspaceProvisioned&limit=2"] {
@@ -160,7 +160,7 @@ async fn events_are_filtered_by_type_and_can_start_at_the_end() {
             let body = json!({"feature_code": "render", "credits": 1});
             server.user(OWN).post(&path(OWN, "/credits/deduct"), &body).await;
             let later = page(&user, "/v1/events", &cursor).await;
-            assert_eq!((items(&later).len(), &later["items"][0]["event_type"]), (1, &json!("CreditConsumed")));
+            assert_eq!((items(&later).len(), &later["items"][0]["type"]), (1, &json!("CreditConsumed")));
         }
     }
 }
@@ -172,6 +172,6 @@ async fn a_short_page_of_all_events_says_that_there_are_more() {
         let user = server.user_of(Tenancy::All, Scope::ALL);
         let first = page(&user, "/v1/events", "").await;
         assert!(items(&first).len() < 60 && first["has_more"] == json!(true), "{first}");
-        assert_eq!(all(&user, "/v1/events", "limit=50", "event_id").await.len(), 60);
+        assert_eq!(all(&user, "/v1/events", "limit=50", "id").await.len(), 60);
     }
 }

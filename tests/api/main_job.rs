@@ -80,14 +80,14 @@ async fn events_can_be_polled_by_one_workspace_and_by_a_token_for_all() {
         let user = server.user(OWN);
         user.post(&path(OWN, "/credits/deduct"), &json!({"feature_code": "render", "credits": 1})).await;
         let page = user.get("/v1/events").await.json();
-        let types: Vec<_> = page["items"].as_array().unwrap().iter().map(|event| event["event_type"].clone()).collect();
+        let types: Vec<_> = page["items"].as_array().unwrap().iter().map(|event| event["type"].clone()).collect();
         assert_eq!(types, ["WorkspaceProvisioned", "CreditConsumed"]);
         let next = user.get(&format!("/v1/events?cursor={}", page["next"].as_str().unwrap())).await.json();
         assert_eq!((next["items"].as_array().unwrap().len(), &next["next"]), (0, &page["next"]));
         let all = server.user_of(Tenancy::All, Scope::ALL);
         let page = all.get("/v1/events?limit=1").await.json();
         assert_eq!((page["items"].as_array().unwrap().len(), &page["has_more"]), (1, &json!(true)));
-        let id = page["items"][0]["event_id"].as_str().unwrap();
+        let id = page["items"][0]["id"].as_str().unwrap();
         assert_eq!(user.get(&format!("/v1/events/{id}")).await.status, 200);
         let stranger = server.user(FOREIGN).get(&format!("/v1/events/{id}")).await;
         stranger.is_problem(404, "event-not-found");

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
+use visionscope_billing::domain::event::EventType;
 use visionscope_billing::engine::EngineError;
 use visionscope_billing::http::HttpConfig;
 
+use crate::databases::Database;
 use crate::fake::Script;
-use crate::harness::{OWN, deduct_path, deduction, fake, fake_with, path, send};
+use crate::harness::{OWN, deduct_path, deduction, fake, fake_with, path, provisioned, send};
 
 #[tokio::test]
 async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
@@ -62,10 +64,18 @@ async fn metrics_are_the_text_of_the_recorder() {
 async fn every_answer_has_the_security_headers_and_a_correlation_id() {
     let fake = fake();
     let user = fake.server.user(OWN);
-    for path in ["/livez", "/v1/plans", "/nothing", &path(OWN, "/credits"), "/openapi.json"] {
+    let table = [
+        ("/livez", "no-store"),
+        ("/v1/plans", "private, no-cache"),
+        ("/nothing", "no-store"),
+        (&path(OWN, "/credits"), "no-store"),
+        ("/openapi.json", "no-cache"),
+        ("/schemas/events/event.json", "no-cache"),
+    ];
+    for (path, cached) in table {
         let answer = user.get(path).await;
         assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
-        assert_eq!(answer.header("cache-control"), "no-store", "{path}");
+        assert_eq!(answer.header("cache-control"), cached, "{path}");
         assert_eq!(answer.header("x-correlation-id").len(), 36, "{path}");
     }
 }
@@ -74,8 +84,10 @@ async fn every_answer_has_the_security_headers_and_a_correlation_id() {
 async fn the_docs_are_served_from_here_under_a_strict_policy() {
     let fake = fake();
     let anyone = fake.server.anyone();
-    let root = anyone.get("/docs").await;
-    assert_eq!((root.status.as_u16(), root.header("location")), (308, "/docs/"));
+    for start in ["/", "/docs"] {
+        let answer = anyone.get(start).await;
+        assert_eq!((answer.status.as_u16(), answer.header("location")), (308, "/docs/"), "{start}");
+    }
     let page = anyone.get("/docs/").await;
     assert!(page.status == 200 && page.text.contains("swagger-ui"));
     let policy = page.header("content-security-policy");
@@ -86,6 +98,50 @@ async fn the_docs_are_served_from_here_under_a_strict_policy() {
         let answer = anyone.get(&format!("/docs/{file}")).await;
         answer.is_problem(404, "not-found");
     }
+}
+
+#[tokio::test]
+async fn documents_and_lists_are_compressed_and_known_by_their_etag() {
+    let server = provisioned(Database::Sqlite).await;
+    let user = server.user(OWN);
+    let history: Vec<_> = (0..20).map(|_| deduction()).collect();
+    for body in &history {
+        assert_eq!(user.post(&deduct_path(), body).await.status, 200);
+    }
+    let paths =
+        ["/openapi.json", "/docs/swagger-ui-bundle.js", &path(OWN, "/usage"), &path(OWN, "/ledger"), "/v1/events"];
+    for path in paths {
+        let get = |name: &'static str, value: String| send(user.request(Method::GET, path).header(name, value));
+        let plain = get("accept-encoding", "identity".into()).await;
+        assert_eq!((plain.status.as_u16(), plain.header("content-encoding")), (200, ""), "{path}");
+        assert!(plain.header("vary").contains("accept-encoding"), "{path}");
+        let small = get("accept-encoding", "br, gzip;q=0.5".into()).await;
+        assert_eq!((small.status.as_u16(), small.header("content-encoding")), (200, "gzip"), "{path}");
+        let length: usize = small.header("content-length").parse().unwrap();
+        assert!(length * 2 < plain.text.len(), "{path}: {length} of {}", plain.text.len());
+        assert_eq!(small.header("etag"), plain.header("etag"), "{path}");
+        for known in [plain.header("etag").to_owned(), format!("\"other\", {}", plain.header("etag")), "*".into()] {
+            let again = get("if-none-match", known).await;
+            assert_eq!((again.status.as_u16(), again.text.as_str()), (304, ""), "{path}");
+            assert_eq!(again.header("etag"), plain.header("etag"), "{path}");
+        }
+        assert_eq!(get("if-none-match", "\"other\"".into()).await.status, 200, "{path}");
+    }
+    let refused = send(user.request(Method::GET, "/v1/events?limit=0").header("accept-encoding", "gzip")).await;
+    assert_eq!((refused.status.as_u16(), refused.header("etag")), (422, ""));
+}
+
+#[tokio::test]
+async fn the_schemas_of_events_are_served_by_the_names_that_events_give_them() {
+    let fake = fake();
+    let anyone = fake.server.anyone();
+    for event_type in EventType::ALL {
+        let (name, version) = (event_type.as_str(), event_type.schema_version());
+        let answer = anyone.get(&format!("/schemas/events/{name}.v{version}.json")).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, "application/schema+json"));
+        assert_eq!(answer.json()["$id"], format!("urn:visionscope:event:{name}:{version}"));
+    }
+    anyone.get("/schemas/events/CreditConsumed.v2.json").await.is_problem(404, "not-found");
 }
 
 #[tokio::test]

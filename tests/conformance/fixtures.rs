@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 use visionscope_billing::domain::change_set::{ChangeSet, Rows, SubscriptionPeriod};
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::command_record::CommandRecord;
 use visionscope_billing::domain::counter::{CounterSubject, UsageCounter};
 use visionscope_billing::domain::credits::{Credits, Quantity};
-use visionscope_billing::domain::event::{EventRecord, EventType};
+use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
 use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
 use visionscope_billing::domain::ledger::{Account, Accounts, LedgerEntry};
@@ -260,7 +261,6 @@ impl World {
             correlation_id: "correlation".to_owned(),
             causation_id: command_id.0,
             traceparent: None,
-            metadata: None,
             data: "{}".to_owned(),
         });
     }

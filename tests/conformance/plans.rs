@@ -1,5 +1,6 @@
-//! Plans: the terms of a version never change.
+//! What is stored at start: plans, whose versions never change, and the source of events.
 
+use visionscope_billing::domain::cloud_event::EventSource;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::store::StoreError;
@@ -69,4 +70,11 @@ pub async fn an_invalid_plan_is_refused(db: &impl TestDatabase) {
     let refused = db.store().put_plans(&[plan("basic", 1), invalid], at(0)).await;
     assert!(matches!(refused, Err(StoreError::Corrupt(_))), "{refused:?}");
     assert!(listed(db).await.is_empty());
+}
+
+pub async fn the_source_of_events_is_the_one_that_was_stored_first(db: &impl TestDatabase) {
+    let [first, other] = ["urn:first", "urn:other"].map(|text| EventSource::new(text).unwrap());
+    for wanted in [&first, &other, &first] {
+        assert_eq!(db.store().event_source(wanted).await.unwrap(), first);
+    }
 }

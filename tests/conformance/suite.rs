@@ -67,6 +67,7 @@ macro_rules! suite {
                 a_plan_that_is_left_out_is_retired_until_it_comes_back,
                 an_older_version_is_kept_as_history,
                 an_invalid_plan_is_refused,
+                the_source_of_events_is_the_one_that_was_stored_first,
             }
             outbox {
                 a_first_lease_takes_every_partition,

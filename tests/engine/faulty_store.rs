@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
-use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
@@ -104,6 +104,10 @@ impl Store for FaultyStore {
             return Err(unavailable());
         }
         Ok(Box::new(FaultyTx { inner: self.inner.begin().await?, fault, faults: Arc::clone(&self.faults) }))
+    }
+
+    async fn event_source(&self, wanted: &EventSource) -> Result<EventSource, StoreError> {
+        self.inner.event_source(wanted).await
     }
 
     async fn states(&self, ids: &[WorkspaceId]) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {

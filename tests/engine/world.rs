@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use visionscope_billing::clock::{Clock, ManualClock};
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::commands::{
     Charge, Command, DeductCredits, Envelope, ProvisionWorkspace, PurchaseCredits,
 };
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::event::{EventData, EventRecord};
+use visionscope_billing::domain::event::EventData;
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
@@ -58,12 +60,12 @@ impl Render for TestPorts {
 }
 
 impl EventWriter for TestPorts {
-    fn write(&self, data: &EventData) -> Result<String, InvalidEvent> {
+    fn write(&self, data: &EventData, metadata: Option<&Metadata>) -> Result<String, InvalidEvent> {
         match data {
             EventData::CreditConsumed(data) if data.credits.to_string() == VIOLATES_SCHEMA => {
                 Err(InvalidEvent("a planned violation".into()))
             }
-            _ => serde_json::to_string(data).map_err(|error| InvalidEvent(error.to_string())),
+            _ => data.to_json(metadata).map_err(|error| InvalidEvent(error.to_string())),
         }
     }
 }

@@ -153,13 +153,16 @@ impl Model {
                 "nothing"
             }
             Step::ExpireGrants => self.expire_grants(),
-            Step::Reset => self.reset(),
+            Step::Reset => {
+                self.expire_grants();
+                self.reset()
+            }
             Step::Deduct { second, amount } => {
-                self.pass_due_boundaries_first();
+                self.do_due_work();
                 self.deduct(second, amount)
             }
             Step::Purchase { amount, reference, expires_after_days } => {
-                self.pass_due_boundaries_first();
+                self.do_due_work();
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
                 }
@@ -169,11 +172,11 @@ impl Model {
                 "accepted"
             }
             Step::Change { plan, now, policy } => {
-                self.pass_due_boundaries_first();
+                self.do_due_work();
                 self.change(plan, now, policy)
             }
             Step::Cancel { now } => {
-                self.pass_due_boundaries_first();
+                self.do_due_work();
                 match (self.active, now) {
                     (false, _) => "subscription-canceled",
                     (true, true) => self.end(),
@@ -184,7 +187,7 @@ impl Model {
                 }
             }
             Step::Resume => {
-                self.pass_due_boundaries_first();
+                self.do_due_work();
                 match (self.active, self.pending.take()) {
                     (false, _) => "subscription-canceled",
                     (true, None) => "nothing-scheduled",
@@ -199,7 +202,7 @@ impl Model {
         anchor.checked_add_months(Months::new(month)).unwrap().timestamp_micros()
     }
 
-    fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         self.active && self.boundary(self.month + 1) <= self.now
     }
 
@@ -209,9 +212,12 @@ impl Model {
         self.grants.push(Grant { source, remaining: amount - repaid, expires_at, effective_at });
     }
 
-    fn pass_due_boundaries_first(&mut self) {
+    fn do_due_work(&mut self) {
         if self.is_due() {
             self.pass_boundaries();
+            self.decided_at += 1;
+        }
+        if self.expire_grants() == "accepted" {
             self.decided_at += 1;
         }
     }

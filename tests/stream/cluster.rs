@@ -9,7 +9,7 @@ use visionscope_billing::outbox::verify;
 use visionscope_billing::stream::EventStream;
 use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
 
-use crate::events::{assert_stream_equals, eventually, eventually_ends_at};
+use crate::events::{assert_stream_equals, eventually, eventually_ends_at, source};
 use crate::memory_outbox::MemoryOutbox;
 use crate::publishing::{RunningPublisher, test_config};
 use crate::redis_server::RedisServer;
@@ -48,7 +48,7 @@ fn cluster() -> Vec<RedisServer> {
 async fn publishes_to_a_cluster_and_refills_a_node_that_lost_its_data() {
     let nodes = cluster();
     let config = RedisConfig { is_cluster: true, ..RedisConfig::from_urls(&nodes[0].url().into()) };
-    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), Arc::new(RedisStream::new(&config).unwrap()));
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), Arc::new(RedisStream::new(&config, source()).unwrap()));
     for p in Partition::all() {
         outbox.commit(p, 600);
     }

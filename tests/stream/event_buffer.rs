@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
 use visionscope_billing::publisher::PublisherConfig;
 use visionscope_billing::stream::redis::RedisStream;
@@ -212,6 +212,10 @@ impl EventStream for Counted {
 
     async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError> {
         self.stream.top(partition, generation).await
+    }
+
+    fn text(&self, event: &EventRecord) -> Result<String, StreamError> {
+        self.stream.text(event)
     }
 
     async fn ping(&self) -> Result<(), StreamError> {

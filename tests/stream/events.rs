@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
-use visionscope_billing::domain::event::{EventRecord, EventType};
+use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
+use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::ids::{EventId, Partition, WorkspaceId};
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::stream::{EntryId, EventStream, StreamEntry, envelope_json};
+use visionscope_billing::stream::{EntryId, EventStream, StreamEntry};
 
 /// How long `eventually` waits. Only a failing test waits that long.
 const EVENTUALLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,9 +42,18 @@ pub fn event(partition: Partition, seq: i64) -> EventRecord {
         correlation_id: format!("request-{seq}"),
         causation_id: Uuid::from_u128(9),
         traceparent: None,
-        metadata: (seq % 2 == 0).then(|| r#"{"job":"render-881"}"#.to_owned()),
         data: format!(r#"{{"threshold_credits":"100","available_credits":"{seq}"}}"#),
     }
+}
+
+/// The source of the events of these tests.
+pub fn source() -> EventSource {
+    EventSource::new("urn:test").unwrap()
+}
+
+/// The published form.
+pub fn json_of(event: &EventRecord) -> String {
+    event.to_cloud_event_json(&source()).unwrap()
 }
 
 pub fn events(partition: Partition, seqs: std::ops::RangeInclusive<i64>) -> Vec<EventRecord> {
@@ -69,7 +79,7 @@ pub async fn assert_stream_equals(stream: &dyn EventStream, generation: i32, exp
     let found = entries(stream, partition, generation).await;
     assert_eq!(found.len(), expected.len(), "entries of partition {}", partition.number());
     for (entry, event) in found.iter().zip(expected) {
-        assert_eq!((entry.id, &entry.event), (EntryId::of(event.seq), &envelope_json(event).unwrap()));
+        assert_eq!((entry.id, &entry.event), (EntryId::of(event.seq), &json_of(event)));
         assert_eq!(entry.event_id, event.event_id.to_string());
     }
 }

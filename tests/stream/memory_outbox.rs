@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
 use visionscope_billing::store::{Outbox, StoreError};

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use uuid::Uuid;
-use visionscope_billing::domain::event::EventRecord;
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::EventId;
 use visionscope_billing::stream::{Appended, EntryId, EventStream, stream_key};
 

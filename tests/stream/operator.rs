@@ -7,9 +7,9 @@ use visionscope_billing::clock::SystemClock;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::outbox::{FindingKind, rebuild, status, verify};
 use visionscope_billing::store::Outbox;
-use visionscope_billing::stream::{EventStream, envelope_json};
+use visionscope_billing::stream::EventStream;
 
-use crate::events::{assert_stream_equals, event, events, eventually, eventually_ends_at, partition};
+use crate::events::{assert_stream_equals, event, events, eventually, eventually_ends_at, json_of, partition};
 use crate::memory_outbox::MemoryOutbox;
 use crate::publishing::{RunningPublisher, test_config};
 use crate::redis_server::RedisServer;
@@ -37,7 +37,7 @@ fn write(redis: &RedisServer, entries: &[(&str, i64)]) {
     for (id, seq) in entries {
         let event = event(partition(0), *seq);
         let (event_id, workspace_id) = (event.event_id.to_string(), event.workspace_id.to_string());
-        let envelope = envelope_json(&event).unwrap();
+        let envelope = json_of(&event);
         redis.execute::<String>(&[
             "XADD",
             "vs:{p00}:g1",
@@ -82,7 +82,7 @@ async fn verify_finds_missing_doubled_reordered_altered_and_foreign_entries() {
 
     write(&redis, &good[..9]);
     let last = event(partition(0), 10);
-    let altered = envelope_json(&last).unwrap().replace("\"10\"", "\"11\"");
+    let altered = json_of(&last).replace("\"10\"", "\"11\"");
     let (event_id, workspace_id) = (last.event_id.to_string(), last.workspace_id.to_string());
     redis.execute::<String>(&[
         "XADD",

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis::{Client, Connection, FromRedisValue, Value, cmd};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
+
+use crate::events::source;
 
 /// How long a server may take to answer after its start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -56,16 +59,15 @@ impl RedisServer {
 
     /// Makes it hang: connections stay open, and nothing is answered.
     pub fn suspend(&self) {
-        self.signal("-STOP");
+        self.signal(Signal::STOP);
     }
 
     pub fn resume(&self) {
-        self.signal("-CONT");
+        self.signal(Signal::CONT);
     }
 
-    fn signal(&self, name: &str) {
-        let pid = self.process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.process.as_ref().unwrap()), signal).unwrap();
     }
 
     pub fn url(&self) -> String {
@@ -73,7 +75,7 @@ impl RedisServer {
     }
 
     pub fn stream(&self) -> Arc<RedisStream> {
-        Arc::new(RedisStream::new(&RedisConfig::from_urls(&self.url().into())).unwrap())
+        Arc::new(RedisStream::new(&RedisConfig::from_urls(&self.url().into()), source()).unwrap())
     }
 
     /// Executes a command on a connection of its own.

@@ -14,6 +14,7 @@ use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::credits::Credits;
 use crate::domain::event::{CreditReset, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged};
 use crate::domain::grant::GrantSource;
+use crate::domain::ids::GrantId;
 use crate::domain::ledger::Account;
 use crate::domain::period::Period;
 use crate::domain::plan::PurchasedOnCancel;
@@ -67,16 +68,20 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
     start_counting(work, period);
 
     let effective_at = period.start;
-    let terms = || GrantTerms { effective_at, expires_at: Some(period.end), payment: None };
+    let subscription_id = work.subscription().subscription_id;
+    let terms = |number| GrantTerms {
+        grant_id: Some(GrantId::of_period(subscription_id, period.start, number)),
+        ..GrantTerms::new(effective_at, Some(period.end))
+    };
     if rolled_over.is_positive() {
-        work.issue(GrantSource::Rollover, rolled_over, terms())?;
+        work.issue(GrantSource::Rollover, rolled_over, terms(0))?;
     }
     // Passing a boundary must never fail. So an allowance that would exceed the largest balance is granted
     // only in part.
     let room = Credits::MAX.minus_or_zero(work.credits().current_credits);
     let granted = work.plan().allowance.min(room);
     if granted.is_positive() {
-        work.issue(GrantSource::Allowance, granted, terms())?;
+        work.issue(GrantSource::Allowance, granted, terms(1))?;
     }
     let debt_repaid = work.repay_debt(effective_at)?;
     work.update_overdraft_limit();

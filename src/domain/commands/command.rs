@@ -3,6 +3,7 @@
 use super::advance_period::AdvancePeriod;
 use super::cancel_subscription::CancelSubscription;
 use super::deduct_credits::DeductCredits;
+use super::due_work::DueWork;
 use super::expire_grants::ExpireGrants;
 use super::process_subscription_change::ProcessSubscriptionChange;
 use super::provision_workspace::ProvisionWorkspace;
@@ -49,18 +50,17 @@ impl Command {
         matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_))
     }
 
-    /// Whether an ended period must be closed before this command is decided.
-    pub(super) const fn needs_current_period(&self) -> bool {
+    /// Whether that work must be done before this command is decided.
+    pub(super) fn comes_after(&self, due: DueWork) -> bool {
         match self {
             Self::DeductCredits(_)
             | Self::PurchaseCredits(_)
             | Self::ProcessSubscriptionChange(_)
             | Self::CancelSubscription(_)
             | Self::ResumeSubscription(_) => true,
-            Self::ResetMonthlyCredits(_)
-            | Self::ProvisionWorkspace(_)
-            | Self::AdvancePeriod(_)
-            | Self::ExpireGrants(_) => false,
+            // It passes the boundary itself.
+            Self::ResetMonthlyCredits(_) => due == DueWork::Expiry,
+            Self::ProvisionWorkspace(_) | Self::AdvancePeriod(_) | Self::ExpireGrants(_) => false,
         }
     }
 }

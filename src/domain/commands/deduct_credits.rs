@@ -10,7 +10,7 @@ use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::{Work, split};
-use crate::domain::counter::{CounterSubject, UsageCounter};
+use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{
     CreditConsumed, CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded,
@@ -74,13 +74,19 @@ impl DeductCredits {
             return Err(Rejection::TimeOutOfRange { pointer: "/occurred_at", detail }.into());
         }
         let assessment = self.assess(&work)?;
-        self.check_limits(&mut work, &assessment)?;
+        let soft_limits = self.check_limits(&mut work, &assessment)?;
         if assessment.cost > assessment.available_for_feature {
-            return Err(self.insufficient_credits(&assessment));
+            return Err(self.insufficient_credits(&work, &assessment));
         }
         let (grants, overdraft) = self.burn(&mut work, assessment.cost, occurred_at)?;
-        self.count(&mut work, &assessment)?;
-        Ok(self.record(work, &assessment, grants, overdraft, occurred_at, request))
+        self.count(&mut work, &assessment, &soft_limits)?;
+        let receipt = self.record(&mut work, &assessment, grants, overdraft, occurred_at, request);
+        let resets_at = work.subscription().period.end;
+        for check in soft_limits {
+            let event = self.limit_event(&work, check, Some(resets_at), None);
+            work.raise(event);
+        }
+        Ok((work.finish(), receipt))
     }
 
     fn assess(&self, work: &Work<'_>) -> Result<Assessment, Refusal> {
@@ -98,10 +104,12 @@ impl DeductCredits {
         Ok(Assessment { terms, cost, available_for_feature })
     }
 
-    /// Checks the limits of the feature, of the workspace and of the rate. An ended subscription has none.
-    fn check_limits(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
+    /// Checks the limits of the feature, of the workspace and of the rate. An ended subscription has none. Returns the
+    /// soft limits to report.
+    fn check_limits(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<Vec<LimitCheck>, Refusal> {
+        let mut soft_limits = Vec::new();
         if !work.subscription().is_active() {
-            return Ok(());
+            return Ok(soft_limits);
         }
         let cost = assessment.cost;
         let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
@@ -111,22 +119,19 @@ impl DeductCredits {
         if let Some(limit) = assessment.terms.limit {
             let counter = work.counter(&self.subject());
             let check = LimitCheck { scope: LimitScope::Feature, limit, used: counter.used_credits, cost };
-            let event = self.check_limit(work, check)?;
-            if let Some(event) = event.filter(|_| counter.reported_limit != Some(limit.credits)) {
-                work.set_counter(UsageCounter { reported_limit: Some(limit.credits), ..counter });
-                work.raise(event);
-            }
+            let is_exceeded = self.check_limit(work, check)?;
+            soft_limits.extend((is_exceeded && counter.reported_limit != Some(limit.credits)).then_some(check));
         }
         if let Some(limit) = monthly_limit {
             let used = work.credits().used_this_month;
             let check = LimitCheck { scope: LimitScope::Workspace, limit, used, cost };
-            let event = self.check_limit(work, check)?;
-            if let Some(event) = event.filter(|_| work.credits().reported_limit != Some(limit.credits)) {
-                work.credits_mut().reported_limit = Some(limit.credits);
-                work.raise(event);
-            }
+            let is_exceeded = self.check_limit(work, check)?;
+            soft_limits.extend((is_exceeded && work.credits().reported_limit != Some(limit.credits)).then_some(check));
         }
-        rate.map_or(Ok(()), |rate| check_rate(work, rate, cost))
+        if let Some(rate) = rate {
+            check_rate(work, rate, cost)?;
+        }
+        Ok(soft_limits)
     }
 
     /// Refuses a cost that is larger than a whole hard limit. It never passes, so no other limit is checked before: its
@@ -147,26 +152,26 @@ impl DeductCredits {
         ];
         for (scope, limit, used, window_s) in limits.into_iter().flatten() {
             if limit.mode == LimitMode::Hard && cost > limit.credits {
-                return Err(self.limit_exceeded(LimitCheck { scope, limit, used, cost }, None, window_s));
+                return Err(self.limit_exceeded(work, LimitCheck { scope, limit, used, cost }, None, window_s));
             }
         }
         Ok(())
     }
 
-    /// If the cost exceeds the limit: the event to raise for a soft limit, or the refusal for a hard one.
-    fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<Option<UsageLimitExceeded>, Refusal> {
+    /// Whether the cost exceeds a soft limit. Refuses it if it exceeds a hard one.
+    fn check_limit(&self, work: &Work<'_>, check: LimitCheck) -> Result<bool, Refusal> {
         if check.used.plus(check.cost).is_ok_and(|sum| sum <= check.limit.credits) {
-            return Ok(None);
+            return Ok(false);
         }
-        let resets_at = Some(work.subscription().period.end);
         match check.limit.mode {
-            LimitMode::Soft => Ok(Some(self.limit_event(check, resets_at, None))),
-            LimitMode::Hard => Err(self.limit_exceeded(check, resets_at, None)),
+            LimitMode::Soft => Ok(true),
+            LimitMode::Hard => Err(self.limit_exceeded(work, check, Some(work.subscription().period.end), None)),
         }
     }
 
     fn limit_event(
         &self,
+        work: &Work<'_>,
         check: LimitCheck,
         resets_at: Option<Timestamp>,
         window_s: Option<u32>,
@@ -181,19 +186,26 @@ impl DeductCredits {
             refused: check.limit.mode == LimitMode::Hard,
             resets_at,
             window_s,
+            current_credits: work.credits().current_credits,
         }
     }
 
-    fn limit_exceeded(&self, check: LimitCheck, resets_at: Option<Timestamp>, window_s: Option<u32>) -> Refusal {
+    fn limit_exceeded(
+        &self,
+        work: &Work<'_>,
+        check: LimitCheck,
+        resets_at: Option<Timestamp>,
+        window_s: Option<u32>,
+    ) -> Refusal {
         let LimitCheck { scope, limit, used, cost } = check;
         let (limit, requested) = (limit.credits, cost);
         Refusal {
             rejection: Rejection::LimitExceeded { scope, limit, used, requested, resets_at, window_s },
-            event: Some(Box::new(self.limit_event(check, resets_at, window_s).into())),
+            event: Some(Box::new(self.limit_event(work, check, resets_at, window_s).into())),
         }
     }
 
-    fn insufficient_credits(&self, assessment: &Assessment) -> Refusal {
+    fn insufficient_credits(&self, work: &Work<'_>, assessment: &Assessment) -> Refusal {
         Refusal {
             rejection: Rejection::InsufficientCredits {
                 requested: assessment.cost,
@@ -204,6 +216,7 @@ impl DeductCredits {
                 user_id: self.user_id.clone(),
                 requested_credits: assessment.cost,
                 available_credits: assessment.available_for_feature,
+                current_credits: work.credits().current_credits,
             }))),
         }
     }
@@ -235,12 +248,16 @@ impl DeductCredits {
         CounterSubject::Feature(self.feature_code.clone())
     }
 
-    fn count(&self, work: &mut Work<'_>, assessment: &Assessment) -> Result<(), Refusal> {
+    fn count(&self, work: &mut Work<'_>, assessment: &Assessment, reported: &[LimitCheck]) -> Result<(), Refusal> {
         let cost = assessment.cost;
+        let reported_limit =
+            |scope| reported.iter().find(|check| check.scope == scope).map(|check| check.limit.credits);
         let mut counter = work.counter(&self.subject());
         counter.used_credits = counter.used_credits.plus(cost)?;
+        counter.reported_limit = reported_limit(LimitScope::Feature).or(counter.reported_limit);
         work.set_counter(counter);
         let credits = work.credits_mut();
+        credits.reported_limit = reported_limit(LimitScope::Workspace).or(credits.reported_limit);
         credits.used_this_month = credits.used_this_month.plus(cost)?;
         credits.usage_seq += 1;
         Ok(())
@@ -248,13 +265,13 @@ impl DeductCredits {
 
     fn record(
         &self,
-        mut work: Work<'_>,
+        work: &mut Work<'_>,
         assessment: &Assessment,
         grants: Vec<GrantShare>,
         overdraft_credits: Option<Credits>,
         occurred_at: Timestamp,
         request: &Request<'_>,
-    ) -> (Effects, Receipt) {
+    ) -> Receipt {
         let quantity = match self.charge {
             Charge::Quantity(quantity) => Some(quantity),
             Charge::Credits(_) => None,
@@ -276,7 +293,7 @@ impl DeductCredits {
             recorded_at,
             metadata: request.metadata.cloned(),
         });
-        work.raise_first(CreditConsumed {
+        work.raise(CreditConsumed {
             feature_code: self.feature_code.clone(),
             user_id: self.user_id.clone(),
             credits: assessment.cost,
@@ -287,7 +304,7 @@ impl DeductCredits {
             used_this_month,
             occurred_at,
         });
-        let receipt = DeductReceipt {
+        Receipt::Deducted(DeductReceipt {
             command_id,
             workspace_id,
             usage_id: UsageId { recorded_at, seq: usage_seq },
@@ -299,8 +316,7 @@ impl DeductCredits {
             current_credits,
             used_this_month,
             recorded_at,
-        };
-        (work.finish(), Receipt::Deducted(receipt))
+        })
     }
 }
 

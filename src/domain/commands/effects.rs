@@ -1,4 +1,4 @@
-//! The effects of a command: rows and events.
+//! The effects of a command: rows and events, and how they change the state of a workspace.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::domain::ids::EventId;
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::subscription::Subscription;
+use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits};
@@ -63,5 +63,54 @@ impl Effects {
             events: Vec::new(),
             periods: Vec::new(),
         }
+    }
+
+    /// The state of a new workspace, before the effects are applied. None if the workspace is not new.
+    pub(in crate::domain) fn new_state(&self) -> Option<WorkspaceState> {
+        Some(WorkspaceState {
+            workspace: self.workspace.clone()?,
+            credits: self.credits.clone(),
+            subscription: self.subscription.clone()?,
+            plan: self.plan.clone()?,
+            pending_plan: None,
+            feature_overrides: self.feature_overrides.clone(),
+            counters: Vec::new(),
+            grants: Vec::new(),
+        })
+    }
+}
+
+impl WorkspaceState {
+    /// Applies the effects of a command that was decided on this state. The state is then the one that the store would
+    /// load. Returns the grants that the command has closed: they are no longer part of it.
+    pub(in crate::domain) fn apply(&mut self, effects: Effects) -> Vec<Grant> {
+        self.credits = effects.credits;
+        if let Some(subscription) = effects.subscription {
+            if !matches!(subscription.pending_change, Some(PendingChange::Change { .. })) {
+                self.pending_plan = None;
+            }
+            self.subscription = subscription;
+        }
+        if let Some(plan) = effects.plan {
+            self.plan = plan;
+        }
+        if effects.pending_plan.is_some() {
+            self.pending_plan = effects.pending_plan;
+        }
+        for counter in effects.counters.into_values() {
+            self.put_counter(counter);
+        }
+        let mut is_reordered = !effects.added_grants.is_empty();
+        for (index, grant) in effects.changed_grants {
+            let Some(slot) = self.grants.get_mut(index) else { continue };
+            is_reordered |= slot.expires_at != grant.expires_at;
+            *slot = grant;
+        }
+        self.grants.extend(effects.added_grants);
+        let closed = self.grants.extract_if(.., |grant| !grant.is_open()).collect();
+        if is_reordered {
+            self.grants.sort_by(Grant::cmp_burn_order);
+        }
+        closed
     }
 }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::advance_period::AdvancePeriod;
 use super::command::Command;
+use super::due_work::DueWork;
 use super::expire_grants::ExpireGrants;
 use super::request::Request;
 use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
@@ -96,17 +97,19 @@ impl Envelope {
         }
     }
 
-    /// The internal command that must be decided before this one, because the workspace's period has ended
-    /// and the scheduler has not passed the boundary yet.
+    /// The internal command that must be decided before this one, because the scheduler has not done the work yet.
     #[must_use]
     pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
         let now = self.received_at;
-        if !self.command.needs_current_period() || !state.subscription.is_boundary_due(now) {
-            return None;
-        }
-        let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
-        let mut envelope = AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now);
+        let due = DueWork::at(now, state).find(|due| self.command.comes_after(*due))?;
+        let mut envelope = match due {
+            DueWork::Boundary => {
+                let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
+                AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now)
+            }
+            DueWork::Expiry => ExpireGrants::envelope(command_id, self.workspace_id, now),
+        };
         envelope.causation_id = Some(self.message_id.0);
         envelope.correlation_id.clone_from(&self.correlation_id);
         envelope.traceparent.clone_from(&self.traceparent);

@@ -1,7 +1,7 @@
 //! ExpireGrants: books grants that have reached their expiry with credits left.
 //!
-//! A grant cannot be spent from its expiry on, whether the expiry is booked or not; this command only records
-//! it in the ledger. Grants that belong to a period are closed at the period's end instead, because their
+//! A grant cannot be spent from its expiry on, whether the expiry is booked or not; this command records it in the
+//! ledger. Grants that belong to a period are closed at the period's end instead, because their
 //! unspent credits may roll over.
 
 use super::effects::Effects;
@@ -25,8 +25,8 @@ impl ExpireGrants {
         let now = work.now();
         let expired: Vec<_> = work
             .grants()
-            .filter(|(_, grant)| !grant.source.is_periodic() && grant.remaining.is_positive())
-            .filter_map(|(index, grant)| Some((index, grant.remaining, grant.expires_at.filter(|end| *end <= now)?)))
+            .filter(|(_, grant)| grant.is_expiry_due(now))
+            .filter_map(|(index, grant)| Some((index, grant.remaining, grant.expires_at?)))
             .take(MAX_GRANTS_PER_COMMAND)
             .collect();
         if expired.is_empty() {

@@ -4,7 +4,7 @@
 //! One file per command. Each is a struct with its checked fields and a function that takes a
 //! `Work` (one workspace with the changes of the decision so far) and returns a receipt
 //! or a [`Rejection`](super::rejection::Rejection). The commands do not know each other; code that several
-//! of them share is in `boundary`, `plan_terms` and `subscription_commands`. `command` lists them all,
+//! of them share is in `boundary`, `due_work`, `plan_terms` and `subscription_commands`. `command` lists them all,
 //! `envelope` wraps them, and `decide` calls them.
 //!
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
@@ -15,6 +15,7 @@ mod cancel_subscription;
 mod command;
 mod decide;
 mod deduct_credits;
+mod due_work;
 mod effects;
 mod envelope;
 mod expire_grants;
@@ -36,6 +37,7 @@ pub use self::cancel_subscription::CancelSubscription;
 pub use self::command::Command;
 pub use self::decide::{Decision, decide};
 pub use self::deduct_credits::{Charge, DeductCredits, OCCURRED_AT_MAX_AGE, OCCURRED_AT_MAX_AHEAD};
+pub use self::due_work::MAX_DUE_COMMANDS;
 pub use self::effects::Effects;
 pub use self::envelope::Envelope;
 pub use self::expire_grants::ExpireGrants;

@@ -108,6 +108,7 @@ impl ProcessSubscriptionChange {
             subscription.pending_change = None;
         }
         let features = switch_plan(work, plan);
+        let credits_before = work.credits().current_credits;
         let (mut effect, mut reset) = (CreditEffect::default(), None);
         if restarts {
             let subscription = work.change_subscription();
@@ -126,10 +127,12 @@ impl ProcessSubscriptionChange {
             credits_granted: effect.granted,
             credits_removed: effect.removed,
             credits_uncollected: effect.uncollected,
+            // The event of the new period comes later and reports its credits.
+            current_credits: if reset.is_some() { credits_before } else { work.credits().current_credits },
             ..work.subscription_changed(change, recorded_at, before)
         };
         work.raise_first(event);
-        // The event of the new period reports its credits. The receipt reports all of them.
+        // The receipt reports all of them.
         Ok(reset.map_or(effect, |reset| CreditEffect { granted: reset.granted, removed: reset.expired, ..effect }))
     }
 
@@ -152,8 +155,7 @@ impl ProcessSubscriptionChange {
         let set_off = gain.min(work.credits().uncollected_credits);
         let gain = gain.minus(set_off)?;
         if gain.is_positive() {
-            let terms = GrantTerms { effective_at: now, expires_at: Some(period.end), payment: None };
-            work.issue(GrantSource::Allowance, gain, terms)?;
+            work.issue(GrantSource::Allowance, gain, GrantTerms::new(now, Some(period.end)))?;
             work.repay_debt(now)?;
         }
         let removed = remove_unspent_allowance(work, loss)?;

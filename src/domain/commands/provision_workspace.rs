@@ -69,6 +69,7 @@ impl ProvisionWorkspace {
             plan_version: plan.version,
             period: reset.period,
             granted: reset.granted,
+            current_credits: reset.current_credits,
         });
         // Marks the subscription as changed, so that its row is inserted.
         work.change_subscription();

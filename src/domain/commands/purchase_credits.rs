@@ -47,7 +47,7 @@ impl PurchaseCredits {
         if work.grants().count() >= MAX_OPEN_GRANTS {
             return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
         }
-        let terms = || GrantTerms { effective_at: now, expires_at: self.expires_at, payment: None };
+        let terms = || GrantTerms::new(now, self.expires_at);
         let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
         let paid = GrantTerms { payment: Some((self.payment_reference.clone(), cost_basis)), ..terms() };
         let grant_id = work.issue(GrantSource::Purchase, self.credits.get(), paid)?;

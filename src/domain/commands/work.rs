@@ -14,7 +14,7 @@ use crate::domain::event::{
     EventData, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
     SubscriptionSummary,
 };
-use crate::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
+use crate::domain::grant::{CostBasis, DEFAULT_PRIORITY, Grant, GrantSource};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
 use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
@@ -36,9 +36,17 @@ pub(super) struct Work<'a> {
 
 /// What a new grant needs beyond its source and amount.
 pub(super) struct GrantTerms {
+    /// By default one that is derived from the command's.
+    pub grant_id: Option<GrantId>,
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
-    pub payment: Option<(PaymentReference, crate::domain::grant::CostBasis)>,
+    pub payment: Option<(PaymentReference, CostBasis)>,
+}
+
+impl GrantTerms {
+    pub(super) const fn new(effective_at: Timestamp, expires_at: Option<Timestamp>) -> Self {
+        Self { grant_id: None, effective_at, expires_at, payment: None }
+    }
 }
 
 impl<'a> Work<'a> {
@@ -267,7 +275,7 @@ impl<'a> Work<'a> {
         amount: Credits,
         terms: GrantTerms,
     ) -> Result<GrantId, Refusal> {
-        let grant_id = GrantId(self.ids.draw());
+        let grant_id = terms.grant_id.unwrap_or_else(|| GrantId(self.ids.draw()));
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
         self.effects.added_grants.push(Grant {
@@ -340,7 +348,11 @@ impl<'a> Work<'a> {
             let increased = || available > available_credits(self.state, self.times);
             if is_armed && !*has_increased.get_or_insert_with(increased) {
                 self.credits_mut().low_credit_alerts |= mask;
-                self.raise(LowCreditWarning { threshold_credits: *threshold, available_credits: available });
+                self.raise(LowCreditWarning {
+                    threshold_credits: *threshold,
+                    available_credits: available,
+                    current_credits: self.credits().current_credits,
+                });
             }
         }
     }

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::reads::workspace_state;
+use super::reads::state_as_of_now;
 use crate::domain::commands::{
     Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
@@ -23,6 +23,7 @@ use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
@@ -364,8 +365,8 @@ pub async fn reset_credits(
 
 /// Read the balance
 ///
-/// The balance, what can be spent now, the period and its limits, the thresholds, and the open
-/// grants in the order in which they are spent.
+/// The balance, what can be spent now, the period and its limits, the thresholds, and the open grants in the order in
+/// which they are spent: all as of now, also where the end of the period or an expiry is not recorded yet.
 #[utoipa::path(
     tag = "credits",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
@@ -390,7 +391,6 @@ pub async fn get_credits(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let state = AppState::of(&request);
-    let found = workspace_state(state, caller.workspace_id).await?;
-    Ok(HttpResponse::Ok().json(CreditsView::new(&found, found.times(state.clock.now()))))
+    let (state, now) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
+    private_json(&request, &CreditsView::new(&state, state.times(now)))
 }

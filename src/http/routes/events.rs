@@ -9,8 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::reads::{read, workspace_state};
-use crate::domain::event::{EventEnvelope, EventRecord, EventType};
+use super::reads::{read, recorded_state};
+use crate::domain::cloud_event::{CloudEvent, EventRecord, EventSource};
+use crate::domain::event::EventType;
 use crate::domain::ids::{EventId, PARTITIONS, Partition, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
 use crate::http::auth::{Tenancy, scope};
@@ -19,6 +20,7 @@ use crate::http::extract::{Caller, event_id, no_query, query, require_workspace,
 use crate::http::ids::hyphenated;
 use crate::http::pages::{Cursor, CursorText, Limit, ListKey};
 use crate::http::problem::{Code, Problem};
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::store::queries::{EventPosition, EventQuery};
 
@@ -57,7 +59,7 @@ fn hyphenated_workspace_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 /// A page of events, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventPage {
-    items: Vec<EventEnvelope>,
+    items: Vec<CloudEvent>,
     /// Whether there are more events now.
     has_more: bool,
     /// The cursor of the next page, now or later.
@@ -66,19 +68,20 @@ pub struct EventPage {
 
 /// List the events
 ///
-/// Events of one workspace in the order of their `workspace_seq`, or, with a token for all
-/// workspaces and no `workspace_id`, of all of them in the order of each partition's `seq`. Keep
+/// Events of one workspace in the order of their `workspaceseq`, or, with a token for all
+/// workspaces and no `workspace_id`, of all of them in the order of each partition's `sequence`. Keep
 /// `next` and poll with it: no event is ever skipped.
 #[utoipa::path(
     tag = "events",
     params(EventParams),
     responses((status = 200, description = "A page of events.", body = EventPage, example = json!({
         "items": [{
-            "event_id": "019a0000-0000-7000-8000-000000000006", "event_type": "CreditConsumed", "schema_version": 1,
-            "service_name": "visionscope-billing", "partition": 7, "seq": 41,
-            "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "workspace_seq": 2,
-            "occurred_at": "2026-01-31T09:00:00.000000Z", "correlation_id": "checkout-17",
-            "causation_id": "019a0000-0000-7000-8000-000000000001",
+            "specversion": "1.0", "id": "019a0000-0000-7000-8000-000000000006", "source": "urn:visionscope:billing",
+            "type": "CreditConsumed", "subject": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+            "time": "2026-01-31T09:00:00.000000Z", "datacontenttype": "application/json",
+            "dataschema": "urn:visionscope:event:CreditConsumed:1", "partition": 7, "sequence": "0000000000000000041",
+            "workspaceid": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "workspaceseq": "0000000000000000002",
+            "correlationid": "checkout-17", "causationid": "019a0000-0000-7000-8000-000000000001", "schemaversion": 1,
             "data": {
                 "feature_code": "video.render", "credits": "2.5",
                 "grants": [{
@@ -112,7 +115,7 @@ pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest
         }
         (None, Tenancy::All) => all_workspaces_page(state, wanted).await?,
     };
-    Ok(HttpResponse::Ok().json(page))
+    private_json(&request, &page)
 }
 
 struct Wanted {
@@ -133,7 +136,7 @@ impl Wanted {
     }
 
     /// The events of the page, of those that were looked at in order; and how many of these come before the next page.
-    fn select(&self, rows: &[EventRecord]) -> Result<(Vec<EventEnvelope>, usize), Problem> {
+    fn select(&self, rows: &[EventRecord], source: &EventSource) -> Result<(Vec<CloudEvent>, usize), Problem> {
         let mut items = Vec::new();
         for (place, event) in rows.iter().enumerate() {
             if !self.has(event) {
@@ -142,7 +145,7 @@ impl Wanted {
             if items.len() == self.limit.rows() {
                 return Ok((items, place));
             }
-            items.push(envelope(event)?);
+            items.push(cloud_event(event, source)?);
         }
         Ok((items, rows.len()))
     }
@@ -156,7 +159,7 @@ async fn workspace_page(state: &AppState, workspace_id: WorkspaceId, wanted: Wan
     let seen = match &wanted.cursor {
         None => None,
         Some(cursor) if cursor.is_latest() => {
-            let newest = workspace_state(state, workspace_id).await?.credits.event_seq;
+            let newest = recorded_state(state, workspace_id).await?.credits.event_seq;
             let rows = events(newest - 1, 1).await?;
             let last = rows.first().ok_or_else(workspace_not_found)?;
             let next = key.cursor([last.workspace_seq], &last.event_id);
@@ -174,7 +177,7 @@ async fn workspace_page(state: &AppState, workspace_id: WorkspaceId, wanted: Wan
     }
     let found = rows.len();
     rows.truncate(usize::try_from(look_at).unwrap_or(usize::MAX));
-    let (items, passed) = wanted.select(&rows)?;
+    let (items, passed) = wanted.select(&rows, &state.event_source)?;
     last = rows.into_iter().take(passed).next_back().or(last);
     // Provisioning writes the first event of a workspace: without events there is no workspace.
     let last = last.ok_or_else(workspace_not_found)?;
@@ -239,7 +242,7 @@ async fn all_workspaces_page(state: &AppState, wanted: Wanted) -> Result<EventPa
     }
     let found = rows.len();
     let rows = interleave(rows, &passed, share);
-    let (items, count) = wanted.select(&rows)?;
+    let (items, count) = wanted.select(&rows, &state.event_source)?;
     for event in rows.iter().take(count) {
         passed.pass(event);
     }
@@ -261,8 +264,8 @@ fn positions(after: &[i64; PARTITIONS as usize]) -> Vec<EventPosition> {
     Partition::all().zip(after).map(|(partition, seq)| EventPosition { partition, seq: *seq }).collect()
 }
 
-fn envelope(event: &EventRecord) -> Result<EventEnvelope, Problem> {
-    event.to_envelope().map_err(|error| {
+fn cloud_event(event: &EventRecord, source: &EventSource) -> Result<CloudEvent, Problem> {
+    event.to_cloud_event(source).map_err(|error| {
         tracing::error!(%error, event_id = %event.event_id, "a stored event is not JSON");
         Problem::plain(Code::InternalError)
     })
@@ -274,13 +277,14 @@ fn envelope(event: &EventRecord) -> Result<EventEnvelope, Problem> {
 #[utoipa::path(
     tag = "events",
     params(("event_id" = EventId, Path, description = "The event's id.")),
-    responses((status = 200, description = "The event.", body = EventEnvelope, example = json!({
-        "event_id": "019a0000-0000-7000-8000-000000000007", "event_type": "LowCreditWarning", "schema_version": 1,
-        "service_name": "visionscope-billing", "partition": 7, "seq": 42,
-        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "workspace_seq": 3,
-        "occurred_at": "2026-01-31T09:00:00.000000Z", "correlation_id": "checkout-17",
-        "causation_id": "019a0000-0000-7000-8000-000000000001",
-        "data": {"threshold_credits": "100", "available_credits": "99.5"}
+    responses((status = 200, description = "The event.", body = CloudEvent, example = json!({
+        "specversion": "1.0", "id": "019a0000-0000-7000-8000-000000000007", "source": "urn:visionscope:billing",
+        "type": "LowCreditWarning", "subject": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "time": "2026-01-31T09:00:00.000000Z", "datacontenttype": "application/json",
+        "dataschema": "urn:visionscope:event:LowCreditWarning:1", "partition": 7, "sequence": "0000000000000000042",
+        "workspaceid": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "workspaceseq": "0000000000000000003",
+        "correlationid": "checkout-17", "causationid": "019a0000-0000-7000-8000-000000000001", "schemaversion": 1,
+        "data": {"threshold_credits": "100", "available_credits": "99.5", "current_credits": "99.5"}
     }))),
     extensions(("x-problems" = json!(["event-not-found"])), ("x-scope" = json!("events:read"))),
     security(("bearer" = []))
@@ -293,9 +297,10 @@ pub async fn get_event(caller: Caller<scope::EventsRead>, request: HttpRequest) 
         Tenancy::One(workspace_id) => Some(workspace_id),
         Tenancy::All => None,
     };
-    let found = read(AppState::of(&request).store.event(event_id, workspace_id)).await?;
+    let state = AppState::of(&request);
+    let found = read(state.store.event(event_id, workspace_id)).await?;
     let event = found.ok_or_else(|| Problem::plain(Code::EventNotFound))?;
-    Ok(HttpResponse::Ok().json(envelope(&event)?))
+    private_json(&request, &cloud_event(&event, &state.event_source)?)
 }
 
 #[cfg(test)]
@@ -320,7 +325,6 @@ mod tests {
             correlation_id: String::new(),
             causation_id: Uuid::nil(),
             traceparent: None,
-            metadata: None,
             data: "{}".into(),
         }
     }
@@ -335,7 +339,7 @@ mod tests {
         for _ in 0..200 {
             let rows = all.iter().filter(|row| row.seq > passed.seq(row.partition)).cloned().collect();
             let rows = interleave(rows, &passed, 1);
-            let (_, count) = wanted.select(&rows).unwrap();
+            let (_, count) = wanted.select(&rows, &EventSource::new("urn:test").unwrap()).unwrap();
             for row in rows.iter().take(count) {
                 assert_eq!(row.seq, passed.seq(row.partition) + 1, "in order and without a gap");
                 passed.pass(row);

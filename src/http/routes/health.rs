@@ -1,8 +1,9 @@
-//! Probes, metrics and the OpenAPI document. They need no token.
+//! Probes, metrics, the OpenAPI document and the schemas of events. They need no token.
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse, get};
+use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, get};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -99,5 +100,32 @@ pub async fn get_metrics(request: HttpRequest) -> HttpResponse {
 #[get("/openapi.json")]
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 pub async fn get_openapi(request: HttpRequest) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(AppState::of(&request).documents.openapi_json.clone())
+    AppState::of(&request).documents.openapi.answer(&request, revalidated())
+}
+
+/// Read a schema of events
+///
+/// The JSON Schema of the `data` of one type of event in one version, such as `CreditConsumed.v1.json`, or of the
+/// attributes of all events, `event.json`.
+#[utoipa::path(
+    tag = "service",
+    params(("file_name" = String, Path, description = "The name of the schema's file.", example = "CreditConsumed.v1.json")),
+    responses((status = 200, description = "The schema.", body = Object, content_type = "application/schema+json",
+        example = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:visionscope:event:CreditConsumed:1"}))),
+    extensions(("x-problems" = json!(["not-found"]))),
+    security(())
+)]
+#[get("/schemas/events/{file_name}")]
+#[allow(clippy::unused_async, reason = "actix takes async handlers only")]
+pub async fn get_event_schema(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let name = request.match_info().get("file_name").unwrap_or_default();
+    let schema = AppState::of(&request).documents.schemas.get(name).ok_or_else(|| Problem::plain(Code::NotFound))?;
+    Ok(schema.answer(&request, revalidated()))
+}
+
+/// Anybody may keep the answer, and asks each time whether it is still the same.
+fn revalidated() -> HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")));
+    response
 }

@@ -13,6 +13,7 @@ use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, query};
 use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::Problem;
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 
 /// Which rows, and how many. Unknown parameters are refused.
@@ -127,5 +128,5 @@ pub async fn list_ledger(
     let rows = async |query| store.ledger(&query, grant_id).await;
     let page = history_page(&request, caller.workspace_id, params, ("ledger", &grant_id), rows).await?;
     let ListPage { items, has_more, next } = page;
-    Ok(HttpResponse::Ok().json(LedgerPage { items, has_more, next }))
+    private_json(&request, &LedgerPage { items, has_more, next })
 }

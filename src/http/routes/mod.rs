@@ -40,5 +40,6 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(health::get_livez)
         .service(health::get_readyz)
         .service(health::get_metrics)
-        .service(health::get_openapi);
+        .service(health::get_openapi)
+        .service(health::get_event_schema);
 }

@@ -11,6 +11,7 @@ use crate::domain::plan::PlanVersion;
 use crate::http::auth::scope;
 use crate::http::extract::{Caller, no_query};
 use crate::http::problem::Problem;
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 
 /// The newest version of every offered plan, by code.
@@ -47,5 +48,5 @@ pub struct PlanList {
 pub async fn list_plans(_: Caller<scope::PlansRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let items = read(AppState::of(&request).store.plans()).await?;
-    Ok(HttpResponse::Ok().json(PlanList { items, has_more: false }))
+    private_json(&request, &PlanList { items, has_more: false })
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::domain::ids::WorkspaceId;
 use crate::domain::snapshot::WorkspaceState;
+use crate::domain::time::Timestamp;
 use crate::http::extract::workspace_not_found;
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
@@ -18,9 +19,18 @@ pub(super) async fn read<T>(future: impl Future<Output = Result<T, StoreError>>)
     Ok(answer.map_err(|_| Problem::plain(Code::Unavailable))??)
 }
 
-/// The state of a workspace that must exist.
-pub(super) async fn workspace_state(state: &AppState, workspace_id: WorkspaceId) -> Result<WorkspaceState, Problem> {
+/// The state of a workspace that must exist, as it is recorded.
+pub(super) async fn recorded_state(state: &AppState, workspace_id: WorkspaceId) -> Result<WorkspaceState, Problem> {
     read(state.store.workspace(workspace_id)).await?.ok_or_else(workspace_not_found)
+}
+
+/// The state of a workspace that must exist as of now, with everything booked that is due; and now.
+pub(super) async fn state_as_of_now(
+    state: &AppState,
+    workspace_id: WorkspaceId,
+) -> Result<(WorkspaceState, Timestamp), Problem> {
+    let now = state.clock.now();
+    Ok((recorded_state(state, workspace_id).await?.as_of(now), now))
 }
 
 /// If a list is empty, checks that its workspace exists; if not, the answer is 404.
@@ -29,5 +39,5 @@ pub(super) async fn require_workspace_if_empty<T>(
     workspace_id: WorkspaceId,
     rows: &[T],
 ) -> Result<(), Problem> {
-    if rows.is_empty() { workspace_state(state, workspace_id).await.map(|_| ()) } else { Ok(()) }
+    if rows.is_empty() { recorded_state(state, workspace_id).await.map(|_| ()) } else { Ok(()) }
 }

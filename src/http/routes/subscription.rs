@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use super::reads::workspace_state;
+use super::reads::state_as_of_now;
 use crate::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange, ResumeSubscription};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::metadata::Metadata;
@@ -16,6 +16,7 @@ use crate::http::body::{refuse, string_enum};
 use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::Problem;
 use crate::http::render::KeyKind;
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
@@ -250,6 +251,6 @@ pub async fn get_subscription(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
-    Ok(HttpResponse::Ok().json(SubscriptionView::from(&found)))
+    let (state, _) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
+    private_json(&request, &SubscriptionView::from(&state))
 }

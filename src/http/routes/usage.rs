@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
-use super::reads::{read, workspace_state};
+use super::reads::{read, state_as_of_now};
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
@@ -20,6 +20,7 @@ use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query};
 use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::{Code, Problem};
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 
 /// Which rows, and how many. Unknown parameters are refused.
@@ -172,8 +173,8 @@ pub async fn list_features(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
-    Ok(HttpResponse::Ok().json(FeatureList::from(&found)))
+    let (state, _) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
+    private_json(&request, &FeatureList::from(&state))
 }
 
 /// List the usage
@@ -204,7 +205,7 @@ pub async fn list_usage(
     let rows = async |query| store.usage(&query, feature_code.as_ref()).await;
     let page = history_page(&request, caller.workspace_id, params, ("usage", &feature_code), rows).await?;
     let ListPage { items, has_more, next } = page;
-    Ok(HttpResponse::Ok().json(UsagePage { items, has_more, next }))
+    private_json(&request, &UsagePage { items, has_more, next })
 }
 
 /// Get a usage log
@@ -235,5 +236,5 @@ pub async fn get_usage_log(
     // A malformed id gets the same answer as an unknown one.
     let usage_id: UsageId = request.match_info().query("usage_id").parse().map_err(|_| no_such_log())?;
     let found = read(AppState::of(&request).store.usage_log(caller.workspace_id, usage_id)).await?;
-    Ok(HttpResponse::Ok().json(UsageLogView::from(found.ok_or_else(no_such_log)?)))
+    private_json(&request, &UsageLogView::from(found.ok_or_else(no_such_log)?))
 }

@@ -5,7 +5,7 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::reads::workspace_state;
+use super::reads::state_as_of_now;
 use crate::domain::commands::{Command, ProvisionWorkspace};
 use crate::domain::credits::{Credits, LimitCredits};
 use crate::domain::ids::WorkspaceId;
@@ -21,6 +21,7 @@ use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
+use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::http::submit::{CommandRequest, submit};
 
@@ -63,7 +64,7 @@ pub struct PutWorkspaceRequest {
     plan_code: PlanCode,
     /// The IANA time zone in which billing periods are computed. UTC by default.
     #[serde(default)]
-    #[schema(value_type = String, default = "UTC", example = "Europe/Berlin")]
+    #[schema(value_type = String, required = false, example = "Europe/Berlin")]
     time_zone: TimeZone,
     /// The instant that billing periods are counted from. Not in the future; now by default.
     anchor: Option<Timestamp>,
@@ -202,6 +203,6 @@ pub async fn get_workspace(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let found = workspace_state(AppState::of(&request), caller.workspace_id).await?;
-    Ok(HttpResponse::Ok().json(WorkspaceView::from(&found)))
+    let (state, _) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
+    private_json(&request, &WorkspaceView::from(&state))
 }

@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnection, PgRow, Postgres};
 use super::database::{BEGIN_READING, PostgresStore};
 use super::error::store_error;
 use super::rows::{BindColumn, array, bind, bind_keys, insert, update, write_rows};
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;

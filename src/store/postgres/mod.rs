@@ -20,6 +20,7 @@ pub use self::database::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore};
 use self::error::{of_migration, store_error};
 use self::write::PostgresTx;
 use crate::domain::change_set::ChangeSet;
+use crate::domain::cloud_event::EventSource;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
@@ -27,7 +28,7 @@ use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::store::dialect::Dialect;
 use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
-use crate::store::load::{put_plans, stale_workspaces, states};
+use crate::store::load::{event_source, put_plans, stale_workspaces, states};
 use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
@@ -96,6 +97,16 @@ impl Store for PostgresStore {
             let mut tx = self.writes.begin().await?;
             put_plans(tx.connection(), plans, now).await?;
             tx.commit().await
+        })
+        .await
+    }
+
+    async fn event_source(&self, wanted: &EventSource) -> Result<EventSource, StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.writes.begin().await?;
+            let source = event_source(tx.connection(), wanted).await?;
+            tx.commit().await?;
+            Ok(source)
         })
         .await
     }

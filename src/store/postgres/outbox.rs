@@ -11,7 +11,7 @@ use sqlx::{Postgres, Transaction};
 
 use super::database::PostgresStore;
 use super::error::store_error;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;

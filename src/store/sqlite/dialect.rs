@@ -12,7 +12,7 @@ use super::connection::limit as limit_time;
 use super::database::{BEGIN_READING, SqliteStore};
 use super::error::store_error;
 use super::rows::{bind, element, insert, json_of, keys_json, update, write_rows};
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;

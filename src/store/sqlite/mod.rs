@@ -20,13 +20,14 @@ use self::database::{CLOSE_TIMEOUT, MIGRATE_TIMEOUT};
 pub use self::database::{SqliteConfig, SqliteStore};
 use self::write::SqliteTx;
 use crate::domain::change_set::ChangeSet;
+use crate::domain::cloud_event::EventSource;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
-use crate::store::load::{put_plans, stale_workspaces, states};
+use crate::store::load::{event_source, put_plans, stale_workspaces, states};
 use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
@@ -92,6 +93,16 @@ impl Store for SqliteStore {
             let mut tx = self.writer.begin().await?;
             put_plans(tx.connection(), plans, now).await?;
             tx.commit().await
+        })
+        .await
+    }
+
+    async fn event_source(&self, wanted: &EventSource) -> Result<EventSource, StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.writer.begin().await?;
+            let source = event_source(tx.connection(), wanted).await?;
+            tx.commit().await?;
+            Ok(source)
         })
         .await
     }

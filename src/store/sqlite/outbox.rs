@@ -13,7 +13,7 @@ use super::connection::Transaction;
 use super::database::SqliteStore;
 use super::error::store_error;
 use super::rows::json_of;
-use crate::domain::event::EventRecord;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::store::Outbox;
 use crate::store::columns::Fields;

@@ -1,10 +1,17 @@
 //! Resets, rollover, and boundaries that a late command passes.
 
-use crate::domain::commands::{AdvancePeriod, Command, ResetMonthlyCredits};
+use crate::domain::commands::{AdvancePeriod, CancelSubscription, Command, ResetMonthlyCredits};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{CreditConsumed, CreditReset};
 use crate::domain::plan::tests::pro;
+use crate::domain::snapshot::WorkspaceState;
+use crate::domain::subscription::Effective;
 use crate::domain::tests::World;
+
+fn cancel_at_the_end() -> Command {
+    let effective = Effective::PeriodEnd;
+    Command::CancelSubscription(CancelSubscription { effective, reason: None, expected_version: None })
+}
 
 fn reset(period: Option<&str>) -> Command {
     Command::ResetMonthlyCredits(ResetMonthlyCredits { period: period.map(|at| at.parse().unwrap()) })
@@ -93,6 +100,36 @@ fn a_command_after_the_period_end_passes_the_boundary_first() {
     let commands: Vec<_> = ran.changes.commands.iter().map(|command| command.command_type.as_str()).collect();
     assert_eq!(commands, ["AdvancePeriod", "DeductCredits"]);
     assert_eq!(world.balance(), "0");
+}
+
+#[test]
+fn a_read_shows_what_the_next_command_finds() {
+    let mut world = World::on(pro());
+    world.purchase("50", "pay-1").accepted();
+    world.deduct("render", "700").accepted();
+    world.at("2026-05-15T00:00:00Z");
+    let read = world.state().clone().as_of(world.now);
+    assert_eq!(read.credits.current_credits.to_string(), "1250");
+    assert_eq!(
+        (read.credits.used_this_month, read.subscription.period.start.to_string().as_str()),
+        (Credits::ZERO, "2026-04-30T00:00:00.000000Z")
+    );
+    assert_eq!(world.balance(), "350", "nothing of it was recorded");
+    world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    let ids = |state: &WorkspaceState| state.grants.iter().map(|grant| grant.grant_id).collect::<Vec<_>>();
+    assert_eq!(ids(world.state()), ids(&read), "the grants have the ids that were shown");
+    assert_eq!(world.state().clone().as_of(world.now), *world.state());
+}
+
+#[test]
+fn a_read_shows_a_cancellation_and_a_change_that_are_due() {
+    let mut world = World::on(pro());
+    world.run(cancel_at_the_end()).accepted();
+    world.at("2026-02-28T00:00:00Z");
+    let read = world.state().clone().as_of(world.now);
+    assert_eq!((read.subscription.is_active(), read.subscription.canceled_at), (false, Some(world.now)));
+    assert_eq!(read.credits.current_credits, Credits::ZERO);
+    assert!(world.state().subscription.is_active());
 }
 
 #[test]
