@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::domain::cloud_event::EventSource;
 
@@ -113,16 +113,28 @@ pub struct AuthKey {
 }
 
 /// The algorithms of RFC 7518 and RFC 8037 that tokens may be signed with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    #[serde(rename = "HS256")]
     Hs256,
-    #[serde(rename = "RS256")]
     Rs256,
-    #[serde(rename = "ES256")]
     Es256,
-    #[serde(rename = "EdDSA")]
     EdDsa,
+}
+
+impl<'de> Deserialize<'de> for Algorithm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = [("HS256", Self::Hs256), ("RS256", Self::Rs256), ("ES256", Self::Es256), ("EdDSA", Self::EdDsa)];
+        one_of(deserializer, &words)
+    }
+}
+
+/// Reads one of the words.
+fn one_of<'de, D: Deserializer<'de>, T: Copy>(deserializer: D, words: &[(&str, T)]) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        de::Error::custom(format_args!("must be one of {}", words.join(", ")))
+    })
 }
 
 /// What a key's signatures are checked with.
@@ -187,11 +199,16 @@ pub struct Telemetry {
     pub service_instance: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
     Json,
+}
+
+impl<'de> Deserialize<'de> for LogFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        one_of(deserializer, &[("text", Self::Text), ("json", Self::Json)])
+    }
 }
 
 /// Where the plans come from.

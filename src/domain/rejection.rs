@@ -44,6 +44,9 @@ pub enum Rejection {
     PaymentReferenceUsed(PaymentReference),
     #[error("the maximum of {0} open grants is reached")]
     TooManyGrants(usize),
+    /// No version of a plan has it, and this workspace has agreed on no terms for it.
+    #[error("there is no feature {0}")]
+    FeatureNotFound(FeatureCode),
     #[error("feature {0} is not available to this workspace")]
     FeatureDisabled(FeatureCode),
     #[error("feature {0} has no unit price: send credits instead of a quantity")]
@@ -111,6 +114,7 @@ impl Rejection {
             Self::PeriodMismatch { .. } => "period-mismatch",
             Self::PaymentReferenceUsed(_) => "payment-reference-used",
             Self::TooManyGrants(_) => "too-many-grants",
+            Self::FeatureNotFound(_) => "feature-not-found",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",
             Self::LimitExceeded { .. } => "limit-exceeded",
@@ -126,7 +130,11 @@ impl Rejection {
     pub const fn is_recorded(&self) -> bool {
         !matches!(
             self,
-            Self::WorkspaceNotFound | Self::WorkspaceExists | Self::TimeOutOfRange { .. } | Self::RateExceeded { .. }
+            Self::WorkspaceNotFound
+                | Self::WorkspaceExists
+                | Self::FeatureNotFound(_)
+                | Self::TimeOutOfRange { .. }
+                | Self::RateExceeded { .. }
         )
     }
 }

@@ -27,6 +27,8 @@ pub struct KeySet {
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
     /// Plans whose newest version is needed.
     pub plans: BTreeSet<PlanCode>,
+    /// Features, to find out which of them exist.
+    pub features: BTreeSet<FeatureCode>,
 }
 
 impl KeySet {
@@ -79,6 +81,9 @@ pub struct Snapshot {
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
     pub payments: HashSet<(WorkspaceId, PaymentReference)>,
     pub plans: HashMap<PlanCode, CataloguePlan>,
+    /// The features of the keys that a version of a plan has. Empty on cached states: whoever decides on those that a
+    /// feature does not exist is decided again.
+    pub features: HashSet<FeatureCode>,
 }
 
 /// A plan of the catalogue.

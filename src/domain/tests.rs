@@ -84,6 +84,7 @@ impl World {
 
     pub(crate) fn add_plan(&mut self, plan: PlanVersion) {
         let code = plan.plan_code.clone();
+        self.snapshot.features.extend(plan.features.keys().cloned());
         self.snapshot.plans.insert(code, CataloguePlan { newest: Arc::new(plan), is_offered: true });
     }
 

@@ -3,8 +3,8 @@
 //!
 //! A body is parsed twice. The first pass needs no types. It refuses malformed JSON, nesting that is too deep and
 //! duplicate keys, and it hashes the canonical form with SHA-256: no white space, sorted keys, strings escaped in one
-//! way. The second pass deserializes into the wire type. An error in it concerns one field, and is answered with 422
-//! and the JSON pointer of that field.
+//! way. The second pass deserializes into the wire type. An error in it concerns a field, and is answered with 422 and
+//! the JSON pointers of all wrong fields ([`field_errors`]).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,10 +16,13 @@ use serde::de::{self, DeserializeOwned, IntoDeserializer as _, MapAccess, Visito
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use utoipa::PartialSchema;
 
+use self::field_errors::without_position;
 use super::problem::{Code, Problem};
 use super::state::AppState;
-use crate::domain::text::FieldCode;
+
+pub(super) mod field_errors;
 
 /// The largest body. The largest useful one, a workspace with 200 feature overrides, has 30 KiB.
 pub const MAX_BODY_LEN: usize = 64 * 1024;
@@ -36,7 +39,7 @@ pub struct Body<T> {
 
 /// Reads the body, which must be a JSON object. If `may_be_empty`, an empty body means `{}`, with or without a
 /// content type.
-pub async fn read<T: DeserializeOwned>(
+pub async fn read<T: DeserializeOwned + PartialSchema>(
     request: &HttpRequest,
     payload: &mut web::Payload,
     command_name: &str,
@@ -114,7 +117,7 @@ pub fn string_enum<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
 }
 
 /// Parses a whole body.
-pub fn parse<T: DeserializeOwned>(bytes: &[u8], command_name: &str) -> Result<Body<T>, Problem> {
+pub fn parse<T: DeserializeOwned + PartialSchema>(bytes: &[u8], command_name: &str) -> Result<Body<T>, Problem> {
     let malformed = |detail: String| Problem::new(Code::MalformedJson, detail);
     let text = std::str::from_utf8(bytes).map_err(|_| malformed("the body is not UTF-8".to_owned()))?;
     let raw: &RawValue = serde_json::from_str(text).map_err(|error| malformed(bounded(&error.to_string())))?;
@@ -127,13 +130,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], command_name: &str) -> Result<Bo
     hash.update(command_name.as_bytes());
     hash.update([0]);
     hash.update(&canonical);
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let message = error.inner().to_string();
-        let field_error = SerdeFieldError::parse(&message);
-        Problem::field(field_error.code, pointer(error.path(), field_error.field), field_error.detail)
-    })?;
-    Ok(Body { value, fingerprint: hash.finalize().into() })
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(Body { value, fingerprint: hash.finalize().into() }),
+        Err(_) => Err(Problem::fields(field_errors::all::<T>(raw)?)),
+    }
 }
 
 /// Writes the canonical form of a value that is known to be JSON.
@@ -215,101 +215,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
     }
 }
 
-/// A field error, parsed from the message of a serde error. Serde errors carry text only: those of domain types are
-/// `code: detail`, the others have serde's own wording.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SerdeFieldError<'a> {
-    pub code: Code,
-    pub detail: String,
-    /// The missing or duplicate field, which the path of the error does not include.
-    pub field: Option<&'a str>,
-}
-
-impl<'a> SerdeFieldError<'a> {
-    #[must_use]
-    pub fn parse(message: &'a str) -> Self {
-        let message = without_position(message);
-        for code in FieldCode::ALL {
-            if let Some(detail) = message.strip_prefix(code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
-                return Self { code: code.into(), detail: detail.to_owned(), field: None };
-            }
-        }
-        let invalid = |detail: &str, field| Self { code: Code::InvalidField, detail: detail.to_owned(), field };
-        // The name of an unknown field comes from the request, so it is taken from the path and not from this message.
-        if message.starts_with("unknown field `") {
-            return Self { code: Code::UnknownField, detail: "this field does not exist".to_owned(), field: None };
-        }
-        if let Some(rest) = message.strip_prefix("missing field `") {
-            return invalid("is required", Some(rest.trim_end_matches('`')));
-        }
-        if let Some(rest) = message.strip_prefix("duplicate field `") {
-            return invalid("occurs twice", Some(rest.trim_end_matches('`')));
-        }
-        // serde_html_form's words for it.
-        if message == "unsupported value" {
-            return invalid("occurs twice", None);
-        }
-        // The first part of the message may quote the request. The expected type comes last and does not.
-        match message.rsplit_once(", expected ") {
-            Some((_, expected)) => invalid(&format!("must be {}", json_type_name(expected)), None),
-            None => invalid("has the wrong type or form", None),
-        }
-    }
-}
-
-/// Translates serde's name of the expected type into JSON terms.
-fn json_type_name(expected: &str) -> &str {
-    match expected {
-        "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
-        "a map" => "an object",
-        "a sequence" => "an array",
-        "a borrowed string" | "a character" | "string or map" | "variant identifier" => "a string",
-        "unit" => "null",
-        expected if expected.starts_with("struct ") => "an object",
-        expected if expected.starts_with("enum ") => "a string",
-        expected => expected,
-    }
-}
-
-fn without_position(message: &str) -> &str {
-    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
-}
-
-/// The innermost key of the path at which serde failed.
-#[must_use]
-pub fn last_key(path: &serde_path_to_error::Path) -> Option<&str> {
-    let mut keys = path.iter().filter_map(|segment| match segment {
-        serde_path_to_error::Segment::Map { key } => Some(key.as_str()),
-        _ => None,
-    });
-    keys.next_back()
-}
-
-/// The JSON pointer (RFC 6901) to the value at which serde failed.
-fn pointer(path: &serde_path_to_error::Path, field: Option<&str>) -> String {
-    use serde_path_to_error::Segment;
-    let mut out = String::new();
-    let mut push = |segment: &str| {
-        out.push('/');
-        out.push_str(&segment.replace('~', "~0").replace('/', "~1"));
-    };
-    let mut last = None;
-    for segment in path {
-        match segment {
-            Segment::Seq { index } => push(&index.to_string()),
-            Segment::Map { key } => {
-                push(key);
-                last = Some(key.as_str());
-            }
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-    }
-    if let Some(field) = field.filter(|field| last != Some(*field)) {
-        push(field);
-    }
-    out
-}
-
 /// Shortens a parser message, which may quote the request.
 fn bounded(message: &str) -> String {
     message.chars().take(200).collect()
@@ -322,14 +227,17 @@ pub fn refuse<E: de::Error>(error: impl fmt::Display) -> E {
 
 #[cfg(test)]
 mod tests {
+    use utoipa::ToSchema;
+
     use super::*;
     use crate::domain::credits::PositiveCredits;
     use crate::domain::metadata::Metadata;
     use crate::domain::text::FeatureCode;
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]
+    #[schema(no_recursion)]
     struct Sample {
         feature_code: FeatureCode,
         credits: Option<PositiveCredits>,
@@ -413,6 +321,56 @@ mod tests {
             let (found, json) = problem(body);
             assert_eq!((found, json["errors"][0]["pointer"].as_str().unwrap()), (code, pointer), "{body}: {json}");
         }
+    }
+
+    #[test]
+    fn all_wrong_fields_are_named_in_the_order_of_the_body() {
+        let pointers = |body: &str| {
+            let (_, json) = problem(body);
+            let errors = json["errors"].as_array().unwrap().clone();
+            errors.iter().map(|error| error["pointer"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let cases: [(&str, &[&str]); 6] = [
+            (
+                r#"{"z":1,"credits":0,"metadata":{"k":1,"l":2},"items":5}"#,
+                &["/z", "/credits", "/metadata/k", "/metadata/l", "/items", "/feature_code"],
+            ),
+            (
+                r#"{"items":[{"feature_code":"A","x":1},{},{"credits":0},7,{"feature_code":"a","y":1}]}"#,
+                &[
+                    "/items/0/feature_code",
+                    "/items/0/x",
+                    "/items/1/feature_code",
+                    "/items/2/credits",
+                    "/items/2/feature_code",
+                    "/items/3",
+                    "/items/4/y",
+                    "/feature_code",
+                ],
+            ),
+            (r#"{"credits":1e999,"feature_code":1}"#, &["/credits", "/feature_code"]),
+            (r#"{"feature_code":1,"credits":1e999}"#, &["/feature_code", "/credits"]),
+            (r#"{"feature_code":"a","a/b":1,"c~":2}"#, &["/a~1b", "/c~0"]),
+            (
+                r#"{"feature_code":"a","items":[{"feature_code":"a","items":[{"q":1},{"r":2}]}]}"#,
+                &[
+                    "/items/0/items/0/q",
+                    "/items/0/items/0/feature_code",
+                    "/items/0/items/1/r",
+                    "/items/0/items/1/feature_code",
+                ],
+            ),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(pointers(body), expected, "{body}");
+        }
+        let (code, json) = problem(r#"{"feature_code":"A","credits":0,"x":1}"#);
+        assert_eq!(
+            (code, json["code"].as_str(), json["errors"].as_array().unwrap().len()),
+            (Code::InvalidText, Some("invalid-text"), 3)
+        );
+        let many: Vec<_> = (0..40).map(|n| format!("\"x{n}\":{n}")).collect();
+        assert_eq!(pointers(&format!("{{{}}}", many.join(","))).len(), 20);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
 
 use super::auth::{Principal, RequiredScope, TokenCheck, TokenError, Verifier};
-use super::body::{SerdeFieldError, last_key};
+use super::body::field_errors::{SerdeFieldError, last_key};
 use super::ids::hyphenated;
 use super::problem::{Code, Problem};
 use super::state::AppState;
@@ -201,7 +201,7 @@ pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
     serde_path_to_error::deserialize(parameters).map_err(|error| {
         let message = error.inner().to_string();
         let field_error = SerdeFieldError::parse(&message);
-        let name = field_error.field.or_else(|| last_key(error.path())).unwrap_or_default().to_owned();
+        let name = field_error.field.or_else(|| last_key(error.path()).map(str::to_owned)).unwrap_or_default();
         let detail = match field_error.code {
             Code::UnknownField => "this parameter does not exist".to_owned(),
             _ => field_error.detail,

@@ -82,11 +82,12 @@ codes! {
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
     UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
+    FeatureNotFound 404 "feature-not-found" "There is no such feature.",
     CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
     NotAcceptable 406 "not-acceptable" "The response is JSON, which the Accept header excludes.",
     RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
-    WorkspaceExists 409 "workspace-exists" "The workspace already exists with another definition.",
+    WorkspaceExists 409 "workspace-exists" "The workspace already exists with another definition, and PUT does not change it.",
     SubscriptionCanceled 409 "subscription-canceled" "The subscription is canceled.",
     PlanUnchanged 409 "plan-unchanged" "The workspace already has this version of the plan.",
     RestartRequired 409 "restart-required" "The plans have billing periods of different lengths.",
@@ -153,6 +154,7 @@ impl Code {
             Rejection::PeriodMismatch { .. } => Self::PeriodMismatch,
             Rejection::PaymentReferenceUsed(_) => Self::PaymentReferenceUsed,
             Rejection::TooManyGrants(_) => Self::TooManyGrants,
+            Rejection::FeatureNotFound(_) => Self::FeatureNotFound,
             Rejection::FeatureDisabled(_) => Self::FeatureDisabled,
             Rejection::FeatureNotPriced(_) => Self::FeatureNotPriced,
             Rejection::LimitExceeded { .. } => Self::LimitExceeded,
@@ -205,6 +207,18 @@ pub struct FieldProblem {
     #[schema(value_type = Code)]
     pub code: &'static str,
     pub detail: String,
+}
+
+impl FieldProblem {
+    /// An invalid field of the body.
+    pub(super) fn of_body(code: Code, pointer: String, detail: String) -> Self {
+        Self {
+            pointer: Some(clip(pointer, MAX_NAME_CHARS)),
+            parameter: None,
+            code: code.as_str(),
+            detail: clip(detail, MAX_DETAIL_CHARS),
+        }
+    }
 }
 
 /// Problem details (RFC 9457). Match on `code`. The members after it are present only for some codes.
@@ -295,13 +309,20 @@ impl Problem {
     /// An invalid field of the body.
     #[must_use]
     pub fn field(code: Code, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        let error = FieldProblem {
-            pointer: Some(clip(pointer.into(), MAX_NAME_CHARS)),
-            parameter: None,
-            code: code.as_str(),
-            detail: clip(detail.into(), MAX_DETAIL_CHARS),
-        };
-        Self::of_field(code, error)
+        Self::of_field(code, FieldProblem::of_body(code, pointer.into(), detail.into()))
+    }
+
+    /// Invalid fields of the body, the first of which decides the code.
+    #[must_use]
+    pub fn fields(errors: Vec<FieldProblem>) -> Self {
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return Self::plain(Code::InvalidField) };
+        let code = Code::ALL.iter().copied().find(|code| code.as_str() == first.code).unwrap_or(Code::InvalidField);
+        let mut problem = Self::of_field(code, first);
+        if let Some(members) = &mut problem.members {
+            members.errors.extend(errors);
+        }
+        problem
     }
 
     /// An invalid query parameter.
@@ -452,6 +473,7 @@ impl From<&Rejection> for Problem {
             | Rejection::NothingScheduled
             | Rejection::PaymentReferenceUsed(_)
             | Rejection::TooManyGrants(_)
+            | Rejection::FeatureNotFound(_)
             | Rejection::FeatureDisabled(_)
             | Rejection::FeatureNotPriced(_)
             | Rejection::BalanceOutOfRange => {}

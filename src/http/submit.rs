@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use opentelemetry::trace::TraceContextExt as _;
 use serde::de::DeserializeOwned;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use utoipa::PartialSchema;
 
 use super::auth::RequiredScope;
 use super::body::{self, Body};
@@ -17,7 +18,7 @@ use crate::domain::metadata::Metadata;
 use crate::engine::{EngineError, Reply};
 
 /// The wire type of a command.
-pub trait CommandRequest: DeserializeOwned {
+pub trait CommandRequest: DeserializeOwned + PartialSchema {
     /// The name of the command, which is part of the fingerprint.
     const NAME: &'static str;
 

@@ -3,7 +3,7 @@
 //! The heads are locked first, in a statement of their own, because waiting for a lock does not refresh the snapshot of
 //! the statement that waits. The statements after it see what the previous holder has committed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::columns::Fields;
@@ -20,7 +20,7 @@ use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
 use crate::domain::subscription::Subscription;
-use crate::domain::text::PlanCode;
+use crate::domain::text::{FeatureCode, PlanCode};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{Workspace, WorkspaceCredits};
 
@@ -34,6 +34,7 @@ pub(super) async fn load<D: Dialect>(
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
+    let features = existing_features(connection, cache, &keys.features).await?;
     let ids: Vec<_> = keys.uncached_workspaces(&heads).collect();
     let workspaces = states(connection, cache, &ids).await?;
     let keyed = |command: CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command);
@@ -44,6 +45,7 @@ pub(super) async fn load<D: Dialect>(
         commands: commands.into_iter().map(keyed).collect(),
         payments: each(&payments, |mut row| Ok((row.next()?, row.next()?)))?.into_iter().collect(),
         plans,
+        features,
     })
 }
 
@@ -123,6 +125,20 @@ async fn plans_by_codes<D: Dialect>(
         Ok((key.0.clone(), CataloguePlan { newest: plan_of(&plans, &key)?, is_offered }))
     };
     named.into_iter().map(plan).collect()
+}
+
+/// Those of the features that a version of a plan has. A feature that exists never ceases to, so it is cached.
+async fn existing_features<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    features: &BTreeSet<FeatureCode>,
+) -> Result<HashSet<FeatureCode>, StoreError> {
+    let (mut existing, unknown) = cache.find_features(features);
+    let found = look_up(connection, &D::statements().existing_features, Keys::of(unknown)).await?;
+    let found: Vec<FeatureCode> = each(&found, |mut row| row.next())?;
+    cache.insert_features(&found);
+    existing.extend(found);
+    Ok(existing)
 }
 
 /// The name of the setting.

@@ -1,23 +1,29 @@
 //! A cache of plan versions, which needs no invalidation because a version never changes; and which versions
 //! a subscription refers to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::domain::plan::PlanVersion;
 use crate::domain::subscription::{PendingChange, Subscription};
-use crate::domain::text::PlanCode;
+use crate::domain::text::{FeatureCode, PlanCode};
 use crate::store::error::StoreError;
 
 /// The most versions that are cached: far more than an operator defines. Beyond it the cache is cleared.
 const CACHED_VERSIONS_MAX: usize = 10_000;
 
+/// The most features that are remembered: all of fifty plans. Beyond it they are forgotten, and looked up again.
+const KNOWN_FEATURES_MAX: usize = 10_000;
+
 /// A plan's code and version.
 pub(super) type PlanKey = (PlanCode, i32);
 
-/// The cached versions.
+/// The cached versions, and the codes of features that are known to exist.
 #[derive(Debug, Default)]
-pub(super) struct PlanCache(RwLock<HashMap<PlanKey, Arc<PlanVersion>>>);
+pub(super) struct PlanCache {
+    versions: RwLock<HashMap<PlanKey, Arc<PlanVersion>>>,
+    features: RwLock<HashSet<FeatureCode>>,
+}
 
 impl PlanCache {
     /// Returns the cached versions and the keys that are missing.
@@ -27,7 +33,7 @@ impl PlanCache {
     ) -> (HashMap<PlanKey, Arc<PlanVersion>>, Vec<&'k PlanKey>) {
         let mut found = HashMap::with_capacity(keys.len());
         let mut missing = Vec::new();
-        let cached = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let cached = self.versions.read().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
             match cached.get(key) {
                 Some(plan) => {
@@ -45,7 +51,7 @@ impl PlanCache {
         mut found: HashMap<PlanKey, Arc<PlanVersion>>,
         read: Vec<Arc<PlanVersion>>,
     ) -> HashMap<PlanKey, Arc<PlanVersion>> {
-        let mut cached = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.versions.write().unwrap_or_else(PoisonError::into_inner);
         if cached.len() + read.len() > CACHED_VERSIONS_MAX {
             cached.clear();
         }
@@ -55,6 +61,27 @@ impl PlanCache {
             found.insert(key, plan);
         }
         found
+    }
+
+    /// Returns the features that are known to exist, and the others.
+    pub(super) fn find_features<'f>(
+        &self,
+        features: &'f BTreeSet<FeatureCode>,
+    ) -> (HashSet<FeatureCode>, Vec<&'f FeatureCode>) {
+        let known = self.features.read().unwrap_or_else(PoisonError::into_inner);
+        let (found, others): (Vec<_>, Vec<_>) = features.iter().partition(|code| known.contains(*code));
+        (found.into_iter().cloned().collect(), others)
+    }
+
+    pub(super) fn insert_features(&self, found: &[FeatureCode]) {
+        if found.is_empty() {
+            return;
+        }
+        let mut known = self.features.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() + found.len() > KNOWN_FEATURES_MAX {
+            known.clear();
+        }
+        known.extend(found.iter().cloned());
     }
 }
 

@@ -26,6 +26,7 @@ const WORKSPACE_VERSION: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("versio
 const PLAN: &[KeyColumn] = &[("plan_code", Kind::Text)];
 const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind::Integer)];
 const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
+const FEATURE: &[KeyColumn] = &[("feature_code", Kind::Text)];
 const SETTING: &[KeyColumn] = &[("name", Kind::Text), ("value", Kind::Text)];
 
 /// The parts of a shared statement that each database writes in its own way.
@@ -65,7 +66,7 @@ macro_rules! statements {
 
 statements! {
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
-    retire_others, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
+    retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
     due_expiries
 }
@@ -87,6 +88,10 @@ from {keys} cross join plans p where p.plan_code = k.plan_code";
 const OFFER_PLANS: &str = "
 insert into plans (plan_code, source) select distinct k.plan_code, 'file' from {keys} where true order by 1
 on conflict (plan_code) do update set retired_at = null";
+
+const EXISTING_FEATURES: &str = "
+select k.feature_code from {keys}
+where exists (select 1 from plan_features f where f.feature_code = k.feature_code)";
 
 const KEEP_SETTING: &str = "
 insert into settings (name, value) select k.name, k.value from {keys} where true on conflict (name) do nothing";
@@ -129,6 +134,7 @@ impl Statements {
             versions: by_key::<S, PlanVersionRow>(PLAN_VERSION, "plan_versions_pkey", ""),
             features: by_key::<S, PlanFeatureRow>(PLAN_VERSION, "plan_features_pkey", ""),
             offer_plans: lookup::<S>(PLAN, "", OFFER_PLANS),
+            existing_features: lookup::<S>(FEATURE, "", EXISTING_FEATURES),
             keep_setting: lookup::<S>(SETTING, "", KEEP_SETTING),
             setting: lookup::<S>(SETTING, "", STORED_SETTING),
             retire_others: lookup::<S>(OFFERED_PLAN, "", RETIRE_OTHERS),

@@ -34,7 +34,7 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
         (command, Some(state)) => {
             let work = Work::new(state, &request);
             match command {
-                Command::DeductCredits(command) => command.decide(work, &request).map(Some),
+                Command::DeductCredits(command) => command.decide(work, &request, &snapshot.features).map(Some),
                 Command::PurchaseCredits(command) => command.decide(work, &snapshot.payments).map(Some),
                 Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),

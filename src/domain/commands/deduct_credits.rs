@@ -6,6 +6,8 @@
 
 use chrono::TimeDelta;
 
+use std::collections::HashSet;
+
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
@@ -66,14 +68,19 @@ struct LimitCheck {
 }
 
 impl DeductCredits {
-    pub(super) fn decide(&self, mut work: Work<'_>, request: &Request<'_>) -> Result<(Effects, Receipt), Refusal> {
+    pub(super) fn decide(
+        &self,
+        mut work: Work<'_>,
+        request: &Request<'_>,
+        features: &HashSet<FeatureCode>,
+    ) -> Result<(Effects, Receipt), Refusal> {
         let now = work.now();
         let occurred_at = self.occurred_at.unwrap_or(now);
         if occurred_at < now.minus(OCCURRED_AT_MAX_AGE) || occurred_at > now.plus(OCCURRED_AT_MAX_AHEAD) {
             let detail = "must be at most 35 days ago and at most 5 minutes ahead";
             return Err(Rejection::TimeOutOfRange { pointer: "/occurred_at", detail }.into());
         }
-        let assessment = self.assess(&work)?;
+        let assessment = self.assess(&work, features)?;
         let soft_limits = self.check_limits(&mut work, &assessment)?;
         if assessment.cost > assessment.available_for_feature {
             return Err(self.insufficient_credits(&work, &assessment));
@@ -89,9 +96,15 @@ impl DeductCredits {
         Ok((work.finish(), receipt))
     }
 
-    fn assess(&self, work: &Work<'_>) -> Result<Assessment, Refusal> {
-        let disabled = || Rejection::FeatureDisabled(self.feature_code.clone());
-        let terms = work.feature_terms(&self.feature_code).filter(|terms| terms.enabled).ok_or_else(disabled)?;
+    fn assess(&self, work: &Work<'_>, features: &HashSet<FeatureCode>) -> Result<Assessment, Refusal> {
+        let feature_code = || self.feature_code.clone();
+        let terms = match work.feature_terms(&self.feature_code) {
+            Some(terms) if terms.enabled => terms,
+            None if !features.contains(&self.feature_code) => {
+                return Err(Rejection::FeatureNotFound(feature_code()).into());
+            }
+            Some(_) | None => return Err(Rejection::FeatureDisabled(feature_code()).into()),
+        };
         let cost = match self.charge {
             Charge::Credits(credits) => credits.get(),
             Charge::Quantity(quantity) => {

@@ -88,8 +88,10 @@ impl Envelope {
             Command::ProvisionWorkspace(command) => {
                 keys.plans.insert(command.plan_code.clone());
             }
-            Command::DeductCredits(_)
-            | Command::ResetMonthlyCredits(_)
+            Command::DeductCredits(command) => {
+                keys.features.insert(command.feature_code.clone());
+            }
+            Command::ResetMonthlyCredits(_)
             | Command::CancelSubscription(_)
             | Command::ResumeSubscription(_)
             | Command::AdvancePeriod(_)

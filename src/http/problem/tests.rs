@@ -12,6 +12,7 @@ fn rejections() -> Vec<(Rejection, u16)> {
     vec![
         (Rejection::WorkspaceNotFound, 404),
         (Rejection::WorkspaceExists, 409),
+        (Rejection::FeatureNotFound(crate::domain::text::FeatureCode::from_stored("render")), 404),
         (Rejection::TimeOutOfRange { pointer: "/anchor", detail: "must not be in the future" }, 422),
         (Rejection::PlanNotFound(plan()), 422),
         (Rejection::PlanNotOffered(plan()), 422),

@@ -279,7 +279,7 @@ impl CreditsView {
         "current_credits": "997.5", "used_this_month": "2.5", "recorded_at": "2026-01-31T09:00:00.000000Z"
     }))),
     extensions(("x-problems" = json!([
-        "insufficient-credits", "feature-disabled", "limit-exceeded", "feature-not-priced", "rate-exceeded"
+        "insufficient-credits", "feature-not-found", "feature-disabled", "limit-exceeded", "feature-not-priced", "rate-exceeded"
     ])), ("x-scope" = json!("credits:write"))),
     security(("bearer" = []))
 )]

@@ -12,7 +12,7 @@ use crate::domain::event::EventType::{
 };
 use crate::domain::grant::{Currency, GrantSource, MAX_OPEN_GRANTS};
 use crate::domain::plan::tests::pro;
-use crate::domain::plan::{LimitMode, PlanVersion, RateLimit, UsageLimit};
+use crate::domain::plan::{FeatureTerms, LimitMode, PlanVersion, RateLimit, UsageLimit};
 use crate::domain::rejection::Rejection;
 use crate::domain::tests::{Ran, World, deduct, json, purchase};
 use crate::domain::text::{FeatureCode, PaymentReference};
@@ -49,10 +49,12 @@ fn the_checks_of_a_deduction_run_in_the_documented_order() {
         plan.allowance = Credits::whole(5);
         plan.monthly_limit = Some(UsageLimit::hard(Credits::whole(40)));
         plan.rate_limit = Some(RateLimit { credits: Credits::whole(20), window_s: 60 });
+        plan.features.insert(FeatureCode::new("off").unwrap(), FeatureTerms::default());
     });
     let mut world = World::on(everything);
     let table = [
-        ("missing", "100", "feature-disabled"),
+        ("missing", "100", "feature-not-found"),
+        ("off", "100", "feature-disabled"),
         ("upscale", "51", "limit-exceeded"),
         ("render", "41", "limit-exceeded"),
         ("render", "21", "limit-exceeded"),
@@ -62,6 +64,13 @@ fn the_checks_of_a_deduction_run_in_the_documented_order() {
         assert_eq!(world.deduct(feature, credits).code(), code, "{feature} {credits}");
     }
     world.deduct("render", "5").accepted();
+}
+
+#[test]
+fn a_feature_that_no_plan_has_is_not_found_and_nothing_is_recorded() {
+    let mut world = World::on(pro());
+    let refused = world.deduct("rendr", "1");
+    assert_eq!((refused.code(), refused.changes.is_empty()), ("feature-not-found".into(), true));
 }
 
 #[test]

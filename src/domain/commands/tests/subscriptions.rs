@@ -199,7 +199,7 @@ fn reactivation_does_not_depend_on_the_credit_policy() {
 fn a_feature_with_only_a_price_of_its_own_is_enabled() {
     let mut world = world();
     let code = FeatureCode::new("own").unwrap();
-    assert_eq!(world.deduct("own", "1").code(), "feature-disabled");
+    assert_eq!(world.deduct("own", "1").code(), "feature-not-found");
     let state = world.snapshot.workspaces.get_mut(&world.workspace_id).unwrap();
     state
         .feature_overrides
