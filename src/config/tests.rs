@@ -185,6 +185,14 @@ fn unknown_keys_are_errors_in_every_source() {
 }
 
 #[test]
+fn a_word_that_is_none_of_several_is_refused_with_all_of_them() {
+    let words = |toml: &str| Config::read([], Some(folder("mine.toml", toml).path())).unwrap_err().to_string();
+    let algorithms = "must be one of HS256, RS256, ES256, EdDSA";
+    assert!(words("[[auth.keys]]\nkid = \"a\"\nalg = \"none\"").contains(algorithms));
+    assert!(words("[telemetry]\nlog_format = \"xml\"").contains("must be one of text, json"));
+}
+
+#[test]
 fn a_key_has_exactly_the_material_that_its_algorithm_needs() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

@@ -6,23 +6,24 @@
 //! way. The second pass deserializes into the wire type. An error in it concerns a field, and is answered with 422 and
 //! the JSON pointers of all wrong fields ([`field_errors`]).
 
-use std::borrow::Cow;
 use std::fmt;
 
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
 use futures::StreamExt as _;
-use serde::de::{self, DeserializeOwned, IntoDeserializer as _, MapAccess, Visitor};
+use serde::de::{self, DeserializeOwned, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use utoipa::PartialSchema;
 
 use self::field_errors::without_position;
+use self::pairs::{Pairs, Text};
 use super::problem::{Code, Problem};
 use super::state::AppState;
 
 pub(super) mod field_errors;
+mod pairs;
 
 /// The largest body. The largest useful one, a workspace with 200 feature overrides, has 30 KiB.
 pub const MAX_BODY_LEN: usize = 64 * 1024;
@@ -184,35 +185,6 @@ fn canonicalize(raw: &str, depth: usize, out: &mut Vec<u8>) -> Result<(), String
 
 fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
     serde_json::to_writer(out, text)
-}
-
-/// A string, borrowed if it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// The members of an object, in the order of the body.
-struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(Text(key)) = map.next_key()? {
-                    pairs.push((key, map.next_value()?));
-                }
-                Ok(pairs)
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor).map(Self)
-    }
 }
 
 /// Shortens a parser message, which may quote the request.

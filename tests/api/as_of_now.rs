@@ -39,7 +39,7 @@ async fn what_a_read_shows_after_the_period_and_an_expiry_is_what_the_next_comma
         assert_eq!(shown["available_credits"], "1200", "{shown}");
         assert_eq!(get(&server, "/subscription").await["period"], shown["period"]);
         assert_eq!(get(&server, "").await["subscription"]["period"], shown["period"]);
-        assert_eq!(get(&server, "/features").await["items"][0]["used_this_month"], "0");
+        assert_eq!(get(&server, "/features").await["items"][1]["used_this_month"], "0");
         let ledger = get(&server, "/ledger").await["items"].as_array().unwrap().len();
         assert_eq!(get(&server, "/credits").await, shown, "a read changes nothing");
 

@@ -276,6 +276,7 @@ pub async fn start(kind: Database) -> TestServer {
 
 fn pro() -> PlanVersion {
     let render = FeatureTerms { enabled: true, unit_price: Some("0.5".parse().unwrap()), limit: None };
+    let off = FeatureTerms::default();
     PlanVersion {
         plan_code: PlanCode::new("pro").unwrap(),
         version: 1,
@@ -288,7 +289,7 @@ fn pro() -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(100)],
         purchased_on_cancel: PurchasedOnCancel::Keep,
-        features: [(FeatureCode::new("render").unwrap(), render)].into(),
+        features: [(FeatureCode::new("off").unwrap(), off), (FeatureCode::new("render").unwrap(), render)].into(),
     }
 }
 

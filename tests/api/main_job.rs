@@ -54,6 +54,30 @@ async fn a_deduction_without_enough_credits_is_refused_and_replayed() {
 }
 
 #[tokio::test]
+async fn a_feature_that_does_not_exist_is_not_found_and_one_that_is_off_is_disabled() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let user = server.user(OWN);
+        let deduct = |key: String, feature: &'static str| {
+            let body = json!({"feature_code": feature, "credits": 1});
+            let (user, path) = (&user, path(OWN, "/credits/deduct"));
+            async move { user.post_with_key(&path, &key, &body).await }
+        };
+        // Before the state is cached, and after.
+        for round in ["1", "2"] {
+            deduct(round.to_owned(), "rendr").await.is_problem(404, "feature-not-found");
+            let events = user.get("/v1/events?type=CreditLimitExceeded&type=UsageLimitExceeded").await.json();
+            assert_eq!(events["items"], json!([]));
+            assert_eq!(deduct(round.to_owned(), "render").await.status, 200, "the key was not used");
+            for replayed in ["", "true"] {
+                let answer = deduct(format!("off-{round}"), "off").await;
+                assert_eq!(answer.is_problem(403, "feature-disabled").header("idempotency-replayed"), replayed);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn pages_of_a_list_have_no_gaps() {
     for database in Database::ALL {
         let server = provisioned(database).await;

@@ -267,6 +267,10 @@ pub async fn used_payment_references_and_newest_plans_are_loaded_when_asked_for(
     keys.payments = [used.clone(), free, bonus].into_iter().map(|reference| (id, reference)).collect();
     keys.payments.insert((workspace(1), used.clone()));
     keys.plans = ["pro", "none"].map(|code| PlanCode::new(code).unwrap()).into();
+    keys.features = ["render", "rendr"].map(feature).into();
+    for _ in 0..2 {
+        assert_eq!(load(db.store(), &keys).await.features, [feature("render")].into(), "also when it is remembered");
+    }
     let snapshot = load(db.store(), &keys).await;
     assert_eq!(snapshot.payments, [(id, used)].into());
     assert_eq!(snapshot.plans.len(), 1);

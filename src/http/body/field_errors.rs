@@ -13,7 +13,7 @@ use utoipa::PartialSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 
-use super::Pairs;
+use super::pairs::Pairs;
 use crate::domain::text::FieldCode;
 use crate::http::problem::{Code, FieldProblem, Problem};
 

@@ -70,7 +70,7 @@ fn the_checks_of_a_deduction_run_in_the_documented_order() {
 fn a_feature_that_no_plan_has_is_not_found_and_nothing_is_recorded() {
     let mut world = World::on(pro());
     let refused = world.deduct("rendr", "1");
-    assert_eq!((refused.code(), refused.changes.is_empty()), ("feature-not-found".into(), true));
+    assert_eq!((refused.code(), refused.changes.is_empty()), ("feature-not-found", true));
 }
 
 #[test]
