@@ -168,9 +168,12 @@ impl fmt::Display for Demo {
         writeln!(f, "VisionScope Billing listens on {base}; the API's documentation is at {base}/docs")?;
         writeln!(
             f,
-            "No keys are configured, so this is a demo for this machine only, with a workspace on plan {PLAN}."
+            "No keys are configured, so this is a demo for this machine only, with a workspace on plan {PLAN}. Ctrl-C stops it."
         )?;
-        writeln!(f, "Paste the two variables, and then each of the three commands as often as you like.\n")?;
+        writeln!(
+            f,
+            "In a second terminal, paste the two variables, and then each of the three commands as often as you like.\n"
+        )?;
         writeln!(f, "WORKSPACE={workspace_id}\nTOKEN={token}\n")?;
         let auth = r#"-H "Authorization: Bearer $TOKEN""#;
         writeln!(
@@ -178,6 +181,23 @@ impl fmt::Display for Demo {
             r#"curl -s -X POST {base}/v1/workspaces/$WORKSPACE/credits/deduct {auth} -H "Idempotency-Key: try-$(date +%s%N)" -H "Content-Type: application/json" -d '{{"feature_code": "{FEATURE}", "credits": "2.5"}}'"#
         )?;
         writeln!(f, "\ncurl -s {base}/v1/workspaces/$WORKSPACE/credits {auth}")?;
-        writeln!(f, "\ncurl -s {base}/v1/events {auth}")
+        writeln!(f, "\ncurl -s {base}/v1/events {auth}\n")?;
+        writeln!(
+            f,
+            "The token is valid for 30 days, and for this workspace only: others are answered as if they did not exist."
+        )?;
+        writeln!(f, "One for all workspaces, which can create more (PUT /v1/workspaces/<a UUID of your choice>):\n")?;
+        writeln!(f, "TOKEN=$({})", token_command())
     }
+}
+
+/// The command that mints a token for all workspaces. It works in any folder: the key is beside the database, which is
+/// found from here.
+fn token_command() -> String {
+    let quoted = |path: std::io::Result<PathBuf>, default: &str| {
+        let text = path.map_or_else(|_| default.to_owned(), |path| path.display().to_string());
+        if text.contains([' ', '\'', '"', '$']) { format!("'{}'", text.replace('\'', r"'\''")) } else { text }
+    };
+    let (folder, program) = (std::env::current_dir(), std::env::current_exe());
+    format!("cd {} && {} token --workspace '*'", quoted(folder, "."), quoted(program, "visionscope"))
 }

@@ -14,7 +14,7 @@ use futures::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants};
+use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants, WarnOfExpiry};
 use crate::engine::{Engine, Reply};
 use crate::store::queries::{DueWork, DueWorkspace};
 use crate::store::{Store, StoreError};
@@ -68,12 +68,13 @@ impl Scheduler {
     }
 
     /// Does what is due now, up to the limit. Returns how many commands took effect. Boundaries come first; if
-    /// one kind of due work cannot be read, the other is still done.
+    /// one kind of due work cannot be read, the others are still done.
     pub async fn tick(&self) -> Result<usize, StoreError> {
         let limit = self.config.max_workspaces;
         let boundaries = self.submit_all(self.store.due_boundaries(self.clock.now(), limit).await).await;
         let expiries = self.submit_all(self.store.due_expiries(self.clock.now(), limit).await).await;
-        Ok(boundaries? + expiries?)
+        let warnings = self.submit_all(self.store.due_warnings(self.clock.now(), limit).await).await;
+        Ok(boundaries? + expiries? + warnings?)
     }
 
     async fn submit_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
@@ -92,6 +93,7 @@ impl Scheduler {
                 let work = match due.work {
                     DueWork::Boundary { .. } => "boundary",
                     DueWork::Expiry => "expiry",
+                    DueWork::ExpiryWarning => "expiry_warning",
                 };
                 metrics::counter!(metric::SCHEDULER_COMMANDS, "work" => work).increment(1);
                 true
@@ -112,6 +114,7 @@ impl Scheduler {
         let (command_id, now) = (self.clock.new_command_id(), self.clock.now());
         match due.work {
             DueWork::Expiry => ExpireGrants::envelope(command_id, due.workspace_id, now),
+            DueWork::ExpiryWarning => WarnOfExpiry::envelope(command_id, due.workspace_id, now),
             DueWork::Boundary { subscription_id, period_end } => {
                 AdvancePeriod::envelope(command_id, due.workspace_id, subscription_id, period_end, now)
             }

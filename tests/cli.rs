@@ -49,7 +49,11 @@ impl Place {
     }
 
     fn serve_logging_to(&self, log: Stdio) -> Server {
-        let server = Server(self.command(&[]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        self.start(Stdio::null(), log)
+    }
+
+    fn start(&self, printed: Stdio, log: Stdio) -> Server {
+        let server = Server(self.command(&[]).stdout(printed).stderr(log).spawn().unwrap());
         let started = Instant::now();
         while !self.command(&["healthcheck"]).output().unwrap().status.success() {
             assert!(started.elapsed() < START_TIMEOUT, "the server does not start");
@@ -124,6 +128,32 @@ fn the_source_of_events_never_changes() {
     let output = place.command(&["migrate"]).env(SOURCE, "billing").assert().failure();
     let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(errors.contains("events.source") && errors.contains("must be a URI"), "{errors}");
+}
+
+/// The printed command is run from another folder.
+#[test]
+fn what_the_demo_prints_leads_to_a_second_workspace() {
+    let place = Place::new();
+    let printed = place.folder.path().join("printed");
+    let server = place.start(std::fs::File::create(&printed).unwrap().into(), Stdio::null());
+    let text = std::fs::read_to_string(&printed).unwrap();
+    assert!(text.contains("In a second terminal, paste"), "{text}");
+    let command = text.lines().rev().find_map(|line| line.strip_prefix("TOKEN=$(")?.strip_suffix(')')).unwrap();
+    let output = Command::new("sh").args(["-c", command]).current_dir("/").output().unwrap();
+    let token = String::from_utf8(output.stdout).unwrap();
+    let body = r#"{"name": "Second", "plan_code": "free"}"#;
+    let request = format!(
+        "PUT /v1/workspaces/0198a7c2-6f00-7000-8000-0000000000b2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        token.trim(),
+        body.len()
+    );
+    let mut connection = TcpStream::connect(&place.address).unwrap();
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    drop(server);
 }
 
 #[test]

@@ -11,16 +11,16 @@ use visionscope_billing::contract::{Contract, attributes_schema, documents, even
 use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSource};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
-    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsPurchased, EventData, EventType,
-    FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
-    SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsPurchased, EventData,
+    EventType, ExpiringCredits, FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind,
+    SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
-use visionscope_billing::domain::subscription::{CreditPolicy, SubscriptionStatus};
+use visionscope_billing::domain::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
 use visionscope_billing::domain::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use visionscope_billing::domain::time::Timestamp;
 
@@ -114,10 +114,19 @@ fn of_grants() -> Vec<EventData> {
             payment_reference: PaymentReference::new("pay_2f6d").unwrap(),
             expires_at: Some(at()),
             debt_repaid: Credits::ZERO,
+            spendable: true,
             current_credits: credits,
         }
         .into(),
         CreditsExpired { credits, grants: grants(), current_credits: Credits::ZERO }.into(),
+        CreditsExpiring {
+            grant_id: GrantId(Uuid::from_u128(5)),
+            source: GrantSource::Promotion,
+            credits,
+            expires_at: at(),
+            current_credits: credits,
+        }
+        .into(),
         CreditReset {
             period: period(),
             plan_code: PlanCode::new("pro").unwrap(),
@@ -146,13 +155,25 @@ fn of_subscriptions() -> Vec<EventData> {
             effective_at: at(),
             before: summary(),
             after: summary(),
-            scheduled_plan_code: Some(PlanCode::new("team").unwrap()),
+            pending: Some(PendingView::Change {
+                plan_code: PlanCode::new("team").unwrap(),
+                plan_version: 3,
+                effective_at: at(),
+            }),
             withdrawn: Some(ScheduledKind::Cancel),
             credit_policy: Some(CreditPolicy::Prorate),
             features: vec![FeatureChange { feature_code, before: Some(FeatureTerms::default()), after: terms }],
             credits_granted: Credits::ZERO,
             credits_removed: Credits::ZERO,
             credits_uncollected: Credits::ZERO,
+            credits_set_off: Credits::ZERO,
+            expiring: vec![ExpiringCredits {
+                grant_id: GrantId(Uuid::from_u128(5)),
+                source: GrantSource::Purchase,
+                credits: Credits::whole(1),
+                expires_at: at(),
+            }],
+            frozen_credits: Credits::ZERO,
             current_credits: Credits::ZERO,
             reason: Some(Label::new("too large").unwrap()),
         }

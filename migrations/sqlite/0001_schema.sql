@@ -49,6 +49,7 @@ create table workspaces (
     time_zone                text    not null,
     monthly_limit_override   integer check (monthly_limit_override >= 0),
     overdraft_limit_override integer check (overdraft_limit_override >= 0),
+    metadata                 text,
     created_at               integer not null,
     partition_id             integer not null check (partition_id between 0 and 15)
 ) strict, without rowid;
@@ -142,6 +143,11 @@ create table credit_grants (
     payment_reference text,
     amount_minor      integer check (amount_minor >= 0),
     currency          text    check (currency glob '[A-Z][A-Z][A-Z]'),
+    metadata          text,                 -- of the command that issued it
+    bonus_grant_id    blob    check (length(bonus_grant_id) = 16), -- of a purchase: the grant of its bonus
+    expiry_warning_at integer,              -- when to raise CreditsExpiring; null once it was raised
+    created_at        integer not null,     -- recorded_at and seq of the ledger entry that issued it
+    issued_seq        integer not null check (issued_seq >= 1),
     is_open           integer not null generated always as (remaining + held > 0) stored,
     primary key (workspace_id, grant_id),
     check (remaining + held <= amount),
@@ -150,6 +156,8 @@ create table credit_grants (
 create index credit_grants_open on credit_grants (workspace_id) where is_open;
 create index credit_grants_expiring on credit_grants (expires_at)
     where is_open and expires_at is not null and source not in ('allowance', 'rollover');
+create index credit_grants_warning on credit_grants (expiry_warning_at) where is_open and expiry_warning_at is not null;
+create index credit_grants_purchases on credit_grants (workspace_id, created_at, issued_seq) where source = 'purchase';
 create unique index credit_grants_payment on credit_grants (workspace_id, payment_reference)
     where payment_reference is not null and source = 'purchase';
 

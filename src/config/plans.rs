@@ -68,6 +68,8 @@ struct PlanToml {
     #[serde(default)]
     low_credit_thresholds: Vec<LimitCredits>,
     purchased_on_cancel: PurchasedOnCancel,
+    #[serde(default = "one_week")]
+    expiry_warning_days: u32,
     #[serde(default)]
     feature: Vec<FeatureToml>,
 }
@@ -100,6 +102,10 @@ const fn one_month() -> u32 {
     1
 }
 
+const fn one_week() -> u32 {
+    7
+}
+
 const fn yes() -> bool {
     true
 }
@@ -128,6 +134,7 @@ impl PlanToml {
                 .map(|limit| RateLimit { credits: limit.credits.get(), window_s: limit.window_s }),
             low_credit_thresholds: self.low_credit_thresholds.into_iter().map(LimitCredits::get).collect(),
             purchased_on_cancel: self.purchased_on_cancel,
+            expiry_warning_days: self.expiry_warning_days,
             features: self.feature.into_iter().map(|feature| (feature.code.clone(), feature.into())).collect(),
         }
     }

@@ -304,8 +304,8 @@ impl<'a> Batch<'a> {
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
         self.changed.entry(workspace_id).or_default().add(&effects, state);
         // Later commands of this batch cannot use the same payment again.
-        let payments = effects.added_grants.iter().filter_map(|grant| grant.payment_reference.clone());
-        self.snapshot.payments.extend(payments.map(|reference| (workspace_id, reference)));
+        let payment = |grant: &Grant| Some(((workspace_id, grant.payment_reference.clone()?), grant.grant_id));
+        self.snapshot.payments.extend(effects.added_grants.iter().filter_map(payment));
         self.closed_grants.extend(state.apply(effects));
     }
 }

@@ -19,7 +19,7 @@ use super::ids::GrantId;
 use super::metadata::Metadata;
 use super::period::Period;
 use super::plan::FeatureTerms;
-use super::subscription::{CreditPolicy, SubscriptionStatus};
+use super::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
 
@@ -92,6 +92,7 @@ events! {
     LowCreditWarning 1,
     UsageLimitExceeded 1,
     CreditsPurchased 1,
+    CreditsExpiring 1,
     CreditsExpired 1,
     CreditReset 1,
     SubscriptionChanged 1,
@@ -108,9 +109,10 @@ impl EventData {
             Self::CreditReset(data) => (data.granted, data.expired),
             Self::SubscriptionChanged(data) => (data.credits_granted, data.credits_removed),
             Self::WorkspaceProvisioned(data) => (data.granted, Credits::ZERO),
-            Self::CreditLimitExceeded(_) | Self::LowCreditWarning(_) | Self::UsageLimitExceeded(_) => {
-                (Credits::ZERO, Credits::ZERO)
-            }
+            Self::CreditLimitExceeded(_)
+            | Self::LowCreditWarning(_)
+            | Self::UsageLimitExceeded(_)
+            | Self::CreditsExpiring(_) => (Credits::ZERO, Credits::ZERO),
         };
         added.minus(taken)
     }
@@ -237,6 +239,21 @@ pub struct CreditsPurchased {
     pub expires_at: Option<Timestamp>,
     /// The part that repaid debt.
     pub debt_repaid: Credits,
+    /// Whether they can be spent now. They cannot while they are frozen, because the subscription has ended.
+    pub spendable: bool,
+    pub current_credits: Credits,
+}
+
+/// Unspent bought or promotional credits will expire soon. Raised once for each grant, as many days before as the plan
+/// says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreditsExpiring {
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    /// What remains of the grant.
+    pub credits: Credits,
+    /// They cannot be spent at or after this instant.
+    pub expires_at: Timestamp,
     pub current_credits: Credits,
 }
 
@@ -311,6 +328,15 @@ pub struct FeatureChange {
     pub after: FeatureTerms,
 }
 
+/// Credits of one grant, and when they expire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExpiringCredits {
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    pub credits: Credits,
+    pub expires_at: Timestamp,
+}
+
 /// A subscription changed, or a change was scheduled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SubscriptionChanged {
@@ -318,9 +344,9 @@ pub struct SubscriptionChanged {
     pub effective_at: Timestamp,
     pub before: SubscriptionSummary,
     pub after: SubscriptionSummary,
-    /// The plan of the scheduled change.
+    /// What is scheduled for the end of the period, now or from before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduled_plan_code: Option<PlanCode>,
+    pub pending: Option<PendingView>,
     /// What was scheduled before and will no longer take effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<ScheduledKind>,
@@ -332,6 +358,14 @@ pub struct SubscriptionChanged {
     pub credits_removed: Credits,
     /// Credits that a lower allowance should have removed, but that were already spent.
     pub credits_uncollected: Credits,
+    /// Credits that the change would have granted too, had an earlier change in this period collected all it should.
+    pub credits_set_off: Credits,
+    /// Bought and promotional credits that expire, the soonest first, at most 50.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub expiring: Vec<ExpiringCredits>,
+    /// Credits that cannot be spent until the workspace subscribes again.
+    pub frozen_credits: Credits,
     pub current_credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Label>,

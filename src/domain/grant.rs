@@ -2,11 +2,13 @@
 
 use std::cmp::{Ordering, Reverse};
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::credits::Credits;
 use super::ids::{GrantId, WorkspaceId};
+use super::metadata::Metadata;
 use super::text::{FeatureCode, PaymentReference};
 use super::time::{CommandTimes, Timestamp};
 
@@ -106,6 +108,15 @@ pub struct Grant {
     pub feature_scope: Option<FeatureCode>,
     pub payment_reference: Option<PaymentReference>,
     pub cost_basis: Option<CostBasis>,
+    /// Of the command that issued it.
+    pub metadata: Option<Metadata>,
+    /// The bonus that came with a purchase.
+    pub bonus_grant_id: Option<GrantId>,
+    /// When `CreditsExpiring` is due. None once it was raised, or if it never is.
+    pub expiry_warning_at: Option<Timestamp>,
+    /// `recorded_at` and `seq` of the ledger entry that issued it.
+    pub created_at: Timestamp,
+    pub issued_seq: i64,
 }
 
 impl Grant {
@@ -124,6 +135,18 @@ impl Grant {
     #[must_use]
     pub fn is_expiry_due(&self, now: Timestamp) -> bool {
         self.is_expired(now) && self.remaining.is_positive() && !self.source.is_periodic()
+    }
+
+    /// Sets when `CreditsExpiring` is due: that many days before the expiry. With 0 days it never is, because what has
+    /// expired is not expiring. The grants of a period end with it, so nobody is warned of them.
+    pub fn schedule_expiry_warning(&mut self, days: u32) {
+        let expires_at = self.expires_at.filter(|_| !self.source.is_periodic());
+        self.expiry_warning_at = expires_at.map(|end| end.minus(TimeDelta::days(i64::from(days))));
+    }
+
+    #[must_use]
+    pub fn is_expiry_warning_due(&self, now: Timestamp) -> bool {
+        self.remaining.is_positive() && !self.is_expired(now) && self.expiry_warning_at.is_some_and(|at| at <= now)
     }
 
     /// Whether a command with these times can spend the grant, whatever its feature scope.
@@ -194,6 +217,11 @@ mod tests {
             feature_scope: None,
             payment_reference: None,
             cost_basis: None,
+            metadata: None,
+            bonus_grant_id: None,
+            expiry_warning_at: None,
+            created_at: Timestamp::from_micros(10),
+            issued_seq: 1,
         }
     }
 

@@ -83,7 +83,9 @@ pub enum PurchasedOnCancel {
 pub struct FeatureTerms {
     pub enabled: bool,
     /// Credits for one unit; without it, a deduction must name its credits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unit_price: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<UsageLimit>,
 }
 
@@ -102,14 +104,21 @@ pub struct PlanVersion {
     /// How far below zero the balance may go.
     pub overdraft_limit: Credits,
     /// A bound on what the whole workspace may use in a period.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub monthly_limit: Option<UsageLimit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// Available balances at which `LowCreditWarning` is raised, each once until re-armed.
     pub low_credit_thresholds: Vec<Credits>,
     pub purchased_on_cancel: PurchasedOnCancel,
+    /// How many days before bought or promotional credits expire `CreditsExpiring` is raised. 0 for never.
+    pub expiry_warning_days: u32,
     /// Terms by feature code.
     pub features: BTreeMap<FeatureCode, FeatureTerms>,
 }
+
+/// The most days ahead.
+const MAX_EXPIRY_WARNING_DAYS: u32 = 365;
 
 /// Why a plan cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +160,9 @@ impl PlanVersion {
             && !(1..=3650).contains(&days)
         {
             return refuse("purchased_on_cancel", "must be 1 to 3650 days");
+        }
+        if self.expiry_warning_days > MAX_EXPIRY_WARNING_DAYS {
+            return refuse("expiry_warning_days", "must be at most 365");
         }
         if self.amounts().any(|amount| amount < Credits::ZERO) {
             return refuse("amounts", "must not be negative");
@@ -195,6 +207,7 @@ pub(crate) mod tests {
             rate_limit: None,
             low_credit_thresholds: vec![Credits::whole(100)],
             purchased_on_cancel: PurchasedOnCancel::Keep,
+            expiry_warning_days: 7,
             features: [
                 (FeatureCode::new("render").unwrap(), terms("0.5", None)),
                 (FeatureCode::new("upscale").unwrap(), terms("2", Some(UsageLimit::hard(Credits::whole(50))))),

@@ -4,11 +4,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::credits::{Credits, Quantity};
-use super::event::{CreditReset, GrantShare};
+use super::event::{CreditReset, ExpiringCredits, GrantShare};
 use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
 use super::period::Period;
 use super::snapshot::WorkspaceState;
-use super::subscription::{PendingChange, Subscription, SubscriptionStatus};
+use super::subscription::{PendingView, Subscription, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
 use super::time::Timestamp;
 use super::usage::UsageId;
@@ -63,6 +63,8 @@ pub struct PurchaseReceipt {
     pub expires_at: Option<Timestamp>,
     /// The part that repaid debt.
     pub debt_repaid: Credits,
+    /// Whether the credits can be spent now. They cannot while they are frozen, because the subscription has ended.
+    pub spendable: bool,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
 }
@@ -90,8 +92,17 @@ pub struct SubscriptionReceipt {
     pub credits_granted: Credits,
     /// Credits that the change removed: unspent allowance, or credits that expired with the old period.
     pub credits_removed: Credits,
-    /// Credits that a lower allowance should have removed, but that were already spent.
+    /// Credits that a lower allowance should have removed, but that were already spent. What a later change in this
+    /// period grants is less by them.
     pub credits_uncollected: Credits,
+    /// Credits that the change would have granted too, had an earlier change in this period collected all it should.
+    pub credits_set_off: Credits,
+    /// Bought and promotional credits that expire, the soonest first, at most 50.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub expiring: Vec<ExpiringCredits>,
+    /// Credits that cannot be spent until the workspace subscribes again.
+    pub frozen_credits: Credits,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
 }
@@ -114,20 +125,6 @@ pub struct InternalReceipt {
     pub recorded_at: Timestamp,
 }
 
-/// The change that is scheduled for the end of the period.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum PendingView {
-    /// A change to another plan.
-    Change { plan_code: PlanCode, plan_version: i32, effective_at: Timestamp },
-    /// The end of the subscription.
-    Cancel {
-        effective_at: Timestamp,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<Label>,
-    },
-}
-
 /// A subscription as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SubscriptionView {
@@ -147,13 +144,6 @@ pub struct SubscriptionView {
 
 impl From<&Subscription> for SubscriptionView {
     fn from(subscription: &Subscription) -> Self {
-        let effective_at = subscription.period.end;
-        let pending = subscription.pending_change.clone().map(|pending| match pending {
-            PendingChange::Change { plan_code, plan_version } => {
-                PendingView::Change { plan_code, plan_version, effective_at }
-            }
-            PendingChange::Cancel { reason } => PendingView::Cancel { effective_at, reason },
-        });
         Self {
             subscription_id: subscription.subscription_id,
             plan_code: subscription.plan_code.clone(),
@@ -161,7 +151,7 @@ impl From<&Subscription> for SubscriptionView {
             status: subscription.status,
             period: subscription.period,
             version: subscription.version,
-            pending,
+            pending: subscription.pending(),
             canceled_at: subscription.canceled_at,
         }
     }

@@ -5,6 +5,7 @@
 
 use super::credits::{Credits, OutOfRange};
 use super::event::LimitScope;
+use super::ids::GrantId;
 use super::text::{FeatureCode, PaymentReference, PlanCode};
 use super::time::Timestamp;
 
@@ -40,8 +41,8 @@ pub enum Rejection {
     ResetNotDue { ends_at: Timestamp },
     #[error("the next period to begin starts at {next}")]
     PeriodMismatch { next: Timestamp },
-    #[error("payment reference {0} was already used")]
-    PaymentReferenceUsed(PaymentReference),
+    #[error("payment reference {reference} was already used: it paid for grant {grant_id}")]
+    PaymentReferenceUsed { reference: PaymentReference, grant_id: GrantId },
     #[error("the maximum of {0} open grants is reached")]
     TooManyGrants(usize),
     /// No version of a plan has it, and this workspace has agreed on no terms for it.
@@ -112,7 +113,7 @@ impl Rejection {
             Self::NothingScheduled => "nothing-scheduled",
             Self::ResetNotDue { .. } => "reset-not-due",
             Self::PeriodMismatch { .. } => "period-mismatch",
-            Self::PaymentReferenceUsed(_) => "payment-reference-used",
+            Self::PaymentReferenceUsed { .. } => "payment-reference-used",
             Self::TooManyGrants(_) => "too-many-grants",
             Self::FeatureNotFound(_) => "feature-not-found",
             Self::FeatureDisabled(_) => "feature-disabled",

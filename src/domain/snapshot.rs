@@ -7,7 +7,7 @@ use super::command_record::CommandRecord;
 use super::counter::{CounterSubject, UsageCounter};
 use super::credits::Credits;
 use super::grant::Grant;
-use super::ids::{Partition, WorkspaceId};
+use super::ids::{GrantId, Partition, WorkspaceId};
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
 use super::subscription::{PendingChange, Subscription};
@@ -79,7 +79,8 @@ pub struct Snapshot {
     pub heads: BTreeMap<Partition, PartitionHead>,
     pub workspaces: HashMap<WorkspaceId, Box<WorkspaceState>>,
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
-    pub payments: HashSet<(WorkspaceId, PaymentReference)>,
+    /// The grant of each payment that was booked.
+    pub payments: HashMap<(WorkspaceId, PaymentReference), GrantId>,
     pub plans: HashMap<PlanCode, CataloguePlan>,
     /// The features of the keys that a version of a plan has. Empty on cached states: whoever decides on those that a
     /// feature does not exist is decided again.

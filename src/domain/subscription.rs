@@ -67,6 +67,20 @@ pub enum PendingChange {
     },
 }
 
+/// What is scheduled for the end of the period, as the API and events show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PendingView {
+    /// A change to another plan.
+    Change { plan_code: PlanCode, plan_version: i32, effective_at: Timestamp },
+    /// The end of the subscription.
+    Cancel {
+        effective_at: Timestamp,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<Label>,
+    },
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     pub workspace_id: WorkspaceId,
@@ -94,6 +108,18 @@ impl Subscription {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.status == SubscriptionStatus::Active
+    }
+
+    /// What is scheduled for the end of the period.
+    #[must_use]
+    pub fn pending(&self) -> Option<PendingView> {
+        let effective_at = self.period.end;
+        self.pending_change.clone().map(|pending| match pending {
+            PendingChange::Change { plan_code, plan_version } => {
+                PendingView::Change { plan_code, plan_version, effective_at }
+            }
+            PendingChange::Cancel { reason } => PendingView::Cancel { effective_at, reason },
+        })
     }
 
     /// Whether the current period has ended, so that a boundary must be passed first.

@@ -147,6 +147,14 @@ impl World {
         self.run(purchase(credits, reference))
     }
 
+    pub(crate) fn purchase_until(&mut self, credits: &str, reference: &str, end: &str) -> Ran {
+        let mut command = purchase(credits, reference);
+        if let Command::PurchaseCredits(command) = &mut command {
+            command.expires_at = Some(end.parse().unwrap());
+        }
+        self.run(command)
+    }
+
     pub(crate) fn change(&mut self, plan: &str, effective: Effective, credit_policy: CreditPolicy) -> Ran {
         self.run(Command::ProcessSubscriptionChange(ProcessSubscriptionChange {
             plan_code: PlanCode::new(plan).unwrap(),

@@ -6,6 +6,7 @@ use chrono_tz::Tz;
 
 use super::credits::Credits;
 use super::ids::{Partition, WorkspaceId};
+use super::metadata::Metadata;
 use super::plan::{FeatureTerms, PlanVersion, UsageLimit};
 use super::text::{FeatureCode, Label};
 use super::time::Timestamp;
@@ -19,6 +20,8 @@ pub struct Workspace {
     /// An override of the plan's monthly limit. It survives a change of plan.
     pub monthly_limit_override: Option<Credits>,
     pub overdraft_limit_override: Option<Credits>,
+    /// What the caller attached when it was provisioned.
+    pub metadata: Option<Metadata>,
     pub created_at: Timestamp,
 }
 

@@ -17,6 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
+use crate::domain::ids::GrantId;
 use crate::domain::rejection::Rejection;
 use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
@@ -152,7 +153,7 @@ impl Code {
             Rejection::NothingScheduled => Self::NothingScheduled,
             Rejection::ResetNotDue { .. } => Self::ResetNotDue,
             Rejection::PeriodMismatch { .. } => Self::PeriodMismatch,
-            Rejection::PaymentReferenceUsed(_) => Self::PaymentReferenceUsed,
+            Rejection::PaymentReferenceUsed { .. } => Self::PaymentReferenceUsed,
             Rejection::TooManyGrants(_) => Self::TooManyGrants,
             Rejection::FeatureNotFound(_) => Self::FeatureNotFound,
             Rejection::FeatureDisabled(_) => Self::FeatureDisabled,
@@ -255,6 +256,9 @@ pub struct Members {
     pub available_credits: Option<Credits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_credits: Option<Credits>,
+    /// The grant that the payment paid for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grant_id: Option<GrantId>,
     /// What the limit applies to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_scope: Option<LimitScope>,
@@ -404,6 +408,7 @@ static NO_MEMBERS: Members = Members {
     errors: Vec::new(),
     available_credits: None,
     requested_credits: None,
+    grant_id: None,
     limit_scope: None,
     limit_credits: None,
     used_credits: None,
@@ -458,6 +463,7 @@ impl From<&Rejection> for Problem {
                 members.window_s = Some(*window_s);
                 retry_after_s = Some(*seconds);
             }
+            Rejection::PaymentReferenceUsed { grant_id, .. } => members.grant_id = Some(*grant_id),
             Rejection::InsufficientCredits { requested, available } => {
                 members.requested_credits = Some(*requested);
                 members.available_credits = Some(*available);
@@ -471,7 +477,6 @@ impl From<&Rejection> for Problem {
             | Rejection::PlanUnchanged(_)
             | Rejection::RestartRequired
             | Rejection::NothingScheduled
-            | Rejection::PaymentReferenceUsed(_)
             | Rejection::TooManyGrants(_)
             | Rejection::FeatureNotFound(_)
             | Rejection::FeatureDisabled(_)

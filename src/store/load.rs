@@ -43,7 +43,7 @@ pub(super) async fn load<D: Dialect>(
         heads,
         workspaces,
         commands: commands.into_iter().map(keyed).collect(),
-        payments: each(&payments, |mut row| Ok((row.next()?, row.next()?)))?.into_iter().collect(),
+        payments: each(&payments, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?.into_iter().collect(),
         plans,
         features,
     })

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 pub use self::error::StoreError;
 use self::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Recorded,
+    Purchase, Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
@@ -25,7 +25,7 @@ use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
-use crate::domain::text::FeatureCode;
+use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
@@ -141,6 +141,20 @@ pub trait Reads: Send + Sync {
     /// [`EXPIRIES_PER_WORKSPACE`] times `limit` grants, so a workspace with many of them makes the list
     /// shorter, not the query slower.
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+
+    /// Workspaces with grants whose `CreditsExpiring` is due, the longest overdue first. Bounded like
+    /// [`Self::due_expiries`].
+    async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+
+    /// A page of the grants that were bought, each with its bonus, if there was one.
+    async fn purchases(&self, query: &HistoryQuery) -> Result<Page<Purchase>, StoreError>;
+
+    /// The purchase that a payment paid for.
+    async fn purchase(
+        &self,
+        workspace_id: WorkspaceId,
+        payment_reference: &PaymentReference,
+    ) -> Result<Option<Purchase>, StoreError>;
 
     /// Checks the invariants. Returns the violations, at most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;

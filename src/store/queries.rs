@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::columns::Fields;
 use super::error::StoreError;
+use crate::domain::grant::Grant;
 use crate::domain::ids::{Partition, SubscriptionId, WorkspaceId};
 use crate::domain::time::Timestamp;
 
@@ -80,6 +81,13 @@ impl<T> Page<T> {
     }
 }
 
+/// A purchase: the grant that was bought, and that of its bonus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purchase {
+    pub grant: Grant,
+    pub bonus: Option<Grant>,
+}
+
 /// A page of events, oldest first.
 #[derive(Clone, Debug)]
 pub enum EventQuery {
@@ -116,6 +124,8 @@ pub enum DueWork {
     Boundary { subscription_id: SubscriptionId, period_end: Timestamp },
     /// A grant that belongs to no period has expired and still has credits.
     Expiry,
+    /// A grant will expire soon, and nobody was told.
+    ExpiryWarning,
 }
 
 /// A partition that a publisher may write to until another one raises the epoch.

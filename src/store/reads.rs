@@ -1,5 +1,6 @@
 //! The reads of the API and the scheduler, with the statements that both databases share.
 
+use std::collections::HashMap;
 use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +8,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::columns::{Fields, Stored};
-use super::dialect::{Dialect, Parameters, each, rows};
+use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout, with_timeout};
 use super::invariants::INVARIANTS;
 use super::load::{states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
-use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page};
+use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page, Purchase};
 use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
 use crate::domain::cloud_event::EventRecord;
+use crate::domain::grant::Grant;
 use crate::domain::ids::{EventId, GrantId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::text::FeatureCode;
+use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 
@@ -71,6 +73,22 @@ async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
         parameters = parameters.and(filter);
     }
     Ok(Page::of(list(database, statement, parameters).await?, query.limit))
+}
+
+/// Reads the bonuses that came with bought grants.
+async fn with_bonuses<D: Database>(database: &D, bought: Vec<Grant>) -> Result<Vec<Purchase>, StoreError> {
+    let bonus_key = |grant: &Grant| Some((grant.workspace_id, grant.bonus_grant_id?));
+    let keys: Vec<_> = bought.iter().filter_map(bonus_key).collect();
+    let mut bonuses: HashMap<(WorkspaceId, GrantId), Grant> = HashMap::new();
+    if !keys.is_empty() {
+        let found = with_answer_timeout(async {
+            let statement = &D::Connection::statements().grants;
+            rows(&database.reader().await?.look_up(statement, &Keys::pairs(&keys)).await?)
+        });
+        bonuses.extend(found.await?.into_iter().map(|grant: Grant| ((grant.workspace_id, grant.grant_id), grant)));
+    }
+    let with_bonus = |grant: Grant| Purchase { bonus: bonus_key(&grant).and_then(|key| bonuses.remove(&key)), grant };
+    Ok(bought.into_iter().map(with_bonus).collect())
 }
 
 async fn due<D: Database>(
@@ -169,6 +187,34 @@ impl<D: Database> Reads for D {
             |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work: DueWork::Expiry }),
         )
         .await
+    }
+
+    async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
+        due(
+            self,
+            &D::Connection::statements().due_warnings,
+            Parameters::of(&now).and(&grants).and(&limit),
+            |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work: DueWork::ExpiryWarning }),
+        )
+        .await
+    }
+
+    async fn purchases(&self, query: &HistoryQuery) -> Result<Page<Purchase>, StoreError> {
+        let statements = D::Connection::statements();
+        let orders = [&statements.purchases_asc, &statements.purchases_desc];
+        let Page { rows, has_more } = page(self, orders, query, None::<&GrantId>).await?;
+        Ok(Page { rows: with_bonuses(self, rows).await?, has_more })
+    }
+
+    async fn purchase(
+        &self,
+        workspace_id: WorkspaceId,
+        payment_reference: &PaymentReference,
+    ) -> Result<Option<Purchase>, StoreError> {
+        let parameters = Parameters::of(&workspace_id).and(payment_reference);
+        let found = list(self, &D::Connection::statements().purchase, parameters).await?;
+        Ok(with_bonuses(self, found).await?.pop())
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

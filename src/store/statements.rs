@@ -27,6 +27,7 @@ const PLAN: &[KeyColumn] = &[("plan_code", Kind::Text)];
 const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind::Integer)];
 const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
 const FEATURE: &[KeyColumn] = &[("feature_code", Kind::Text)];
+const GRANT: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("grant_id", Kind::Uuid)];
 const SETTING: &[KeyColumn] = &[("name", Kind::Text), ("value", Kind::Text)];
 
 /// The parts of a shared statement that each database writes in its own way.
@@ -68,7 +69,7 @@ statements! {
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
     retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
-    due_expiries
+    due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants
 }
 
 const STALE: &str = "
@@ -76,7 +77,7 @@ select c.workspace_id from {keys} cross join workspace_credits c
 where c.workspace_id = k.workspace_id and c.version <> k.version";
 
 const PAYMENTS: &str = "
-select g.workspace_id, g.payment_reference from {keys} cross join credit_grants g {index}
+select g.workspace_id, g.payment_reference, g.grant_id from {keys} cross join credit_grants g {index}
 where g.workspace_id = k.workspace_id and g.payment_reference = k.payment_reference
     and g.payment_reference is not null and g.source = 'purchase'";
 
@@ -120,6 +121,14 @@ select workspace_id from (
 ) expired
 group by workspace_id order by min(expires_at) limit $3";
 
+const DUE_WARNINGS: &str = "
+select workspace_id from (
+    select workspace_id, expiry_warning_at from credit_grants
+    where is_open and expiry_warning_at is not null and expiry_warning_at <= $1 and remaining > 0 and expires_at > $1
+    order by expiry_warning_at limit $2
+) due
+group by workspace_id order by min(expiry_warning_at) limit $3";
+
 impl Statements {
     pub(super) fn new<S: Syntax>() -> Self {
         Self {
@@ -161,6 +170,14 @@ impl Statements {
             ),
             due_boundaries: list("subscriptions_due", DUE_BOUNDARIES),
             due_expiries: list("credit_grants_expiring", DUE_EXPIRIES),
+            due_warnings: list("credit_grants_warning", DUE_WARNINGS),
+            purchases_asc: purchases::<S>("asc"),
+            purchases_desc: purchases::<S>("desc"),
+            purchase: of::<S, Grant>(
+                "credit_grants_payment",
+                "t.workspace_id = $1 and t.payment_reference = $2 and t.payment_reference is not null and t.source = 'purchase'",
+            ),
+            grants: by_key::<S, Grant>(GRANT, "credit_grants_pkey", ""),
         }
     }
 }
@@ -202,6 +219,15 @@ fn by_key<S: Syntax, T: Table>(key: &'static [KeyColumn], index: &'static str, f
 /// The rows `t` of a table.
 fn of<S: Syntax, T: Table>(index: &'static str, filter: &str) -> Statement {
     list(index, &format!("select {} from {} t {} where {filter}", T::select("t"), T::NAME, hint::<S>(index)))
+}
+
+/// A page of a workspace's purchases, with the parameters of [`page`].
+fn purchases<S: Syntax>(order: &str) -> Statement {
+    let filter = format!(
+        "t.workspace_id = $1 and (t.created_at, t.issued_seq) > ($2, $3) and (t.created_at, t.issued_seq) < ($4, $5)
+    and t.source = 'purchase' order by t.created_at {order}, t.issued_seq {order} limit $6"
+    );
+    of::<S, Grant>("credit_grants_purchases", &filter)
 }
 
 /// A page of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.

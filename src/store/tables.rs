@@ -129,7 +129,7 @@ tables! {
     }
 
     workspaces(workspace_id): Workspace {
-        workspace_id, name, time_zone, monthly_limit_override, overdraft_limit_override, created_at;
+        workspace_id, name, time_zone, monthly_limit_override, overdraft_limit_override, metadata, created_at;
         + partition_id: Partition = Workspace::partition
     }
 
@@ -158,7 +158,8 @@ tables! {
 
     credit_grants(workspace_id, grant_id): Grant {
         workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
-        payment_reference, cost_basis [amount_minor, currency]
+        payment_reference, cost_basis [amount_minor, currency], metadata, bonus_grant_id, expiry_warning_at, created_at,
+        issued_seq
     }
 
     commands(workspace_id, idempotency_key): CommandRecord {

@@ -15,7 +15,7 @@ use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::snapshot::WorkspaceState;
 
-use visionscope_billing::domain::text::FeatureCode;
+use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
@@ -23,7 +23,7 @@ use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Recorded,
+    Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -117,6 +117,15 @@ impl Reads for FakeStore {
     }
     async fn due_boundaries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.answer(vec![])
+    }
+    async fn due_warnings(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn purchases(&self, _: &HistoryQuery) -> Result<Page<Purchase>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn purchase(&self, _: WorkspaceId, _: &PaymentReference) -> Result<Option<Purchase>, StoreError> {
+        self.answer(None)
     }
     async fn due_expiries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.answer(vec![])

@@ -288,6 +288,7 @@ fn pro() -> PlanVersion {
         monthly_limit: None,
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(100)],
+        expiry_warning_days: 7,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: [(FeatureCode::new("off").unwrap(), off), (FeatureCode::new("render").unwrap(), render)].into(),
     }

@@ -14,4 +14,5 @@ mod fake;
 mod harness;
 mod lists;
 mod main_job;
+mod purchases;
 mod service;

@@ -64,6 +64,7 @@ pub fn plan(code: &str, version: i32) -> PlanVersion {
         monthly_limit: None,
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(100)],
+        expiry_warning_days: 7,
         purchased_on_cancel: PurchasedOnCancel::ExpireAfterDays(30),
         features: [
             (feature("render"), FeatureTerms { enabled: true, unit_price: None, limit: None }),
@@ -324,6 +325,7 @@ pub fn new_workspace(id: WorkspaceId) -> Workspace {
         time_zone: chrono_tz::UTC,
         monthly_limit_override: None,
         overdraft_limit_override: None,
+        metadata: None,
         created_at: at(0),
     }
 }
@@ -362,5 +364,10 @@ pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {
         feature_scope: None,
         payment_reference: None,
         cost_basis: None,
+        metadata: None,
+        bonus_grant_id: None,
+        expiry_warning_at: None,
+        created_at: at(0),
+        issued_seq: 1,
     }
 }

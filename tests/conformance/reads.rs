@@ -6,10 +6,11 @@ use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::Account;
 use visionscope_billing::domain::subscription::SubscriptionStatus;
+use visionscope_billing::domain::text::PaymentReference;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::store::queries::{
-    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryPosition, HistoryQuery, Order,
+    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryPosition, HistoryQuery, Order, Purchase,
 };
 
 use crate::database::TestDatabase;
@@ -311,6 +312,69 @@ pub async fn many_expired_grants_of_one_workspace_do_not_slow_the_query(db: &imp
     let expiry = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::Expiry };
     assert_eq!(due(2).await, [expiry(0)]);
     assert_eq!(due(50).await, [expiry(0), expiry(1)]);
+}
+
+pub async fn an_expiry_warning_is_due_until_it_was_given_or_is_too_late(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 4).await;
+    let warned_at = |nth, at_micros: Option<i64>, remaining| Grant {
+        source: GrantSource::Purchase,
+        expires_at: Some(at(100)),
+        expiry_warning_at: at_micros.map(at),
+        remaining,
+        ..new_grant(workspace(nth), GrantId(Uuid::from_u128(1)), Credits::whole(1))
+    };
+    let all = Credits::whole(1);
+    let grants = [
+        warned_at(0, Some(20), all),
+        warned_at(1, Some(10), all),
+        warned_at(2, None, all),
+        warned_at(3, Some(10), Credits::ZERO),
+    ];
+    world.pending().grants.inserted.extend(grants);
+    world.command(workspace(0), "PurchaseCredits", "accepted", at(1));
+    world.store(db.store()).await;
+    let due = async |now, limit| db.store().due_warnings(at(now), limit).await.unwrap();
+    let warning = |nth| DueWorkspace { workspace_id: workspace(nth), work: DueWork::ExpiryWarning };
+    assert_eq!(due(9, 10).await, []);
+    assert_eq!(due(10, 10).await, [warning(1)]);
+    assert_eq!(due(99, 10).await, [warning(1), warning(0)]);
+    assert_eq!(due(99, 1).await, [warning(1)]);
+    assert_eq!(due(100, 10).await, []);
+}
+
+pub async fn purchases_are_paged_with_their_bonuses_and_found_by_their_payments(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let id = workspace(0);
+    let bought = |n: u8| Grant {
+        source: GrantSource::Purchase,
+        payment_reference: PaymentReference::new(&format!("pay-{n}")).ok(),
+        created_at: at(i64::from(n)),
+        issued_seq: i64::from(n),
+        ..new_grant(id, GrantId(Uuid::from_u128(u128::from(n))), Credits::whole(i64::from(n)))
+    };
+    let bonus_id = GrantId(Uuid::from_u128(50));
+    let with_bonus = Grant { bonus_grant_id: Some(bonus_id), ..bought(2) };
+    let bonus = Grant { source: GrantSource::Promotion, ..new_grant(id, bonus_id, Credits::whole(7)) };
+    let all = [bought(1), with_bonus.clone(), bought(3)];
+    world.pending().grants.inserted.extend(all.iter().cloned().chain([bonus.clone()]));
+    world.command(id, "PurchaseCredits", "accepted", at(1));
+    world.store(db.store()).await;
+    let query = HistoryQuery::newest(id, 2);
+    let page = db.store().purchases(&query).await.unwrap();
+    let plain = |grant: &Grant| Purchase { grant: grant.clone(), bonus: None };
+    let second = Purchase { grant: with_bonus, bonus: Some(bonus) };
+    assert_eq!((page.rows, page.has_more), (vec![plain(&all[2]), second.clone()], true));
+    let start_at = Some(HistoryPosition { recorded_at: at(2), seq: 2 });
+    let page =
+        db.store().purchases(&HistoryQuery { start_at, order: Order::Ascending, ..query.clone() }).await.unwrap();
+    assert_eq!((page.rows, page.has_more), (vec![second.clone(), plain(&all[2])], false));
+    let others = db.store().purchases(&HistoryQuery { workspace_id: workspace(1), ..query }).await.unwrap();
+    assert_eq!(others.rows, []);
+    let find = async |workspace_id, text| {
+        db.store().purchase(workspace_id, &PaymentReference::new(text).unwrap()).await.unwrap()
+    };
+    assert_eq!(find(id, "pay-2").await, Some(second));
+    assert_eq!((find(id, "pay-4").await, find(workspace(1), "pay-2").await), (None, None));
 }
 
 pub async fn a_live_store_answers_a_ping(db: &impl TestDatabase) {

@@ -272,7 +272,7 @@ pub async fn used_payment_references_and_newest_plans_are_loaded_when_asked_for(
         assert_eq!(load(db.store(), &keys).await.features, [feature("render")].into(), "also when it is remembered");
     }
     let snapshot = load(db.store(), &keys).await;
-    assert_eq!(snapshot.payments, [(id, used)].into());
+    assert_eq!(snapshot.payments, [((id, used), GrantId(Uuid::from_u128(1)))].into());
     assert_eq!(snapshot.plans.len(), 1);
     assert_eq!(*snapshot.plans["pro"].newest, plan("pro", 3));
     assert_eq!(snapshot.workspaces[&id].plan.version, 1);

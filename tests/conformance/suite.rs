@@ -58,6 +58,8 @@ macro_rules! suite {
                 a_period_that_is_over_is_due,
                 a_grant_that_expired_unbooked_is_due_once_per_workspace,
                 many_expired_grants_of_one_workspace_do_not_slow_the_query,
+                an_expiry_warning_is_due_until_it_was_given_or_is_too_late,
+                purchases_are_paged_with_their_bonuses_and_found_by_their_payments,
                 a_live_store_answers_a_ping,
             }
             plans {

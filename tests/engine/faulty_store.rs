@@ -14,12 +14,12 @@ use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
-use visionscope_billing::domain::text::FeatureCode;
+use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Recorded,
+    Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -205,6 +205,18 @@ impl Reads for FaultyStore {
 
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.inner.due_boundaries(now, limit).await
+    }
+
+    async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.inner.due_warnings(now, limit).await
+    }
+
+    async fn purchases(&self, query: &HistoryQuery) -> Result<Page<Purchase>, StoreError> {
+        self.inner.purchases(query).await
+    }
+
+    async fn purchase(&self, id: WorkspaceId, reference: &PaymentReference) -> Result<Option<Purchase>, StoreError> {
+        self.inner.purchase(id, reference).await
     }
 
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {

@@ -64,6 +64,29 @@ async fn books_expired_grants_and_raises_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_grant_that_expires_soon_is_reported_once() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        world.purchase("pay-1", "50", Some("2026-02-10T00:00:00Z".parse().unwrap())).await;
+        world.purchase("pay-2", "60", Some("2026-02-12T00:00:00Z".parse().unwrap())).await;
+        world.purchase("pay-3", "70", None).await;
+        let warnings = async || {
+            let found = events(&world, world.workspace_id).await;
+            found.into_iter().filter(|event| *event == EventType::CreditsExpiring).count()
+        };
+        let days = [("2026-02-02T23:59:59Z", 0), ("2026-02-03T00:00:00Z", 1), ("2026-02-05T00:00:00Z", 2)];
+        for (now, expected) in days {
+            world.clock.set(now.parse().unwrap());
+            for _ in 0..2 {
+                scheduler(&world).tick().await.unwrap();
+                assert_eq!(warnings().await, expected, "{now}");
+            }
+        }
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_replicas_start_each_period_once() {
     for database in Database::ALL {
         let world = World::on(database).await;

@@ -229,6 +229,7 @@ fn plan(code: &str, allowance: i64) -> PlanVersion {
         monthly_limit: None,
         rate_limit: None,
         low_credit_thresholds: Vec::new(),
+        expiry_warning_days: 7,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: [(FeatureCode::new("render").unwrap(), render)].into(),
     }

@@ -322,6 +322,7 @@ fn plan_version(plan: &Plan) -> PlanVersion {
         monthly_limit: plan.monthly_limit.map(|limit| UsageLimit::hard(credits(limit))),
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(50), Credits::whole(10)],
+        expiry_warning_days: 7,
         purchased_on_cancel: if plan.freezes_on_cancel { PurchasedOnCancel::Freeze } else { PurchasedOnCancel::Keep },
         features,
     }

@@ -38,8 +38,8 @@ insert into workspaces (workspace_id, name, time_zone, created_at, partition_id)
 insert into workspace_credits select id, 0, 0, 0, 0, 0, 0, null, at, 0, 0, 20, 20, 20, 20, at from other where n = 1;
 insert into subscriptions (subscription_id, workspace_id, plan_code, plan_version, status, billing_anchor, period_start, period_end, version, updated_at)
     select row_id, id, 'pro', 1, 'active', at, at, at + interval '1 month', 1, at from other where n = 1;
-insert into credit_grants (workspace_id, grant_id, source, amount, remaining, held, priority, effective_at)
-    select id, row_id, 'promotion', 1, n % 2, 0, 50, at from other;
+insert into credit_grants (workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, created_at, issued_seq)
+    select id, row_id, 'promotion', 1, n % 2, 0, 50, at, at, n from other;
 insert into commands (workspace_id, idempotency_key, command_id, seq, command_type, fingerprint, outcome, status, body, actor, correlation_id, received_at, recorded_at)
     select id, row_id::text, row_id, n, 'DeductCredits', sha256(''), 'accepted', 200, repeat('x', 200), 'a', 'c', at, at from other;
 insert into ledger_entries select id, n, row_id, 'grant', 'consumed:render', row_id, 1, 1, at, at from other;
@@ -143,6 +143,7 @@ fn plan() -> PlanVersion {
         monthly_limit: Some(UsageLimit::hard(Credits::whole(10))),
         rate_limit: None,
         low_credit_thresholds: Vec::new(),
+        expiry_warning_days: 7,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: ["render", "upscale"].map(|code| (FeatureCode::new(code).unwrap(), enabled)).into(),
     }

@@ -52,6 +52,7 @@ async fn commit_each(
         time_zone: chrono_tz::UTC,
         monthly_limit_override: None,
         overdraft_limit_override: None,
+        metadata: None,
         created_at: Timestamp::from_micros(1_760_000_000_000_000),
     };
     let changes = ChangeSet {

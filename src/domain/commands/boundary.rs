@@ -185,9 +185,14 @@ fn shorten_purchased_grants(work: &mut Work<'_>, end: Timestamp) {
         })
         .map(|(index, _)| index)
         .collect();
+    let days_ahead = work.plan().expiry_warning_days;
     for index in later {
         if let Some(grant) = work.change_grant(index) {
+            let was_warned = grant.expires_at.is_some() && grant.expiry_warning_at.is_none();
             grant.expires_at = Some(end);
+            if !was_warned {
+                grant.schedule_expiry_warning(days_ahead);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use super::provision_workspace::ProvisionWorkspace;
 use super::purchase_credits::PurchaseCredits;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
+use super::warn_of_expiry::WarnOfExpiry;
 
 /// One change that a caller or the scheduler wants in one workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum Command {
     AdvancePeriod(AdvancePeriod),
     /// Sent by the scheduler: books expired grants.
     ExpireGrants(ExpireGrants),
+    /// Sent by the scheduler: reports grants that will expire soon.
+    WarnOfExpiry(WarnOfExpiry),
 }
 
 impl Command {
@@ -41,13 +44,14 @@ impl Command {
             Self::ProvisionWorkspace(_) => "ProvisionWorkspace",
             Self::AdvancePeriod(_) => "AdvancePeriod",
             Self::ExpireGrants(_) => "ExpireGrants",
+            Self::WarnOfExpiry(_) => "WarnOfExpiry",
         }
     }
 
     /// Whether the server sends the command itself. No caller waits for the answer.
     #[must_use]
     pub const fn is_internal(&self) -> bool {
-        matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_))
+        matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_) | Self::WarnOfExpiry(_))
     }
 
     /// Whether that work must be done before this command is decided.
@@ -58,8 +62,8 @@ impl Command {
             | Self::ProcessSubscriptionChange(_)
             | Self::CancelSubscription(_)
             | Self::ResumeSubscription(_) => true,
-            // It passes the boundary itself.
-            Self::ResetMonthlyCredits(_) => due == DueWork::Expiry,
+            // A reset passes the boundary itself, and of what has expired nobody is warned.
+            Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due == DueWork::Expiry,
             Self::ProvisionWorkspace(_) | Self::AdvancePeriod(_) | Self::ExpireGrants(_) => false,
         }
     }

@@ -6,6 +6,7 @@ use super::effects::Effects;
 use super::envelope::Envelope;
 use super::expire_grants::ExpireGrants;
 use super::refusal::Refusal;
+use super::warn_of_expiry::WarnOfExpiry;
 use super::work::Work;
 use crate::domain::event::EventData;
 use crate::domain::receipt::Receipt;
@@ -35,13 +36,14 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
             let work = Work::new(state, &request);
             match command {
                 Command::DeductCredits(command) => command.decide(work, &request, &snapshot.features).map(Some),
-                Command::PurchaseCredits(command) => command.decide(work, &snapshot.payments).map(Some),
+                Command::PurchaseCredits(command) => command.decide(work, &request, &snapshot.payments).map(Some),
                 Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),
                 Command::CancelSubscription(command) => command.decide(work).map(Some),
                 Command::ResumeSubscription(command) => command.decide(work).map(Some),
                 Command::AdvancePeriod(AdvancePeriod) => AdvancePeriod::decide(work),
                 Command::ExpireGrants(ExpireGrants) => ExpireGrants::decide(work),
+                Command::WarnOfExpiry(WarnOfExpiry) => Ok(WarnOfExpiry::decide(work)),
                 Command::ProvisionWorkspace(_) => Err(Rejection::WorkspaceExists.into()),
             }
         }

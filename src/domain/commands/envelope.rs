@@ -9,6 +9,7 @@ use super::command::Command;
 use super::due_work::DueWork;
 use super::expire_grants::ExpireGrants;
 use super::request::Request;
+use super::warn_of_expiry::WarnOfExpiry;
 use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::snapshot::{KeySet, Snapshot};
@@ -95,7 +96,8 @@ impl Envelope {
             | Command::CancelSubscription(_)
             | Command::ResumeSubscription(_)
             | Command::AdvancePeriod(_)
-            | Command::ExpireGrants(_) => {}
+            | Command::ExpireGrants(_)
+            | Command::WarnOfExpiry(_) => {}
         }
     }
 
@@ -141,5 +143,13 @@ impl ExpireGrants {
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
         let key = IdempotencyKey::system(format_args!("expire {command_id}"));
         Envelope::internal(command_id, workspace_id, key, now, Command::ExpireGrants(Self))
+    }
+}
+
+impl WarnOfExpiry {
+    #[must_use]
+    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
+        let key = IdempotencyKey::system(format_args!("warn {command_id}"));
+        Envelope::internal(command_id, workspace_id, key, now, Command::WarnOfExpiry(Self))
     }
 }

@@ -30,6 +30,7 @@ mod resume_subscription;
 mod subscription_commands;
 #[cfg(test)]
 mod tests;
+mod warn_of_expiry;
 mod work;
 
 pub use self::advance_period::AdvancePeriod;
@@ -46,4 +47,5 @@ pub use self::provision_workspace::ProvisionWorkspace;
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;
+pub use self::warn_of_expiry::WarnOfExpiry;
 pub use self::work::{available_credits, is_spendable};

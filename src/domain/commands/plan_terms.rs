@@ -19,7 +19,22 @@ pub(super) fn switch_plan(work: &mut Work<'_>, plan: &Arc<PlanVersion>) -> Vec<F
     work.effects_mut().plan = Some(Arc::clone(plan));
     work.credits_mut().low_credit_alerts = 0;
     work.update_overdraft_limit();
+    reschedule_expiry_warnings(work, plan.expiry_warning_days);
     feature_changes(work, &before, plan)
+}
+
+/// Those that are still to come follow the new plan.
+fn reschedule_expiry_warnings(work: &mut Work<'_>, days: u32) {
+    let pending: Vec<_> = work
+        .grants()
+        .filter(|(_, grant)| grant.is_open() && grant.expiry_warning_at.is_some())
+        .map(|(index, _)| index)
+        .collect();
+    for index in pending {
+        if let Some(grant) = work.change_grant(index) {
+            grant.schedule_expiry_warning(days);
+        }
+    }
 }
 
 /// The features whose terms differ between the two plans, with the overrides applied.

@@ -63,7 +63,7 @@ impl ProcessSubscriptionChange {
                     return Err(Rejection::PlanUnchanged(self.plan_code.clone()).into());
                 }
                 if effective == Effective::PeriodEnd {
-                    self.schedule(&mut work, plan, before);
+                    Self::schedule(&mut work, plan, before);
                     Ok(CreditEffect::default())
                 } else {
                     self.change_now(&mut work, &plan, before, SubscriptionChangeKind::Changed)
@@ -73,7 +73,7 @@ impl ProcessSubscriptionChange {
         .map(|effect| receipt(work, effect))
     }
 
-    fn schedule(&self, work: &mut Work<'_>, plan: Arc<PlanVersion>, before: SubscriptionSummary) {
+    fn schedule(work: &mut Work<'_>, plan: Arc<PlanVersion>, before: SubscriptionSummary) {
         let subscription = work.change_subscription();
         subscription.pending_change =
             Some(PendingChange::Change { plan_code: plan.plan_code.clone(), plan_version: plan.version });
@@ -81,7 +81,6 @@ impl ProcessSubscriptionChange {
         let effective_at = subscription.period.end;
         work.effects_mut().pending_plan = Some(plan);
         let event = SubscriptionChanged {
-            scheduled_plan_code: Some(self.plan_code.clone()),
             withdrawn: work.withdrawn(),
             ..work.subscription_changed(SubscriptionChangeKind::ChangeScheduled, effective_at, before)
         };
@@ -127,6 +126,7 @@ impl ProcessSubscriptionChange {
             credits_granted: effect.granted,
             credits_removed: effect.removed,
             credits_uncollected: effect.uncollected,
+            credits_set_off: effect.set_off,
             // The event of the new period comes later and reports its credits.
             current_credits: if reset.is_some() { credits_before } else { work.credits().current_credits },
             ..work.subscription_changed(change, recorded_at, before)
@@ -162,7 +162,7 @@ impl ProcessSubscriptionChange {
         let uncollected = loss.minus(removed)?;
         let credits = work.credits_mut();
         credits.uncollected_credits = credits.uncollected_credits.minus(set_off)?.plus(uncollected)?;
-        Ok(CreditEffect { granted: gain, removed, uncollected })
+        Ok(CreditEffect { granted: gain, removed, uncollected, set_off })
     }
 }
 

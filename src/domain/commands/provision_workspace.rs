@@ -101,6 +101,7 @@ impl ProvisionWorkspace {
                 time_zone: self.time_zone,
                 monthly_limit_override: self.monthly_limit,
                 overdraft_limit_override: self.overdraft_limit,
+                metadata: request.metadata.cloned(),
                 created_at: now,
             },
             // A command is recorded later than the one before it. One microsecond earlier, so that this first

@@ -3,15 +3,16 @@
 //! The payment reference is unique per workspace, independent of the idempotency key: a payment that both a
 //! webhook and a frontend report is booked once.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
+use super::request::Request;
 use super::work::{GrantTerms, Work};
 use crate::domain::credits::{Credits, PositiveCredits};
 use crate::domain::event::CreditsPurchased;
 use crate::domain::grant::{CostBasis, Currency, GrantSource, MAX_OPEN_GRANTS};
-use crate::domain::ids::WorkspaceId;
+use crate::domain::ids::{GrantId, WorkspaceId};
 use crate::domain::receipt::{PurchaseReceipt, Receipt};
 use crate::domain::rejection::Rejection;
 use crate::domain::text::PaymentReference;
@@ -35,11 +36,13 @@ impl PurchaseCredits {
     pub(super) fn decide(
         &self,
         mut work: Work<'_>,
-        payments: &HashSet<(WorkspaceId, PaymentReference)>,
+        request: &Request<'_>,
+        payments: &HashMap<(WorkspaceId, PaymentReference), GrantId>,
     ) -> Result<(Effects, Receipt), Refusal> {
         let (now, workspace_id) = (work.now(), work.workspace().workspace_id);
-        if payments.contains(&(workspace_id, self.payment_reference.clone())) {
-            return Err(Rejection::PaymentReferenceUsed(self.payment_reference.clone()).into());
+        if let Some(grant_id) = payments.get(&(workspace_id, self.payment_reference.clone())) {
+            let (reference, grant_id) = (self.payment_reference.clone(), *grant_id);
+            return Err(Rejection::PaymentReferenceUsed { reference, grant_id }.into());
         }
         if self.expires_at.is_some_and(|end| end <= now) {
             return Err(Rejection::TimeOutOfRange { pointer: "/expires_at", detail: "must be in the future" }.into());
@@ -47,7 +50,8 @@ impl PurchaseCredits {
         if work.grants().count() >= MAX_OPEN_GRANTS {
             return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
         }
-        let terms = || GrantTerms::new(now, self.expires_at);
+        let metadata = request.metadata.cloned();
+        let terms = || GrantTerms { metadata: metadata.clone(), ..GrantTerms::new(now, self.expires_at) };
         let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
         let paid = GrantTerms { payment: Some((self.payment_reference.clone(), cost_basis)), ..terms() };
         let grant_id = work.issue(GrantSource::Purchase, self.credits.get(), paid)?;
@@ -55,6 +59,7 @@ impl PurchaseCredits {
             Some(bonus) => Some(work.issue(GrantSource::Promotion, bonus.get(), terms())?),
             None => None,
         };
+        work.set_bonus(grant_id, bonus_grant_id);
         let bonus_credits = self.bonus_credits.map_or(Credits::ZERO, PositiveCredits::get);
         let debt_repaid = work.repay_debt(now)?;
         let receipt = PurchaseReceipt {
@@ -67,6 +72,7 @@ impl PurchaseCredits {
             payment_reference: self.payment_reference.clone(),
             expires_at: self.expires_at,
             debt_repaid,
+            spendable: work.frozen_credits().is_zero(),
             current_credits: work.credits().current_credits,
             recorded_at: work.recorded_at(),
         };
@@ -80,6 +86,7 @@ impl PurchaseCredits {
             payment_reference: self.payment_reference.clone(),
             expires_at: self.expires_at,
             debt_repaid: receipt.debt_repaid,
+            spendable: receipt.spendable,
             current_credits: receipt.current_credits,
         });
         Ok((work.finish(), Receipt::Purchased(receipt)))

@@ -13,6 +13,7 @@ pub(super) struct CreditEffect {
     pub granted: Credits,
     pub removed: Credits,
     pub uncollected: Credits,
+    pub set_off: Credits,
 }
 
 /// Refuses the command if the subscription does not have the version that the caller expects.
@@ -33,6 +34,9 @@ pub(super) fn receipt(work: Work<'_>, effect: CreditEffect) -> (Effects, Receipt
         credits_granted: effect.granted,
         credits_removed: effect.removed,
         credits_uncollected: effect.uncollected,
+        credits_set_off: effect.set_off,
+        expiring: work.expiring(),
+        frozen_credits: work.frozen_credits(),
         current_credits: work.credits().current_credits,
         recorded_at: work.recorded_at(),
     };

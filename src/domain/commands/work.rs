@@ -11,12 +11,13 @@ use super::request::Request;
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::Credits;
 use crate::domain::event::{
-    EventData, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
-    SubscriptionSummary,
+    EventData, ExpiringCredits, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
+    SubscriptionChanged, SubscriptionSummary,
 };
 use crate::domain::grant::{CostBasis, DEFAULT_PRIORITY, Grant, GrantSource};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
+use crate::domain::metadata::Metadata;
 use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
@@ -34,6 +35,9 @@ pub(super) struct Work<'a> {
     effects: Effects,
 }
 
+/// How many grants an event of a subscription lists.
+const MAX_EXPIRING_LISTED: usize = 50;
+
 /// What a new grant needs beyond its source and amount.
 pub(super) struct GrantTerms {
     /// By default one that is derived from the command's.
@@ -41,11 +45,12 @@ pub(super) struct GrantTerms {
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub payment: Option<(PaymentReference, CostBasis)>,
+    pub metadata: Option<Metadata>,
 }
 
 impl GrantTerms {
     pub(super) const fn new(effective_at: Timestamp, expires_at: Option<Timestamp>) -> Self {
-        Self { grant_id: None, effective_at, expires_at, payment: None }
+        Self { grant_id: None, effective_at, expires_at, payment: None, metadata: None }
     }
 }
 
@@ -133,13 +138,16 @@ impl<'a> Work<'a> {
             effective_at,
             before,
             after: self.summary(),
-            scheduled_plan_code: None,
+            pending: self.subscription().pending(),
             withdrawn: None,
             credit_policy: None,
             features: Vec::new(),
             credits_granted: Credits::ZERO,
             credits_removed: Credits::ZERO,
             credits_uncollected: Credits::ZERO,
+            credits_set_off: Credits::ZERO,
+            expiring: self.expiring(),
+            frozen_credits: self.frozen_credits(),
             current_credits: self.credits().current_credits,
             reason: None,
         }
@@ -193,6 +201,27 @@ impl<'a> Work<'a> {
         }
         let existing = self.state.grants.get(index)?;
         Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
+    }
+
+    /// The bought and promotional credits that expire, the soonest first.
+    pub(super) fn expiring(&self) -> Vec<ExpiringCredits> {
+        let expiring = |(_, grant): (usize, &Grant)| {
+            let Grant { grant_id, source, remaining, expires_at, .. } = grant;
+            let is_expiring = remaining.is_positive() && !source.is_periodic();
+            let expires_at = expires_at.filter(|_| is_expiring)?;
+            Some(ExpiringCredits { grant_id: *grant_id, source: *source, credits: *remaining, expires_at })
+        };
+        let mut expiring: Vec<_> = self.grants().filter_map(expiring).collect();
+        expiring.sort_by_key(|credits| (credits.expires_at, credits.grant_id));
+        expiring.truncate(MAX_EXPIRING_LISTED);
+        expiring
+    }
+
+    /// The credits that are frozen until the workspace subscribes again.
+    pub(super) fn frozen_credits(&self) -> Credits {
+        let is_frozen = |grant: &Grant| is_frozen(self.subscription(), self.plan(), grant.source);
+        let frozen = self.grants().filter(|(_, grant)| is_frozen(grant)).map(|(_, grant)| grant.remaining);
+        frozen.fold(Credits::ZERO, Credits::saturating_plus)
     }
 
     /// Whether this command can spend a grant, whatever its feature scope.
@@ -278,7 +307,8 @@ impl<'a> Work<'a> {
         let grant_id = terms.grant_id.unwrap_or_else(|| GrantId(self.ids.draw()));
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
-        self.effects.added_grants.push(Grant {
+        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
+        let mut grant = Grant {
             workspace_id: self.state.workspace.workspace_id,
             grant_id,
             source,
@@ -291,9 +321,23 @@ impl<'a> Work<'a> {
             feature_scope: None,
             payment_reference,
             cost_basis,
-        });
-        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
+            metadata: terms.metadata,
+            bonus_grant_id: None,
+            expiry_warning_at: None,
+            created_at: self.recorded_at(),
+            issued_seq: self.credits().ledger_seq,
+        };
+        grant.schedule_expiry_warning(self.plan().expiry_warning_days);
+        self.effects.added_grants.push(grant);
         Ok(grant_id)
+    }
+
+    /// Notes on a purchase which grant is its bonus.
+    pub(super) fn set_bonus(&mut self, grant_id: GrantId, bonus_grant_id: Option<GrantId>) {
+        let purchase = self.effects.added_grants.iter_mut().find(|grant| grant.grant_id == grant_id);
+        if let Some(purchase) = purchase {
+            purchase.bonus_grant_id = bonus_grant_id;
+        }
     }
 
     /// Repays debt from the grants, in burn order, and returns how much. A grant for one feature repays none, because the

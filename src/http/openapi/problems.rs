@@ -14,7 +14,9 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr};
 
 use crate::domain::event::LimitScope;
+use crate::domain::ids::GrantId;
 use crate::domain::rejection::Rejection;
+use crate::domain::text::PaymentReference;
 use crate::http::auth::Scope;
 use crate::http::problem::{Code, PROBLEM_JSON, Problem};
 
@@ -177,6 +179,10 @@ fn example(code: Code) -> Problem {
         Code::RateExceeded => {
             Problem::from(&Rejection::RateExceeded { limit: credits("100"), window_s: 60, retry_after_s: 12 })
         }
+        Code::PaymentReferenceUsed => Problem::from(&Rejection::PaymentReferenceUsed {
+            reference: PaymentReference::from_stored("pay_2f6d"),
+            grant_id: GrantId(uuid::uuid!("019a0000-0000-7000-8000-000000000004")),
+        }),
         Code::VersionMismatch => Problem::from(&Rejection::VersionMismatch { expected: 1, actual: 2 }),
         Code::ResetNotDue => Problem::from(&Rejection::ResetNotDue { ends_at: at("2026-02-28T09:00:00Z") }),
         Code::PeriodMismatch => Problem::from(&Rejection::PeriodMismatch { next: at("2026-02-28T09:00:00Z") }),

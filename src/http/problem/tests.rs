@@ -24,7 +24,13 @@ fn rejections() -> Vec<(Rejection, u16)> {
         (Rejection::ResetNotDue { ends_at: at }, 409),
         (Rejection::PeriodMismatch { next: at }, 409),
         (Rejection::TooManyGrants(1000), 409),
-        (Rejection::PaymentReferenceUsed(crate::domain::text::PaymentReference::new("p").unwrap()), 409),
+        (
+            Rejection::PaymentReferenceUsed {
+                reference: crate::domain::text::PaymentReference::new("p").unwrap(),
+                grant_id: GrantId(uuid::Uuid::nil()),
+            },
+            409,
+        ),
         (Rejection::FeatureDisabled(feature()), 403),
         (Rejection::FeatureNotPriced(feature()), 422),
         (

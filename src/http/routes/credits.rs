@@ -178,6 +178,9 @@ pub struct GrantView {
     feature_scope: Option<FeatureCode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payment_reference: Option<PaymentReference>,
+    /// That of the command that issued it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Metadata>,
     /// Whether it can be spent now: in effect, not expired, not frozen by a cancellation.
     spendable: bool,
 }
@@ -205,11 +208,15 @@ pub struct CreditsView {
     /// The maximum of `debt_credits`.
     overdraft_limit: Credits,
     used_this_month: Credits,
-    /// The limit of this billing period, if there is one.
+    /// The limit of `used_this_month`, if there is one: the workspace's own or the plan's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    monthly_limit: Option<UsageLimit>,
+    limit: Option<UsageLimit>,
+    /// What changes of plan in this period should have taken back, and could not because it was spent. A later change in
+    /// this period grants that much less.
+    uncollected_credits: Credits,
     period: Period,
-    low_credit_thresholds: Vec<LowCreditThreshold>,
+    /// The plan's thresholds, and whether each was reported.
+    low_credit_warnings: Vec<LowCreditThreshold>,
     /// The open grants, in the order in which they are spent.
     grants: Vec<GrantView>,
 }
@@ -227,6 +234,7 @@ impl GrantView {
             expires_at: grant.expires_at,
             feature_scope: grant.feature_scope.clone(),
             payment_reference: grant.payment_reference.clone(),
+            metadata: grant.metadata.clone(),
             spendable: is_spendable(state, grant, times),
         }
     }
@@ -244,9 +252,10 @@ impl CreditsView {
             debt_credits: credits.debt_credits,
             overdraft_limit: credits.overdraft_limit,
             used_this_month: credits.used_this_month,
-            monthly_limit: state.workspace.monthly_limit_override.map(UsageLimit::hard).or(state.plan.monthly_limit),
+            limit: state.workspace.monthly_limit_override.map(UsageLimit::hard).or(state.plan.monthly_limit),
+            uncollected_credits: credits.uncollected_credits,
             period: state.subscription.period,
-            low_credit_thresholds: thresholds
+            low_credit_warnings: thresholds
                 .map(|(bit, threshold)| LowCreditThreshold {
                     threshold_credits: *threshold,
                     fired: credits.low_credit_alerts & (1 << bit) != 0,
@@ -309,7 +318,7 @@ pub async fn deduct_credits(
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "grant_id": "019a0000-0000-7000-8000-000000000004", "credits": "500",
         "bonus_grant_id": "019a0000-0000-7000-8000-000000000005", "bonus_credits": "50",
-        "payment_reference": "pay_2f6d", "debt_repaid": "0", "current_credits": "1547.5",
+        "payment_reference": "pay_2f6d", "debt_repaid": "0", "spendable": true, "current_credits": "1547.5",
         "recorded_at": "2026-01-31T09:00:00.000000Z"
     }))),
     extensions(("x-problems" = json!(["payment-reference-used", "too-many-grants"])), ("x-scope" = json!("credits:purchase"))),
@@ -373,9 +382,10 @@ pub async fn reset_credits(
     responses((status = 200, description = "The balance.", body = CreditsView, example = json!({
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "current_credits": "997.5", "available_credits": "997.5", "held_credits": "0", "debt_credits": "0",
-        "overdraft_limit": "0", "used_this_month": "2.5", "monthly_limit": {"credits": "5000", "mode": "hard"},
+        "overdraft_limit": "0", "used_this_month": "2.5", "limit": {"credits": "5000", "mode": "hard"},
+        "uncollected_credits": "0",
         "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
-        "low_credit_thresholds": [{"threshold_credits": "100", "fired": false}],
+        "low_credit_warnings": [{"threshold_credits": "100", "fired": false}],
         "grants": [{
             "grant_id": "019a0000-0000-7000-8000-000000000003", "source": "allowance", "amount": "1000",
             "remaining": "997.5", "held": "0", "priority": 50, "effective_at": "2026-01-31T09:00:00.000000Z",

@@ -2,9 +2,10 @@
 
 use actix_web::HttpRequest;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::reads::{read, require_workspace_if_empty};
-use crate::domain::ids::{CommandId, WorkspaceId};
+use crate::domain::ids::WorkspaceId;
 use crate::domain::time::Timestamp;
 use crate::http::pages::{Cursor, CursorText, Limit, ListKey, ListOrder};
 use crate::http::problem::Problem;
@@ -23,8 +24,8 @@ pub(super) struct HistoryParams {
 
 /// A row of a workspace's history.
 pub(super) trait HistoryRow {
-    /// What a cursor says of the row: its instant in microseconds and its number, and its command.
-    fn place_and_id(&self) -> ([i64; 2], CommandId);
+    /// What a cursor says of the row: its instant in microseconds and its number; and an id, such as its command's.
+    fn place_and_id(&self) -> ([i64; 2], Uuid);
 }
 
 /// A page of a list, in the form of the API.

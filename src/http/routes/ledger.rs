@@ -3,6 +3,7 @@
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
 use crate::domain::credits::Credits;
@@ -93,8 +94,8 @@ impl From<LedgerEntry> for EntryView {
 }
 
 impl HistoryRow for LedgerEntry {
-    fn place_and_id(&self) -> ([i64; 2], CommandId) {
-        ([self.recorded_at.micros(), self.seq], self.command_id)
+    fn place_and_id(&self) -> ([i64; 2], Uuid) {
+        ([self.recorded_at.micros(), self.seq], self.command_id.0)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod health;
 mod history;
 pub mod ledger;
 pub mod plans;
+pub mod purchases;
 mod reads;
 pub mod subscription;
 pub mod usage;
@@ -26,6 +27,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(credits::purchase_credits)
         .service(credits::reset_credits)
         .service(credits::get_credits)
+        .service(purchases::list_purchases)
         .service(subscription::change_subscription)
         .service(subscription::cancel_subscription)
         .service(subscription::resume_subscription)

@@ -133,7 +133,8 @@ impl CommandRequest for ResumeSubscriptionRequest {
             "status": "active", "version": 2,
             "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"}
         },
-        "credits_granted": "2000", "credits_removed": "0", "credits_uncollected": "0",
+        "credits_granted": "2000", "credits_removed": "0", "credits_uncollected": "0", "credits_set_off": "0",
+        "frozen_credits": "0",
         "current_credits": "2997.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
     }))),
     extensions(
@@ -175,7 +176,8 @@ pub async fn change_subscription(
                 "kind": "cancel", "effective_at": "2026-02-28T09:00:00.000000Z", "reason": "project finished"
             }
         },
-        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0",
+        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0", "credits_set_off": "0",
+        "frozen_credits": "0",
         "current_credits": "997.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
     }))),
     extensions(
@@ -209,7 +211,8 @@ pub async fn cancel_subscription(
             "status": "active", "version": 3,
             "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"}
         },
-        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0",
+        "credits_granted": "0", "credits_removed": "0", "credits_uncollected": "0", "credits_set_off": "0",
+        "frozen_credits": "0",
         "current_credits": "997.5", "recorded_at": "2026-02-15T09:00:00.000000Z"
     }))),
     extensions(

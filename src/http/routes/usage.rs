@@ -3,6 +3,7 @@
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
 use super::reads::{read, state_as_of_now};
@@ -98,8 +99,8 @@ impl From<UsageLog> for UsageLogView {
 }
 
 impl HistoryRow for UsageLog {
-    fn place_and_id(&self) -> ([i64; 2], CommandId) {
-        ([self.recorded_at.micros(), self.seq], self.command_id)
+    fn place_and_id(&self) -> ([i64; 2], Uuid) {
+        ([self.recorded_at.micros(), self.seq], self.command_id.0)
     }
 }
 

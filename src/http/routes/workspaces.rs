@@ -119,12 +119,14 @@ pub struct WorkspaceView {
     /// The IANA time zone of its billing periods.
     time_zone: String,
     created_at: Timestamp,
-    /// The workspace's own limit per billing period, if it has one.
+    /// The workspace's own limit per billing period, if it has one: it is in force instead of the plan's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    monthly_limit_override: Option<Credits>,
-    /// The workspace's own overdraft, if it has one.
+    monthly_limit: Option<Credits>,
+    /// The workspace's own overdraft, if it has one: it is in force instead of the plan's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    overdraft_limit_override: Option<Credits>,
+    overdraft_limit: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Metadata>,
     subscription: SubscriptionView,
 }
 
@@ -136,8 +138,9 @@ impl From<&WorkspaceState> for WorkspaceView {
             name: workspace.name.clone(),
             time_zone: workspace.time_zone.name().to_owned(),
             created_at: workspace.created_at,
-            monthly_limit_override: workspace.monthly_limit_override,
-            overdraft_limit_override: workspace.overdraft_limit_override,
+            monthly_limit: workspace.monthly_limit_override,
+            overdraft_limit: workspace.overdraft_limit_override,
+            metadata: workspace.metadata.clone(),
             subscription: state.into(),
         }
     }

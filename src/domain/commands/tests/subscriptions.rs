@@ -1,10 +1,13 @@
 //! Changes of plan, cancellations and their withdrawal.
 
+use serde_json::json;
+
+use crate::domain::batch::Outcome;
 use crate::domain::commands::{
-    AdvancePeriod, Command, ProcessSubscriptionChange, ProvisionWorkspace, ResumeSubscription,
+    AdvancePeriod, Command, ProcessSubscriptionChange, ProvisionWorkspace, ResumeSubscription, WarnOfExpiry,
 };
 use crate::domain::credits::Credits;
-use crate::domain::event::EventType::{CreditReset, SubscriptionChanged};
+use crate::domain::event::EventType::{CreditReset, CreditsExpiring, CreditsPurchased, SubscriptionChanged};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{PlanVersion, PurchasedOnCancel};
@@ -275,4 +278,62 @@ fn a_change_of_plan_reports_every_feature_whose_terms_changed() {
     // Its usage is still counted.
     assert_eq!(world.state().feature_usage(&FeatureCode::new("upscale").unwrap()), Credits::whole(3));
     assert!(world.state().feature_codes().contains(&FeatureCode::new("upscale").unwrap()));
+}
+
+#[test]
+fn credits_that_are_bought_while_frozen_say_so() {
+    let mut frozen = pro();
+    frozen.purchased_on_cancel = PurchasedOnCancel::Freeze;
+    let mut world = World::on(frozen);
+    world.purchase("50", "pay-1").accepted();
+    let canceled = world.cancel(Immediate).accepted();
+    assert_eq!(canceled.data(SubscriptionChanged)["frozen_credits"], "50");
+    assert_eq!(canceled.receipt()["frozen_credits"], "50");
+    let bought = world.purchase("20", "pay-2").accepted();
+    assert_eq!(
+        (&bought.receipt()["spendable"], &bought.data(CreditsPurchased)["spendable"]),
+        (&json!(false), &json!(false))
+    );
+    let back = world.change("pro", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(back.receipt()["frozen_credits"], "0");
+    assert_eq!(world.purchase("1", "pay-3").accepted().receipt()["spendable"], true);
+}
+
+#[test]
+fn a_plan_says_how_many_days_before_an_expiry_a_warning_is_due() {
+    let mut world = world();
+    world.add_plan(PlanVersion { plan_code: PlanCode::new("late").unwrap(), expiry_warning_days: 1, ..pro() });
+    world.add_plan(PlanVersion { plan_code: PlanCode::new("never").unwrap(), expiry_warning_days: 0, ..pro() });
+    let ends = "2026-03-20T00:00:00Z";
+    world.purchase_until("50", "pay-1", ends).accepted();
+    let warning_at = |world: &World| {
+        let bought = world.state().grants.iter().find(|grant| grant.payment_reference.is_some()).unwrap();
+        bought.expiry_warning_at.map(|at| at.to_string()[..10].to_owned())
+    };
+    assert_eq!(warning_at(&world).as_deref(), Some("2026-03-13"));
+    world.change("never", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(warning_at(&world).as_deref(), Some("2026-03-20"), "when they have expired");
+    world.change("late", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(warning_at(&world).as_deref(), Some("2026-03-19"));
+    world.at("2026-03-19T00:00:00Z");
+    let warned = world.run(Command::WarnOfExpiry(WarnOfExpiry)).accepted();
+    let data = warned.data(CreditsExpiring);
+    assert_eq!((&data["credits"], &data["expires_at"]), (&json!("50"), &json!("2026-03-20T00:00:00.000000Z")));
+    assert_eq!(world.run(Command::WarnOfExpiry(WarnOfExpiry)).outcome, Outcome::Nothing);
+    world.change("pro", Immediate, CreditPolicy::None).accepted();
+    assert_eq!(warning_at(&world), None, "once is enough");
+}
+
+#[test]
+fn a_set_off_is_told() {
+    let mut small = pro();
+    (small.plan_code, small.allowance) = (PlanCode::new("small").unwrap(), Credits::whole(100));
+    let mut world = world();
+    world.add_plan(small);
+    world.deduct("render", "1000").accepted();
+    let down = world.change("small", Immediate, CreditPolicy::Full).accepted();
+    assert_eq!(down.receipt()["credits_uncollected"], "900");
+    let up = world.change("pro", Immediate, CreditPolicy::Full).accepted();
+    assert_eq!((&up.receipt()["credits_set_off"], &up.receipt()["credits_granted"]), (&json!("900"), &json!("0")));
+    assert_eq!(up.data(SubscriptionChanged)["credits_set_off"], "900");
 }
