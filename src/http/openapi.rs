@@ -212,6 +212,11 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
     if needs_key {
         codes.extend([Code::IdempotencyKeyRequired, Code::IdempotencyKeyReused]);
     }
+    for parameter in operation.parameters.iter_mut().flatten() {
+        if let RefOr::T(parameter) = parameter {
+            add_example(parameter);
+        }
+    }
     if let Some(Value::String(scope)) = scope {
         let description = operation.description.take().unwrap_or_default();
         operation.description = Some(format!("{description}\n\nScope: `{scope}`."));
@@ -220,6 +225,17 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
         parameters.extend(trace_parameters().map(RefOr::T));
     }
     codes
+}
+
+/// The ids in the examples of answers.
+fn add_example(parameter: &mut Parameter) {
+    let example = match parameter.name.as_str() {
+        "workspace_id" if parameter.parameter_in == ParameterIn::Path => "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "event_id" => "019a0000-0000-7000-8000-000000000007",
+        "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",
+        _ => return,
+    };
+    *parameter = ParameterBuilder::from(parameter.clone()).example(Some(json!(example))).build();
 }
 
 fn is_query(parameter: &RefOr<Parameter>) -> bool {

@@ -3,8 +3,10 @@
 use reqwest::Method;
 use serde_json::Value;
 use visionscope_billing::http::auth::{Scope, Tenancy};
+use visionscope_billing::http::openapi::openapi_document;
 
-use crate::harness::{FOREIGN, OWN, User, fake, send};
+use crate::databases::Database;
+use crate::harness::{FOREIGN, OWN, User, fake, instant, send, start_on};
 
 struct Operation {
     method: Method,
@@ -77,6 +79,67 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
     }
     assert_eq!((guarded, open), (18, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
+}
+
+/// On the built-in plans, with the ids that earlier answers gave. Each answer is what the document says it is.
+#[tokio::test]
+async fn the_examples_can_be_sent_in_the_order_of_the_document() {
+    const EXAMPLE: &str = "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10";
+    for database in Database::ALL {
+        let server = start_on(database, &visionscope_billing::config::plans::built_in().unwrap()).await;
+        let document = server.anyone().get("/openapi.json").await.json();
+        let (mut usage_id, mut event_id) = (String::new(), String::new());
+        // A parsed document has its paths in another order.
+        for path in openapi_document().paths.paths.keys() {
+            let item = &document["paths"][path];
+            if path.ends_with("/credits/reset") {
+                server.clock.set(instant("2026-07-01T12:00:00Z"));
+            }
+            let user = server.user_of(Tenancy::All, Scope::ALL);
+            for method in ["put", "post", "get"] {
+                let Some(operation) = item.get(method) else { continue };
+                let path = path.replace("{workspace_id}", EXAMPLE).replace("{usage_id}", &usage_id);
+                let path = path.replace("{event_id}", &event_id).replace("{file_name}", "CreditConsumed.v1.json");
+                for (n, body) in bodies(operation).into_iter().enumerate() {
+                    let method: Method = method.to_uppercase().parse().unwrap();
+                    let request = user.request(method.clone(), &path).header("idempotency-key", format!("{path}{n}"));
+                    let answer = send(if body.is_null() { request } else { request.json(&body) }).await;
+                    assert!(answer.status.is_success(), "{method} {path} {body}: {}", answer.text);
+                    if answer.header("content-type").ends_with("json") {
+                        assert_is_as_documented(&document, operation, &answer);
+                        let json = answer.json();
+                        let first = |field: &str| json["items"][0][field].as_str().unwrap_or_default().to_owned();
+                        match path.rsplit('/').next() {
+                            Some("usage") => usage_id = first("usage_id"),
+                            Some("events") => event_id = first("id"),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(server.store().audit(10).await.unwrap(), []);
+    }
+}
+
+/// The examples of an operation's body; null if it has none.
+fn bodies(operation: &Value) -> Vec<Value> {
+    let content = &operation["requestBody"]["content"]["application/json"];
+    match (content.get("example"), content.get("examples")) {
+        (Some(example), _) => vec![example.clone()],
+        (None, Some(examples)) => examples.as_object().unwrap().values().map(|one| one["value"].clone()).collect(),
+        (None, None) => vec![Value::Null],
+    }
+}
+
+fn assert_is_as_documented(document: &Value, operation: &Value, answer: &crate::harness::Answer) {
+    let response = &operation["responses"][answer.status.as_str()];
+    let content = response["content"].as_object().unwrap().values().next().unwrap();
+    let mut schema = content["schema"].clone();
+    schema["components"] = document["components"].clone();
+    let validator = jsonschema::options().build(&schema).unwrap();
+    let wrong: Vec<_> = validator.iter_errors(&answer.json()).map(|error| error.to_string()).collect();
+    assert!(wrong.is_empty(), "{}: {wrong:?}: {}", operation["operationId"], answer.text);
 }
 
 #[tokio::test]

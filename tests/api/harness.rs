@@ -257,8 +257,13 @@ pub fn instant(text: &str) -> Timestamp {
 /// A server over a fresh, migrated database with the plan `pro` (1000 credits a month, feature
 /// `render` at 0.5), and the engine as in production.
 pub async fn start(kind: Database) -> TestServer {
+    start_on(kind, &[pro()]).await
+}
+
+/// Such a server with other plans.
+pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     let database = kind.create().await;
-    database.store.put_plans(&[pro()], SystemClock.now()).await.unwrap();
+    database.store.put_plans(plans, SystemClock.now()).await.unwrap();
     let config =
         EngineConfig { lanes: 2, queue_capacity: 1024, max_batch: 64, cache_bytes: 1 << 24, max_clock_ahead: None };
     let engine = Engine::start(

@@ -337,11 +337,12 @@ pub async fn purchase_credits(
 ///
 /// Closes the period that has ended. Its unspent allowance rolls over up to the cap of the plan, and the rest expires.
 /// The new allowance is granted, and usage counters and thresholds are reset. Missed periods are processed in order.
-/// The server does this by itself; this operation is for callers that need it now. Raises `CreditReset`.
+/// The server does this by itself; this operation is for callers that need it now. Before the period has ended, the
+/// answer is `reset-not-due`. Raises `CreditReset`.
 #[utoipa::path(
     tag = "credits",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace whose period has ended.")),
-    request_body(content = ResetCreditsRequest, example = json!({"period": "2026-02-28T09:00:00Z"})),
+    request_body(content = ResetCreditsRequest, example = json!({"metadata": {"job": "month-end"}})),
     responses((status = 200, description = "The periods that were due have started.", body = ResetReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",

@@ -20,22 +20,22 @@ pub mod workspaces;
 /// Registers every route, for the server and for the document.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
-        // Paths are matched in this order.
-        .service(credits::deduct_credits)
+        // Paths are matched, and listed in the document, in this order: each example can be sent after those before it.
         .service(workspaces::put_workspace)
         .service(workspaces::get_workspace)
         .service(credits::purchase_credits)
-        .service(credits::reset_credits)
+        .service(credits::deduct_credits)
         .service(credits::get_credits)
         .service(purchases::list_purchases)
-        .service(subscription::change_subscription)
-        .service(subscription::cancel_subscription)
-        .service(subscription::resume_subscription)
-        .service(subscription::get_subscription)
         .service(usage::list_features)
         .service(usage::list_usage)
         .service(usage::get_usage_log)
         .service(ledger::list_ledger)
+        .service(subscription::change_subscription)
+        .service(subscription::cancel_subscription)
+        .service(subscription::resume_subscription)
+        .service(subscription::get_subscription)
+        .service(credits::reset_credits)
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)

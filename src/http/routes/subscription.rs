@@ -123,19 +123,19 @@ impl CommandRequest for ResumeSubscriptionRequest {
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
     request_body(content = ChangeSubscriptionRequest, example = json!({
-        "plan_code": "studio", "effective": "immediate", "credit_policy": "prorate", "expected_version": 1
+        "plan_code": "scale", "effective": "immediate", "credit_policy": "prorate", "expected_version": 1
     })),
     responses((status = 200, description = "The plan was changed, or the change is scheduled.", body = SubscriptionReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "subscription": {
-            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "studio", "plan_version": 3,
+            "subscription_id": "019a0000-0000-7000-8000-000000000002", "plan_code": "scale", "plan_version": 1,
             "status": "active", "version": 2,
             "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"}
         },
-        "credits_granted": "2000", "credits_removed": "0", "credits_uncollected": "0", "credits_set_off": "0",
+        "credits_granted": "9500", "credits_removed": "0", "credits_uncollected": "0", "credits_set_off": "0",
         "frozen_credits": "0",
-        "current_credits": "2997.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
+        "current_credits": "11047.5", "recorded_at": "2026-02-14T09:00:00.000000Z"
     }))),
     extensions(
         ("x-problems" = json!([
@@ -202,7 +202,7 @@ pub async fn cancel_subscription(
 #[utoipa::path(
     tag = "subscription",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
-    request_body(content = ResumeSubscriptionRequest, example = json!({"expected_version": 2})),
+    request_body(content = ResumeSubscriptionRequest, example = json!({"expected_version": 3})),
     responses((status = 200, description = "The scheduled change or cancellation was withdrawn.", body = SubscriptionReceipt, example = json!({
         "command_id": "019a0000-0000-7000-8000-000000000001",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
@@ -241,7 +241,7 @@ pub async fn resume_subscription(
         "status": "active", "version": 1,
         "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
         "pending": {
-            "kind": "change", "plan_code": "studio", "plan_version": 3,
+            "kind": "change", "plan_code": "scale", "plan_version": 1,
             "effective_at": "2026-02-28T09:00:00.000000Z"
         }
     }))),
