@@ -191,12 +191,13 @@ impl fmt::Display for Demo {
     }
 }
 
-/// The command that mints a token for all workspaces. It works in any folder: the key is beside the database, which is
-/// found from here.
+/// The command that mints a token for all workspaces. It works in any folder, if the server was configured by files: the
+/// key is beside the database, which is found from the server's folder.
 fn token_command() -> String {
     let quoted = |path: std::io::Result<PathBuf>, default: &str| {
         let text = path.map_or_else(|_| default.to_owned(), |path| path.display().to_string());
-        if text.contains([' ', '\'', '"', '$']) { format!("'{}'", text.replace('\'', r"'\''")) } else { text }
+        let is_plain = text.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter));
+        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
     };
     let (folder, program) = (std::env::current_dir(), std::env::current_exe());
     format!("cd {} && {} token --workspace '*'", quoted(folder, "."), quoted(program, "visionscope"))

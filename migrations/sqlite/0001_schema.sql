@@ -40,6 +40,7 @@ create table plan_features (
     foreign key (plan_code, version) references plan_versions,
     check ((limit_credits is null) = (limit_mode is null))
 ) strict, without rowid;
+create index plan_features_by_code on plan_features (feature_code);
 
 -- Tenants --------------------------------------------------------------------------------------------
 

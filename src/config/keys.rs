@@ -61,7 +61,7 @@ pub const KEYS: &[Key] = &[
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 
-    key("events.source", "urn:visionscope:billing", "The `source` of every event: a URI of at most 256 characters, such as the address of this server. The first start stores it in the database, and a start with another one is refused. Two databases whose events meet in one consumer need different ones."),
+    key("events.source", "urn:visionscope:billing", "The `source` of every event: a URI of at most 256 characters, such as the address of this server. The first start, or `migrate` before it, stores it in the database, and a start with another one is refused. Two databases whose events meet in one consumer need different ones."),
 
     key("auth.issuer", "visionscope-billing", "The required `iss` of a token."),
     key("auth.audience", "visionscope-billing", "What the `aud` of a token must contain."),

@@ -1,6 +1,7 @@
 //! Grants: lots of credits with a source and an expiry, and the order in which they burn.
 
 use std::cmp::{Ordering, Reverse};
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
@@ -109,7 +110,7 @@ pub struct Grant {
     pub payment_reference: Option<PaymentReference>,
     pub cost_basis: Option<CostBasis>,
     /// Of the command that issued it.
-    pub metadata: Option<Metadata>,
+    pub metadata: Option<Arc<Metadata>>,
     /// The bonus that came with a purchase.
     pub bonus_grant_id: Option<GrantId>,
     /// When `CreditsExpiring` is due. None once it was raised, or if it never is.
@@ -140,8 +141,14 @@ impl Grant {
     /// Sets when `CreditsExpiring` is due: that many days before the expiry. With 0 days it never is, because what has
     /// expired is not expiring. The grants of a period end with it, so nobody is warned of them.
     pub fn schedule_expiry_warning(&mut self, days: u32) {
+        self.expiry_warning_at = self.expiry_warning(days);
+    }
+
+    /// That many days before the expiry.
+    #[must_use]
+    pub fn expiry_warning(&self, days: u32) -> Option<Timestamp> {
         let expires_at = self.expires_at.filter(|_| !self.source.is_periodic());
-        self.expiry_warning_at = expires_at.map(|end| end.minus(TimeDelta::days(i64::from(days))));
+        expires_at.map(|end| end.minus(TimeDelta::days(i64::from(days))))
     }
 
     #[must_use]

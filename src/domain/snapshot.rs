@@ -8,6 +8,7 @@ use super::counter::{CounterSubject, UsageCounter};
 use super::credits::Credits;
 use super::grant::Grant;
 use super::ids::{GrantId, Partition, WorkspaceId};
+use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
 use super::subscription::{PendingChange, Subscription};
@@ -100,15 +101,15 @@ impl WorkspaceState {
     /// The approximate size in memory, without shared data and short texts.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let references: usize = self
-            .grants
-            .iter()
-            .filter_map(|grant| grant.payment_reference.as_ref())
-            .map(|text| text.as_str().len())
-            .sum();
+        let of_grant = |grant: &Grant| {
+            let reference = grant.payment_reference.as_ref().map_or(0, |text| text.as_str().len());
+            reference + grant.metadata.as_ref().map_or(0, |metadata| metadata.bytes())
+        };
+        let of_grants: usize = self.grants.iter().map(of_grant).sum();
+        let metadata = self.workspace.metadata.as_ref().map_or(0, Metadata::bytes);
         let overrides = self.feature_overrides.len() * (size_of::<FeatureCode>() + OVERRIDE_BYTES);
         let counters = self.counters.capacity() * size_of::<UsageCounter>();
-        size_of::<Self>() + overrides + counters + self.grants.capacity() * size_of::<Grant>() + references
+        size_of::<Self>() + metadata + overrides + counters + self.grants.capacity() * size_of::<Grant>() + of_grants
     }
 
     /// Frees the memory of closed grants.

@@ -10,8 +10,8 @@
 //! those. Where two replicas keep writing to the same workspaces, taking locks first is cheaper than refused
 //! writes, so the lane does that for a while.
 //!
-//! Deliberately absent: payments and the newest plans, which only rare commands need, and stored answers: the
-//! database refuses a key that is taken.
+//! Deliberately absent: payments and the newest plans, which only rare commands need; which features exist, which the store
+//! caches; and stored answers, because the database refuses a key that is taken.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};

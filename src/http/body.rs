@@ -7,11 +7,13 @@
 //! the JSON pointers of all wrong fields ([`field_errors`]).
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
 use futures::StreamExt as _;
-use serde::de::{self, DeserializeOwned, IntoDeserializer as _};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, DeserializeOwned, IntoDeserializer as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -115,6 +117,23 @@ async fn collect(payload: &mut web::Payload) -> Result<web::Bytes, Problem> {
 /// `{"period_end": null}`.
 pub fn string_enum<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+/// Reads a struct from an object only. Without it, serde also accepts an array of its fields in order.
+pub fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct ObjectVisitor<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(ObjectVisitor(PhantomData))
 }
 
 /// Parses a whole body.

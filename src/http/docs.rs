@@ -4,7 +4,7 @@
 //! request, a user pastes a bearer token.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -12,7 +12,6 @@ use utoipa_swagger_ui::Config;
 
 use super::problem::{Code, Problem};
 use super::representation::Representation;
-use super::state::AppState;
 
 /// The path of the page.
 pub const ROOT: &str = "/docs";
@@ -41,8 +40,10 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .route(FILES, web::get().to(get_docs_file));
 }
 
-/// The files by name.
-pub(super) fn files() -> BTreeMap<&'static str, Representation> {
+/// The files by name. They are compressed once, when the first one is sent.
+static DOCUMENTS: LazyLock<BTreeMap<&'static str, Representation>> = LazyLock::new(files);
+
+fn files() -> BTreeMap<&'static str, Representation> {
     // Without the badge of an external validator, and without the field for other documents.
     let ui = Config::from("/openapi.json").use_base_layout().validator_url("none").try_it_out_enabled(true);
     let ui = Arc::new(ui);
@@ -61,7 +62,7 @@ async fn redirect_to_docs() -> HttpResponse {
 #[allow(clippy::unused_async, reason = "actix takes async handlers only")]
 async fn get_docs_file(request: HttpRequest) -> Result<HttpResponse, Problem> {
     let name = request.match_info().get("file").unwrap_or_default();
-    let file = AppState::of(&request).documents.docs.get(name).ok_or_else(|| Problem::plain(Code::NotFound))?;
+    let file = DOCUMENTS.get(name).ok_or_else(|| Problem::plain(Code::NotFound))?;
     let mut response = HttpResponse::Ok();
     response
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))

@@ -135,7 +135,6 @@ impl AppState {
                 .into_iter()
                 .map(|schema| (schema.file_name, Representation::document("application/schema+json", schema.text)))
                 .collect(),
-            docs: docs::files(),
             allow,
         };
         let limits = WorkspaceLimits::new(config.limits);

@@ -39,8 +39,6 @@ pub(super) struct Documents {
     pub(super) openapi: Representation,
     /// The JSON Schemas of events, by file name.
     pub(super) schemas: BTreeMap<String, Representation>,
-    /// The files of the documentation page, by name.
-    pub(super) docs: BTreeMap<&'static str, Representation>,
     /// The `Allow` header of every route.
     pub(super) allow: BTreeMap<String, String>,
 }

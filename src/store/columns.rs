@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use chrono_tz::Tz;
 use uuid::Uuid;
@@ -210,6 +211,7 @@ stored! {
     EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
     Currency: Text, currency => currency.as_str().into(), value => Self::new(&value);
     Metadata: Text, metadata => metadata.to_json().into(), value => Self::from_stored(&value);
+    Arc<Metadata>: Text, metadata => metadata.to_json().into(), value => Metadata::from_stored(&value).map(Self::new);
     [u8; 32]: Bytea, bytes => bytes.as_slice().into(), value => value.as_ref().try_into().ok();
     Terms: Jsonb, terms => terms.0.as_str().into(), value => Some(Self(value.into_owned()));
     PendingChange: Jsonb, pending => serde_json::to_string(pending).expect("a small tree of texts is JSON").into(),

@@ -150,8 +150,11 @@ pub(super) async fn event_source<D: Dialect>(
     wanted: &EventSource,
 ) -> Result<EventSource, StoreError> {
     let setting = [(EVENT_SOURCE.to_owned(), wanted.as_str().to_owned())];
-    look_up(connection, &D::statements().keep_setting, Keys::pairs(&setting)).await?;
-    let found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+    let mut found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+    if found.is_empty() {
+        look_up(connection, &D::statements().keep_setting, Keys::pairs(&setting)).await?;
+        found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+    }
     let values: Vec<String> = each(&found, |mut row| row.next())?;
     let source = values.first().and_then(|text| EventSource::new(text));
     source.ok_or_else(|| StoreError::Corrupt(format!("the setting {EVENT_SOURCE} is not a URI")))

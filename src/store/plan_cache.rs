@@ -12,7 +12,7 @@ use crate::store::error::StoreError;
 /// The most versions that are cached: far more than an operator defines. Beyond it the cache is cleared.
 const CACHED_VERSIONS_MAX: usize = 10_000;
 
-/// The most features that are remembered: all of fifty plans. Beyond it they are forgotten, and looked up again.
+/// The most features that are cached: all of fifty plans. Beyond it the cache is cleared.
 const KNOWN_FEATURES_MAX: usize = 10_000;
 
 /// A plan's code and version.

@@ -92,7 +92,7 @@ on conflict (plan_code) do update set retired_at = null";
 
 const EXISTING_FEATURES: &str = "
 select k.feature_code from {keys}
-where exists (select 1 from plan_features f where f.feature_code = k.feature_code)";
+where exists (select 1 from plan_features f {index} where f.feature_code = k.feature_code)";
 
 const KEEP_SETTING: &str = "
 insert into settings (name, value) select k.name, k.value from {keys} where true on conflict (name) do nothing";
@@ -143,7 +143,7 @@ impl Statements {
             versions: by_key::<S, PlanVersionRow>(PLAN_VERSION, "plan_versions_pkey", ""),
             features: by_key::<S, PlanFeatureRow>(PLAN_VERSION, "plan_features_pkey", ""),
             offer_plans: lookup::<S>(PLAN, "", OFFER_PLANS),
-            existing_features: lookup::<S>(FEATURE, "", EXISTING_FEATURES),
+            existing_features: lookup::<S>(FEATURE, "plan_features_by_code", EXISTING_FEATURES),
             keep_setting: lookup::<S>(SETTING, "", KEEP_SETTING),
             setting: lookup::<S>(SETTING, "", STORED_SETTING),
             retire_others: lookup::<S>(OFFERED_PLAN, "", RETIRE_OTHERS),

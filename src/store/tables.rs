@@ -33,6 +33,8 @@ pub(super) trait Table: Sized {
     const ROW_TYPE: &'static str;
     /// The primary key, by which a row is updated.
     const KEY: &'static [&'static str];
+    /// Columns that never change: an update does not write them.
+    const FIXED: &'static [&'static str];
 
     fn columns() -> Vec<Column>;
 
@@ -78,7 +80,7 @@ macro_rules! names {
 
 /// A column behind `+` is derived from the row: it is written but not read.
 macro_rules! tables {
-    ($($table:ident($($key:ident),+): $row:ty {
+    ($($table:ident($($key:ident),+) $(fixed($($fixed:ident),+))?: $row:ty {
         $($field:ident $([$($column:ident),+])?),+
         $(; $(+ $derived:ident: $kind:ty = $derive:expr),+)?
     })+) => {
@@ -86,6 +88,7 @@ macro_rules! tables {
             const NAME: &'static str = stringify!($table);
             const ROW_TYPE: &'static str = concat!(stringify!($table), "_row");
             const KEY: &'static [&'static str] = &[$(stringify!($key)),+];
+            const FIXED: &'static [&'static str] = &[$($(stringify!($fixed)),+)?];
 
             fn columns() -> Vec<Column> {
                 let mut columns = Vec::new();
@@ -156,7 +159,10 @@ tables! {
         workspace_id, subject [scope, subject], window_start, used_credits, reported_limit
     }
 
-    credit_grants(workspace_id, grant_id): Grant {
+    credit_grants(workspace_id, grant_id) fixed(
+        source, amount, priority, effective_at, feature_scope, payment_reference, amount_minor, currency, metadata,
+        bonus_grant_id, created_at, issued_seq
+    ): Grant {
         workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
         payment_reference, cost_basis [amount_minor, currency], metadata, bonus_grant_id, expiry_warning_at, created_at,
         issued_seq

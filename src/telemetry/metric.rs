@@ -68,7 +68,7 @@ metrics_table! {
         "Partitions whose stream differs from the outbox.";
 
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
-        "Commands of the scheduler that took effect: periods begun, expiries booked.";
+        "Commands of the scheduler that took effect: periods begun (`boundary`), expiries booked (`expiry`), expiries announced (`expiry_warning`).";
 
     PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", Gauge, Bytes, [],
         "Memory of this process that is in use.";

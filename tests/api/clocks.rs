@@ -1,9 +1,11 @@
 //! A clock that is ahead once, and steps back: what it has recorded stays in order, and nobody is locked out.
 
 use serde_json::json;
+use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::plan::RateLimit;
 
 use crate::databases::Database;
-use crate::harness::{OWN, User, instant, path, provisioned};
+use crate::harness::{OWN, User, instant, path, pro, provisioned, start_on};
 
 async fn spend(user: &User<'_>) -> serde_json::Value {
     let answer = user.post(&path(OWN, "/credits/deduct"), &json!({"feature_code": "render", "credits": 1})).await;
@@ -29,6 +31,30 @@ async fn a_clock_that_was_ahead_once_decides_nothing_afterwards() {
         assert_eq!(credits["available_credits"], "1008", "they can be spent at once: {credits}");
         server.clock.set(instant("2026-06-01T12:01:00Z"));
         assert_eq!(user.get(&path(OWN, "/credits")).await.json()["available_credits"], "998", "and no longer");
+    }
+}
+
+#[tokio::test]
+async fn a_rate_is_limited_by_the_time_of_the_request() {
+    for database in Database::ALL {
+        let mut plan = pro();
+        plan.rate_limit = Some(RateLimit { credits: Credits::whole(10), window_s: 60 });
+        let server = start_on(database, &[plan]).await;
+        let user = server.user(OWN);
+        assert_eq!(user.put(&path(OWN, ""), &json!({"plan_code": "pro", "name": "Acme"})).await.status, 201);
+        let body = json!({"feature_code": "render", "credits": 10});
+        let deduct = async || user.post(&path(OWN, "/credits/deduct"), &body).await;
+        // Two minutes ahead once, and then right.
+        server.clock.set(instant("2026-06-01T12:02:00Z"));
+        assert_eq!(deduct().await.status, 200);
+        server.clock.set(instant("2026-06-01T12:00:20Z"));
+        assert_eq!(deduct().await.status, 200);
+        let refused = deduct().await;
+        refused.is_problem(429, "rate-exceeded");
+        let seconds: i64 = refused.header("retry-after").parse().unwrap();
+        assert_eq!(seconds, 41, "the window ends at 12:01:00");
+        server.clock.set(instant("2026-06-01T12:01:01Z"));
+        assert_eq!(deduct().await.status, 200, "after that time it passes");
     }
 }
 

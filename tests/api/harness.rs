@@ -279,7 +279,7 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     server
 }
 
-fn pro() -> PlanVersion {
+pub fn pro() -> PlanVersion {
     let render = FeatureTerms { enabled: true, unit_price: Some("0.5".parse().unwrap()), limit: None };
     let off = FeatureTerms::default();
     PlanVersion {

@@ -130,6 +130,15 @@ async fn a_cursor_whose_row_the_database_no_longer_holds_is_gone() {
 }
 
 #[tokio::test]
+async fn events_are_listed_oldest_first_only() {
+    let server = crate::harness::provisioned(Database::Sqlite).await;
+    let user = server.user(OWN);
+    let default = user.get("/v1/events").await.text;
+    assert_eq!(user.get("/v1/events?order=asc").await.text, default);
+    user.get("/v1/events?order=desc").await.is_problem(422, "invalid-field");
+}
+
+#[tokio::test]
 async fn events_are_filtered_by_type_and_can_start_at_the_end() {
     for database in Database::ALL {
         let server = spent(database, 3).await;

@@ -50,6 +50,7 @@ function told(event: Event): string {
     case "LowCreditWarning":
       return event.data.available_credits;
     case "CreditsPurchased":
+    case "CreditsExpiring":
     case "CreditsExpired":
     case "CreditReset":
     case "SubscriptionChanged":

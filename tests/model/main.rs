@@ -35,9 +35,11 @@ fn steps() -> impl Strategy<Value = Step> {
     let policy = prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
     prop_oneof![
         10 => (any::<bool>(), amounts()).prop_map(|(second, amount)| Step::Deduct { second, amount }),
-        3 => (amounts(), 0..12_u8, proptest::option::of(1..60_u8)).prop_map(|(amount, reference, expires_after_days)| {
-            Step::Purchase { amount, reference, expires_after_days }
-        }),
+        3 => (amounts(), proptest::option::of(amounts()), 0..12_u8, proptest::option::of(1..60_u8)).prop_map(
+            |(amount, bonus, reference, expires_after_days)| {
+                Step::Purchase { amount, bonus, reference, expires_after_days }
+            }
+        ),
         3 => (1..45 * 86_400_i64).prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Wait { seconds: 400 * 86_400 }),
         2 => (0..3_usize, any::<bool>(), policy).prop_map(|(plan, now, policy)| Step::Change { plan, now, policy }),

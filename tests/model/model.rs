@@ -10,9 +10,17 @@ pub const CREDIT: Amount = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
+    Promotion,
     Rollover,
     Allowance,
     Purchase,
+}
+
+impl Source {
+    /// Whether the credits belong to no period.
+    fn is_bought(self) -> bool {
+        matches!(self, Self::Promotion | Self::Purchase)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +84,7 @@ pub enum Policy {
 #[derive(Clone, Debug)]
 pub enum Step {
     Deduct { second: bool, amount: Amount },
-    Purchase { amount: Amount, reference: u8, expires_after_days: Option<u8> },
+    Purchase { amount: Amount, bonus: Option<Amount>, reference: u8, expires_after_days: Option<u8> },
     Wait { seconds: i64 },
     Change { plan: usize, now: bool, policy: Policy },
     Cancel { now: bool },
@@ -161,7 +169,7 @@ impl Model {
                 self.do_due_work();
                 self.deduct(second, amount)
             }
-            Step::Purchase { amount, reference, expires_after_days } => {
+            Step::Purchase { amount, bonus, reference, expires_after_days } => {
                 self.do_due_work();
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
@@ -169,6 +177,10 @@ impl Model {
                 self.references.push(reference);
                 let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
                 self.grant(Source::Purchase, amount, end, self.decided_at);
+                if let Some(bonus) = bonus {
+                    self.grant(Source::Promotion, bonus, end, self.decided_at);
+                }
+                self.repay_debt();
                 "accepted"
             }
             Step::Change { plan, now, policy } => {
@@ -207,9 +219,34 @@ impl Model {
     }
 
     fn grant(&mut self, source: Source, amount: Amount, expires_at: Option<i64>, effective_at: i64) {
-        let repaid = self.debt.min(amount);
-        self.debt -= repaid;
-        self.grants.push(Grant { source, remaining: amount - repaid, expires_at, effective_at });
+        self.grants.push(Grant { source, remaining: amount, expires_at, effective_at });
+    }
+
+    /// All grants repay it, in the order in which they are spent.
+    fn repay_debt(&mut self) {
+        for n in self.in_burn_order(|model, grant| !model.is_expired(grant)) {
+            let part = self.debt.min(self.grants[n].remaining);
+            self.grants[n].remaining -= part;
+            self.debt -= part;
+        }
+    }
+
+    fn in_burn_order(&self, filter: impl Fn(&Self, &Grant) -> bool) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.grants.len()).filter(|n| filter(self, &self.grants[*n])).collect();
+        order.sort_by_key(|n| {
+            let grant = &self.grants[*n];
+            let rank = match grant.source {
+                Source::Promotion => 0,
+                Source::Rollover => 1,
+                Source::Allowance | Source::Purchase => 2,
+            };
+            (grant.expires_at.unwrap_or(i64::MAX), rank, grant.effective_at)
+        });
+        order
+    }
+
+    fn is_expired(&self, grant: &Grant) -> bool {
+        grant.expires_at.is_some_and(|end| end <= self.now)
     }
 
     fn do_due_work(&mut self) {
@@ -241,7 +278,7 @@ impl Model {
         let cap = PLANS[self.plan].rollover_cap;
         let unspent: Amount =
             self.grants.iter().filter(|grant| grant.source == Source::Allowance).map(|grant| grant.remaining).sum();
-        self.grants.retain(|grant| grant.source == Source::Purchase);
+        self.grants.retain(|grant| grant.source.is_bought());
         self.used = 0;
         self.used_second = 0;
         self.uncollected = 0;
@@ -250,6 +287,10 @@ impl Model {
             self.grant(Source::Rollover, unspent.min(cap), Some(end), start);
         }
         self.grant(Source::Allowance, PLANS[self.plan].allowance, Some(end), start);
+        // Passed late, the period may be over again. Its credits repaid the debt when it began.
+        let now = std::mem::replace(&mut self.now, start);
+        self.repay_debt();
+        self.now = now;
     }
 
     fn reset(&mut self) -> Predicted {
@@ -266,7 +307,7 @@ impl Model {
     fn expire_grants(&mut self) -> Predicted {
         let now = self.now;
         let is_expired = |grant: &Grant| {
-            grant.source == Source::Purchase && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
+            grant.source.is_bought() && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
         };
         if !self.grants.iter().any(is_expired) {
             return "nothing";
@@ -276,8 +317,8 @@ impl Model {
     }
 
     fn spendable(&self, grant: &Grant) -> bool {
-        let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && grant.source == Source::Purchase;
-        grant.remaining > 0 && grant.expires_at.is_none_or(|end| end > self.now) && !frozen
+        let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && grant.source.is_bought();
+        grant.remaining > 0 && !self.is_expired(grant) && !frozen
     }
 
     fn overdraft(&self) -> Amount {
@@ -303,11 +344,7 @@ impl Model {
         if amount > spendable + (self.overdraft() - self.debt).max(0) {
             return "insufficient-credits";
         }
-        let mut order: Vec<usize> = (0..self.grants.len()).filter(|n| self.spendable(&self.grants[*n])).collect();
-        order.sort_by_key(|n| {
-            let grant = &self.grants[*n];
-            (grant.expires_at.unwrap_or(i64::MAX), grant.source != Source::Rollover, grant.effective_at)
-        });
+        let order = self.in_burn_order(Self::spendable);
         let mut left = amount;
         for n in order {
             let part = left.min(self.grants[n].remaining);
@@ -355,6 +392,7 @@ impl Model {
         self.uncollected -= set_off;
         if gain > set_off {
             self.grant(Source::Allowance, gain - set_off, Some(end), now);
+            self.repay_debt();
         }
         let mut loss = credited((old - new).max(0));
         for grant in self.grants.iter_mut().filter(|grant| grant.source == Source::Allowance) {
@@ -367,7 +405,7 @@ impl Model {
     }
 
     fn end(&mut self) -> Predicted {
-        self.grants.retain(|grant| grant.source == Source::Purchase);
+        self.grants.retain(|grant| grant.source.is_bought());
         self.active = false;
         self.pending = None;
         "accepted"

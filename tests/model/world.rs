@@ -293,9 +293,9 @@ fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
             user_id: None,
             occurred_at: None,
         }),
-        Step::Purchase { amount, reference, expires_after_days } => Command::PurchaseCredits(PurchaseCredits {
+        Step::Purchase { amount, bonus, reference, expires_after_days } => Command::PurchaseCredits(PurchaseCredits {
             credits: read(amount),
-            bonus_credits: None,
+            bonus_credits: bonus.map(read),
             amount_minor: 100,
             currency: Currency::new("EUR").unwrap(),
             payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),

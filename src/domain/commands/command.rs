@@ -3,7 +3,7 @@
 use super::advance_period::AdvancePeriod;
 use super::cancel_subscription::CancelSubscription;
 use super::deduct_credits::DeductCredits;
-use super::due_work::DueWork;
+use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
 use super::process_subscription_change::ProcessSubscriptionChange;
 use super::provision_workspace::ProvisionWorkspace;
@@ -55,7 +55,7 @@ impl Command {
     }
 
     /// Whether that work must be done before this command is decided.
-    pub(super) fn comes_after(&self, due: DueWork) -> bool {
+    pub(super) fn comes_after(&self, due: Prerequisite) -> bool {
         match self {
             Self::DeductCredits(_)
             | Self::PurchaseCredits(_)
@@ -63,7 +63,7 @@ impl Command {
             | Self::CancelSubscription(_)
             | Self::ResumeSubscription(_) => true,
             // A reset passes the boundary itself, and of what has expired nobody is warned.
-            Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due == DueWork::Expiry,
+            Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due == Prerequisite::Expiry,
             Self::ProvisionWorkspace(_) | Self::AdvancePeriod(_) | Self::ExpireGrants(_) => false,
         }
     }

@@ -18,16 +18,16 @@ use crate::domain::time::Timestamp;
 /// grants, so this is enough for a century of months and for all open grants.
 pub const MAX_DUE_COMMANDS: usize = 64;
 
-/// What is due in a workspace.
+/// Work that is due in a workspace and comes before a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DueWork {
+pub(super) enum Prerequisite {
     /// The period has ended: `AdvancePeriod`.
     Boundary,
     /// Credits have expired: `ExpireGrants`.
     Expiry,
 }
 
-impl DueWork {
+impl Prerequisite {
     /// What is due at that instant, in the order in which it is done.
     pub(super) fn at(now: Timestamp, state: &WorkspaceState) -> impl Iterator<Item = Self> {
         let boundary = state.subscription.is_boundary_due(now).then_some(Self::Boundary);
@@ -41,7 +41,7 @@ impl WorkspaceState {
     #[must_use]
     pub fn as_of(mut self, now: Timestamp) -> Self {
         for _ in 0..MAX_DUE_COMMANDS {
-            let Some(due) = DueWork::at(now, &self).next() else { break };
+            let Some(due) = Prerequisite::at(now, &self).next() else { break };
             let Some(effects) = effects_of(due, &self, now) else { break };
             self.apply(effects);
         }
@@ -50,14 +50,14 @@ impl WorkspaceState {
 }
 
 /// None if it is refused, as it would be when a command books it.
-fn effects_of(due: DueWork, state: &WorkspaceState, now: Timestamp) -> Option<Effects> {
+fn effects_of(due: Prerequisite, state: &WorkspaceState, now: Timestamp) -> Option<Effects> {
     // Nothing of it is recorded, and no id that a read shows derives from the command's.
     let command_id = CommandId(Uuid::nil());
     let workspace_id = state.workspace.workspace_id;
     let work = Work::new(state, &Request { command_id, workspace_id, received_at: now, metadata: None });
     let decided = match due {
-        DueWork::Boundary => AdvancePeriod::decide(work),
-        DueWork::Expiry => ExpireGrants::decide(work),
+        Prerequisite::Boundary => AdvancePeriod::decide(work),
+        Prerequisite::Expiry => ExpireGrants::decide(work),
     };
     decided.ok().flatten().map(|(effects, _)| effects)
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::advance_period::AdvancePeriod;
 use super::command::Command;
-use super::due_work::DueWork;
+use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
 use super::request::Request;
 use super::warn_of_expiry::WarnOfExpiry;
@@ -106,13 +106,13 @@ impl Envelope {
     pub fn prerequisite(&self, snapshot: &Snapshot, command_id: CommandId) -> Option<Self> {
         let state = snapshot.workspaces.get(&self.workspace_id)?;
         let now = self.received_at;
-        let due = DueWork::at(now, state).find(|due| self.command.comes_after(*due))?;
+        let due = Prerequisite::at(now, state).find(|due| self.command.comes_after(*due))?;
         let mut envelope = match due {
-            DueWork::Boundary => {
+            Prerequisite::Boundary => {
                 let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
                 AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now)
             }
-            DueWork::Expiry => ExpireGrants::envelope(command_id, self.workspace_id, now),
+            Prerequisite::Expiry => ExpireGrants::envelope(command_id, self.workspace_id, now),
         };
         envelope.causation_id = Some(self.message_id.0);
         envelope.correlation_id.clone_from(&self.correlation_id);

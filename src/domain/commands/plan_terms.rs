@@ -28,6 +28,7 @@ fn reschedule_expiry_warnings(work: &mut Work<'_>, days: u32) {
     let pending: Vec<_> = work
         .grants()
         .filter(|(_, grant)| grant.is_open() && grant.expiry_warning_at.is_some())
+        .filter(|(_, grant)| grant.expiry_warning_at != grant.expiry_warning(days))
         .map(|(index, _)| index)
         .collect();
     for index in pending {

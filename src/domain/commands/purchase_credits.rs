@@ -4,6 +4,7 @@
 //! webhook and a frontend report is booked once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -50,7 +51,7 @@ impl PurchaseCredits {
         if work.grants().count() >= MAX_OPEN_GRANTS {
             return Err(Rejection::TooManyGrants(MAX_OPEN_GRANTS).into());
         }
-        let metadata = request.metadata.cloned();
+        let metadata = request.metadata.cloned().map(Arc::new);
         let terms = || GrantTerms { metadata: metadata.clone(), ..GrantTerms::new(now, self.expires_at) };
         let cost_basis = CostBasis { amount_minor: self.amount_minor, currency: self.currency };
         let paid = GrantTerms { payment: Some((self.payment_reference.clone(), cost_basis)), ..terms() };

@@ -45,7 +45,7 @@ pub(super) struct GrantTerms {
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub payment: Option<(PaymentReference, CostBasis)>,
-    pub metadata: Option<Metadata>,
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 impl GrantTerms {
@@ -207,7 +207,7 @@ impl<'a> Work<'a> {
     pub(super) fn expiring(&self) -> Vec<ExpiringCredits> {
         let expiring = |(_, grant): (usize, &Grant)| {
             let Grant { grant_id, source, remaining, expires_at, .. } = grant;
-            let is_expiring = remaining.is_positive() && !source.is_periodic();
+            let is_expiring = remaining.is_positive() && !source.is_periodic() && !grant.is_expired(self.now());
             let expires_at = expires_at.filter(|_| is_expiring)?;
             Some(ExpiringCredits { grant_id: *grant_id, source: *source, credits: *remaining, expires_at })
         };
@@ -219,7 +219,8 @@ impl<'a> Work<'a> {
 
     /// The credits that are frozen until the workspace subscribes again.
     pub(super) fn frozen_credits(&self) -> Credits {
-        let is_frozen = |grant: &Grant| is_frozen(self.subscription(), self.plan(), grant.source);
+        let is_frozen =
+            |grant: &Grant| !grant.is_expired(self.now()) && is_frozen(self.subscription(), self.plan(), grant.source);
         let frozen = self.grants().filter(|(_, grant)| is_frozen(grant)).map(|(_, grant)| grant.remaining);
         frozen.fold(Credits::ZERO, Credits::saturating_plus)
     }
@@ -376,7 +377,8 @@ impl<'a> Work<'a> {
     /// them never warns.
     fn update_low_credit_alerts(&mut self) {
         let plan = Arc::clone(self.plan());
-        if plan.low_credit_thresholds.is_empty() {
+        // Between two periods there is no allowance. What begins the next period is coming.
+        if plan.low_credit_thresholds.is_empty() || self.subscription().is_boundary_due(self.now()) {
             return;
         }
         let available = self.available();

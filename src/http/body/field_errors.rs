@@ -20,8 +20,8 @@ use crate::http::problem::{Code, FieldProblem, Problem};
 /// The most that are told.
 const MAX_ERRORS: usize = 20;
 
-/// The fields of an object that are wrong as a `T`, at least one: in the order of the body, and then those that are
-/// missing.
+/// The fields of an object that are wrong as a `T`, at least one: in the order of the body (those within one field by
+/// name), and then those that are missing.
 pub(super) fn all<T: DeserializeOwned + PartialSchema>(body: &RawValue) -> Result<Vec<FieldProblem>, Problem> {
     let Pairs(pairs) = serde_json::from_str(body.get()).map_err(|_| Problem::plain(Code::MalformedJson))?;
     let names: Vec<String> = pairs.iter().map(|(name, _)| name.clone().into_owned()).collect();

@@ -1,5 +1,7 @@
 //! Credits: spending, buying and resetting them, and the balance.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -180,7 +182,8 @@ pub struct GrantView {
     payment_reference: Option<PaymentReference>,
     /// That of the command that issued it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    metadata: Option<Metadata>,
+    #[schema(value_type = Option<Metadata>)]
+    metadata: Option<Arc<Metadata>>,
     /// Whether it can be spent now: in effect, not expired, not frozen by a cancellation.
     spendable: bool,
 }

@@ -40,6 +40,10 @@ pub struct EventParams {
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
+    /// Events are always listed oldest first.
+    #[serde(default)]
+    #[param(required = false, inline)]
+    order: OldestFirst,
     /// Only the events of this workspace. A token for one workspace implies it.
     #[serde(default, deserialize_with = "hyphenated_workspace_id")]
     workspace_id: Option<WorkspaceId>,
@@ -48,6 +52,14 @@ pub struct EventParams {
     #[serde(default)]
     #[param(required = false, explode = true)]
     r#type: Vec<EventType>,
+}
+
+/// The only order of events.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+enum OldestFirst {
+    #[default]
+    #[serde(rename = "asc")]
+    Ascending,
 }
 
 /// Parses a hyphenated workspace id.
@@ -100,7 +112,7 @@ pub struct EventPage {
 )]
 #[get("/v1/events")]
 pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let EventParams { cursor, limit, workspace_id, r#type: types } = query(&request)?;
+    let EventParams { cursor, limit, order: OldestFirst::Ascending, workspace_id, r#type: types } = query(&request)?;
     let state = AppState::of(&request);
     if let Some(workspace_id) = workspace_id {
         require_workspace(&caller.principal, workspace_id)?;

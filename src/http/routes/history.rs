@@ -1,4 +1,4 @@
-//! Pages of a workspace's history: what the lists of usage logs and of ledger entries share.
+//! Pages of a workspace's history: what the lists of usage logs, ledger entries and purchases share.
 
 use actix_web::HttpRequest;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::http::state::AppState;
 use crate::store::StoreError;
 use crate::store::queries::{HistoryPosition, HistoryQuery, Page};
 
-/// The parameters that both lists have.
+/// The parameters that all of them have.
 pub(super) struct HistoryParams {
     pub(super) cursor: Option<CursorText>,
     pub(super) limit: Limit,

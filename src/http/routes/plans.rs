@@ -32,9 +32,9 @@ pub struct PlanList {
     responses((status = 200, description = "The plans.", body = PlanList, example = json!({
         "items": [{
             "plan_code": "pro", "version": 1, "name": "Pro", "period_months": 1, "allowance": "1000",
-            "rollover_cap": "200", "overdraft_limit": "0", "monthly_limit": null,
+            "rollover_cap": "200", "overdraft_limit": "0",
             "rate_limit": {"credits": "100", "window_s": 60}, "low_credit_thresholds": ["100"],
-            "purchased_on_cancel": "keep",
+            "purchased_on_cancel": "keep", "expiry_warning_days": 7,
             "features": {"video.render": {
                 "enabled": true, "unit_price": "0.5", "limit": {"credits": "500", "mode": "soft"}
             }}

@@ -1,5 +1,7 @@
 //! What was bought: each purchase with what was paid and what remains of it.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -8,6 +10,7 @@ use uuid::Uuid;
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
 use super::reads::{read, recorded_state};
 use crate::domain::credits::Credits;
+use crate::domain::grant::Grant;
 use crate::domain::ids::{GrantId, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::text::PaymentReference;
@@ -65,7 +68,8 @@ pub struct PurchaseView {
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    metadata: Option<Metadata>,
+    #[schema(value_type = Option<Metadata>)]
+    metadata: Option<Arc<Metadata>>,
     recorded_at: Timestamp,
 }
 
@@ -80,17 +84,19 @@ pub struct PurchasePage {
     next: Option<Cursor>,
 }
 
-impl From<Purchase> for PurchaseView {
-    fn from(Purchase { grant, bonus }: Purchase) -> Self {
+impl PurchaseView {
+    fn new(Purchase { grant, bonus }: Purchase, now: Timestamp) -> Self {
+        // An expiry that is not recorded yet is shown as recorded.
+        let remaining = |grant: &Grant| if grant.is_expiry_due(now) { Credits::ZERO } else { grant.remaining };
         let (amount_minor, currency) =
             grant.cost_basis.map_or((0, String::new()), |cost| (cost.amount_minor, cost.currency.as_str().to_owned()));
         Self {
             grant_id: grant.grant_id,
             credits: grant.amount,
-            remaining_credits: grant.remaining,
+            remaining_credits: remaining(&grant),
             bonus_grant_id: grant.bonus_grant_id,
             bonus_credits: bonus.as_ref().map_or(Credits::ZERO, |bonus| bonus.amount),
-            remaining_bonus_credits: bonus.map_or(Credits::ZERO, |bonus| bonus.remaining),
+            remaining_bonus_credits: bonus.as_ref().map_or(Credits::ZERO, remaining),
             amount_minor,
             currency,
             payment_reference: grant.payment_reference.unwrap_or_else(|| PaymentReference::from_stored("")),
@@ -132,17 +138,19 @@ pub async fn list_purchases(
 ) -> Result<HttpResponse, Problem> {
     let PurchaseParams { cursor, limit, order, from, to, payment_reference } = query(&request)?;
     let (state, workspace_id) = (AppState::of(&request), caller.workspace_id);
+    let now = state.clock.now();
     if let Some(reference) = payment_reference {
         let found = read(state.store.purchase(workspace_id, &reference)).await?;
         if found.is_none() {
             recorded_state(state, workspace_id).await?;
         }
-        let items = found.into_iter().map(PurchaseView::from).collect();
+        let items = found.into_iter().map(|found| PurchaseView::new(found, now)).collect();
         return private_json(&request, &PurchasePage { items, has_more: false, next: None });
     }
     let params = HistoryParams { cursor, limit, order, from, to };
     let rows = async |query| state.store.purchases(&query).await;
     let page = history_page(&request, workspace_id, params, ("purchases", ()), rows).await?;
-    let ListPage { items, has_more, next } = page;
+    let ListPage { items, has_more, next }: ListPage<Purchase> = page;
+    let items = items.into_iter().map(|item| PurchaseView::new(item, now)).collect();
     private_json(&request, &PurchasePage { items, has_more, next })
 }

@@ -17,7 +17,7 @@ use crate::domain::text::{FeatureCode, FieldCode, FieldError, Label, PlanCode};
 use crate::domain::time::Timestamp;
 use crate::domain::workspace::{FeatureOverrides, OverrideTerms};
 use crate::http::auth::scope;
-use crate::http::body::refuse;
+use crate::http::body::{object, refuse};
 use crate::http::extract::{WorkspaceCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
@@ -56,6 +56,10 @@ pub struct FeatureOverrideRequest {
     limit: Option<LimitCredits>,
 }
 
+/// Such terms, from an object only.
+#[derive(Debug, Deserialize)]
+struct FeatureItem(#[serde(deserialize_with = "object")] FeatureOverrideRequest);
+
 /// The definition of a workspace.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -73,8 +77,8 @@ pub struct PutWorkspaceRequest {
     /// How far below zero the balance may go, instead of the plan's overdraft.
     overdraft_limit: Option<LimitCredits>,
     #[serde(default)]
-    #[schema(max_items = 200)]
-    features: Vec<FeatureOverrideRequest>,
+    #[schema(value_type = Vec<FeatureOverrideRequest>, required = false, max_items = 200)]
+    features: Vec<FeatureItem>,
     metadata: Option<Metadata>,
 }
 
@@ -86,7 +90,7 @@ impl CommandRequest for PutWorkspaceRequest {
             return Err(Problem::field(Code::InvalidField, "/features", "must have at most 200 items"));
         }
         let mut feature_overrides = FeatureOverrides::new();
-        for (index, item) in self.features.into_iter().enumerate() {
+        for (index, FeatureItem(item)) in self.features.into_iter().enumerate() {
             let terms = OverrideTerms {
                 enabled: item.enabled,
                 unit_price: item.unit_price.map(LimitCredits::get),

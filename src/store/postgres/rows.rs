@@ -52,7 +52,7 @@ pub(super) fn insert<T: Table>(parameter: usize) -> String {
 /// The statement that updates rows by their keys from a `from` item.
 pub(super) fn update<T: Table>(from: &str) -> String {
     let mut columns = T::columns();
-    columns.retain(|column| !T::KEY.contains(&column.name));
+    columns.retain(|column| !T::KEY.contains(&column.name) && !T::FIXED.contains(&column.name));
     let values = list(&columns, |_, column| format!("{0} = n.{0}", column.name));
     let key = T::KEY.iter().map(|name| format!("t.{name} = n.{name}")).collect::<Vec<_>>().join(" and ");
     format!("update {} t set {values} from {from} n where {key}", T::NAME)

@@ -39,7 +39,7 @@ pub(super) fn update<T: Table>(rows: &str) -> String {
         let (name, element) = (column.name, element(place, column));
         if is_key(column) {
             key.push(format!("{}.{name} = {element}", T::NAME));
-        } else {
+        } else if !T::FIXED.contains(&name) {
             values.push(format!("{name} = {element}"));
         }
     }

@@ -1,12 +1,14 @@
 //! Resets, rollover, and boundaries that a late command passes.
 
-use crate::domain::commands::{AdvancePeriod, CancelSubscription, Command, ResetMonthlyCredits};
+use crate::domain::commands::{AdvancePeriod, CancelSubscription, Command, ExpireGrants, ResetMonthlyCredits};
 use crate::domain::credits::Credits;
-use crate::domain::event::EventType::{CreditConsumed, CreditReset};
+use crate::domain::event::EventType::{CreditConsumed, CreditReset, CreditsExpired, SubscriptionChanged};
+use crate::domain::plan::PurchasedOnCancel;
 use crate::domain::plan::tests::pro;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::subscription::Effective;
+use crate::domain::subscription::{CreditPolicy, Effective};
 use crate::domain::tests::World;
+use crate::domain::text::PlanCode;
 
 fn cancel_at_the_end() -> Command {
     let effective = Effective::PeriodEnd;
@@ -122,7 +124,47 @@ fn a_read_shows_what_the_next_command_finds() {
 }
 
 #[test]
-fn a_read_shows_a_cancellation_and_a_change_that_are_due() {
+fn nobody_is_warned_of_few_credits_between_two_periods() {
+    let mut world = World::on(pro());
+    world.purchase_until("50", "pay-1", "2026-02-10T00:00:00Z").accepted();
+    let ran = world.at("2026-03-01T00:00:00Z").run(reset(None)).accepted();
+    assert_eq!(ran.events(), [CreditsExpired, CreditReset]);
+    world.purchase_until("50", "pay-2", "2026-03-20T00:00:00Z").accepted();
+    let booked = world.at("2026-04-01T00:00:00Z").run(Command::ExpireGrants(ExpireGrants)).accepted();
+    assert_eq!(booked.events(), [CreditsExpired]);
+}
+
+#[test]
+fn what_has_expired_is_neither_expiring_nor_frozen() {
+    let mut freezing = pro();
+    freezing.purchased_on_cancel = PurchasedOnCancel::Freeze;
+    let mut world = World::on(freezing);
+    world.purchase_until("50", "pay-1", "2026-02-10T00:00:00Z").accepted();
+    world.run(cancel_at_the_end()).accepted();
+    let ran = world.at("2026-03-01T00:00:00Z").run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    let data = ran.data(SubscriptionChanged);
+    assert_eq!((data.get("expiring"), data["frozen_credits"].as_str()), (None, Some("0")), "{data}");
+}
+
+#[test]
+fn a_read_shows_a_change_that_is_due() {
+    let mut world = World::on(pro());
+    let mut small = pro();
+    (small.plan_code, small.allowance) = (PlanCode::new("small").unwrap(), Credits::whole(7));
+    world.add_plan(small);
+    world.change("small", Effective::PeriodEnd, CreditPolicy::None).accepted();
+    world.at("2026-02-28T00:00:00Z");
+    let read = world.state().clone().as_of(world.now);
+    world.run(Command::AdvancePeriod(AdvancePeriod)).accepted();
+    let mut recorded = world.state().clone();
+    assert_eq!(recorded.plan.plan_code.as_str(), "small");
+    // A read numbers no command and no event.
+    (recorded.credits.version, recorded.credits.event_seq) = (read.credits.version, read.credits.event_seq);
+    assert_eq!(read, recorded);
+}
+
+#[test]
+fn a_read_shows_a_cancellation_that_is_due() {
     let mut world = World::on(pro());
     world.run(cancel_at_the_end()).accepted();
     world.at("2026-02-28T00:00:00Z");
