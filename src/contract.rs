@@ -16,9 +16,12 @@ use utoipa::openapi::schema::{Discriminator, ObjectBuilder, OneOfBuilder, Schema
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+pub use self::never_null::never_null;
 use crate::domain::cloud_event::{CloudEvent, data_schema};
 use crate::domain::event::EventType;
 use crate::domain::metadata::Metadata;
+
+mod never_null;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// Where OpenAPI stores shared schemas. In a standalone JSON Schema they are under `$defs`.
@@ -102,7 +105,9 @@ pub fn event_schema(event_type: EventType) -> Value {
 pub fn attributes_schema() -> Value {
     let mut parts = Vec::new();
     CloudEvent::schemas(&mut parts);
-    document("urn:visionscope:event", "Event", CloudEvent::schema(), parts)
+    let mut schema = CloudEvent::schema();
+    never_null(&mut schema);
+    document("urn:visionscope:event", "Event", schema, parts)
 }
 
 /// The schemas of the OpenAPI document: of the data of each event, of each event, and `Event`, which is one of them by
@@ -133,12 +138,18 @@ fn schema_of_data(event_type: EventType) -> (RefOr<Schema>, Vec<(String, RefOr<S
         object.properties.insert("metadata".to_owned(), Ref::from_schema_name("Metadata").into());
     }
     parts.push(("Metadata".to_owned(), Metadata::schema()));
+    never_null(&mut schema);
+    for (_, part) in &mut parts {
+        never_null(part);
+    }
     (schema, parts)
 }
 
 /// The attributes of all events, with the values that one type of event has.
 fn typed_event(event_type: EventType) -> Schema {
-    let RefOr::T(Schema::Object(mut event)) = CloudEvent::schema() else {
+    let mut schema = CloudEvent::schema();
+    never_null(&mut schema);
+    let RefOr::T(Schema::Object(mut event)) = schema else {
         unreachable!("a struct has the schema of an object");
     };
     let constant = |value: Value| {

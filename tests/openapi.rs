@@ -96,6 +96,20 @@ fn every_operation_is_told_completely() {
     assert_eq!(ids.len(), 23);
 }
 
+/// What the server sends has no nulls: an optional field is absent.
+#[test]
+fn only_requests_may_have_nulls() {
+    let document = document();
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        let is_request = name.ends_with("Request") || name.starts_with("DeductBy");
+        assert!(is_request || !schema.to_string().contains("\"null\""), "{name}: {schema}");
+    }
+    for (path, method, operation) in operations(&document) {
+        let responses = operation["responses"].to_string();
+        assert!(!responses.contains("\"null\"") && !responses.contains(":null"), "{method} {path}");
+    }
+}
+
 #[test]
 fn no_internal_note_is_left_in_the_document() {
     let text = document().to_string();

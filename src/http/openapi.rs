@@ -54,6 +54,8 @@ pub fn openapi_document() -> OpenApi {
     <ProblemBody<'_> as ToSchema>::schemas(&mut schemas);
     schemas.push(("Problem".to_owned(), ProblemBody::schema()));
     components.schemas.extend(schemas);
+    let sent = components.schemas.iter_mut().filter(|(name, _)| !name.ends_with("Request"));
+    sent.for_each(|(_, schema)| contract::never_null(schema));
     for (name, variants) in EXACTLY_ONE_OF {
         split_by_fields(&mut components.schemas, name, variants);
     }
