@@ -50,6 +50,10 @@ generated:
 lint-openapi:
     scripts/lint-openapi
 
+# Generate a TypeScript and a Python client and use them on a server (needs node, python3 and the network)
+clients:
+    scripts/test-clients
+
 # Measure: some twenty minutes on a machine that does nothing else; writes docs/BENCHMARKS.md
 bench *arguments:
     scripts/bench {{arguments}}

@@ -40,7 +40,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .route(FILES, web::get().to(get_docs_file));
 }
 
-/// The files by name. They are compressed once, when the first one is sent.
+/// The files by name, made when the first one is sent.
 static DOCUMENTS: LazyLock<BTreeMap<&'static str, Representation>> = LazyLock::new(files);
 
 fn files() -> BTreeMap<&'static str, Representation> {

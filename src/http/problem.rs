@@ -10,7 +10,7 @@ use std::fmt;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
@@ -120,6 +120,12 @@ codes! {
     ShuttingDown 503 "shutting-down" "The server is shutting down; nothing was done.",
 }
 
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 impl PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
@@ -205,8 +211,7 @@ pub struct FieldProblem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "limit")]
     pub parameter: Option<String>,
-    #[schema(value_type = Code)]
-    pub code: &'static str,
+    pub code: Code,
     pub detail: String,
 }
 
@@ -216,7 +221,7 @@ impl FieldProblem {
         Self {
             pointer: Some(clip(pointer, MAX_NAME_CHARS)),
             parameter: None,
-            code: code.as_str(),
+            code,
             detail: clip(detail, MAX_DETAIL_CHARS),
         }
     }
@@ -237,8 +242,7 @@ pub struct ProblemBody<'a> {
     #[schema(value_type = String)]
     pub detail: &'a str,
     /// Stable. `type` ends with it.
-    #[schema(value_type = Code)]
-    pub code: &'static str,
+    pub code: Code,
     #[serde(flatten)]
     #[schema(inline)]
     pub members: &'a Members,
@@ -313,7 +317,7 @@ impl Problem {
     /// An invalid field of the body.
     #[must_use]
     pub fn field(code: Code, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::of_field(code, FieldProblem::of_body(code, pointer.into(), detail.into()))
+        Self::of_field(FieldProblem::of_body(code, pointer.into(), detail.into()))
     }
 
     /// Invalid fields of the body, the first of which decides the code.
@@ -321,8 +325,7 @@ impl Problem {
     pub fn fields(errors: Vec<FieldProblem>) -> Self {
         let mut errors = errors.into_iter();
         let Some(first) = errors.next() else { return Self::plain(Code::InvalidField) };
-        let code = Code::ALL.iter().copied().find(|code| code.as_str() == first.code).unwrap_or(Code::InvalidField);
-        let mut problem = Self::of_field(code, first);
+        let mut problem = Self::of_field(first);
         if let Some(members) = &mut problem.members {
             members.errors.extend(errors);
         }
@@ -335,10 +338,10 @@ impl Problem {
         let error = FieldProblem {
             pointer: None,
             parameter: Some(clip(name.into(), MAX_NAME_CHARS)),
-            code: code.as_str(),
+            code,
             detail: clip(detail.into(), MAX_DETAIL_CHARS),
         };
-        Self::of_field(code, error)
+        Self::of_field(error)
     }
 
     /// A field whose value a domain type rejected.
@@ -347,7 +350,8 @@ impl Problem {
         Self::field(error.code.into(), pointer, error.detail)
     }
 
-    fn of_field(code: Code, error: FieldProblem) -> Self {
+    fn of_field(error: FieldProblem) -> Self {
+        let code = error.code;
         let location = error.pointer.as_deref().or(error.parameter.as_deref()).unwrap_or_default();
         let detail = if location.is_empty() { error.detail.clone() } else { format!("{location}: {}", error.detail) };
         let members = Members { errors: vec![error], ..Members::default() };
@@ -397,7 +401,7 @@ impl Problem {
             title: self.code.title(),
             status: self.code.status(),
             detail: &self.detail,
-            code: self.code.as_str(),
+            code: self.code,
             members: members.unwrap_or(&NO_MEMBERS),
         };
         serde_json::to_string(&body).expect("a body of texts and numbers is always JSON")

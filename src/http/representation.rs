@@ -2,6 +2,7 @@
 //! has them already gets 304 without a body.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
 
 use actix_web::http::header::{
     AcceptEncoding, CACHE_CONTROL, CONTENT_ENCODING, ContentEncoding, ETAG, Encoding, EntityTag, Header as _,
@@ -25,24 +26,24 @@ const JSON: &str = "application/json";
 pub struct Representation {
     media_type: &'static str,
     plain: Bytes,
-    /// Compressed in advance. None if that makes it no smaller, or if it is not worth it.
-    gzip: Option<Bytes>,
+    /// Compressed for the first caller that accepts it. None if that makes it no smaller, or if it is not worth it.
+    gzip: OnceLock<Option<Bytes>>,
+    level: Compression,
     etag: EntityTag,
 }
 
 impl Representation {
-    /// A document that is sent often: it is compressed once.
+    /// A document that is kept and sent often.
     #[must_use]
     pub fn document(media_type: &'static str, bytes: impl Into<Bytes>) -> Self {
-        let plain = Self::new(media_type, bytes.into());
-        Self { gzip: gzip(&plain.plain, Compression::best()), ..plain }
+        Self::new(media_type, bytes.into(), Compression::best())
     }
 
-    fn new(media_type: &'static str, plain: Bytes) -> Self {
+    fn new(media_type: &'static str, plain: Bytes, level: Compression) -> Self {
         let digest = Sha256::digest(&plain);
         let tag = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
         // Weak: it is the same for both encodings.
-        Self { media_type, plain, gzip: None, etag: EntityTag::new_weak(tag) }
+        Self { media_type, plain, gzip: OnceLock::new(), level, etag: EntityTag::new_weak(tag) }
     }
 
     /// The answer to a request. `response` has the other headers.
@@ -56,12 +57,15 @@ impl Representation {
             return response.status(actix_web::http::StatusCode::NOT_MODIFIED).finish();
         }
         response.content_type(self.media_type);
-        match &self.gzip {
-            Some(gzip) if accepts_gzip(request) => {
-                response.insert_header((CONTENT_ENCODING, ContentEncoding::Gzip)).body(gzip.clone())
-            }
-            Some(_) | None => response.body(self.plain.clone()),
+        match accepts_gzip(request).then(|| self.gzip()).flatten() {
+            Some(gzip) => response.insert_header((CONTENT_ENCODING, ContentEncoding::Gzip)).body(gzip.clone()),
+            None => response.body(self.plain.clone()),
         }
+    }
+
+    fn gzip(&self) -> Option<&Bytes> {
+        let is_worth_it = self.plain.len() >= MIN_COMPRESSED_BYTES;
+        self.gzip.get_or_init(|| if is_worth_it { gzip(&self.plain, self.level) } else { None }).as_ref()
     }
 
     fn is_known_to(&self, request: &HttpRequest) -> bool {
@@ -79,13 +83,9 @@ pub fn private_json(request: &HttpRequest, value: &impl Serialize) -> Result<Htt
         tracing::error!(%error, "an answer cannot be written as JSON");
         Problem::plain(Code::InternalError)
     })?;
-    let mut page = Representation::new(JSON, bytes.into());
-    if page.plain.len() >= MIN_COMPRESSED_BYTES && accepts_gzip(request) {
-        page.gzip = gzip(&page.plain, Compression::fast());
-    }
     let mut response = HttpResponse::Ok();
     response.insert_header((CACHE_CONTROL, HeaderValue::from_static("private, no-cache")));
-    Ok(page.answer(request, response))
+    Ok(Representation::new(JSON, bytes.into(), Compression::fast()).answer(request, response))
 }
 
 fn gzip(plain: &[u8], level: Compression) -> Option<Bytes> {

@@ -100,6 +100,19 @@ async fn due<D: Database>(
     with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }
 
+/// Workspaces with grants that are due, for work that names no more than the workspace.
+async fn due_grants<D: Database>(
+    database: &D,
+    statement: &'static Statement,
+    now: Timestamp,
+    limit: u32,
+    work: DueWork,
+) -> Result<Vec<DueWorkspace>, StoreError> {
+    let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
+    let parameters = Parameters::of(&now).and(&grants).and(&limit);
+    due(database, statement, parameters, |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work })).await
+}
+
 #[async_trait]
 impl<D: Database> Reads for D {
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
@@ -179,25 +192,11 @@ impl<D: Database> Reads for D {
     }
 
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
-        due(
-            self,
-            &D::Connection::statements().due_expiries,
-            Parameters::of(&now).and(&grants).and(&limit),
-            |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work: DueWork::Expiry }),
-        )
-        .await
+        due_grants(self, &D::Connection::statements().due_expiries, now, limit, DueWork::Expiry).await
     }
 
     async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
-        due(
-            self,
-            &D::Connection::statements().due_warnings,
-            Parameters::of(&now).and(&grants).and(&limit),
-            |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work: DueWork::ExpiryWarning }),
-        )
-        .await
+        due_grants(self, &D::Connection::statements().due_warnings, now, limit, DueWork::ExpiryWarning).await
     }
 
     async fn purchases(&self, query: &HistoryQuery) -> Result<Page<Purchase>, StoreError> {

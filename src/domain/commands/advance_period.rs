@@ -7,7 +7,7 @@ use super::boundary::pass_due_boundaries;
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::work::Work;
-use crate::domain::receipt::{InternalReceipt, Receipt};
+use crate::domain::receipt::Receipt;
 
 /// Passes every period boundary that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,6 @@ impl AdvancePeriod {
             return Ok(None);
         }
         pass_due_boundaries(&mut work)?;
-        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.recorded_at() };
-        Ok(Some((work.finish(), Receipt::Internal(receipt))))
+        Ok(Some(work.finish_internal()))
     }
 }

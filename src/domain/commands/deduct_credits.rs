@@ -4,9 +4,9 @@
 //! limit of the workspace → rate → balance plus overdraft. The first check that
 //! fails decides the answer.
 
-use chrono::TimeDelta;
-
 use std::collections::HashSet;
+
+use chrono::TimeDelta;
 
 use super::effects::Effects;
 use super::refusal::Refusal;

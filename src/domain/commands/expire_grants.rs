@@ -10,7 +10,7 @@ use super::work::Work;
 use crate::domain::credits::Credits;
 use crate::domain::event::CreditsExpired;
 use crate::domain::ledger::Account;
-use crate::domain::receipt::{InternalReceipt, Receipt};
+use crate::domain::receipt::Receipt;
 
 /// How many grants one command books, so that its event stays bounded. The scheduler sends another
 /// command while more are due.
@@ -42,7 +42,6 @@ impl ExpireGrants {
             current_credits: work.credits().current_credits,
         };
         work.raise(event);
-        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.recorded_at() };
-        Ok(Some((work.finish(), Receipt::Internal(receipt))))
+        Ok(Some(work.finish_internal()))
     }
 }

@@ -5,7 +5,7 @@
 use super::effects::Effects;
 use super::work::Work;
 use crate::domain::event::CreditsExpiring;
-use crate::domain::receipt::{InternalReceipt, Receipt};
+use crate::domain::receipt::Receipt;
 
 /// How many grants one command reports. The scheduler sends another command while more are due.
 const MAX_GRANTS_PER_COMMAND: usize = 100;
@@ -30,7 +30,6 @@ impl WarnOfExpiry {
             let (grant_id, source, credits) = (grant.grant_id, grant.source, grant.remaining);
             work.raise(CreditsExpiring { grant_id, source, credits, expires_at, current_credits });
         }
-        let receipt = InternalReceipt { command_id: work.command_id(), recorded_at: work.recorded_at() };
-        Some((work.finish(), Receipt::Internal(receipt)))
+        Some(work.finish_internal())
     }
 }

@@ -19,6 +19,7 @@ use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
 use crate::domain::metadata::Metadata;
 use crate::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
+use crate::domain::receipt::{InternalReceipt, Receipt};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{PendingChange, Subscription};
@@ -418,6 +419,12 @@ impl<'a> Work<'a> {
     pub(super) fn finish(mut self) -> Effects {
         self.update_low_credit_alerts();
         self.effects
+    }
+
+    /// Ends a command of the server itself, whose receipt nobody reads.
+    pub(super) fn finish_internal(self) -> (Effects, Receipt) {
+        let receipt = InternalReceipt { command_id: self.command_id, recorded_at: self.recorded_at() };
+        (self.finish(), Receipt::Internal(receipt))
     }
 
     /// Ends the command that creates the workspace. However few credits it begins with, nobody has to be warned.

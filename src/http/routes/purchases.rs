@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
-use super::reads::{read, recorded_state};
+use super::reads::{read, require_workspace_if_empty};
 use crate::domain::credits::Credits;
 use crate::domain::grant::Grant;
 use crate::domain::ids::{GrantId, WorkspaceId};
@@ -141,9 +141,7 @@ pub async fn list_purchases(
     let now = state.clock.now();
     if let Some(reference) = payment_reference {
         let found = read(state.store.purchase(workspace_id, &reference)).await?;
-        if found.is_none() {
-            recorded_state(state, workspace_id).await?;
-        }
+        require_workspace_if_empty(state, workspace_id, found.as_slice()).await?;
         let items = found.into_iter().map(|found| PurchaseView::new(found, now)).collect();
         return private_json(&request, &PurchasePage { items, has_more: false, next: None });
     }
