@@ -217,6 +217,7 @@ impl Verifier {
         let kid = match jsonwebtoken::decode_header(token) {
             // `crit` names extensions that the verifier must support, and this one supports none (RFC 7515, 4.1.11).
             Ok(header) if header.crit.is_some() => return TokenCheck::Invalid(TokenError::Malformed),
+            Ok(header) if !is_access_token(header.typ.as_deref()) => return TokenCheck::Invalid(TokenError::Type),
             Ok(header) => header.kid,
             Err(_) => return TokenCheck::Invalid(TokenError::Malformed),
         };
@@ -313,6 +314,15 @@ impl Verifier {
         shard.insert(digest, CachedPrincipal { principal: Arc::clone(&principal), cached_until_s });
         principal
     }
+}
+
+/// Whether a token of this type may be an access token. An issuer signs others with the same key: to refresh, to log out,
+/// to prove possession of a key. RFC 9068 gives access tokens the type `at+jwt`; older issuers write `JWT` or nothing. A
+/// type is a media type, whose `application/` may be left out (RFC 7515, 4.1.9).
+fn is_access_token(typ: Option<&str>) -> bool {
+    let Some(typ) = typ else { return true };
+    let is_one_of = |names: &[&str]| names.iter().any(|name| typ.eq_ignore_ascii_case(name));
+    is_one_of(&["JWT", "at+jwt", "application/at+jwt"])
 }
 
 /// The contents of a development token.

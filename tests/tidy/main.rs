@@ -3,6 +3,7 @@
 //!
 //! A failure states the rule and its reason. If a rule is wrong, change it here instead of working around it.
 
+mod advisories;
 mod cycles;
 mod guides;
 mod layers;

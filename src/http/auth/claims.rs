@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 pub enum TokenError {
     #[error("the token is malformed")]
     Malformed,
+    #[error("the token is not an access token: its type must be JWT or at+jwt")]
+    Type,
     #[error("the key is unknown")]
     UnknownKey,
     #[error("the algorithm or the signature is wrong")]

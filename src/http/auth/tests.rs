@@ -135,6 +135,22 @@ fn urls_in_the_header_of_a_valid_token_are_ignored() {
 }
 
 #[test]
+fn only_access_tokens_are_accepted() {
+    let outcome =
+        |typ: Value| check(&verifier(), &with_header(&json!({"alg": "HS256", "kid": "one", "typ": typ}))).err();
+    for typ in ["JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt"] {
+        assert_eq!(outcome(json!(typ)), None, "{typ}");
+    }
+    for typ in ["refresh+jwt", "logout+jwt", "dpop+jwt", "id+jwt", "secevent+jwt", "", " JWT", "at+jwt2", "JWE", "at"] {
+        assert_eq!(outcome(json!(typ)), Some(TokenError::Type), "{typ}");
+    }
+    for no_text in [json!(1), json!(["JWT"]), json!({})] {
+        assert_eq!(outcome(no_text.clone()), Some(TokenError::Malformed), "{no_text}");
+    }
+    assert!(check(&verifier(), &with_header(&json!({"alg": "HS256", "kid": "one"}))).is_ok(), "no type");
+}
+
+#[test]
 fn required_claims_must_be_present_and_match() {
     let refused = |change: Value| check(&verifier(), &signed(&with(&change))).err();
     for name in ["exp", "iss", "aud", "sub", "scope", "workspace_id"] {
