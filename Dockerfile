@@ -35,10 +35,12 @@ USER 10001:10001
 WORKDIR /var/lib/visionscope
 # Others can reach a container, so it starts only with auth.keys or auth.jwks_url.
 ENV VISIONSCOPE__SERVER__BIND=0.0.0.0:8080 \
+    VISIONSCOPE__SERVER__OPS_BIND=0.0.0.0:9090 \
     VISIONSCOPE__TELEMETRY__LOG_FORMAT=json
-EXPOSE 8080
+# The API, and probes and metrics.
+EXPOSE 8080 9090
 VOLUME /var/lib/visionscope/data
-# Asks /livez: a database that is down is no reason to restart the server.
+# Asks /livez on the second port: a flood or a database that is down is no reason to restart the server.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 CMD ["visionscope", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["visionscope"]

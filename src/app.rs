@@ -3,6 +3,7 @@
 //! *Architecture invariant:* only this module knows all others. None of them builds another; each gets what it needs
 //! from here.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEven
 use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
-use crate::http::{self, Health};
+use crate::http::{self, Api, Health, Port};
 use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
@@ -46,12 +47,15 @@ const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 /// A running server.
 pub struct App {
     pub address: SocketAddr,
+    /// Where probes and metrics are served, if apart.
+    pub ops_address: Option<SocketAddr>,
     /// Present if no keys are configured.
     pub demo: Option<Demo>,
     health: Arc<Health>,
     engine: Engine,
     store: Arc<dyn Store>,
     http: http::Running,
+    ops: Option<http::Running>,
     publisher: Option<PublisherHandle>,
     /// Stops the background tasks of the API: scheduler, key refresh, health watch.
     background: CancellationToken,
@@ -151,8 +155,10 @@ impl App {
         store.put_plans(&plans, clock.now()).await?;
 
         let (demo_key, auth) = settings::auth(config, mode)?;
-        let listener = listen(config.server.bind)?;
-        let address = listener.local_addr().unwrap_or(config.server.bind);
+        let (listener, address) =
+            listen(config.server.bind).map_err(|(address, error)| StartError::Listen { address, error })?;
+        let ops = config.server.ops_bind.map(listen).transpose();
+        let ops = ops.map_err(|(address, error)| StartError::ListenOps { address, error })?;
 
         let event_buffer = EventBuffer::new();
         let publishing = CancellationToken::new();
@@ -170,7 +176,6 @@ impl App {
             Some(key) => Some(Demo::prepare(&engine, &*clock, &auth, &key, address).await?),
             None => None,
         };
-        let http_config = settings::http(config);
         let parts = http::Parts {
             engine: Arc::new(engine.clone()),
             store: Arc::clone(&store),
@@ -180,18 +185,25 @@ impl App {
             event_source: source,
             metrics: telemetry::metrics(),
         };
-        let http = http::start(parts, &http_config, listener).map_err(|error| StartError::Listen { address, error })?;
+        let api = Api::new(parts, settings::http(config));
+        let serve =
+            |port, listener, address| api.serve(port, listener).map_err(|error| StartError::Listen { address, error });
+        let ops_address = ops.as_ref().map(|(_, address)| *address);
+        let ops = ops.map(|(listener, address)| serve(Port::Operations, listener, address)).transpose()?;
+        let http = serve(if ops.is_some() { Port::Main } else { Port::Only }, listener, address)?;
         let drain_delay = match mode {
             Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
             Mode::Demo => Duration::ZERO,
         };
         Ok(Self {
             address,
+            ops_address,
             demo,
             health,
             engine,
             store,
             http,
+            ops,
             publisher,
             background,
             background_tasks,
@@ -210,6 +222,7 @@ impl App {
             engine,
             store,
             mut http,
+            ops,
             publisher,
             background,
             background_tasks,
@@ -240,6 +253,10 @@ impl App {
         if let Some(publisher) = publisher {
             publisher.stopped().await;
         }
+        // The last to stop: until then it says that the process lives and is not ready.
+        if let Some(ops) = ops {
+            ops.stop().await;
+        }
         store.close().await;
         tracing::info!("stopped");
         is_requested
@@ -260,11 +277,15 @@ impl CommitSignal for EventBuffer {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let refuse = |error| StartError::Listen { address, error };
-    let listener = TcpListener::bind(address).map_err(refuse)?;
-    listener.set_nonblocking(true).map_err(refuse)?;
-    Ok(listener)
+/// A socket, and its address.
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), (SocketAddr, io::Error)> {
+    let bind = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    bind().map_err(|error| (address, error))
 }
 
 fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuffer) -> Engine {

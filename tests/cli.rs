@@ -219,3 +219,60 @@ fn a_malformed_request_is_refused_and_not_logged() {
     drop(server);
     assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
 }
+
+/// The answer to a GET, whole.
+fn get(address: &str, path: &str) -> String {
+    let mut connection = TcpStream::connect(address).unwrap();
+    write!(connection, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn operators_have_a_port_of_their_own_if_they_want_one() {
+    let place = Place::new();
+    let ops = Place::new().address;
+    let with_ops = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.env("VISIONSCOPE__SERVER__OPS_BIND", &ops);
+        command
+    };
+    let mut process = Server(with_ops(&[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let started = Instant::now();
+    // It asks the second port.
+    while !with_ops(&["healthcheck"]).output().unwrap().status.success() {
+        assert!(started.elapsed() < START_TIMEOUT, "the server does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let main = place.address.as_str();
+    let expected = [
+        (main, "/livez", "200"),
+        (main, "/readyz", "200"),
+        (main, "/metrics", "404"),
+        (main, "/docs/", "200"),
+        (ops.as_str(), "/livez", "200"),
+        (&ops, "/readyz", "200"),
+        (&ops, "/metrics", "200"),
+        (&ops, "/docs/", "404"),
+        (&ops, "/openapi.json", "404"),
+        (&ops, "/v1/plans", "404"),
+    ];
+    for (address, path, status) in expected {
+        let answer = get(address, path);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{address}{path}: {answer}");
+    }
+    assert!(get(&ops, "/metrics").contains("visionscope_http_requests_total"));
+    let mut printed = String::new();
+    process.0.kill().unwrap();
+    process.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(printed.contains(&format!("Probes and metrics are on http://{ops}")), "{printed}");
+}
+
+#[test]
+fn both_ports_must_differ() {
+    let place = Place::new();
+    let output = place.command(&[]).env("VISIONSCOPE__SERVER__OPS_BIND", &place.address).assert().failure();
+    let errors = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(errors.contains("server.ops_bind") && errors.contains("must differ from server.bind"), "{errors}");
+}

@@ -37,4 +37,6 @@ pub enum StartError {
     NoSigningKey,
     #[error("server.bind: cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("server.ops_bind: cannot listen on {address}: {error}")]
+    ListenOps { address: SocketAddr, error: io::Error },
 }

@@ -77,6 +77,7 @@ pub(super) fn http(config: &Config) -> HttpConfig {
         head_timeout: Duration::from_millis(server.client_request_timeout_ms),
         body_timeout: server.body_timeout(),
         decision_timeout: HttpConfig::default().decision_timeout,
+        stall_timeout: HttpConfig::default().stall_timeout,
         keep_alive: Duration::from_secs(server.keep_alive_s),
         drain_timeout_s: server.shutdown_timeout_s,
         cors_allowed_origins: server.cors_allowed_origins.clone(),

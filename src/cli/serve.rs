@@ -22,6 +22,9 @@ pub(super) async fn run(config: &Config) -> Outcome {
         Some(demo) => println!("{demo}"),
         None => println!("VisionScope Billing listens on http://{}", app.address),
     }
+    if let Some(address) = app.ops_address {
+        println!("Probes and metrics are on http://{address}");
+    }
     let stopped_by_signal = app.run_until(async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -43,7 +46,8 @@ pub(super) async fn migrate(config: &Config) -> Outcome {
 }
 
 pub(super) async fn healthcheck(config: &Config, url: Option<String>) -> Outcome {
-    let url = url.unwrap_or_else(|| format!("http://{}", reachable(config.server.bind)));
+    let url =
+        url.unwrap_or_else(|| format!("http://{}", reachable(config.server.ops_bind.unwrap_or(config.server.bind))));
     let client = reqwest::Client::builder().timeout(HEALTH_TIMEOUT).build()?;
     let response = client.get(format!("{url}/livez")).send().await.context("the server does not answer")?;
     println!("{}", response.status());

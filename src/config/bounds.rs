@@ -52,6 +52,9 @@ pub(super) fn check(config: &Config) -> Vec<(String, String)> {
 }
 
 fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
+    if server.ops_bind == Some(server.bind) && server.bind.port() != 0 {
+        check.refuse("server.ops_bind", "must differ from server.bind");
+    }
     if let Some(workers) = server.workers {
         check.range("server.workers", workers, 1..=512);
     }

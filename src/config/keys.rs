@@ -37,6 +37,7 @@ const fn list(name: &'static str, meaning: &'static str) -> Key {
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
     key("server.bind", "127.0.0.1:8080", "Address and port to listen on. An address that is not a loopback address needs `auth.keys` or `auth.jwks_url`."),
+    optional("server.ops_bind", "Another address and port, for operators: `/livez`, `/readyz` and `/metrics` on a thread of their own, so that they answer at once however busy the server is. `/metrics` is then not served at `server.bind`. They need no token."),
     optional("server.workers", "Threads that serve requests, 1 to 512. Without it, half the number of processors; the other half decides, writes and publishes."),
     key("server.max_connections", "4096", "Open connections per worker, 1 to 100000."),
     key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),

@@ -35,6 +35,8 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Server {
     pub bind: SocketAddr,
+    /// Where probes and metrics are served apart from the API.
+    pub ops_bind: Option<SocketAddr>,
     /// Threads that serve requests. Without it, half the number of processors.
     pub workers: Option<u16>,
     /// Open connections per worker.

@@ -21,6 +21,7 @@ use utoipa::PartialSchema;
 
 use self::field_errors::without_position;
 use self::pairs::{Pairs, Text};
+use super::connection::Exchange;
 use super::problem::{Code, Problem};
 use super::state::AppState;
 
@@ -56,6 +57,9 @@ pub async fn read<T: DeserializeOwned + PartialSchema>(
     let bytes = tokio::time::timeout(AppState::of(request).body_timeout, collect(payload))
         .await
         .map_err(|_| Problem::plain(Code::RequestTimeout))??;
+    if let Some(exchange) = Exchange::of(request) {
+        exchange.body_was_read();
+    }
     if may_be_empty && bytes.is_empty() {
         return parse(b"{}", command_name);
     }

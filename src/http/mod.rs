@@ -21,12 +21,14 @@ use actix_web::middleware::from_fn;
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, HttpRequest, web};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing_actix_web::TracingLogger;
 use utoipa_actix_web::AppExt as _;
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::auth::Verifier;
 use self::auth::jwks::FETCH_TIMEOUT;
-use self::connection::{ConnectionTimeouts, DeadlineStream};
+use self::connection::{Connection, ConnectionTimeouts};
 pub use self::decide::Decide;
 pub use self::health::Health;
 use self::limits::{LimitsConfig, WorkspaceLimits};
@@ -61,6 +63,9 @@ pub mod submit;
 
 /// How long a connection may take to close.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much of answers is gathered before it is written: with the piece that fills it, what a peer that does not read
+/// its answers costs.
+const WRITE_BUFFER: usize = 16 * 1024;
 /// How long a browser may cache the answer to a preflight request.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
 
@@ -80,6 +85,8 @@ pub struct HttpConfig {
     pub decision_timeout: Duration,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
+    /// How long a peer may take no bytes of its answer.
+    pub stall_timeout: Duration,
     /// How long requests in progress may take to finish when the server stops, in seconds.
     pub drain_timeout_s: u64,
     /// Origins whose pages may call the API; none by default.
@@ -96,6 +103,7 @@ impl Default for HttpConfig {
             body_timeout: Duration::from_secs(10),
             decision_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(10),
             drain_timeout_s: 10,
             cors_allowed_origins: Vec::new(),
             limits: LimitsConfig::default(),
@@ -107,9 +115,25 @@ impl HttpConfig {
     /// The longest request has a slow head, a token that needs a new key, a slow body and a slow decision.
     fn timeouts(&self) -> ConnectionTimeouts {
         let exchange = self.head_timeout + FETCH_TIMEOUT + self.body_timeout + self.decision_timeout;
-        ConnectionTimeouts { exchange, idle: self.keep_alive }
+        // actix closes an idle connection after `keep_alive`; the head's time on top makes sure that it is first.
+        let idle = self.keep_alive + self.head_timeout;
+        ConnectionTimeouts { head: self.head_timeout, exchange, idle, stall: self.stall_timeout }
     }
 }
+
+/// What a port serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Everything.
+    Only,
+    /// Everything but the metrics, which the port for operators serves.
+    Main,
+    /// Probes and metrics, on a thread of their own: they answer at once however busy the main port is.
+    Operations,
+}
+
+/// Open connections of [`Port::Operations`]: some probes and a scraper.
+const MAX_OPERATIONS_CONNECTIONS: usize = 256;
 
 /// What the server needs from the rest of the program.
 pub struct Parts {
@@ -159,6 +183,8 @@ impl AppState {
 pub struct Running {
     handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
+    /// Ends the idle connections, and the others once their requests are answered.
+    stopping: CancellationToken,
 }
 
 impl Running {
@@ -167,50 +193,77 @@ impl Running {
         (&mut self.task).await.map_err(io::Error::other)?
     }
 
-    /// Refuses new requests and waits for those in progress.
+    /// Accepts no more connections and waits for the requests that were read.
     pub async fn stop(self) {
-        self.handle.stop(true).await;
+        let stopped = self.handle.stop(true);
+        self.stopping.cancel();
+        stopped.await;
     }
 }
 
-/// Starts the server on a bound socket.
-pub fn start(parts: Parts, config: &HttpConfig, listener: TcpListener) -> io::Result<Running> {
-    let server = server(web::Data::new(AppState::new(parts, config)), config, listener)?;
-    let handle = server.handle();
-    Ok(Running { handle, task: tokio::spawn(server) })
+/// The API, to be served on one port or more.
+pub struct Api {
+    state: web::Data<AppState>,
+    config: HttpConfig,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(parts: Parts, config: HttpConfig) -> Self {
+        Self { state: web::Data::new(AppState::new(parts, &config)), config }
+    }
+
+    /// Starts a server on a bound socket.
+    pub fn serve(&self, port: Port, listener: TcpListener) -> io::Result<Running> {
+        let stopping = CancellationToken::new();
+        let server = server(self.state.clone(), &self.config, port, listener, &stopping)?;
+        let handle = server.handle();
+        Ok(Running { handle, task: tokio::spawn(server), stopping })
+    }
 }
 
 /// Builds the server on a bound socket. It runs while the returned future is polled, installs no signal handlers, and
-/// is stopped by its handle. It serves HTTP/1.1 like `actix_web::HttpServer`, but each connection is a
-/// [`DeadlineStream`].
-pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpListener) -> io::Result<Server> {
+/// is stopped by its handle after `stopping` was cancelled. It serves HTTP/1.1 like `actix_web::HttpServer`, but over
+/// a [`Connection`].
+pub fn server(
+    state: web::Data<AppState>,
+    config: &HttpConfig,
+    port: Port,
+    listener: TcpListener,
+    stopping: &CancellationToken,
+) -> io::Result<Server> {
     let address = listener.local_addr()?;
+    let (config, stopping) = (config.clone(), stopping.clone());
+    let (workers, max_connections) = match port {
+        Port::Only | Port::Main => (config.workers, config.max_connections),
+        Port::Operations => (1, MAX_OPERATIONS_CONNECTIONS),
+    };
     let builder = Server::build()
-        .workers(config.workers)
-        .max_concurrent_connections(config.max_connections)
+        .workers(workers)
+        .max_concurrent_connections(max_connections)
         .shutdown_timeout(config.drain_timeout_s)
         .disable_signals();
-    let stopping = builder.graceful_shutdown_signal();
-    let config = config.clone();
     let builder = builder.listen("http", listener, move || {
-        let stopping = stopping.clone();
-        let app = app(&state, &config.cors_allowed_origins).into_factory();
+        let app = app(&state, &config.cors_allowed_origins, port).into_factory();
         let http = HttpService::build()
-            .graceful_shutdown_signal(move || {
-                let stopping = stopping.clone();
-                async move { stopping.notified().await }
-            })
             .keep_alive(config.keep_alive)
-            .client_request_timeout(config.head_timeout)
+            // The connection limits the time of every head, not only of the first.
+            .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .h1_write_buffer_size(WRITE_BUFFER)
             .local_addr(address)
+            .on_connect_ext(|connection: &Connection, data| {
+                data.insert(connection.exchange().clone());
+            })
             .finish(map_config(app.map_err(|error| error.error_response()), |()| AppConfig::default()));
-        let timeouts = config.timeouts();
-        fn_service(move |stream: TcpStream| async move {
-            // An answer is written at once, so Nagle's algorithm would only delay it.
-            stream.set_nodelay(true)?;
-            let peer = stream.peer_addr().ok();
-            Ok((DeadlineStream::new(stream, timeouts), Protocol::Http1, peer))
+        // A token per thread: its connections do not wait for those of others to register.
+        let (timeouts, stopping) = (config.timeouts(), stopping.child_token());
+        fn_service(move |stream: TcpStream| {
+            let stopping = stopping.clone();
+            async move {
+                let peer = stream.peer_addr().ok();
+                Ok((Connection::new(stream, timeouts, stopping)?, Protocol::Http1, peer))
+            }
         })
         .and_then(http)
     })?;
@@ -221,6 +274,7 @@ pub fn server(state: web::Data<AppState>, config: &HttpConfig, listener: TcpList
 fn app(
     state: &web::Data<AppState>,
     origins: &[String],
+    port: Port,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -230,9 +284,18 @@ fn app(
         InitError = (),
     > + use<>,
 > {
-    let (app, _) = App::new().into_utoipa_app().configure(routes::configure).split_for_parts();
+    let routes: fn(&mut ServiceConfig<'_>) = match port {
+        Port::Only => routes::configure,
+        Port::Main => routes::configure_without_metrics,
+        Port::Operations => routes::configure_operations,
+    };
+    let (app, _) = App::new().into_utoipa_app().configure(routes).split_for_parts();
     app.app_data(state.clone())
-        .configure(docs::configure)
+        .configure(|config| {
+            if port != Port::Operations {
+                docs::configure(config);
+            }
+        })
         .default_service(web::to(unmatched))
         .wrap(cors(origins))
         .wrap(from_fn(observe::observe))

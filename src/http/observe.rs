@@ -13,7 +13,7 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
 use opentelemetry::propagation::Extractor;
@@ -22,6 +22,7 @@ use tracing::field::Empty;
 use tracing_actix_web::RootSpanBuilder;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+use super::connection::{AnswerBody, Exchange};
 use super::extract::RequestContext;
 use super::problem::{Code, PROBLEM_JSON, Problem};
 use super::state::AppState;
@@ -127,6 +128,7 @@ pub async fn observe(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let started = Instant::now();
+    let answering = Exchange::of(request.request()).map(|exchange| exchange.begin(request.request()));
     let method = method_label(request.method());
     let route = Route::of(&request);
     let correlation_id = correlation_id(&request);
@@ -150,8 +152,11 @@ pub async fn observe(
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
+    if AppState::of(response.request()).health.is_draining() {
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     record_metrics(&response, method, &route, started);
-    Ok(response)
+    Ok(response.map_body(|_, body| BoxBody::new(AnswerBody::new(body, answering))))
 }
 
 /// The caller's id if there is exactly one and it is valid, else a new one.

@@ -87,7 +87,7 @@ codes! {
     CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
     NotAcceptable 406 "not-acceptable" "The response is JSON, which the Accept header excludes.",
-    RequestTimeout 408 "request-timeout" "The body did not arrive in time.",
+    RequestTimeout 408 "request-timeout" "The request did not arrive in time.",
     WorkspaceExists 409 "workspace-exists" "The workspace already exists with another definition, and PUT does not change it.",
     SubscriptionCanceled 409 "subscription-canceled" "The subscription is canceled.",
     PlanUnchanged 409 "plan-unchanged" "The workspace already has this version of the plan.",

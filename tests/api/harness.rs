@@ -7,6 +7,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
 use visionscope_billing::domain::cloud_event::EventSource;
@@ -22,7 +23,7 @@ use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts};
+use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts, Port};
 use visionscope_billing::publisher::EventBuffer;
 use visionscope_billing::store::Store;
 
@@ -56,6 +57,7 @@ pub struct TestServer {
     pub health: Arc<Health>,
     client: reqwest::Client,
     handle: ServerHandle,
+    stopping: CancellationToken,
     /// Kept until the server ends. None with a fake store.
     database: Option<TestDatabase>,
 }
@@ -79,16 +81,27 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (started, handle) = std::sync::mpsc::channel();
+    let stopping = CancellationToken::new();
+    let stop = stopping.clone();
     std::thread::spawn(move || {
         actix_web::rt::System::new().block_on(async move {
-            let server = http::server(state, &config, listener).unwrap();
+            let server = http::server(state, &config, Port::Only, listener, &stop).unwrap();
             started.send(server.handle()).unwrap();
             server.await.unwrap();
         });
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    TestServer { address, clock, health, client, handle: handle.recv().unwrap(), database: None }
+    TestServer { address, clock, health, client, handle: handle.recv().unwrap(), stopping, database: None }
+}
+
+impl TestServer {
+    /// Stops like the real server: it accepts no connections and answers what was read.
+    pub async fn stop(&self) {
+        let stopped = self.handle.stop(true);
+        self.stopping.cancel();
+        stopped.await;
+    }
 }
 
 impl Drop for TestServer {

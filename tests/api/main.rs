@@ -7,6 +7,7 @@ mod auth;
 mod bad_input;
 mod clocks;
 mod commands;
+mod connections;
 mod contract;
 #[path = "../databases/mod.rs"]
 mod databases;

@@ -1,8 +1,4 @@
-//! Probes, documents, connections, and the headers of every answer.
-
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+//! Probes, documents, and the headers of every answer.
 
 use reqwest::Method;
 use serde_json::json;
@@ -158,70 +154,4 @@ async fn only_listed_origins_may_call_from_a_browser() {
     assert_eq!(allowed.header("access-control-allow-credentials"), "");
     let refused = preflight("https://evil.test").await;
     assert_eq!(refused.is_problem(403, "origin-not-allowed").header("access-control-allow-origin"), "");
-}
-
-/// Sends these bytes on a new connection and tells what came back until the server closed it, and when.
-async fn until_closed(address: SocketAddr, bytes: Vec<u8>) -> (String, Duration) {
-    let talk = move || {
-        let begun = Instant::now();
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        stream.write_all(&bytes).unwrap();
-        let mut text = Vec::new();
-        // A connection that is given up may also be reset; one that stays is a failed read.
-        if let Err(error) = stream.read_to_end(&mut text) {
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "the connection was kept");
-        }
-        (String::from_utf8_lossy(&text).into_owned(), begun.elapsed())
-    };
-    tokio::task::spawn_blocking(talk).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_second_request_that_never_ends_does_not_hold_its_connection() {
-    let config = HttpConfig {
-        head_timeout: Duration::from_secs(1),
-        body_timeout: Duration::from_millis(500),
-        decision_timeout: Duration::from_millis(500),
-        keep_alive: Duration::from_secs(4),
-        ..HttpConfig::default()
-    };
-    let fake = fake_with(&config);
-    let whole = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
-    // The beginning of a second head: in one piece with the first request, which leaves it in a buffer.
-    let parked = until_closed(fake.server.address, format!("{whole}GET /livez HTTP/1.1\r\n").into_bytes());
-    let address = fake.server.address;
-    let dripping = tokio::task::spawn_blocking(move || {
-        let begun = Instant::now();
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(whole.as_bytes()).unwrap();
-        assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
-        stream.write_all(b"GET /livez HTTP/1.1\r\nx-drip: ").unwrap();
-        while begun.elapsed() < Duration::from_secs(20) && stream.write_all(b"a").is_ok() {
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        begun.elapsed()
-    });
-    let ((text, parked), dripping) = tokio::join!(parked, dripping);
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    assert!(parked < Duration::from_secs(12), "parked for {parked:?}");
-    let dripping = dripping.unwrap();
-    assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&dripping), "dripped for {dripping:?}");
-}
-
-#[tokio::test]
-async fn a_slow_decision_keeps_its_connection_though_the_connection_is_old() {
-    let config = HttpConfig {
-        head_timeout: Duration::from_millis(500),
-        body_timeout: Duration::from_millis(500),
-        decision_timeout: Duration::from_secs(3),
-        ..HttpConfig::default()
-    };
-    let fake = fake_with(&config);
-    let user = fake.server.user(OWN);
-    assert_eq!(user.post(&deduct_path(), &deduction()).await.status, 200);
-    *fake.engine.script.lock().unwrap() = Script::Hang;
-    // Longer than the patience with one request, but not while one is waiting.
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    user.post(&deduct_path(), &deduction()).await.is_problem(503, "unavailable");
 }

@@ -36,7 +36,8 @@ impl Advisory {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(path: &str) -> T {
-    toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap_or_else(|error| panic!("{path}: {error}"))
+    let text = std::fs::read_to_string(path).expect("the file is read");
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[test]

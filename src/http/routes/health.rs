@@ -75,7 +75,8 @@ pub async fn get_readyz(request: HttpRequest) -> Result<HttpResponse, Problem> {
 
 /// Read the metrics
 ///
-/// Metrics in the Prometheus text format. They name no workspace.
+/// Metrics in the Prometheus text format. They name no workspace. Where `server.ops_bind` is set, they are on that port
+/// and not on this one.
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain; version=0.0.4",

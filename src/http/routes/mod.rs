@@ -17,8 +17,22 @@ pub mod subscription;
 pub mod usage;
 pub mod workspaces;
 
-/// Registers every route, for the server and for the document.
+/// Registers every route, for the document and for a server with one port.
 pub fn configure(config: &mut ServiceConfig<'_>) {
+    config.configure(configure_without_metrics).service(health::get_metrics);
+}
+
+/// Registers what a port for operators serves.
+pub fn configure_operations(config: &mut ServiceConfig<'_>) {
+    config.configure(configure_probes).service(health::get_metrics);
+}
+
+fn configure_probes(config: &mut ServiceConfig<'_>) {
+    config.service(health::get_livez).service(health::get_readyz);
+}
+
+/// Registers what the main port serves beside a port for operators.
+pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
     config
         // Paths are matched, and listed in the document, in this order: each example can be sent after those before it.
         .service(workspaces::put_workspace)
@@ -39,9 +53,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)
-        .service(health::get_livez)
-        .service(health::get_readyz)
-        .service(health::get_metrics)
         .service(health::get_openapi)
-        .service(health::get_event_schema);
+        .service(health::get_event_schema)
+        .configure(configure_probes);
 }
