@@ -39,15 +39,18 @@ struct Deduction {
 /// Every deduction that was answered with success.
 pub struct Acknowledged(Vec<Deduction>);
 
+fn http() -> reqwest::Client {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::builder().timeout(Duration::from_secs(8)).build().unwrap()
+}
+
 impl Client {
     pub fn new(billing: &Billing) -> Self {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(8)).build().unwrap();
-        Self { http, base: billing.base.clone(), token: billing.token() }
+        Self { http: http(), base: billing.base.clone(), token: billing.token() }
     }
 
     /// Sends a command until it is answered. Returns whether the answer was replayed, and its body.
-    async fn post(&self, path: &str, key: &str, body: &Value) -> (bool, String) {
+    pub async fn post(&self, path: &str, key: &str, body: &Value) -> (bool, String) {
         let started = Instant::now();
         loop {
             assert!(started.elapsed() < RETRY_TIMEOUT, "{path} {key} has no answer");
@@ -67,6 +70,31 @@ impl Client {
         }
     }
 
+    /// The same caller with connections of its own.
+    pub fn with_own_connections(&self) -> Self {
+        Self { http: http(), ..self.clone() }
+    }
+
+    pub async fn is_ready(&self) -> bool {
+        let answer = self.http.get(format!("{}/readyz", self.base)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Sends a command once.
+    pub async fn post_once(&self, path: &str, key: &str, body: &Value) -> Result<(), String> {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let sent = request.header("idempotency-key", key).json(body).send().await;
+        let response = sent.map_err(|error| format!("{error:?}"))?;
+        let status = response.status();
+        let text = response.text().await.map_err(|error| format!("{error:?}"))?;
+        if status == StatusCode::OK { Ok(()) } else { Err(format!("{status} {text}")) }
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> u16 {
+        let request = self.http.put(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
+        request.send().await.unwrap().status().as_u16()
+    }
+
     async fn get(&self, path: &str) -> Value {
         let response = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
@@ -74,15 +102,15 @@ impl Client {
     }
 }
 
-fn workspace(number: u128) -> Uuid {
+pub fn workspace(number: u128) -> Uuid {
     Uuid::from_u128(0x0c8a_5400_0000_7000_8000_0000_0000_0000 + number * 7919)
 }
 
-fn deduct_path(workspace: Uuid) -> String {
+pub fn deduct_path(workspace: Uuid) -> String {
     format!("/v1/workspaces/{workspace}/credits/deduct")
 }
 
-fn one_credit() -> Value {
+pub fn one_credit() -> Value {
     json!({"feature_code": "video.render", "credits": "1"})
 }
 
@@ -92,10 +120,8 @@ impl Load {
         let client = Client::new(billing);
         for number in 0..WORKSPACES {
             let id = workspace(number);
-            let url = format!("{}/v1/workspaces/{id}", client.base);
             let body = json!({"name": "Crash", "plan_code": "scale"});
-            let made = client.http.put(url).bearer_auth(&client.token).json(&body).send().await.unwrap();
-            assert_eq!(made.status(), StatusCode::CREATED, "{}", made.text().await.unwrap());
+            assert_eq!(client.put(&format!("/v1/workspaces/{id}"), &body).await, 201);
             let purchase = json!({
                 "credits": bought_credits.to_string(), "amount_minor": 1, "currency": "EUR", "payment_reference": "pay-1",
             });

@@ -8,6 +8,7 @@
 
 mod load;
 mod processes;
+mod rolling;
 
 use std::time::Duration;
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// The longest that stopping may take: see docs/OPERATIONS.md.
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 const PUBLISH_TIMEOUT: Duration = Duration::from_mins(1);
 const SECRET: &str = "a shared secret of more than thirty-two bytes";
 
@@ -168,12 +170,22 @@ pub struct Billing {
 
 impl Billing {
     pub async fn create(postgres: Option<&Postgres>, redis: Option<&Redis>) -> Self {
+        Self::create_with(postgres, redis, &[]).await
+    }
+
+    /// With more settings.
+    pub async fn create_with(
+        postgres: Option<&Postgres>,
+        redis: Option<&Redis>,
+        settings: &[(&'static str, String)],
+    ) -> Self {
         let folder = TempDir::new().unwrap();
         let address = format!("127.0.0.1:{}", free_port());
         let config = format!("[[auth.keys]]\nkid = \"crash\"\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n");
         std::fs::create_dir(folder.path().join("config")).unwrap();
         std::fs::write(folder.path().join("config/auth.toml"), config).unwrap();
         let mut environment = vec![("VISIONSCOPE__SERVER__BIND", address.clone())];
+        environment.extend_from_slice(settings);
         environment.extend(postgres.map(|postgres| ("DATABASE_URL", postgres.url())));
         environment.extend(redis.map(|redis| ("REDIS_URL", redis.url())));
         let mut billing = Self { base: format!("http://{address}"), folder, environment, process: None };
@@ -192,10 +204,22 @@ impl Billing {
         command
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let process = self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.process = Some(KillOnDrop(process));
+    }
+
+    /// Stops the server with SIGTERM and waits until it has ended.
+    pub async fn terminate(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&process.0), rustix::process::Signal::TERM)
+            .unwrap();
+        let started = Instant::now();
+        while process.0.try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < STOP_TIMEOUT, "the server does not stop");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn log(&self) -> PathBuf {
