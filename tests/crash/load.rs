@@ -158,8 +158,13 @@ async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<At
 impl Acknowledged {
     /// Checks that every answer is replayed, and that each command took its credit exactly once.
     pub async fn verify(&self, billing: &Billing, bought_credits: i64) {
+        self.verify_with(billing, bought_credits, &[]).await;
+    }
+
+    /// The same with further deductions that others have made.
+    pub async fn verify_with(&self, billing: &Billing, bought_credits: i64, others: &[(Uuid, i64)]) {
         let client = Client::new(billing);
-        let mut per_workspace: BTreeMap<Uuid, i64> = BTreeMap::new();
+        let mut per_workspace: BTreeMap<Uuid, i64> = others.iter().copied().collect();
         println!("{} deductions were acknowledged", self.0.len());
         assert!(self.0.len() > 100, "too little load");
         for deduction in &self.0 {

@@ -32,25 +32,72 @@ impl Drop for KillOnDrop {
 pub struct Postgres {
     folder: TempDir,
     bin: PathBuf,
-    port: u16,
+    pub port: u16,
     process: Option<KillOnDrop>,
 }
 
 impl Postgres {
     pub async fn create() -> Self {
+        let mut server = Self::in_a_new_folder();
+        let arguments = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"];
+        Self::output_of(server.command("initdb").arg("-D").arg(server.data()).args(arguments));
+        server.start().await;
+        server
+    }
+
+    /// A standby of this server, which follows it.
+    pub async fn create_standby(&self) -> Self {
+        let mut standby = Self::in_a_new_folder();
+        let mut copy = standby.command("pg_basebackup");
+        copy.arg("-D").arg(standby.data()).args(["-d", &self.url(), "-R", "-X", "stream", "-c", "fast", "--no-sync"]);
+        Self::output_of(&mut copy);
+        standby.start().await;
+        // As a primary it waits for no standby until it has one.
+        standby.wait_for_standby(false).await;
+        standby
+    }
+
+    /// Whether a commit waits until a standby has it on its disk.
+    pub async fn wait_for_standby(&self, waits: bool) {
+        let names = if waits { "*" } else { "" };
+        self.sql(&format!("alter system set synchronous_standby_names = '{names}'"));
+        self.sql("select pg_reload_conf()");
+        let started = Instant::now();
+        while waits && self.sql("select sync_state from pg_stat_replication") != "sync" {
+            assert!(started.elapsed() < START_TIMEOUT, "the standby does not follow");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Makes a standby a primary.
+    pub fn promote(&self) {
+        Self::output_of(self.command("pg_ctl").args(["promote", "-w", "-D"]).arg(self.data()));
+    }
+
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    fn in_a_new_folder() -> Self {
         let folder = TempDir::new().unwrap();
-        let mut server = Self { folder, bin: postgres_bin(), port: free_port(), process: None };
+        let server = Self { folder, bin: postgres_bin(), port: free_port(), process: None };
         std::fs::set_permissions(server.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::create_dir(server.home()).unwrap();
         if is_root() {
             let (uid, gid) = ids_of_postgres();
             chown(server.home(), Some(uid), Some(gid)).unwrap();
         }
-        let mut initdb = server.command("initdb");
-        initdb.arg("-D").arg(server.data()).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]);
-        assert!(initdb.stdout(Stdio::null()).status().unwrap().success(), "initdb");
-        server.start().await;
         server
+    }
+
+    fn output_of(command: &mut Command) -> String {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn sql(&self, statement: &str) -> String {
+        Self::output_of(self.command("psql").args(["-X", "-A", "-t", "-c", statement, "-d", &self.url()]))
     }
 
     fn home(&self) -> PathBuf {
@@ -170,12 +217,12 @@ pub struct Billing {
 
 impl Billing {
     pub async fn create(postgres: Option<&Postgres>, redis: Option<&Redis>) -> Self {
-        Self::create_with(postgres, redis, &[]).await
+        Self::create_with(postgres.map(Postgres::url), redis, &[]).await
     }
 
     /// With more settings.
     pub async fn create_with(
-        postgres: Option<&Postgres>,
+        database_url: Option<String>,
         redis: Option<&Redis>,
         settings: &[(&'static str, String)],
     ) -> Self {
@@ -186,7 +233,7 @@ impl Billing {
         std::fs::write(folder.path().join("config/auth.toml"), config).unwrap();
         let mut environment = vec![("VISIONSCOPE__SERVER__BIND", address.clone())];
         environment.extend_from_slice(settings);
-        environment.extend(postgres.map(|postgres| ("DATABASE_URL", postgres.url())));
+        environment.extend(database_url.map(|url| ("DATABASE_URL", url)));
         environment.extend(redis.map(|redis| ("REDIS_URL", redis.url())));
         let mut billing = Self { base: format!("http://{address}"), folder, environment, process: None };
         billing.start();

@@ -95,7 +95,7 @@ async fn no_request_fails_while_the_replicas_are_restarted_one_after_the_other()
     let postgres = Postgres::create().await;
     let mut replicas = Vec::new();
     for _ in 0..2 {
-        replicas.push(Billing::create_with(Some(&postgres), None, &[drain_delay()]).await);
+        replicas.push(Billing::create_with(Some(postgres.url()), None, &[drain_delay()]).await);
     }
     let clients = replicas.iter().map(|replica| (Client::new(replica), AtomicBool::new(true)));
     let balancer = Arc::new(Balancer { replicas: clients.collect(), next: AtomicUsize::new(0) });
