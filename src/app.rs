@@ -243,7 +243,7 @@ impl App {
         health.drain();
         tokio::time::sleep(drain_delay).await;
         background.cancel();
-        http.stop().await;
+        http.stop().stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
             tracing::error!("stopped before all commands were answered; their callers can retry with the same key");
         }
@@ -255,7 +255,7 @@ impl App {
         }
         // The last to stop: until then it says that the process lives and is not ready.
         if let Some(ops) = ops {
-            ops.stop().await;
+            ops.stop().stop().await;
         }
         store.close().await;
         tracing::info!("stopped");

@@ -54,9 +54,9 @@ pub async fn read<T: DeserializeOwned + PartialSchema>(
         check_headers(request)?;
     }
     // actix has no timeout for a body.
-    let bytes = tokio::time::timeout(AppState::of(request).body_timeout, collect(payload))
-        .await
-        .map_err(|_| Problem::plain(Code::RequestTimeout))??;
+    let state = AppState::of(request);
+    let bytes = state.within(state.body_timeout, collect(payload)).await;
+    let bytes = bytes.ok_or_else(|| Problem::plain(Code::RequestTimeout))??;
     if let Some(exchange) = Exchange::of(request) {
         exchange.body_was_read();
     }

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of answers is gathered before it is written: with the piece that fills it, what a peer that does not read
 /// its answers costs.
 const WRITE_BUFFER: usize = 16 * 1024;
+/// How long the last answers may take when the server stops.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// How long a browser may cache the answer to a preflight request.
 const PREFLIGHT_MAX_AGE_S: usize = 600;
 
@@ -174,6 +177,7 @@ impl AppState {
             metrics,
             body_timeout,
             decision_timeout,
+            giving_up: CancellationToken::new(),
             documents,
         }
     }
@@ -181,10 +185,19 @@ impl AppState {
 
 /// A running server.
 pub struct Running {
-    handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
+    stop: Stop,
+}
+
+/// Stops a server.
+#[derive(Clone)]
+pub struct Stop {
+    handle: ServerHandle,
     /// Ends the idle connections, and the others once their requests are answered.
     stopping: CancellationToken,
+    /// Answers the requests that are still waiting.
+    giving_up: CancellationToken,
+    gives_up_after: Duration,
 }
 
 impl Running {
@@ -193,11 +206,28 @@ impl Running {
         (&mut self.task).await.map_err(io::Error::other)?
     }
 
-    /// Accepts no more connections and waits for the requests that were read.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+}
+
+impl Stop {
+    /// Closes all connections at once, for tests.
+    #[doc(hidden)]
+    pub fn now(&self) -> impl Future<Output = ()> + use<> {
+        self.handle.stop(false)
+    }
+
+    /// Accepts no more connections, and waits until every request that was read is answered. Those that still wait
+    /// when the time is nearly over are told that their outcome is unknown.
     pub async fn stop(self) {
-        let stopped = self.handle.stop(true);
+        let mut stopped = pin!(self.handle.stop(true));
         self.stopping.cancel();
-        stopped.await;
+        if tokio::time::timeout(self.gives_up_after, &mut stopped).await.is_err() {
+            self.giving_up.cancel();
+            stopped.await;
+        }
     }
 }
 
@@ -217,15 +247,19 @@ impl Api {
     pub fn serve(&self, port: Port, listener: TcpListener) -> io::Result<Running> {
         let stopping = CancellationToken::new();
         let server = server(self.state.clone(), &self.config, port, listener, &stopping)?;
-        let handle = server.handle();
-        Ok(Running { handle, task: tokio::spawn(server), stopping })
+        let stop = Stop {
+            handle: server.handle(),
+            stopping,
+            giving_up: self.state.giving_up.clone(),
+            gives_up_after: Duration::from_secs(self.config.drain_timeout_s).saturating_sub(LAST_ANSWERS),
+        };
+        Ok(Running { task: tokio::spawn(server), stop })
     }
 }
 
-/// Builds the server on a bound socket. It runs while the returned future is polled, installs no signal handlers, and
-/// is stopped by its handle after `stopping` was cancelled. It serves HTTP/1.1 like `actix_web::HttpServer`, but over
-/// a [`Connection`].
-pub fn server(
+/// Builds the server on a bound socket. It runs while the returned future is polled, and installs no signal handlers.
+/// It serves HTTP/1.1 like `actix_web::HttpServer`, but over a [`Connection`].
+fn server(
     state: web::Data<AppState>,
     config: &HttpConfig,
     port: Port,

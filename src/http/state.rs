@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::{HttpRequest, web};
+use tokio_util::sync::CancellationToken;
 
 use super::auth::Verifier;
 use super::decide::Decide;
@@ -31,6 +32,8 @@ pub struct AppState {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) body_timeout: Duration,
     pub(super) decision_timeout: Duration,
+    /// The server stops: what is not done now is answered as unknown.
+    pub(super) giving_up: CancellationToken,
     pub(super) documents: Documents,
 }
 
@@ -44,6 +47,15 @@ pub(super) struct Documents {
 }
 
 impl AppState {
+    /// The result of a work within this time. None after it, and when the server gives up.
+    pub(super) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = tokio::time::timeout(limit, work) => done.ok(),
+            () = self.giving_up.cancelled() => None,
+        }
+    }
+
     /// The state that the server was built with.
     #[must_use]
     pub fn of(request: &HttpRequest) -> &web::Data<Self> {

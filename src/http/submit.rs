@@ -58,8 +58,8 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         fingerprint,
         command,
     };
-    let decided = tokio::time::timeout(state.decision_timeout, state.engine.decide(envelope)).await;
-    let decided = decided.map_err(|_| Problem::plain(Code::Unavailable))?;
+    let decided = state.within(state.decision_timeout, state.engine.decide(envelope)).await;
+    let decided = decided.ok_or_else(|| Problem::plain(Code::Unavailable))?;
     match &decided {
         Ok(Reply::Decided { .. }) => state.health.record_write_result(false, state.clock.now()),
         Err(EngineError::Unavailable) => state.health.record_write_result(true, state.clock.now()),

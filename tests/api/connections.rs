@@ -378,3 +378,23 @@ async fn the_server_stops_when_all_that_was_read_is_answered() {
     tokio::join!(stopped, talk);
     assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_request_that_cannot_be_answered_before_the_server_ends_is_told_so() {
+    let config = HttpConfig { drain_timeout_s: 1, ..HttpConfig::default() };
+    let fake = fake_with(&config);
+    *fake.engine.script.lock().unwrap() = Script::Hang;
+    let mut waiting = connect(fake.server.address);
+    waiting.write_all(post_whole(&fake, "k-1").as_bytes()).unwrap();
+    let mut slow = connect(fake.server.address);
+    slow.write_all(post(&fake, "k-2", "content-length: 100\r\n\r\n{").as_bytes()).unwrap();
+    while fake.engine.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fake.server.health.drain();
+    let (waiting, slow) = (spawn_blocking(|| read_to_end(waiting)), spawn_blocking(|| read_to_end(slow)));
+    let ((), waiting, slow) = tokio::join!(fake.server.stop(), waiting, slow);
+    let (waiting, slow) = (waiting.unwrap(), slow.unwrap());
+    assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("\"unavailable\""), "{waiting}");
+    assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
+}

@@ -3,11 +3,8 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use actix_web::dev::ServerHandle;
-use actix_web::web;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
 use visionscope_billing::domain::cloud_event::EventSource;
@@ -23,7 +20,7 @@ use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::{self, AppState, Decide, Health, HttpConfig, Parts, Port};
+use visionscope_billing::http::{Api, Decide, Health, HttpConfig, Parts, Port, Stop};
 use visionscope_billing::publisher::EventBuffer;
 use visionscope_billing::store::Store;
 
@@ -56,8 +53,7 @@ pub struct TestServer {
     pub clock: ManualClock,
     pub health: Arc<Health>,
     client: reqwest::Client,
-    handle: ServerHandle,
-    stopping: CancellationToken,
+    stop: Stop,
     /// Kept until the server ends. None with a fake store.
     database: Option<TestDatabase>,
 }
@@ -77,36 +73,34 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
         metrics: Arc::new(|| "up 1\n".to_owned()),
     };
     let config = HttpConfig { workers: 1, ..config.clone() };
-    let state = web::Data::new(AppState::new(parts, &config));
+    let api = Api::new(parts, config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    let (started, handle) = std::sync::mpsc::channel();
-    let stopping = CancellationToken::new();
-    let stop = stopping.clone();
+    let (started, stop) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        actix_web::rt::System::new().block_on(async move {
-            let server = http::server(state, &config, Port::Only, listener, &stop).unwrap();
-            started.send(server.handle()).unwrap();
-            server.await.unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let mut running = api.serve(Port::Only, listener).unwrap();
+            started.send(running.stop()).unwrap();
+            running.ended().await.unwrap();
         });
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    TestServer { address, clock, health, client, handle: handle.recv().unwrap(), stopping, database: None }
+    TestServer { address, clock, health, client, stop: stop.recv().unwrap(), database: None }
 }
 
 impl TestServer {
-    /// Stops like the real server: it accepts no connections and answers what was read.
+    /// Stops like the real server.
     pub async fn stop(&self) {
-        let stopped = self.handle.stop(true);
-        self.stopping.cancel();
-        stopped.await;
+        self.stop.clone().stop().await;
     }
 }
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        drop(self.handle.stop(false));
+        drop(self.stop.now());
     }
 }
 
