@@ -111,6 +111,7 @@ async fn no_request_fails_while_the_replicas_are_restarted_one_after_the_other()
         for (n, replica) in replicas.iter_mut().enumerate() {
             replica.terminate().await;
             replica.start();
+            replica.wait_until_ready().await;
             balancer.wait_until_ready(n).await;
         }
     }
