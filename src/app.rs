@@ -24,7 +24,7 @@ use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, Api, Health, Port};
-use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle};
+use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle, Retention};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
@@ -312,7 +312,12 @@ fn start_publisher(
         return Ok(None);
     };
     let defaults = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };
+    let retention = Retention {
+        events: Duration::from_hours(u64::from(config.stream.retain_hours)),
+        batches: Duration::from_hours(u64::from(config.stream.batch_retain_days) * 24),
+    };
     let config = PublisherConfig {
+        retention: Some(retention),
         lease_ttl: Duration::from_millis(config.publisher.lease_ttl_ms),
         poll_interval: config.publisher.poll_ms.map_or(defaults.poll_interval, Duration::from_millis),
         ..defaults

@@ -24,7 +24,7 @@ pub use self::error::{ConfigError, Problem};
 use self::plans::PlansError;
 pub use self::sections::{
     Algorithm, Auth, AuthKey, Config, Database, Engine, Events, KeyMaterial, Limits, LogFormat, Plans, Publisher,
-    Redis, Scheduler, Server, Telemetry,
+    Redis, Scheduler, Server, Stream, Telemetry,
 };
 pub use self::sources::ALIASES;
 use crate::domain::plan::PlanVersion;

@@ -251,14 +251,17 @@ create table stream_leases (
     epoch        bigint   not null,
     leased_until timestamptz not null,
     generation   integer  not null check (generation >= 1),
-    diverged_seq bigint
+    diverged_seq bigint,
+    -- The first event that the stream must still hold. It only rises; events before it may have been trimmed.
+    floor_seq    bigint   not null default 1 check (floor_seq >= 1)
 ) with (fillfactor = 10);
 
 insert into outbox_partitions (partition_id, seq, version) select n, 0, 0 from generate_series(0, 15) as n;
 insert into stream_leases (partition_id, epoch, leased_until, generation)
 select n, 0, '-infinity', 1 from generate_series(0, 15) as n;
 
--- What was published, a row per batch: the outbox itself is never updated.
+-- What was published, a row per batch: the outbox itself is never updated. Rows are kept for some days, and as long
+-- as the stream must hold their events. A new generation begins at the floor, so what is before it counts as published.
 create table stream_batches (
     partition_id smallint    not null check (partition_id between 0 and 15),
     generation   integer     not null,
@@ -269,15 +272,18 @@ create table stream_batches (
     check (seq_to >= seq_from)
 );
 
+-- The instant is null where the batch's row is no longer kept.
 create view event_outbox_published as
-select o.*, b.published_at is not null as published, b.published_at
+select o.*, o.seq <= coalesce((
+        select max(s.seq_to) from stream_batches s where s.partition_id = o.partition_id and s.generation = l.generation
+    ), l.floor_seq - 1) as published,
+    (
+        select case when s.seq_from <= o.seq then s.published_at end from stream_batches s
+        where s.partition_id = o.partition_id and s.generation = l.generation and s.seq_to >= o.seq
+        order by s.seq_to limit 1
+    ) as published_at
 from event_outbox o
-join stream_leases l on l.partition_id = o.partition_id
-left join lateral (
-    select s.published_at from stream_batches s
-    where s.partition_id = o.partition_id and s.generation = l.generation and s.seq_to >= o.seq
-    order by s.seq_to limit 1
-) b on true;
+join stream_leases l on l.partition_id = o.partition_id;
 
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 create view usage_daily as
@@ -320,15 +326,30 @@ begin
 end
 $$;
 
+create function refuse_deletion_from_the_floor_on() returns trigger language plpgsql as $$
+begin
+    if exists (select from stream_leases l
+            where l.partition_id = old.partition_id and l.generation = old.generation and l.floor_seq <= old.seq_to) then
+        raise exception 'history is immutable: the stream must hold the events of this row of %', tg_table_name
+            using errcode = 'restrict_violation';
+    end if;
+    return old;
+end
+$$;
+
 do $$
 declare
     t text;
 begin
     foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'commands', 'ledger_entries',
-        'usage_logs', 'event_outbox', 'stream_batches'] loop
+        'usage_logs', 'event_outbox'] loop
         execute format('create trigger history_is_immutable before update or delete on %I for each row execute function refuse_change_of_history()', t);
         execute format('create trigger history_is_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
     end loop;
+    -- Of the batches, only those that the stream need no longer hold can be deleted.
+    create trigger history_is_immutable before update on stream_batches for each row execute function refuse_change_of_history();
+    create trigger history_is_not_truncated before truncate on stream_batches for each statement execute function refuse_change_of_history();
+    create trigger batches_from_the_floor_on_are_kept before delete on stream_batches for each row execute function refuse_deletion_from_the_floor_on();
     -- History names these rows.
     foreach t in array array['workspaces', 'credit_grants'] loop
         execute format('create trigger rows_are_kept before delete on %I for each row execute function refuse_change_of_history()', t);

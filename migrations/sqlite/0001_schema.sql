@@ -252,7 +252,9 @@ create table stream_leases (
     epoch        integer not null,
     leased_until integer not null,
     generation   integer not null check (generation >= 1),
-    diverged_seq integer
+    diverged_seq integer,
+    -- The first event that the stream must still hold. It only rises; events before it may have been trimmed.
+    floor_seq    integer not null default 1 check (floor_seq >= 1)
 ) strict;
 
 with recursive numbers (n) as (select 0 union all select n + 1 from numbers where n < 15)
@@ -260,7 +262,8 @@ insert into outbox_partitions (partition_id, seq, version) select n, 0, 0 from n
 insert into stream_leases (partition_id, epoch, leased_until, generation)
 select partition_id, 0, 0, 1 from outbox_partitions;
 
--- What was published, a row per batch: the outbox itself is never updated.
+-- What was published, a row per batch: the outbox itself is never updated. Rows are kept for some days, and as long
+-- as the stream must hold their events. A new generation begins at the floor, so what is before it counts as published.
 create table stream_batches (
     partition_id integer not null check (partition_id between 0 and 15),
     generation   integer not null,
@@ -271,19 +274,18 @@ create table stream_batches (
     check (seq_to >= seq_from)
 ) strict, without rowid;
 
+-- The instant is null where the batch's row is no longer kept.
 create view event_outbox_published as
-select e.partition_id, e.seq, e.event_id, e.workspace_id, e.workspace_seq, e.event_type, e.schema_version,
-    e.recorded_at, e.correlation_id, e.causation_id, e.traceparent, e.data,
-    e.published_at is not null as published, e.published_at
-from (
-    select o.*, (
-        select s.published_at from stream_batches s
+select o.*, o.seq <= coalesce((
+        select max(s.seq_to) from stream_batches s where s.partition_id = o.partition_id and s.generation = l.generation
+    ), l.floor_seq - 1) as published,
+    (
+        select case when s.seq_from <= o.seq then s.published_at end from stream_batches s
         where s.partition_id = o.partition_id and s.generation = l.generation and s.seq_to >= o.seq
         order by s.seq_to limit 1
     ) as published_at
-    from event_outbox o
-    join stream_leases l on l.partition_id = o.partition_id
-) e;
+from event_outbox o
+join stream_leases l on l.partition_id = o.partition_id;
 
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 create view usage_daily as
@@ -324,8 +326,13 @@ create trigger event_outbox_refuse_delete before delete on event_outbox
 begin select raise(abort, 'history is immutable: delete on event_outbox'); end;
 create trigger stream_batches_refuse_update before update on stream_batches
 begin select raise(abort, 'history is immutable: update on stream_batches'); end;
+-- Only batches that the stream need no longer hold can be deleted.
 create trigger stream_batches_refuse_delete before delete on stream_batches
-begin select raise(abort, 'history is immutable: delete on stream_batches'); end;
+when exists (
+    select 1 from stream_leases l
+    where l.partition_id = old.partition_id and l.generation = old.generation and l.floor_seq <= old.seq_to
+)
+begin select raise(abort, 'history is immutable: the stream must hold the events of this row of stream_batches'); end;
 -- History names these rows.
 create trigger workspaces_refuse_delete before delete on workspaces
 begin select raise(abort, 'history is immutable: delete on workspaces'); end;

@@ -30,7 +30,7 @@ select coalesce(sum(p.seq - b.seq_to), 0),
 from stream_leases l
 join outbox_partitions p using (partition_id)
 cross join lateral (
-    select coalesce(max(s.seq_to), 0) as seq_to from stream_batches s
+    select coalesce(max(s.seq_to), l.floor_seq - 1) as seq_to from stream_batches s
     where s.partition_id = l.partition_id and s.generation = l.generation
 ) b
 left join event_outbox o on o.partition_id = l.partition_id and o.seq = b.seq_to + 1"""

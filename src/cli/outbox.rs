@@ -17,11 +17,11 @@ use crate::stream::EventStream;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
-    /// Shows the events, the published events and the publisher of each partition.
+    /// Shows the events, the published events, the floor, the publisher and the consumer groups of each partition.
     Status,
     /// Compares every entry of the streams with the outbox.
     Verify(Selection),
-    /// Starts new, empty streams and fills them from the outbox.
+    /// Starts new, empty streams and fills them from the outbox, from the floor on.
     Rebuild {
         #[command(flatten)]
         selection: Selection,
@@ -86,16 +86,23 @@ async fn print_unpublished(outbox: &dyn Outbox) -> Outcome {
 
 async fn print_status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Outcome {
     let report = status(outbox, stream).await.context("the status cannot be read")?;
-    println!("{:<26} {:>10} {:>10} {:>10} {:>8}  publisher", "stream", "outbox", "published", "in redis", "waiting");
+    println!(
+        "{:<26} {:>10} {:>10} {:>10} {:>10} {:>8}  publisher",
+        "stream", "outbox", "published", "floor", "in redis", "waiting"
+    );
     for line in &report.partitions {
         let unknown = if report.stream_error.is_some() { "?" } else { "0" };
         let in_stream = line.stream_seq.map_or_else(|| unknown.to_owned(), |seq| seq.to_string());
         let publisher = line.publisher.as_deref().unwrap_or("-");
         let diverged = line.diverged_seq.map(|seq| format!("  DIVERGED at {seq}")).unwrap_or_default();
         println!(
-            "{:<26} {:>10} {:>10} {in_stream:>10} {:>8}  {publisher}{diverged}",
-            line.stream, line.seq, line.published_seq, line.waiting
+            "{:<26} {:>10} {:>10} {:>10} {in_stream:>10} {:>8}  {publisher}{diverged}",
+            line.stream, line.seq, line.published_seq, line.floor_seq, line.waiting
         );
+        for group in &line.groups {
+            let behind = if group.is_behind_floor { "  behind the floor: catch up over HTTP" } else { "" };
+            println!("  group {:?}: delivered {}, lag {}{behind}", group.name, group.delivered_seq, group.lag);
+        }
     }
     if let Some(error) = &report.stream_error {
         println!("Redis cannot be read: {error}");
@@ -138,8 +145,8 @@ async fn print_rebuild(
     let report = rebuild(outbox, stream, Arc::new(SystemClock), partitions, within).await?;
     for rebuilt in &report.partitions {
         println!(
-            "{}: {} of {} events; the old stream {} can be deleted once no consumer reads it",
-            rebuilt.stream, rebuilt.published_seq, rebuilt.target_seq, rebuilt.old_stream
+            "{}: published to {} of {}, from the floor {} on; the old stream {} can be deleted once no consumer reads it",
+            rebuilt.stream, rebuilt.published_seq, rebuilt.target_seq, rebuilt.floor_seq, rebuilt.old_stream
         );
     }
     if !report.is_done() {

@@ -45,6 +45,7 @@ pub(super) fn check(config: &Config) -> Vec<(String, String)> {
     let mut check = Check(Vec::new());
     server(&mut check, config);
     database_and_redis(&mut check, config);
+    stream(&mut check, config);
     auth(&mut check, config);
     work(&mut check, config);
     telemetry(&mut check, config);
@@ -108,6 +109,15 @@ fn database_and_redis(check: &mut Check, Config { database, redis, .. }: &Config
     check.range("redis.pool_size", redis.pool_size, 1..=256);
     check.range("redis.response_timeout_ms", redis.response_timeout_ms, TIMEOUT_MS);
     check.range("redis.connect_timeout_ms", redis.connect_timeout_ms, TIMEOUT_MS);
+}
+
+fn stream(check: &mut Check, Config { stream, .. }: &Config) {
+    check.range("stream.retain_hours", stream.retain_hours, 1..=8_760);
+    check.range("stream.batch_retain_days", stream.batch_retain_days, 1..=3_650);
+    // The floor of a stream is found by when its events were published.
+    if stream.batch_retain_days.saturating_mul(24) < stream.retain_hours {
+        check.refuse("stream.batch_retain_days", "must not be shorter than stream.retain_hours");
+    }
 }
 
 fn auth(check: &mut Check, Config { auth, .. }: &Config) {

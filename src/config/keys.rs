@@ -62,6 +62,9 @@ pub const KEYS: &[Key] = &[
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 
+    key("stream.retain_hours", "24", "How long an event stays in its stream after it was published, 1 to 8760. The newest 1,000 events of a partition stay longer. Who is further behind reads over HTTP."),
+    key("stream.batch_retain_days", "7", "How long the database keeps when events were published (`stream_batches`), 1 to 3650, and at least `stream.retain_hours`."),
+
     key("events.source", "urn:visionscope:billing", "The `source` of every event: a URI of at most 256 characters, such as the address of this server. The first start, or `migrate` before it, stores it in the database, and a start with another one is refused. Two databases whose events meet in one consumer need different ones."),
 
     key("auth.issuer", "visionscope-billing", "The required `iss` of a token."),

@@ -17,6 +17,7 @@ pub struct Config {
     pub server: Server,
     pub database: Database,
     pub redis: Redis,
+    pub stream: Stream,
     pub events: Events,
     pub auth: Auth,
     pub engine: Engine,
@@ -80,6 +81,16 @@ pub struct Redis {
     pub pool_size: u32,
     pub response_timeout_ms: u64,
     pub connect_timeout_ms: u64,
+}
+
+/// How long what was published is kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Events in the streams.
+    pub retain_hours: u32,
+    /// When they were published, in the database.
+    pub batch_retain_days: u32,
 }
 
 /// What events say about this server.

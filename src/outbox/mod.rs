@@ -16,7 +16,7 @@ use crate::domain::time::Timestamp;
 use crate::publisher::{EventBuffer, Publisher, PublisherConfig};
 use crate::store::Outbox;
 use crate::store::queries::PartitionStatus;
-use crate::stream::{EventStream, generation_key, stream_key};
+use crate::stream::{EventStream, GroupPosition, StreamError, generation_key, stream_key};
 
 mod error;
 mod verify;
@@ -35,13 +35,41 @@ pub struct PartitionLine {
     pub seq: i64,
     /// The last event recorded as published.
     pub published_seq: i64,
+    /// The first event that the stream must still hold.
+    pub floor_seq: i64,
     /// The last entry of the stream; none if it is empty or cannot be read.
     pub stream_seq: Option<u64>,
+    /// The consumer groups of the stream, at most [`MAX_GROUPS`](crate::stream::MAX_GROUPS).
+    pub groups: Vec<GroupLine>,
     pub waiting: i64,
     pub oldest_waiting_at: Option<Timestamp>,
     pub diverged_seq: Option<i64>,
     /// The publisher with a lease in force.
     pub publisher: Option<String>,
+}
+
+/// How far a consumer group has read a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupLine {
+    pub name: String,
+    /// The last event that was delivered to the group.
+    pub delivered_seq: u64,
+    /// The events after it, published or not.
+    pub lag: i64,
+    /// Whether the stream need no longer hold the group's next event: it catches up over HTTP.
+    pub is_behind_floor: bool,
+}
+
+impl GroupLine {
+    fn new(group: GroupPosition, status: &PartitionStatus) -> Self {
+        let delivered = group.delivered_seq();
+        Self {
+            name: group.name,
+            delivered_seq: group.last_delivered.seq,
+            lag: status.seq.saturating_sub(delivered).max(0),
+            is_behind_floor: delivered < status.floor_seq - 1,
+        }
+    }
 }
 
 /// `outbox status`.
@@ -57,8 +85,8 @@ impl StatusReport {
     #[must_use]
     pub fn is_up_to_date(&self) -> bool {
         let is_up_to_date = |line: &PartitionLine| {
-            let in_stream = line.stream_seq.unwrap_or(0);
-            line.waiting == 0 && line.diverged_seq.is_none() && u64::try_from(line.published_seq) == Ok(in_stream)
+            let in_stream = line.stream_seq.map_or(Ok(line.floor_seq - 1), i64::try_from);
+            line.waiting == 0 && line.diverged_seq.is_none() && in_stream == Ok(line.published_seq)
         };
         self.stream_error.is_none() && self.partitions.iter().all(is_up_to_date)
     }
@@ -68,11 +96,11 @@ impl StatusReport {
 pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<StatusReport, OutboxError> {
     let mut report = StatusReport { partitions: Vec::new(), stream_error: None };
     for status in outbox.status().await? {
-        let mut stream_seq = None;
+        let (mut stream_seq, mut groups) = (None, Vec::new());
         // After the first failure the stream is not asked again: each failure may take a whole timeout.
         if report.stream_error.is_none() {
-            match stream.top(status.partition, status.generation).await {
-                Ok(top) => stream_seq = top.map(|entry| entry.id.seq),
+            match read_stream(stream, &status).await {
+                Ok((top, found)) => (stream_seq, groups) = (top, found),
                 Err(error) => report.stream_error = Some(error.to_string()),
             }
         }
@@ -82,7 +110,9 @@ pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<Sta
             stream: stream_key(status.partition, status.generation),
             seq: status.seq,
             published_seq: status.published_seq,
+            floor_seq: status.floor_seq,
             stream_seq,
+            groups,
             waiting: status.seq.saturating_sub(status.published_seq).max(0),
             oldest_waiting_at: status.oldest_waiting_at,
             diverged_seq: status.diverged_seq,
@@ -90,6 +120,17 @@ pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<Sta
         });
     }
     Ok(report)
+}
+
+/// The last entry of a stream, and its groups.
+async fn read_stream(
+    stream: &dyn EventStream,
+    status: &PartitionStatus,
+) -> Result<(Option<u64>, Vec<GroupLine>), StreamError> {
+    let top = stream.top(status.partition, status.generation).await?;
+    let groups = stream.groups(status.partition, status.generation).await?;
+    let groups = groups.into_iter().map(|group| GroupLine::new(group, status)).collect();
+    Ok((top.map(|entry| entry.id.seq), groups))
 }
 
 /// The progress of one partition's rebuild.
@@ -103,6 +144,8 @@ pub struct RebuiltPartition {
     pub pointer: String,
     /// The key of the old stream. The operator deletes it once no consumer reads it.
     pub old_stream: String,
+    /// The first event of the new stream. Consumers read earlier ones over HTTP.
+    pub floor_seq: i64,
     /// The last event when the rebuild began. The rebuild is done when it is published.
     pub target_seq: i64,
     pub published_seq: i64,
@@ -150,8 +193,9 @@ pub async fn rebuild(
             stream: stream_key(status.partition, generation),
             pointer: generation_key(status.partition),
             old_stream: stream_key(status.partition, status.generation),
+            floor_seq: status.floor_seq,
             target_seq: status.seq,
-            published_seq: 0,
+            published_seq: status.floor_seq - 1,
             diverged_seq: None,
         });
     }

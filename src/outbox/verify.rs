@@ -1,7 +1,8 @@
 //! Compares the stream with the outbox, entry by entry, page by page, in constant memory.
 //!
 //! It may run while events are published: each page of the stream is read before the same events of the outbox,
-//! and an event is in the outbox before it is in the stream.
+//! and an event is in the outbox before it is in the stream. It may run while the stream is trimmed, too: the floor is
+//! read after each page, and no event before it is missing.
 
 use std::collections::VecDeque;
 
@@ -23,7 +24,7 @@ const MAX_FINDINGS: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// Published events are not in the stream at their number.
+    /// Published events are not in the stream at their number, although it must still hold them.
     Missing,
     /// An event is in the stream twice.
     Doubled,
@@ -104,6 +105,8 @@ struct Comparison<'a> {
     events: VecDeque<EventRecord>,
     /// The last event read from the outbox.
     read_to: i64,
+    /// The first event that the stream must hold.
+    floor_seq: i64,
     /// The last event found missing.
     missing_to: i64,
     verdict: PartitionVerdict,
@@ -119,7 +122,8 @@ impl<'a> Comparison<'a> {
             findings: Vec::new(),
             differences: 0,
         };
-        Self { outbox, stream, events: VecDeque::new(), read_to: 0, missing_to: 0, verdict }
+        let floor_seq = status.floor_seq;
+        Self { outbox, stream, events: VecDeque::new(), read_to: 0, floor_seq, missing_to: 0, verdict }
     }
 
     async fn run(mut self, status: &PartitionStatus) -> Result<PartitionVerdict, OutboxError> {
@@ -127,6 +131,11 @@ impl<'a> Comparison<'a> {
         let mut top = 0;
         loop {
             let entries = self.stream.read(status.partition, status.generation, after, PAGE).await?;
+            self.read_floor().await?;
+            if after == EntryId::START {
+                let first = entries.first().and_then(|entry| i64::try_from(entry.id.seq).ok());
+                self.read_to = first.map_or(self.floor_seq, |first| first.min(self.floor_seq)).max(1) - 1;
+            }
             for entry in &entries {
                 self.compare(entry).await?;
             }
@@ -139,6 +148,13 @@ impl<'a> Comparison<'a> {
         }
         self.verdict.waiting = status.seq.saturating_sub(status.published_seq.max(top)).max(0);
         Ok(self.verdict)
+    }
+
+    async fn read_floor(&mut self) -> Result<(), OutboxError> {
+        let is_same = |status: &&PartitionStatus| status.partition == self.verdict.partition;
+        let floor_seq = self.outbox.status().await?.iter().find(is_same).map(|status| status.floor_seq);
+        self.floor_seq = floor_seq.unwrap_or(self.floor_seq);
+        Ok(())
     }
 
     async fn compare(&mut self, entry: &StreamEntry) -> Result<(), OutboxError> {
@@ -221,6 +237,9 @@ impl<'a> Comparison<'a> {
     }
 
     fn add_missing(&mut self, event: &EventRecord) {
+        if event.seq < self.floor_seq {
+            return;
+        }
         let continues = self.missing_to + 1 == event.seq && event.seq > 1;
         self.missing_to = event.seq;
         if continues {

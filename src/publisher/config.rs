@@ -20,8 +20,20 @@ const APPEND_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the published positions are recorded, for all partitions in one transaction, because it waits for
 /// the disk. After a crash the next publisher finds unrecorded events in the stream.
 const RECORD_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the streams are trimmed, and old records of batches deleted: the longest time that an event stays after it
+/// may be removed.
+const TRIM_INTERVAL: Duration = Duration::from_mins(1);
 /// How long publishing the remaining events may delay a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long what was published is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Events in the streams.
+    pub events: Duration,
+    /// Records of batches in the database.
+    pub batches: Duration,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub struct PublisherConfig {
@@ -31,6 +43,9 @@ pub struct PublisherConfig {
     pub status_interval: Duration,
     pub append_interval: Duration,
     pub record_interval: Duration,
+    pub trim_interval: Duration,
+    /// Without it, this publisher removes nothing.
+    pub retention: Option<Retention>,
     pub stop_timeout: Duration,
 }
 
@@ -45,6 +60,8 @@ impl PublisherConfig {
             status_interval: STATUS_INTERVAL,
             append_interval: APPEND_INTERVAL,
             record_interval: RECORD_INTERVAL,
+            trim_interval: TRIM_INTERVAL,
+            retention: None,
             stop_timeout: STOP_TIMEOUT,
         }
     }

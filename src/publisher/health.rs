@@ -65,6 +65,7 @@ mod tests {
             generation: 1,
             seq,
             published_seq,
+            floor_seq: 1,
             diverged_seq: (number == 2).then_some(7),
             owner: None,
             epoch: 0,

@@ -23,6 +23,8 @@ pub(super) struct LeasedPartition {
     /// The last event recorded as published. Later than `appended_seq` after the stream lost its tail.
     pub(super) recorded_seq: i64,
     pub(super) next_probe: Instant,
+    /// The first probe from then on also trims the stream.
+    pub(super) next_trim: Instant,
     /// No step begins before this: it spaces appends, and retries after a failure.
     pub(super) not_before: Instant,
     pub(super) backoff: Option<Backoff>,
@@ -41,6 +43,7 @@ impl LeasedPartition {
             appended_seq: lease.published_seq,
             recorded_seq: lease.published_seq,
             next_probe: now + probe_interval / u32::from(PARTITIONS) * offset,
+            next_trim: now,
             not_before: now,
             backoff: None,
             is_stopped: lease.diverged_seq.is_some(),
@@ -82,7 +85,8 @@ mod tests {
     fn an_event_committed_while_a_step_finds_nothing_is_not_missed() {
         let partition = Partition::new(3).unwrap();
         let owner = String::from("one");
-        let lease = Lease { partition, owner, epoch: 1, generation: 1, published_seq: 4, diverged_seq: None };
+        let lease =
+            Lease { partition, owner, epoch: 1, generation: 1, published_seq: 4, floor_seq: 1, diverged_seq: None };
         let mut leased = LeasedPartition::new(lease, Instant::now(), Duration::from_secs(5));
         (leased.head, leased.head_at_step_start) = (6, 6);
         leased.found_no_events(4);

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::breaker::BreakerState;
-pub use self::config::PublisherConfig;
+pub use self::config::{PublisherConfig, Retention};
 pub use self::event_buffer::EventBuffer;
 pub use self::health::PublisherHealth;
 use self::partition::PublisherContext;
@@ -34,6 +34,7 @@ mod breaker;
 mod config;
 mod event_buffer;
 mod failure_log;
+mod group_lag;
 mod health;
 mod leased_partition;
 mod measure;

@@ -5,6 +5,12 @@
 //! The position is only an assumption, and every append checks it. It starts at the recorded one, moves forward
 //! with each append, and moves back when the stream turns out to end earlier. So a crash at any point, a second
 //! publisher, or a stream that lost its tail all lead to the same stream.
+//!
+//! Trimming is part of a step, so no append of this process is under way at the same time: one that was sent with
+//! the old floor and executed after the trim would find that the stream starts too late. Whoever has lost the lease
+//! can still send one, but what it finds does not count (`mark_diverged`). The floor is raised in the database before
+//! the stream is trimmed, and only while the lease is in force; so whoever leases the partition later knows a floor
+//! that is at least as high as that of every trim.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +35,10 @@ pub(super) const OUTBOX_TIMEOUT: Duration = Duration::from_secs(5);
 /// Enough to keep the database and the stream busy at once; few enough to bound memory, and to leave database
 /// connections to others.
 pub(super) const MAX_CONCURRENT_READS: usize = 8;
+
+/// How many commands one step sends to trim a stream, a few thousand entries each. What remains is removed by the next
+/// steps that trim.
+const MAX_TRIMS: usize = 16;
 
 /// What all partitions of a publisher share.
 pub(super) struct PublisherContext {
@@ -111,25 +121,30 @@ pub(super) struct Progress {
     pub(super) position: i64,
     /// The id of that event, if known.
     event_id: Option<EventId>,
-    /// Whether the next step checks the end of the stream even if there is nothing to publish.
+    /// Whether the next step checks the start and the end of the stream even if there is nothing to publish.
     pub(super) is_probe: bool,
+    /// Whether the next step trims the stream: how long events stay in it.
+    pub(super) trim: Option<Duration>,
 }
 
 impl Progress {
     pub(super) fn new(lease: Lease) -> Self {
-        Self { position: lease.published_seq, event_id: None, is_probe: false, lease }
+        Self { position: lease.published_seq, event_id: None, is_probe: false, trim: None, lease }
     }
 
-    /// Appends the events. Without events, a probe only checks the end of the stream.
+    /// Appends the events. A probe first compares without events, because an append that continues a stream looks
+    /// at its last entry only.
     pub(super) async fn advance(&mut self, context: &PublisherContext, next: NextEvents) -> Result<Step, StepError> {
-        if next.events.is_empty() && !self.is_probe {
-            return Ok(Step::Idle);
+        let mut appended = Appended::Ok;
+        if self.is_probe {
+            appended = self.append(context, &[]).await?;
         }
-        let started = Instant::now();
-        let previous = self.event_id.map(|event_id| (self.position, event_id));
-        let append = context.stream.append(self.lease.partition, self.lease.generation, previous, &next.events);
-        let appended = context.breaker.call(append).await?;
-        measure::record_append_time(started.elapsed());
+        if appended == Appended::Ok && self.trim.is_some() {
+            self.trim(context).await?;
+        }
+        if appended == Appended::Ok && !next.events.is_empty() {
+            appended = self.append(context, &next.events).await?;
+        }
         match appended {
             Appended::Ok => self.appended(context, &next).await,
             Appended::Behind { top_seq } if (0..self.position).contains(&top_seq) => {
@@ -141,6 +156,32 @@ impl Progress {
             }
             Appended::Diverged { seq } => self.mark_diverged(context, seq).await,
         }
+    }
+
+    async fn append(&self, context: &PublisherContext, events: &[EventRecord]) -> Result<Appended, StepError> {
+        let Lease { partition, generation, floor_seq, .. } = self.lease;
+        let previous = self.event_id.map(|event_id| (self.position, event_id));
+        let started = Instant::now();
+        let appended =
+            context.breaker.call(context.stream.append(partition, generation, floor_seq, previous, events)).await?;
+        measure::record_append_time(started.elapsed());
+        Ok(appended)
+    }
+
+    /// Raises the floor, and removes what is before it. A lost lease is noticed by the next record.
+    async fn trim(&mut self, context: &PublisherContext) -> Result<(), StepError> {
+        let Some(retain) = self.trim.take() else { return Ok(()) };
+        let Some(floor_seq) = with_timeout(context.outbox.raise_floor(&self.lease, retain)).await? else {
+            return Ok(());
+        };
+        self.lease.floor_seq = floor_seq;
+        let Lease { partition, generation, .. } = self.lease;
+        for _ in 0..MAX_TRIMS {
+            if !context.breaker.call(context.stream.trim(partition, generation, floor_seq)).await? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The next events, if the buffer has them. After a new lease or a rewind the id of the previous event is
@@ -185,7 +226,9 @@ impl Progress {
     }
 
     async fn appended(&mut self, context: &PublisherContext, next: &NextEvents) -> Result<Step, StepError> {
-        let Some(last) = next.events.last() else { return self.check_stream_end(context).await };
+        let Some(last) = next.events.last() else {
+            return if self.is_probe { self.check_stream_end(context).await } else { Ok(Step::Idle) };
+        };
         (self.position, self.event_id) = (last.seq, Some(last.event_id));
         measure::count_published(next.events.len());
         Ok(Step::Published { has_more: next.has_more })

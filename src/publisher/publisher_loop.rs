@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::breaker::{Backoff, BreakerState};
 use super::config::PublisherConfig;
 use super::failure_log::{log_divergence, log_failure};
+use super::group_lag::GroupLags;
 use super::health::PublisherHealth;
 use super::leased_partition::LeasedPartition;
 use super::measure;
@@ -31,6 +32,8 @@ const RENEWALS_PER_TTL: u32 = 3;
 /// The pause between polls is at least this many times as long as a poll took, so that polling never overloads a
 /// slow database.
 const POLL_PAUSE_FACTOR: u32 = 4;
+/// The pause before more records of batches are deleted, so that others use the database in between.
+const CLEANING_PAUSE: Duration = Duration::from_millis(500);
 /// How long recording the last positions and releasing the leases may take at a stop. Without it the next
 /// publisher finds the events in the stream, and the leases expire.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -48,7 +51,9 @@ pub(super) struct PublisherLoop {
     polling: PeriodicTask,
     status: PeriodicTask,
     recording: PeriodicTask,
+    cleaning: PeriodicTask,
     health: PublisherHealth,
+    group_lags: GroupLags,
     report: watch::Sender<PublisherHealth>,
 }
 
@@ -72,7 +77,9 @@ impl PublisherLoop {
             polling: PeriodicTask::new(now),
             status: PeriodicTask::new(now),
             recording: PeriodicTask::new(now),
+            cleaning: PeriodicTask::new(now),
             health: PublisherHealth::default(),
+            group_lags: GroupLags::default(),
             report,
         }
     }
@@ -113,6 +120,13 @@ impl PublisherLoop {
         if self.status.start_if_due(now) {
             self.work.push(work::status(&self.context));
         }
+        if let Some(retention) = self.config.retention
+            && !self.partitions.is_empty()
+            && self.cleaning.start_if_due(now)
+        {
+            let partitions = self.partitions.keys().copied().collect();
+            self.work.push(work::delete_batches(&self.context, partitions, retention.batches));
+        }
         if self.has_unrecorded() && self.recording.start_if_due(now) {
             self.work.push(work::record(&self.context, self.unrecorded()));
         }
@@ -137,6 +151,11 @@ impl PublisherLoop {
             progress.is_probe = leased.next_probe <= now || leased.backoff.is_some();
             if progress.is_probe {
                 leased.next_probe = now + self.config.probe_interval;
+            }
+            progress.trim = None;
+            if progress.is_probe && leased.next_trim <= now {
+                leased.next_trim = now + self.config.trim_interval;
+                progress.trim = self.config.retention.map(|retention| retention.events);
             }
             match progress.next_from_buffer(&self.context.events) {
                 Some(next) => self.work.push(work::step(&self.context, progress, next)),
@@ -166,8 +185,9 @@ impl PublisherLoop {
     fn deadline(&self) -> Instant {
         let poll = self.polling.next_run.filter(|_| !self.partitions.is_empty());
         let record = self.recording.next_run.filter(|_| self.has_unrecorded());
+        let clean = self.cleaning.next_run.filter(|_| self.config.retention.is_some() && !self.partitions.is_empty());
         let steps = self.partitions.values().filter_map(LeasedPartition::next_step);
-        let tasks = [self.leasing.next_run, poll, self.status.next_run, record].into_iter().flatten();
+        let tasks = [self.leasing.next_run, poll, self.status.next_run, record, clean].into_iter().flatten();
         tasks.chain(steps).min().unwrap_or_else(|| Instant::now() + self.config.lease_ttl)
     }
 
@@ -187,12 +207,21 @@ impl PublisherLoop {
                     }
                 }
             }
-            Completed::Status(status) => {
+            Completed::Status(status, groups) => {
                 self.status.finished(&status, self.config.status_interval);
                 if let Some(status) = self.note_outbox(status) {
                     self.health.update_lag(&status, self.clock.now());
+                    measure::report_streams(&status);
+                }
+                if let Some(groups) = groups {
+                    measure::report_groups(self.group_lags.update(groups));
                 }
                 self.report_health();
+            }
+            Completed::Cleaned(deleted) => {
+                let pause = if matches!(deleted, Ok(true)) { CLEANING_PAUSE } else { self.config.trim_interval };
+                self.cleaning.finished(&deleted, pause);
+                self.note_outbox(deleted);
             }
             Completed::Read(results) => self.read_finished(results),
             Completed::Stepped(progress, step) => self.step_finished(progress, step),
@@ -377,8 +406,8 @@ impl PublisherLoop {
                 Completed::Recorded(publications, recorded) => {
                     self.record_finished(&publications, &recorded.unwrap_or_default());
                 }
-                // A stopping publisher neither leases nor polls.
-                Completed::Leased(_) | Completed::Polled(..) | Completed::Status(_) => {}
+                // A stopping publisher neither leases, polls nor cleans.
+                Completed::Leased(_) | Completed::Polled(..) | Completed::Status(..) | Completed::Cleaned(_) => {}
             }
             if self.context.breaker.state() != BreakerState::Closed {
                 return;

@@ -7,9 +7,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::breaker::BreakerState;
+use super::group_lag::read_groups;
 use super::partition::{NextEvents, Progress, PublisherContext, ReadResult, Step, StepError, read_next, with_timeout};
+use crate::domain::ids::Partition;
 use crate::store::StoreError;
 use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::stream::GroupPosition;
 
 pub(super) type Work = BoxFuture<'static, Completed>;
 
@@ -18,11 +22,18 @@ pub(super) enum Completed {
     Leased(Result<Vec<Lease>, StoreError>),
     /// The heads, and how long the poll took.
     Polled(Result<Vec<EventPosition>, StoreError>, Duration),
-    Status(Result<Vec<PartitionStatus>, StoreError>),
+    /// The partitions, and the consumer groups unless the stream did not answer.
+    Status(Result<Vec<PartitionStatus>, StoreError>, Option<Vec<(GroupPosition, i64)>>),
     Read(Vec<ReadResult>),
     Stepped(Progress, Result<Step, StepError>),
     Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),
+    /// Whether there may be more old records of batches to delete.
+    Cleaned(Result<bool, StoreError>),
 }
+
+/// How many records of batches one statement deletes. It takes a few milliseconds, in which nothing else writes to an
+/// embedded database.
+const BATCHES_PER_DELETION: u32 = 1_000;
 
 pub(super) fn lease(context: &Arc<PublisherContext>, ttl: Duration) -> Work {
     let context = Arc::clone(context);
@@ -36,7 +47,18 @@ pub(super) fn poll(context: &Arc<PublisherContext>, started: Instant) -> Work {
 
 pub(super) fn status(context: &Arc<PublisherContext>) -> Work {
     let context = Arc::clone(context);
-    async move { Completed::Status(with_timeout(context.outbox.status()).await) }.boxed()
+    let status = async move {
+        let status = with_timeout(context.outbox.status()).await;
+        let mut groups = None;
+        // Nobody waits for the groups while the stream is down: each failure may take a whole timeout.
+        if let Ok(partitions) = &status
+            && context.breaker.state() == BreakerState::Closed
+        {
+            groups = read_groups(&*context.stream, partitions).await.ok();
+        }
+        Completed::Status(status, groups)
+    };
+    status.boxed()
 }
 
 pub(super) fn record(context: &Arc<PublisherContext>, publications: Vec<Publication>) -> Work {
@@ -46,6 +68,23 @@ pub(super) fn record(context: &Arc<PublisherContext>, publications: Vec<Publicat
         Completed::Recorded(publications, recorded)
     };
     record.boxed()
+}
+
+/// One short statement for each partition.
+pub(super) fn delete_batches(context: &Arc<PublisherContext>, partitions: Vec<Partition>, retain: Duration) -> Work {
+    let context = Arc::clone(context);
+    let delete = async move {
+        let mut has_more = false;
+        for partition in partitions {
+            let delete = context.outbox.delete_batches(partition, retain, BATCHES_PER_DELETION);
+            match with_timeout(delete).await {
+                Ok(deleted) => has_more |= deleted >= u64::from(BATCHES_PER_DELETION),
+                Err(error) => return Completed::Cleaned(Err(error)),
+            }
+        }
+        Completed::Cleaned(Ok(has_more))
+    };
+    delete.boxed()
 }
 
 pub(super) fn read(context: &Arc<PublisherContext>, partitions: Vec<Progress>) -> Work {

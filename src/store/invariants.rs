@@ -378,7 +378,7 @@ select cast(null as uuid) as workspace_id, cast(null as uuid) as row_id,
         b.seq_before) as detail
 from (
     select partition_id, generation, seq_from,
-        lag(seq_to, 1, 0) over (partition by partition_id, generation order by seq_to) as seq_before
+        lag(seq_to) over (partition by partition_id, generation order by seq_to) as seq_before
     from stream_batches
 ) b
 where b.seq_from <> b.seq_before + 1

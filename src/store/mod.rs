@@ -194,8 +194,17 @@ pub trait Outbox: Send + Sync {
     /// with a stream that was rebuilt since.
     async fn mark_diverged(&self, lease: &Lease, seq: i64) -> Result<Recorded, StoreError>;
 
-    /// Starts a new, empty stream for a partition and clears a divergence. The publisher fills the stream.
-    /// Returns the new generation.
+    /// Raises the floor to the first event that was published within `retain`, but never so far that the stream
+    /// need hold fewer than [`queries::MIN_EVENTS_IN_STREAM`] events. Returns the floor in force, or none if the
+    /// lease is lost. The floor never falls.
+    async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError>;
+
+    /// Deletes the oldest records of batches of a partition: those that were published before `retain`, and whose
+    /// events its stream need no longer hold. Looks at no more than `limit` records. Returns how many it deleted.
+    async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError>;
+
+    /// Starts a new, empty stream for a partition and clears a divergence. The publisher fills the stream, from the
+    /// floor on. Returns the new generation.
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError>;
 
     /// The publishing status of every partition.

@@ -136,8 +136,10 @@ pub struct Lease {
     pub epoch: i64,
     /// The stream's generation, from 1.
     pub generation: i32,
-    /// The last event recorded as published in this generation; 0 before the first.
+    /// The last event recorded as published in this generation; before the first, the one before the floor.
     pub published_seq: i64,
+    /// The first event that the stream must still hold, from 1. Events before it may have been trimmed.
+    pub floor_seq: i64,
     /// The number of the first event at which the stream differs from the outbox. Publishing is stopped.
     pub diverged_seq: Option<i64>,
 }
@@ -150,6 +152,7 @@ impl Lease {
             epoch: row.next()?,
             generation: row.next()?,
             diverged_seq: row.next()?,
+            floor_seq: row.next()?,
             published_seq: row.next()?,
         })
     }
@@ -161,6 +164,13 @@ pub struct Publication {
     pub lease: Lease,
     pub seq_to: i64,
 }
+
+/// How many of the newest events a stream always holds, however old they are: a consumer of a quiet partition that
+/// was away for some days need not catch up over HTTP.
+pub const MIN_EVENTS_IN_STREAM: i64 = 1_000;
+/// How many batches one raise of the floor looks at. The publisher records 600 a minute at most, so a floor that is
+/// far behind catches up, and no raise reads the batches of a whole day.
+pub(super) const BATCHES_PER_RAISE: u32 = 10_000;
 
 /// The result of recording a publication or a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +198,8 @@ pub struct PartitionStatus {
     pub seq: i64,
     /// The last event recorded as published in this generation.
     pub published_seq: i64,
+    /// The first event that the stream must still hold.
+    pub floor_seq: i64,
     pub diverged_seq: Option<i64>,
     pub owner: Option<String>,
     pub epoch: i64,
@@ -204,6 +216,7 @@ impl PartitionStatus {
             generation: row.next()?,
             seq: row.next()?,
             published_seq: row.next()?,
+            floor_seq: row.next()?,
             diverged_seq: row.next()?,
             owner: row.next()?,
             epoch: row.next()?,

@@ -1,17 +1,22 @@
 -- Compare and append: appends events to a stream after comparing what it already holds.
 --
 -- KEYS[1]  the stream          KEYS[2]  the key that names the generation to read
--- ARGV[1]  the generation      ARGV[2], ARGV[3]  number and event id of the previous event (0, '')
--- ARGV[4]  how many events; for each five more: number, event_id, event_type, workspace_id, envelope
+-- ARGV[1]  the generation      ARGV[2]  the floor: the number of the first event that the stream must hold
+-- ARGV[3], ARGV[4]  number and event id of the previous event (0, '')
+-- ARGV[5]  how many events; for each five more: number, event_id, event_type, workspace_id, envelope
 --
 -- Returns {'OK', 0}, {'BEHIND', top} or {'DIVERGED', seq}. Only OK has written anything. {'DIVERGED', 0}
 -- means that consumers already read a later generation (no event has the number 0). The script decides
 -- from the contents of the stream before its first write, and never from a failed XADD.
+--
+-- Events before the floor may have been trimmed. So an empty stream ends right before the floor, and what is before
+-- the first entry cannot be compared and need not be: those events count as present. From the first entry on,
+-- every entry must match.
 
 local stream, generation_key = KEYS[1], KEYS[2]
-local generation, previous, previous_event = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local count = tonumber(ARGV[4])
-local FIRST, WIDTH = 5, 5
+local generation, floor, previous, previous_event = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local count = tonumber(ARGV[5])
+local FIRST, WIDTH = 6, 5
 
 local function number_of(id)
     local seq, sub = string.match(id, '^(%d+)-(%d+)$')
@@ -41,7 +46,7 @@ if kind ~= 'stream' and kind ~= 'none' then
     return { 'DIVERGED', previous + 1 }
 end
 
-local top, top_sub, top_entry = 0, '0', nil
+local top, top_sub, top_entry = floor - 1, '0', nil
 if kind == 'stream' then
     top_entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     if top_entry then
@@ -52,11 +57,24 @@ if top < previous then
     return { 'BEHIND', top }
 end
 
+-- Where the stream starts. An append that continues at the last entry compares with that one alone, and does not look
+-- at the first: that would cost every append, and the publisher probes each stream every few seconds, without events.
+local is_continued = top_entry and top == previous and top_sub == '0'
+local start = floor
+if is_continued and count > 0 then
+    start = top
+elseif top_entry then
+    start = number_of(redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1])
+    if start > floor then
+        return { 'DIVERGED', floor }
+    end
+end
+
 -- The previous event must be in its place.
-if previous > 0 then
+if previous > 0 and previous >= start then
     local entry = top_entry
-    if top > previous or top_sub ~= '0' then
-        entry = redis.call('XRANGE', stream, ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
+    if not is_continued then
+        entry = redis.call('XRANGE', stream, ARGV[3] .. '-0', ARGV[3] .. '-0')[1]
     end
     if not entry or event_id_of(entry) ~= previous_event then
         return { 'DIVERGED', previous }
@@ -64,23 +82,24 @@ if previous > 0 then
 end
 
 -- Entries after it must be the same events, in order and with nothing between.
-local present = 0
-if top > previous or top_sub ~= '0' then
-    local entries = redis.call('XRANGE', stream, ARGV[2] .. '-1', '+', 'COUNT', math.max(count, 1))
-    for i, entry in ipairs(entries) do
-        if i > count then
-            -- Without events, only an entry with the same number as the previous event is a difference.
+local last = math.max(previous, start - 1)
+local present = math.min(last - previous, count)
+if top_entry and not is_continued then
+    local entries = redis.call('XRANGE', stream, string.format('%.0f-1', last), '+', 'COUNT', math.max(count - present, 1))
+    for _, entry in ipairs(entries) do
+        if present == count then
+            -- Without events, only an entry with the same number as the last event is a difference.
             local seq = number_of(entry[1])
-            if seq == previous then
-                return { 'DIVERGED', previous }
+            if seq == last then
+                return { 'DIVERGED', last }
             end
             break
         end
-        local first = FIRST + (i - 1) * WIDTH
+        local first = FIRST + present * WIDTH
         if entry[1] ~= ARGV[first] .. '-0' or event_id_of(entry) ~= ARGV[first + 1] then
             return { 'DIVERGED', tonumber(ARGV[first]) }
         end
-        present = i
+        present = present + 1
     end
 end
 

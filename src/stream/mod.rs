@@ -8,8 +8,11 @@
 //! Invariant: entries are only appended, in order and without gaps. An atomic script inside Redis (`append.lua`)
 //! ensures it by comparing event ids.
 //!
-//! Deliberately absent: decisions based on a failed XADD (it does not prove that the entry exists), trimming (an
-//! operator decides), and any knowledge of who publishes.
+//! A stream is trimmed up to a *floor*: the first event that it must hold. The database keeps the floor, and whoever
+//! appends or trims says it.
+//!
+//! Deliberately absent: decisions based on a failed XADD (it does not prove that the entry exists), choosing a floor,
+//! and any knowledge of who publishes.
 //!
 //! *Architecture invariant:* the crates redis and deadpool-redis are known only below this module.
 
@@ -26,6 +29,8 @@ pub mod redis;
 pub const MAX_APPEND_EVENTS: u32 = 500;
 /// The most bytes of events in one append: it bounds the script's arguments and its running time.
 pub const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// The most consumer groups that are looked at in one stream.
+pub const MAX_GROUPS: usize = 100;
 /// Approximate size of an entry beside the event's own texts: field names and the event's attributes.
 const ENTRY_OVERHEAD_BYTES: usize = 768;
 
@@ -52,9 +57,9 @@ pub const LATER_GENERATION: i64 = 0;
 pub enum Appended {
     /// The stream holds all the events. Some or all of them may have been there before.
     Ok,
-    /// The stream ends before the previous event. Nothing was written.
+    /// The stream ends before the previous event; an empty one ends right before the floor. Nothing was written.
     Behind { top_seq: i64 },
-    /// At this number the stream has another entry, or a gap. With [`LATER_GENERATION`], consumers already read a
+    /// At this number the stream has another entry, or a gap. At the floor, it starts too late. With [`LATER_GENERATION`], consumers already read a
     /// later generation, because the database was restored to a time before a rebuild. Nothing was written.
     Diverged { seq: i64 },
 }
@@ -96,15 +101,32 @@ pub struct StreamEntry {
     pub event: String,
 }
 
+/// How far a consumer group has read a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupPosition {
+    pub name: String,
+    pub last_delivered: EntryId,
+}
+
+impl GroupPosition {
+    /// The number of the last event that was delivered. An id that Redis chose is beyond every number.
+    #[must_use]
+    pub fn delivered_seq(&self) -> i64 {
+        i64::try_from(self.last_delivered.seq).unwrap_or(i64::MAX)
+    }
+}
+
 /// A durable, ordered stream per partition and generation.
 #[async_trait]
 pub trait EventStream: Send + Sync {
-    /// Compares and appends at most [`MAX_APPEND_EVENTS`] events, which follow `previous` without a gap. Without
-    /// events it only checks that the stream holds `previous`.
+    /// Compares and appends at most [`MAX_APPEND_EVENTS`] events, which follow `previous` without a gap. The stream
+    /// must hold all events from the floor on. Without events it only checks that the stream starts at the floor or
+    /// before it, and holds `previous`.
     async fn append(
         &self,
         partition: Partition,
         generation: i32,
+        floor_seq: i64,
         previous: Previous,
         events: &[EventRecord],
     ) -> Result<Appended, StreamError>;
@@ -120,6 +142,12 @@ pub trait EventStream: Send + Sync {
 
     /// The last entry.
     async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError>;
+
+    /// Removes entries before the floor; some may stay. Returns whether there may be more to remove.
+    async fn trim(&self, partition: Partition, generation: i32, floor_seq: i64) -> Result<bool, StreamError>;
+
+    /// The consumer groups of a stream, at most [`MAX_GROUPS`].
+    async fn groups(&self, partition: Partition, generation: i32) -> Result<Vec<GroupPosition>, StreamError>;
 
     /// The text of an event exactly as an entry holds it.
     fn text(&self, event: &EventRecord) -> Result<String, StreamError>;

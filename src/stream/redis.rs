@@ -1,4 +1,4 @@
-//! The event stream on Redis 6 or later: one node or a cluster.
+//! The event stream on Redis 6.2 or later: one node or a cluster.
 //!
 //! All appends share one multiplexed connection: those of many partitions go out in one write, and Redis executes
 //! them one after the other anyway. All other commands use a pool, which checks each connection before use.
@@ -7,6 +7,7 @@
 //! Connecting is lazy, so a server starts while Redis is down. An address may contain a password, so it is kept as
 //! a secret and appears in no error or log.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ use uuid::Uuid;
 
 use self::shared_connection::SharedConnection;
 use super::{
-    Appended, EntryId, EventStream, MAX_APPEND_EVENTS, Previous, StreamEntry, StreamError, cloud_event_json,
-    generation_key, stream_key,
+    Appended, EntryId, EventStream, GroupPosition, MAX_APPEND_EVENTS, MAX_GROUPS, Previous, StreamEntry, StreamError,
+    cloud_event_json, generation_key, stream_key,
 };
 use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::ids::Partition;
@@ -39,6 +40,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const WAIT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Pooled connections per process, beside the one for appends.
 const MAX_CONNECTIONS: usize = 12;
+/// The most entries that one command removes. It blocks its Redis node for about a millisecond.
+const MAX_TRIM_ENTRIES: u32 = 10_000;
 const APPEND: &str = include_str!("append.lua");
 
 /// Where Redis is.
@@ -201,6 +204,7 @@ impl RedisStream {
 struct Arguments<'a> {
     partition: Partition,
     generation: i32,
+    floor_seq: i64,
     previous: Previous,
     events: &'a [EventRecord],
     source: &'a EventSource,
@@ -210,7 +214,7 @@ impl Arguments<'_> {
     fn command(&self, verb: &str, script: &str) -> Result<Cmd, StreamError> {
         let mut command = cmd(verb);
         command.arg(script).arg(2).arg(stream_key(self.partition, self.generation)).arg(generation_key(self.partition));
-        command.arg(self.generation);
+        command.arg(self.generation).arg(self.floor_seq);
         match self.previous {
             Some((seq, event_id)) => command.arg(seq).arg(text(event_id.0, &mut Uuid::encode_buffer())),
             None => command.arg(0).arg(""),
@@ -273,6 +277,7 @@ impl EventStream for RedisStream {
         &self,
         partition: Partition,
         generation: i32,
+        floor_seq: i64,
         previous: Previous,
         events: &[EventRecord],
     ) -> Result<Appended, StreamError> {
@@ -284,8 +289,9 @@ impl EventStream for RedisStream {
                 return Err(StreamError::Corrupt(format!("event {} is not number {expected}", event.event_id)));
             }
         }
+        let source = &self.source;
         let (word, seq) =
-            self.run_append(&Arguments { partition, generation, previous, events, source: &self.source }).await?;
+            self.run_append(&Arguments { partition, generation, floor_seq, previous, events, source }).await?;
         match word.as_str() {
             "OK" => Ok(Appended::Ok),
             "BEHIND" => Ok(Appended::Behind { top_seq: seq }),
@@ -315,6 +321,26 @@ impl EventStream for RedisStream {
         entries.into_iter().next().map(entry).transpose()
     }
 
+    /// `~` removes whole nodes of the stream only, which is much cheaper. What stays below the floor is allowed.
+    async fn trim(&self, partition: Partition, generation: i32, floor_seq: i64) -> Result<bool, StreamError> {
+        let mut command = cmd("XTRIM");
+        command.arg(stream_key(partition, generation)).arg("MINID").arg("~").arg(EntryId::of(floor_seq).to_string());
+        let trimmed: u64 = self.query(command.arg("LIMIT").arg(MAX_TRIM_ENTRIES)).await?;
+        Ok(trimmed > 0)
+    }
+
+    async fn groups(&self, partition: Partition, generation: i32) -> Result<Vec<GroupPosition>, StreamError> {
+        let mut command = cmd("XINFO");
+        match self
+            .query::<Vec<BTreeMap<String, Value>>>(command.arg("GROUPS").arg(stream_key(partition, generation)))
+            .await
+        {
+            Ok(groups) => groups.iter().take(MAX_GROUPS).map(group_position).collect(),
+            Err(Failure::Answer(error)) if error.to_string().contains("no such key") => Ok(Vec::new()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
     fn text(&self, event: &EventRecord) -> Result<String, StreamError> {
         cloud_event_json(event, &self.source)
     }
@@ -327,12 +353,27 @@ impl EventStream for RedisStream {
 /// An entry's id and its fields, as alternating names and values.
 type RawEntry = (String, Vec<Vec<u8>>);
 
-fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
-    let parse_id = || -> Option<EntryId> {
+fn entry_id(id: &str) -> Result<EntryId, StreamError> {
+    let parse = || -> Option<EntryId> {
         let (seq, sub) = id.split_once('-')?;
         Some(EntryId { seq: seq.parse().ok()?, sub: sub.parse().ok()? })
     };
-    let id = parse_id().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))?;
+    parse().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))
+}
+
+/// The other members of the answer are not used. `lag` would be wrong after a trim on Redis 7.0.
+fn group_position(group: &BTreeMap<String, Value>) -> Result<GroupPosition, StreamError> {
+    let text = |name: &str| -> Result<String, StreamError> {
+        match group.get(name) {
+            Some(Value::BulkString(bytes)) => Ok(String::from_utf8_lossy(bytes).into_owned()),
+            _ => Err(StreamError::Corrupt(format!("a consumer group has no {name}"))),
+        }
+    };
+    Ok(GroupPosition { name: text("name")?, last_delivered: entry_id(&text("last-delivered-id")?)? })
+}
+
+fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
+    let id = entry_id(&id)?;
     let mut entry = StreamEntry { id, ..StreamEntry::default() };
     for pair in fields.chunks_exact(2) {
         // Bytes that are not UTF-8 differ from every event, and still do after a lossy conversion.

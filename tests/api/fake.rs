@@ -158,6 +158,12 @@ impl Outbox for FakeStore {
     async fn mark_diverged(&self, _: &Lease, _: i64) -> Result<Recorded, StoreError> {
         self.answer(Recorded::Done)
     }
+    async fn raise_floor(&self, _: &Lease, _: Duration) -> Result<Option<i64>, StoreError> {
+        self.answer(Some(1))
+    }
+    async fn delete_batches(&self, _: Partition, _: Duration, _: u32) -> Result<u64, StoreError> {
+        self.answer(0)
+    }
     async fn start_generation(&self, _: Partition) -> Result<i32, StoreError> {
         self.answer(1)
     }

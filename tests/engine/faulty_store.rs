@@ -258,6 +258,14 @@ impl Outbox for FaultyStore {
         self.inner.mark_diverged(lease, seq).await
     }
 
+    async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError> {
+        self.inner.raise_floor(lease, retain).await
+    }
+
+    async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError> {
+        self.inner.delete_batches(partition, retain, limit).await
+    }
+
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         self.inner.start_generation(partition).await
     }

@@ -9,7 +9,7 @@ use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
 use visionscope_billing::publisher::PublisherConfig;
 use visionscope_billing::stream::redis::RedisStream;
-use visionscope_billing::stream::{Appended, EntryId, EventStream, Previous, StreamEntry, StreamError};
+use visionscope_billing::stream::{Appended, EntryId, EventStream, GroupPosition, Previous, StreamEntry, StreamError};
 
 use crate::events::{assert_stream_equals, events, eventually, eventually_ends_at, partition};
 use crate::memory_outbox::MemoryOutbox;
@@ -193,11 +193,12 @@ impl EventStream for Counted {
         &self,
         partition: Partition,
         generation: i32,
+        floor_seq: i64,
         previous: Previous,
         events: &[EventRecord],
     ) -> Result<Appended, StreamError> {
         self.appends.fetch_add(1, Ordering::SeqCst);
-        self.stream.append(partition, generation, previous, events).await
+        self.stream.append(partition, generation, floor_seq, previous, events).await
     }
 
     async fn read(
@@ -212,6 +213,14 @@ impl EventStream for Counted {
 
     async fn top(&self, partition: Partition, generation: i32) -> Result<Option<StreamEntry>, StreamError> {
         self.stream.top(partition, generation).await
+    }
+
+    async fn trim(&self, partition: Partition, generation: i32, floor_seq: i64) -> Result<bool, StreamError> {
+        self.stream.trim(partition, generation, floor_seq).await
+    }
+
+    async fn groups(&self, partition: Partition, generation: i32) -> Result<Vec<GroupPosition>, StreamError> {
+        self.stream.groups(partition, generation).await
     }
 
     fn text(&self, event: &EventRecord) -> Result<String, StreamError> {

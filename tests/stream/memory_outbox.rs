@@ -1,13 +1,15 @@
 //! An outbox in memory, with injected faults. It behaves like the real ones, which the conformance suite tests.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::Partition;
-use visionscope_billing::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use visionscope_billing::store::queries::{
+    EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
+};
 use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
@@ -19,6 +21,9 @@ struct PartitionRows {
     epoch: i64,
     generation: i32,
     published_seq: i64,
+    /// The last event of each batch of this generation, and when it was recorded.
+    batches: Vec<(i64, Instant)>,
+    floor_seq: i64,
     diverged_seq: Option<i64>,
 }
 
@@ -41,6 +46,8 @@ pub struct MemoryOutbox {
     pub is_down: AtomicBool,
     /// Reading this partition fails.
     pub unreadable: Mutex<Option<Partition>>,
+    /// As the real one, unless a test sets a lower number.
+    pub min_events_in_stream: AtomicI64,
     /// Leases are given to everybody, even while another owner holds them.
     pub ignores_leases: AtomicBool,
 }
@@ -54,6 +61,8 @@ impl MemoryOutbox {
             epoch: 0,
             generation: 1,
             published_seq: 0,
+            batches: Vec::new(),
+            floor_seq: 1,
             diverged_seq: None,
         };
         Self {
@@ -64,6 +73,7 @@ impl MemoryOutbox {
             unreadable: Mutex::new(None),
             records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
+            min_events_in_stream: AtomicI64::new(MIN_EVENTS_IN_STREAM),
             ignores_leases: AtomicBool::new(false),
         }
     }
@@ -95,6 +105,10 @@ impl MemoryOutbox {
 
     pub fn published_seq(&self, partition: Partition) -> i64 {
         self.partitions.lock().unwrap()[usize::from(partition.number())].published_seq
+    }
+
+    pub fn floor_seq(&self, partition: Partition) -> i64 {
+        self.partitions.lock().unwrap()[usize::from(partition.number())].floor_seq
     }
 
     pub fn diverged_seq(&self, partition: Partition) -> Option<i64> {
@@ -135,6 +149,7 @@ impl Outbox for MemoryOutbox {
                     epoch: rows.epoch,
                     generation: rows.generation,
                     published_seq: rows.published_seq,
+                    floor_seq: rows.floor_seq,
                     diverged_seq: rows.diverged_seq,
                 })
             })?;
@@ -188,7 +203,10 @@ impl Outbox for MemoryOutbox {
                 if !rows.is_in_force(lease) {
                     return Recorded::LeaseLost;
                 }
-                rows.published_seq = rows.published_seq.max(*seq_to);
+                if rows.published_seq < *seq_to {
+                    rows.published_seq = *seq_to;
+                    rows.batches.push((*seq_to, Instant::now()));
+                }
                 Recorded::Done
             })
         };
@@ -205,9 +223,27 @@ impl Outbox for MemoryOutbox {
         })
     }
 
+    async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError> {
+        self.access(lease.partition, |rows| {
+            if !rows.is_in_force(lease) {
+                return None;
+            }
+            let is_old = |batch: &&(i64, Instant)| batch.1.elapsed() > retain;
+            let old = rows.batches.iter().filter(is_old).map(|batch| batch.0).max().unwrap_or(0);
+            let kept = self.min_events_in_stream.load(Ordering::SeqCst);
+            rows.floor_seq = rows.floor_seq.max((old + 1).min(rows.published_seq - kept));
+            Some(rows.floor_seq)
+        })
+    }
+
+    async fn delete_batches(&self, _: Partition, _: Duration, _: u32) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         self.access(partition, |rows| {
-            (rows.published_seq, rows.diverged_seq) = (0, None);
+            (rows.published_seq, rows.diverged_seq) = (rows.floor_seq - 1, None);
+            rows.batches.clear();
             rows.generation += 1;
             rows.generation
         })
@@ -220,6 +256,7 @@ impl Outbox for MemoryOutbox {
                 generation: rows.generation,
                 seq: i64::try_from(rows.events.len()).unwrap(),
                 published_seq: rows.published_seq,
+                floor_seq: rows.floor_seq,
                 diverged_seq: rows.diverged_seq,
                 owner: rows.owner.clone(),
                 epoch: rows.epoch,

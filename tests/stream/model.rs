@@ -97,7 +97,7 @@ async fn compare_with_model(
                 }
                 let previous = (previous > 0).then(|| (previous, event(p, previous).event_id));
                 let expected = model.append(previous, &events);
-                prop_assert_eq!(stream.append(p, 1, previous, &events).await.unwrap(), expected);
+                prop_assert_eq!(stream.append(p, 1, 1, previous, &events).await.unwrap(), expected);
             }
             Operation::LoseTail(count) => {
                 let kept = model.0.len().saturating_sub(count);

@@ -122,7 +122,7 @@ async fn verify_counts_unpublished_events_without_a_finding() {
 async fn rebuild_repairs_a_diverged_partition_while_its_publisher_runs() {
     let redis = RedisServer::start();
     let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
-    stream.append(p, 1, None, &events(p, 1..=3)).await.unwrap();
+    stream.append(p, 1, 1, None, &events(p, 1..=3)).await.unwrap();
     redis.execute::<i64>(&["XDEL", "vs:{p00}:g1", "2-0"]);
     outbox.commit(p, 900);
     let running = RunningPublisher::start(&outbox, &stream, test_config());

@@ -17,11 +17,23 @@ use crate::store::Outbox;
 use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
-use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::store::queries::{
+    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
+};
 use crate::store::reads::Database;
 
-pub(super) const STATEMENTS: &[&str] =
-    &[TAKE_LEASES, RELEASE_LEASES, HEADS, LOCK_LEASES, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
+pub(super) const STATEMENTS: &[&str] = &[
+    TAKE_LEASES,
+    RELEASE_LEASES,
+    HEADS,
+    LOCK_LEASES,
+    INSERT_BATCHES,
+    MARK_DIVERGED,
+    RAISE_FLOOR,
+    DELETE_BATCHES,
+    START_GENERATION,
+    STATUS,
+];
 
 /// It waits for locks on its own leases and skips locked leases of others, so a publisher that is
 /// recording does not lose its lease to a statement that waited for it.
@@ -40,13 +52,13 @@ with own as (
         leased_until = clock_timestamp() + $2::bigint * interval '1 microsecond'
     from (select partition_id from own union all select partition_id from free) m
     where l.partition_id = m.partition_id
-    returning l.partition_id, l.owner, l.epoch, l.generation, l.diverged_seq
+    returning l.partition_id, l.owner, l.epoch, l.generation, l.diverged_seq, l.floor_seq
 )
 select t.*, coalesce((
     select b.seq_to from stream_batches b
     where b.partition_id = t.partition_id and b.generation = t.generation
     order by b.seq_to desc limit 1
-), 0) as published_seq
+), t.floor_seq - 1) as published_seq
 from taken t
 order by t.partition_id";
 
@@ -70,8 +82,9 @@ const INSERT_BATCHES: &str = "
 insert into stream_batches (partition_id, generation, seq_from, seq_to, published_at)
 select n.partition_id, n.generation, last.seq + 1, n.seq_to, clock_timestamp()
 from unnest($1::smallint[], $2::integer[], $3::bigint[]) as n (partition_id, generation, seq_to)
+join stream_leases l on l.partition_id = n.partition_id
 cross join lateral (
-    select coalesce(max(b.seq_to), 0) as seq from stream_batches b
+    select coalesce(max(b.seq_to), l.floor_seq - 1) as seq from stream_batches b
     where b.partition_id = n.partition_id and b.generation = n.generation
 ) last
 where last.seq < n.seq_to";
@@ -80,18 +93,53 @@ const MARK_DIVERGED: &str = "
 update stream_leases set diverged_seq = $5
 where partition_id = $1 and owner = $2 and epoch = $3 and generation = $4";
 
+/// The batches after the floor are found by the primary key, the oldest first; an index on the time would cost every
+/// batch, and save reading the few hundred of a minute. A statement that waits for the lease's row keeps its snapshot of
+/// the batches, so the floor may be lower than it could be, never higher.
+const RAISE_FLOOR: &str = "
+update stream_leases l set floor_seq = greatest(l.floor_seq, least(
+    (
+        select coalesce(max(b.seq_to), 0) + 1
+        from (
+            select s.seq_to, s.published_at from stream_batches s
+            where s.partition_id = $1 and s.generation = $4 and s.seq_to >= l.floor_seq
+            order by s.seq_to limit $7
+        ) b
+        where b.published_at < clock_timestamp() - $5::bigint * interval '1 microsecond'
+    ),
+    (
+        select coalesce(max(s.seq_to), 0) - $6 from stream_batches s
+        where s.partition_id = $1 and s.generation = $4
+    )
+))
+where l.partition_id = $1 and l.owner = $2 and l.epoch = $3 and l.generation = $4
+returning l.floor_seq";
+
+/// The primary key gives a partition's batches in the order of time: earlier generations come first. So it looks only
+/// at the oldest, and needs no index on the time. A trigger keeps the batches from the floor on, too.
+const DELETE_BATCHES: &str = "
+delete from stream_batches b
+using (
+    select s.generation, s.seq_to from stream_batches s
+    where s.partition_id = $1
+    order by s.generation, s.seq_to limit $3
+) oldest, stream_leases l
+where b.partition_id = $1 and b.generation = oldest.generation and b.seq_to = oldest.seq_to
+    and b.published_at < clock_timestamp() - $2::bigint * interval '1 microsecond'
+    and l.partition_id = $1 and (b.generation < l.generation or b.seq_to < l.floor_seq)";
+
 const START_GENERATION: &str = "
 update stream_leases set generation = generation + 1, diverged_seq = null where partition_id = $1 returning generation";
 
 const STATUS: &str = "
-select l.partition_id, l.generation, p.seq, b.seq_to as published_seq, l.diverged_seq, l.owner, l.epoch,
+select l.partition_id, l.generation, p.seq, b.seq_to as published_seq, l.floor_seq, l.diverged_seq, l.owner, l.epoch,
     l.owner is not null and l.leased_until > clock_timestamp() as is_leased,
     (select o.recorded_at from event_outbox o where o.partition_id = l.partition_id and o.seq > b.seq_to order by o.seq limit 1)
         as oldest_waiting_at
 from stream_leases l
 join outbox_partitions p on p.partition_id = l.partition_id
 cross join lateral (
-    select coalesce(max(s.seq_to), 0) as seq_to from stream_batches s
+    select coalesce(max(s.seq_to), l.floor_seq - 1) as seq_to from stream_batches s
     where s.partition_id = l.partition_id and s.generation = l.generation
 ) b
 order by l.partition_id";
@@ -99,7 +147,7 @@ order by l.partition_id";
 #[async_trait]
 impl Outbox for PostgresStore {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
-        let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+        let ttl_us = micros_of(ttl);
         let rows = with_answer_timeout(async {
             sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us).fetch_all(&self.reads).await.map_err(store_error)
         })
@@ -147,6 +195,27 @@ impl Outbox for PostgresStore {
         Ok(if marked.rows_affected() == 1 { Recorded::Done } else { Recorded::LeaseLost })
     }
 
+    async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError> {
+        let statement = sqlx::query(RAISE_FLOOR)
+            .bind(lease.partition.stored())
+            .bind(&lease.owner)
+            .bind(lease.epoch)
+            .bind(lease.generation)
+            .bind(micros_of(retain))
+            .bind(MIN_EVENTS_IN_STREAM)
+            .bind(i64::from(BATCHES_PER_RAISE));
+        let row =
+            with_answer_timeout(async { statement.fetch_optional(&self.reads).await.map_err(store_error) }).await?;
+        row.map(|row| Fields::of(&row).next()).transpose()
+    }
+
+    async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError> {
+        let statement =
+            sqlx::query(DELETE_BATCHES).bind(partition.stored()).bind(micros_of(retain)).bind(i64::from(limit));
+        let deleted = with_answer_timeout(async { statement.execute(&self.reads).await.map_err(store_error) }).await?;
+        Ok(deleted.rows_affected())
+    }
+
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         let statement = sqlx::query(START_GENERATION).bind(partition.stored());
         let row = with_answer_timeout(async { statement.fetch_one(&self.reads).await.map_err(store_error) }).await?;
@@ -158,6 +227,10 @@ impl Outbox for PostgresStore {
             .await?;
         each(&rows, PartitionStatus::read)
     }
+}
+
+fn micros_of(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The partitions whose leases are in force, locked.

@@ -19,11 +19,23 @@ use crate::store::Outbox;
 use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
-use crate::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
+use crate::store::queries::{
+    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
+};
 use crate::store::reads::Database;
 
-pub(super) const STATEMENTS: &[&str] =
-    &[TAKE_LEASES, RELEASE_LEASES, HEADS, LEASES_IN_FORCE, INSERT_BATCHES, MARK_DIVERGED, START_GENERATION, STATUS];
+pub(super) const STATEMENTS: &[&str] = &[
+    TAKE_LEASES,
+    RELEASE_LEASES,
+    HEADS,
+    LEASES_IN_FORCE,
+    INSERT_BATCHES,
+    MARK_DIVERGED,
+    RAISE_FLOOR,
+    DELETE_BATCHES,
+    START_GENERATION,
+    STATUS,
+];
 
 /// The database's time in microseconds since 1970, with a resolution of a millisecond.
 macro_rules! now {
@@ -43,10 +55,10 @@ set epoch = case when owner = ?1 and leased_until > ",
 where owner is null or owner = ?1 or leased_until <= ",
     now!(),
     "
-returning partition_id, owner, epoch, generation, diverged_seq, coalesce((
+returning partition_id, owner, epoch, generation, diverged_seq, floor_seq, coalesce((
     select max(b.seq_to) from stream_batches b
     where b.partition_id = stream_leases.partition_id and b.generation = stream_leases.generation
-), 0) as published_seq"
+), stream_leases.floor_seq - 1) as published_seq"
 );
 
 const RELEASE_LEASES: &str = "
@@ -70,9 +82,10 @@ select n.partition_id, n.generation, n.last_seq + 1, n.seq_to, ",
 from (
     select n.value ->> 0 as partition_id, n.value ->> 1 as generation, n.value ->> 2 as seq_to, coalesce((
         select max(b.seq_to) from stream_batches b
-        where b.partition_id = n.value ->> 0 and b.generation = n.value ->> 1
-    ), 0) as last_seq
+        where b.partition_id = l.partition_id and b.generation = n.value ->> 1
+    ), l.floor_seq - 1) as last_seq
     from jsonb_each(?1) n
+    join stream_leases l on l.partition_id = n.value ->> 0
 ) n
 where n.last_seq < n.seq_to"
 );
@@ -81,12 +94,56 @@ const MARK_DIVERGED: &str = "
 update stream_leases set diverged_seq = ?5
 where partition_id = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
 
+/// The batches after the floor are found by the primary key, the oldest first; an index on the time would cost every
+/// batch, and save reading the few hundred of a minute.
+const RAISE_FLOOR: &str = concat!(
+    "
+update stream_leases set floor_seq = max(floor_seq, min(
+    (
+        select coalesce(max(b.seq_to), 0) + 1
+        from (
+            select s.seq_to, s.published_at from stream_batches s
+            where s.partition_id = ?1 and s.generation = ?4 and s.seq_to >= stream_leases.floor_seq
+            order by s.seq_to limit ?7
+        ) b
+        where b.published_at < ",
+    now!(),
+    " - ?5
+    ),
+    (
+        select coalesce(max(s.seq_to), 0) - ?6 from stream_batches s
+        where s.partition_id = ?1 and s.generation = ?4
+    )
+))
+where partition_id = ?1 and owner = ?2 and epoch = ?3 and generation = ?4
+returning floor_seq"
+);
+
+/// The primary key gives a partition's batches in the order of time: earlier generations come first. So it looks only
+/// at the oldest, and needs no index on the time. A trigger keeps the batches from the floor on, too.
+const DELETE_BATCHES: &str = concat!(
+    "
+delete from stream_batches
+where partition_id = ?1 and (generation, seq_to) in (
+    select oldest.generation, oldest.seq_to
+    from (
+        select s.generation, s.seq_to, s.published_at from stream_batches s
+        where s.partition_id = ?1
+        order by s.generation, s.seq_to limit ?3
+    ) oldest
+    join stream_leases l on l.partition_id = ?1
+    where oldest.published_at < ",
+    now!(),
+    " - ?2 and (oldest.generation < l.generation or oldest.seq_to < l.floor_seq)
+)"
+);
+
 const START_GENERATION: &str = "
 update stream_leases set generation = generation + 1, diverged_seq = null where partition_id = ?1 returning generation";
 
 const STATUS: &str = concat!(
     "
-select l.partition_id, l.generation, l.seq, l.published_seq, l.diverged_seq, l.owner, l.epoch,
+select l.partition_id, l.generation, l.seq, l.published_seq, l.floor_seq, l.diverged_seq, l.owner, l.epoch,
     l.owner is not null and l.leased_until > ",
     now!(),
     " as is_leased,
@@ -95,7 +152,7 @@ select l.partition_id, l.generation, l.seq, l.published_seq, l.diverged_seq, l.o
 from (
     select l.*, p.seq, coalesce((
         select max(b.seq_to) from stream_batches b where b.partition_id = l.partition_id and b.generation = l.generation
-    ), 0) as published_seq
+    ), l.floor_seq - 1) as published_seq
     from stream_leases l
     join outbox_partitions p on p.partition_id = l.partition_id
 ) l
@@ -105,7 +162,7 @@ order by l.partition_id"
 #[async_trait]
 impl Outbox for SqliteStore {
     async fn lease(&self, owner: &str, ttl: Duration) -> Result<Vec<Lease>, StoreError> {
-        let ttl_us = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+        let ttl_us = micros_of(ttl);
         with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
             let statement = sqlx::query(TAKE_LEASES).bind(owner).bind(ttl_us);
@@ -165,6 +222,37 @@ impl Outbox for SqliteStore {
         .await
     }
 
+    async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError> {
+        let statement = sqlx::query(RAISE_FLOOR)
+            .bind(lease.partition.stored())
+            .bind(&lease.owner)
+            .bind(lease.epoch)
+            .bind(lease.generation)
+            .bind(micros_of(retain))
+            .bind(MIN_EVENTS_IN_STREAM)
+            .bind(i64::from(BATCHES_PER_RAISE));
+        with_answer_timeout(async {
+            let mut tx = self.writer.begin().await?;
+            let row = statement.fetch_optional(tx.connection()).await.map_err(store_error)?;
+            let floor_seq = row.map(|row| Fields::of(&row).next()).transpose()?;
+            tx.commit().await?;
+            Ok(floor_seq)
+        })
+        .await
+    }
+
+    async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError> {
+        let statement =
+            sqlx::query(DELETE_BATCHES).bind(partition.stored()).bind(micros_of(retain)).bind(i64::from(limit));
+        with_answer_timeout(async {
+            let mut tx = self.writer.begin().await?;
+            let deleted = statement.execute(tx.connection()).await.map_err(store_error)?;
+            tx.commit().await?;
+            Ok(deleted.rows_affected())
+        })
+        .await
+    }
+
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
         with_answer_timeout(async {
             let mut tx = self.writer.begin().await?;
@@ -183,6 +271,10 @@ impl Outbox for SqliteStore {
                 .await?;
         each(&rows, PartitionStatus::read)
     }
+}
+
+fn micros_of(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 async fn leases_in_force(
