@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
-use visionscope_billing::store::queries::{Lease, PartitionStatus, Publication, Recorded};
+use visionscope_billing::store::queries::{Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, workspace, world_of};
 
 const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(1);
+/// How long events stay in the stream.
+const RETAIN: Duration = Duration::from_secs(1);
 /// Long enough for a short lease to expire.
 const AFTER_SHORT: Duration = Duration::from_millis(60);
 
@@ -49,7 +51,7 @@ pub async fn a_first_lease_takes_every_partition(db: &impl TestDatabase) {
     assert_eq!(leases.iter().map(|lease| lease.partition).collect::<Vec<_>>(), Partition::all().collect::<Vec<_>>());
     for lease in leases {
         assert_eq!((lease.owner.as_str(), lease.epoch, lease.generation), ("one", 1, 1));
-        assert_eq!((lease.published_seq, lease.diverged_seq), (0, None));
+        assert_eq!((lease.published_seq, lease.floor_seq, lease.diverged_seq), (0, 1, None));
     }
 }
 
@@ -184,6 +186,90 @@ pub async fn the_view_shows_which_events_are_published(db: &impl TestDatabase) {
     record(db, &own, 1).await;
     record(db, &own, 3).await;
     assert_eq!(db.integers(VIEW).await, [[1, 1, 0], [2, 1, 0], [3, 1, 0], [4, 0, 1], [5, 0, 1]]);
+    // The row of the second batch is no longer kept.
+    set_floor(db, 3).await;
+    assert_eq!(db.store().delete_batches(partition(), Duration::ZERO, 10).await.unwrap(), 1);
+    assert_eq!(db.integers(VIEW).await, [[1, 1, 1], [2, 1, 0], [3, 1, 0], [4, 0, 1], [5, 0, 1]]);
     db.store().start_generation(partition()).await.unwrap();
-    assert!(db.integers(VIEW).await.iter().all(|row| row[1..] == [0, 1]));
+    assert_eq!(db.integers(VIEW).await, [[1, 1, 1], [2, 1, 1], [3, 0, 1], [4, 0, 1], [5, 0, 1]]);
+}
+
+async fn set_floor(db: &impl TestDatabase, floor_seq: i64) {
+    let raise =
+        format!("update stream_leases set floor_seq = {floor_seq} where partition_id = {}", partition().number());
+    db.execute(&raise).await.unwrap();
+}
+
+pub async fn the_floor_follows_the_time_of_publication_and_never_falls(db: &impl TestDatabase) {
+    let raise = async |lease: &Lease, retain| db.store().raise_floor(lease, retain).await.unwrap();
+    let own = lease(db, "one", LONG).await.unwrap();
+    assert_eq!((own.floor_seq, raise(&own, Duration::ZERO).await), (1, Some(1)), "nothing is published");
+    record(db, &own, MIN_EVENTS_IN_STREAM).await;
+    record(db, &own, 2_000).await;
+    tokio::time::sleep(RETAIN + AFTER_SHORT).await;
+    record(db, &own, 5_000).await;
+    assert_eq!(raise(&own, LONG).await, Some(1));
+    assert_eq!(raise(&own, RETAIN).await, Some(2_001), "the first event that was published within the time");
+    assert_eq!(raise(&own, LONG).await, Some(2_001));
+    tokio::time::sleep(AFTER_SHORT).await;
+    assert_eq!(raise(&own, SHORT).await, Some(5_000 - MIN_EVENTS_IN_STREAM), "the newest events stay");
+    assert_eq!((status(db).await.floor_seq, status(db).await.published_seq), (4_000, 5_000));
+    assert_eq!(lease(db, "one", LONG).await.unwrap().floor_seq, 4_000);
+}
+
+pub async fn a_lost_lease_does_not_raise_the_floor(db: &impl TestDatabase) {
+    let lost = lease(db, "one", SHORT).await.unwrap();
+    record(db, &lost, 3_000).await;
+    tokio::time::sleep(AFTER_SHORT).await;
+    let own = lease(db, "two", LONG).await.unwrap();
+    let forged = Lease { epoch: own.epoch, ..lost.clone() };
+    let other = Lease { generation: 2, ..own.clone() };
+    for lease in [&lost, &forged, &other] {
+        assert_eq!(db.store().raise_floor(lease, SHORT).await.unwrap(), None);
+    }
+    assert_eq!(status(db).await.floor_seq, 1);
+    assert_eq!(db.store().raise_floor(&own, SHORT).await.unwrap(), Some(2_000));
+}
+
+pub async fn a_new_generation_begins_at_the_floor(db: &impl TestDatabase) {
+    let own = lease(db, "one", LONG).await.unwrap();
+    record(db, &own, 3_000).await;
+    tokio::time::sleep(AFTER_SHORT).await;
+    assert_eq!(db.store().raise_floor(&own, SHORT).await.unwrap(), Some(2_000));
+    db.store().start_generation(partition()).await.unwrap();
+    let new = lease(db, "one", LONG).await.unwrap();
+    assert_eq!((new.generation, new.floor_seq, new.published_seq), (2, 2_000, 1_999));
+    assert_eq!(status(db).await.published_seq, 1_999);
+    assert_eq!(db.store().raise_floor(&new, SHORT).await.unwrap(), Some(2_000));
+    record(db, &new, 2_500).await;
+    let batches = "select cast(seq_from as bigint), cast(seq_to as bigint) from stream_batches where generation = 2";
+    assert_eq!(db.integers(batches).await, [[2_000, 2_500]]);
+    assert_eq!(db.store().raise_floor(&new, SHORT).await.unwrap(), Some(2_000));
+}
+
+pub async fn old_batches_are_deleted_in_bounded_steps_and_those_from_the_floor_on_are_kept(db: &impl TestDatabase) {
+    let delete = async |retain, limit| db.store().delete_batches(partition(), retain, limit).await.unwrap();
+    let kept = async || {
+        let batches = "select cast(generation as bigint), cast(seq_to as bigint) from stream_batches
+            order by generation, seq_to";
+        db.integers(batches).await
+    };
+    let own = lease(db, "one", LONG).await.unwrap();
+    for seq_to in 1..=6 {
+        record(db, &own, seq_to).await;
+    }
+    tokio::time::sleep(AFTER_SHORT).await;
+    assert_eq!(delete(SHORT, 10).await, 0, "the stream must hold all events");
+    assert!(db.execute("delete from stream_batches").await.unwrap_err().contains("immutable"));
+    set_floor(db, 5).await;
+    assert_eq!((delete(LONG, 10).await, delete(SHORT, 3).await, delete(SHORT, 3).await), (0, 3, 1));
+    assert_eq!((delete(SHORT, 3).await, kept().await), (0, vec![vec![1, 5], vec![1, 6]]));
+    assert_eq!(status(db).await.published_seq, 6);
+    assert_eq!(db.store().audit(10).await.unwrap(), []);
+    // Nobody reads the batches of an earlier generation but people.
+    db.store().start_generation(partition()).await.unwrap();
+    let new = lease(db, "one", LONG).await.unwrap();
+    record(db, &new, 7).await;
+    assert_eq!((delete(LONG, 10).await, delete(SHORT, 10).await), (0, 2));
+    assert_eq!(kept().await, [[2, 7]]);
 }

@@ -83,6 +83,10 @@ macro_rules! suite {
                 a_new_generation_starts_empty_and_clears_a_divergence,
                 the_status_shows_unpublished_events,
                 the_view_shows_which_events_are_published,
+                the_floor_follows_the_time_of_publication_and_never_falls,
+                a_lost_lease_does_not_raise_the_floor,
+                a_new_generation_begins_at_the_floor,
+                old_batches_are_deleted_in_bounded_steps_and_those_from_the_floor_on_are_kept,
             }
             migrations {
                 every_table_has_the_columns_that_its_descriptor_says,

@@ -4,7 +4,7 @@ use futures::future::join_all;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::stream::{Appended, EntryId, EventStream, LATER_GENERATION, MAX_APPEND_EVENTS, StreamError};
 
-use crate::events::{assert_stream_equals, entries, event, event_id, events, partition};
+use crate::events::{assert_stream_equals, event, event_id, events, partition};
 use crate::redis_server::RedisServer;
 
 #[tokio::test]
@@ -78,16 +78,6 @@ async fn deleted_entries_at_the_end_are_written_again_with_the_same_ids() {
     assert_eq!(behind, Appended::Behind { top_seq: 0 });
     assert_eq!(stream.append(p, 1, 1, None, &events(p, 1..=6)).await.unwrap(), Appended::Ok);
     assert_stream_equals(&*stream, 1, &events(p, 1..=6)).await;
-}
-
-#[tokio::test]
-async fn a_stream_trimmed_at_its_start_can_be_appended_to() {
-    let redis = RedisServer::start();
-    let (stream, p) = (redis.stream(), partition(0));
-    stream.append(p, 1, 1, None, &events(p, 1..=10)).await.unwrap();
-    redis.execute::<i64>(&["XTRIM", "vs:{p00}:g1", "MAXLEN", "1"]);
-    assert_eq!(stream.append(p, 1, 1, Some((10, event_id(p, 10))), &events(p, 11..=12)).await.unwrap(), Appended::Ok);
-    assert_eq!(entries(&*stream, p, 1).await.len(), 3);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ const CLUSTER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Three masters on loopback. The default cluster bus port is 10,000 above a node's port, which may be taken or out
 /// of range, so each node gets a free one.
-fn cluster() -> Vec<RedisServer> {
+pub fn cluster() -> Vec<RedisServer> {
     let nodes: Vec<RedisServer> = (0..3)
         .map(|_| {
             let bus = RedisServer::not_started(&[]).port.to_string();
@@ -44,11 +44,15 @@ fn cluster() -> Vec<RedisServer> {
     nodes
 }
 
+pub fn stream_of(nodes: &[RedisServer]) -> Arc<RedisStream> {
+    let config = RedisConfig { is_cluster: true, ..RedisConfig::from_urls(&nodes[0].url().into()) };
+    Arc::new(RedisStream::new(&config, source()).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn publishes_to_a_cluster_and_refills_a_node_that_lost_its_data() {
     let nodes = cluster();
-    let config = RedisConfig { is_cluster: true, ..RedisConfig::from_urls(&nodes[0].url().into()) };
-    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), Arc::new(RedisStream::new(&config, source()).unwrap()));
+    let (outbox, stream) = (Arc::new(MemoryOutbox::new()), stream_of(&nodes));
     for p in Partition::all() {
         outbox.commit(p, 600);
     }

@@ -10,6 +10,8 @@ mod cluster;
 mod event_buffer;
 mod events;
 mod failures;
+mod faults;
+mod floor;
 mod memory_outbox;
 mod model;
 mod operator;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use uuid::Uuid;
 use visionscope_billing::domain::cloud_event::EventRecord;
-use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::domain::ids::{EventId, Partition};
 use visionscope_billing::store::queries::{
     EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
 };
@@ -14,6 +15,7 @@ use visionscope_billing::store::{Outbox, StoreError};
 
 use crate::events::event;
 
+#[derive(Clone)]
 struct PartitionRows {
     events: Vec<EventRecord>,
     owner: Option<String>,
@@ -35,8 +37,13 @@ impl PartitionRows {
     }
 }
 
+/// What a database held at some time.
+pub struct Backup(Vec<PartitionRows>);
+
 pub struct MemoryOutbox {
     partitions: Mutex<Vec<PartitionRows>>,
+    /// How often a backup was restored. Events that are committed afterwards differ from those that had their numbers.
+    restores: AtomicU32,
     /// This many calls of `record` fail and record nothing.
     pub failing_records: AtomicU32,
     /// Reads, counted per partition.
@@ -46,6 +53,8 @@ pub struct MemoryOutbox {
     pub is_down: AtomicBool,
     /// Reading this partition fails.
     pub unreadable: Mutex<Option<Partition>>,
+    /// This many calls of `raise_floor` fail: every other one before it takes effect, the others afterwards.
+    pub failing_raises: AtomicU32,
     /// As the real one, unless a test sets a lower number.
     pub min_events_in_stream: AtomicI64,
     /// Leases are given to everybody, even while another owner holds them.
@@ -73,6 +82,8 @@ impl MemoryOutbox {
             unreadable: Mutex::new(None),
             records: AtomicU32::new(0),
             is_down: AtomicBool::new(false),
+            restores: AtomicU32::new(0),
+            failing_raises: AtomicU32::new(0),
             min_events_in_stream: AtomicI64::new(MIN_EVENTS_IN_STREAM),
             ignores_leases: AtomicBool::new(false),
         }
@@ -83,12 +94,29 @@ impl MemoryOutbox {
         let mut partitions = self.partitions.lock().unwrap();
         let events = &mut partitions[usize::from(partition.number())].events;
         let last = i64::try_from(events.len()).unwrap();
-        events.extend((last + 1..=last + count).map(|seq| event(partition, seq)));
+        let restores = u128::from(self.restores.load(Ordering::SeqCst));
+        events.extend((last + 1..=last + count).map(|seq| {
+            let event = event(partition, seq);
+            EventRecord { event_id: EventId(Uuid::from_u128(event.event_id.0.as_u128() | restores << 40)), ..event }
+        }));
         events[usize::try_from(last).unwrap()..].to_vec()
     }
 
     pub fn all(&self, partition: Partition) -> Vec<EventRecord> {
         self.partitions.lock().unwrap()[usize::from(partition.number())].events.clone()
+    }
+
+    pub fn backup(&self) -> Backup {
+        Backup(self.partitions.lock().unwrap().clone())
+    }
+
+    pub fn restore(&self, backup: Backup) {
+        *self.partitions.lock().unwrap() = backup.0;
+        self.restores.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn generation(&self, partition: Partition) -> i32 {
+        self.partitions.lock().unwrap()[usize::from(partition.number())].generation
     }
 
     /// Lets all leases expire.
@@ -224,7 +252,12 @@ impl Outbox for MemoryOutbox {
     }
 
     async fn raise_floor(&self, lease: &Lease, retain: Duration) -> Result<Option<i64>, StoreError> {
-        self.access(lease.partition, |rows| {
+        let failing = self.failing_raises.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let fault = || Err(StoreError::Unavailable("an injected fault".into()));
+        if failing.is_ok_and(|left| left % 2 == 0) {
+            return fault();
+        }
+        let raised = self.access(lease.partition, |rows| {
             if !rows.is_in_force(lease) {
                 return None;
             }
@@ -233,7 +266,8 @@ impl Outbox for MemoryOutbox {
             let kept = self.min_events_in_stream.load(Ordering::SeqCst);
             rows.floor_seq = rows.floor_seq.max((old + 1).min(rows.published_seq - kept));
             Some(rows.floor_seq)
-        })
+        });
+        if failing.is_ok() { fault() } else { raised }
     }
 
     async fn delete_batches(&self, _: Partition, _: Duration, _: u32) -> Result<u64, StoreError> {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_redis::redis::{Client, Connection, FromRedisValue, Value, cmd};
+use deadpool_redis::redis::{Client, Cmd, Connection, FromRedisValue, Value, cmd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use visionscope_billing::stream::redis::{RedisConfig, RedisStream};
@@ -86,8 +86,14 @@ impl RedisServer {
 
     /// Executes a command that may fail. Returns whether it succeeded.
     pub fn try_execute(&self, arguments: &[&str]) -> bool {
-        let mut command = cmd(arguments[0]);
-        command.arg(&arguments[1..]).query::<Value>(&mut self.connect().unwrap()).is_ok()
+        let arguments: Vec<&[u8]> = arguments.iter().map(|argument| argument.as_bytes()).collect();
+        self.answer(&arguments).is_some()
+    }
+
+    /// The answer to a command, unless it fails.
+    pub fn answer(&self, arguments: &[&[u8]]) -> Option<Value> {
+        let mut command = Cmd::new();
+        command.arg(arguments).query(&mut self.connect()?).ok()
     }
 
     fn connect(&self) -> Option<Connection> {
