@@ -122,6 +122,9 @@ fn every_wrong_value_is_refused_with_its_key_and_origin() {
         ("redis.pool_size", "257"),
         ("redis.response_timeout_ms", "0"),
         ("redis.connect_timeout_ms", "0"),
+        ("stream.retain_hours", "0"),
+        ("stream.retain_hours", "8761"),
+        ("stream.batch_retain_days", "0"),
         ("auth.issuer", " "),
         ("auth.audience", " "),
         ("auth.jwks_url", "http://keys.example/jwks.json"),
@@ -153,6 +156,15 @@ fn every_wrong_value_is_refused_with_its_key_and_origin() {
         });
         assert!(found, "{key} = {value}: {error}");
     }
+}
+
+#[test]
+fn the_records_of_batches_are_kept_as_long_as_their_events() {
+    let hours = |hours| read(&[("VISIONSCOPE__STREAM__RETAIN_HOURS", hours)]);
+    assert!(hours("168").is_ok());
+    let error = hours("169").unwrap_err();
+    assert_eq!(error.problems[0].key, "stream.batch_retain_days");
+    assert!(error.to_string().contains("stream.retain_hours"), "{error}");
 }
 
 #[test]

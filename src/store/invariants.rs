@@ -372,6 +372,7 @@ left join workspaces w on w.workspace_id = o.workspace_id
 where o.partition_id is distinct from w.partition_id
 limit $1";
 
+/// The oldest batches are deleted, so a generation's first record may follow nothing.
 const BATCHES_HAVE_NO_GAP: &str = "
 select cast(null as uuid) as workspace_id, cast(null as uuid) as row_id,
     format('partition %s generation %s: the batch from %s follows %s', b.partition_id, b.generation, b.seq_from,

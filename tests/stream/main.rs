@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod acl;
 mod append;
 mod cluster;
 mod event_buffer;

@@ -135,6 +135,11 @@ impl MemoryOutbox {
         self.partitions.lock().unwrap()[usize::from(partition.number())].published_seq
     }
 
+    /// The last event of the oldest batch whose record is kept.
+    pub fn first_batch(&self, partition: Partition) -> Option<i64> {
+        self.partitions.lock().unwrap()[usize::from(partition.number())].batches.first().map(|batch| batch.0)
+    }
+
     pub fn floor_seq(&self, partition: Partition) -> i64 {
         self.partitions.lock().unwrap()[usize::from(partition.number())].floor_seq
     }
@@ -270,8 +275,13 @@ impl Outbox for MemoryOutbox {
         if failing.is_ok() { fault() } else { raised }
     }
 
-    async fn delete_batches(&self, _: Partition, _: Duration, _: u32) -> Result<u64, StoreError> {
-        Ok(0)
+    async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError> {
+        self.access(partition, |rows| {
+            let floor_seq = rows.floor_seq;
+            let is_old = |(seq_to, at): &(i64, Instant)| *seq_to < floor_seq && at.elapsed() > retain;
+            let oldest = rows.batches.len().min(usize::try_from(limit).unwrap());
+            u64::try_from(rows.batches.extract_if(..oldest, |batch| is_old(batch)).count()).unwrap()
+        })
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {

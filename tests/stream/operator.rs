@@ -6,8 +6,9 @@ use std::time::Duration;
 use visionscope_billing::clock::SystemClock;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::outbox::{FindingKind, rebuild, status, verify};
+use visionscope_billing::publisher::{PublisherConfig, Retention};
 use visionscope_billing::store::Outbox;
-use visionscope_billing::stream::EventStream;
+use visionscope_billing::stream::{EntryId, EventStream};
 
 use crate::events::{assert_stream_equals, event, events, eventually, eventually_ends_at, json_of, partition};
 use crate::memory_outbox::MemoryOutbox;
@@ -24,6 +25,13 @@ async fn published(redis: &RedisServer) -> Arc<MemoryOutbox> {
     eventually("all is recorded", async || outbox.published_seq(p) == 10).await;
     running.stop().await;
     outbox
+}
+
+/// Nothing is kept longer than it must be.
+fn trimming_config() -> PublisherConfig {
+    let soon = Duration::from_millis(20);
+    let retention = Some(Retention { events: soon, batches: soon });
+    PublisherConfig { retention, probe_interval: soon, trim_interval: soon, ..test_config() }
 }
 
 async fn kinds(redis: &RedisServer, outbox: &MemoryOutbox) -> Vec<(FindingKind, i64, i64)> {
@@ -158,4 +166,81 @@ async fn status_is_reported_while_redis_is_down() {
     let report = status(&outbox, &*redis.stream()).await.unwrap();
     assert!(report.stream_error.is_some() && !report.is_up_to_date());
     assert_eq!((report.partitions.len(), outbox.heads().await.unwrap().len()), (16, 16));
+}
+
+/// An outbox with 2,500 published events in one partition, whose stream was trimmed, and no running publisher.
+async fn trimmed(redis: &RedisServer) -> Arc<MemoryOutbox> {
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    outbox.commit(p, 2_500);
+    let running = RunningPublisher::start(&outbox, &stream, trimming_config());
+    eventually("the floor is raised", async || outbox.floor_seq(p) == 1_500).await;
+    let first = async || stream.read(p, 1, EntryId::START, 1).await.unwrap()[0].id.seq;
+    eventually("the stream is trimmed", async || (1_400..=1_500).contains(&first().await)).await;
+    running.stop().await;
+    outbox
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_knows_the_floor() {
+    let redis = RedisServer::start();
+    let outbox = trimmed(&redis).await;
+    assert_eq!(kinds(&redis, &outbox).await, [], "what was trimmed is not missing");
+    let key = "vs:{p00}:g1";
+    redis.execute::<i64>(&["XTRIM", key, "MINID", "1500"]);
+    assert_eq!(kinds(&redis, &outbox).await, []);
+    redis.execute::<i64>(&["XDEL", key, "1800-0"]);
+    redis.execute::<i64>(&["XTRIM", key, "MINID", "1511"]);
+    let missing = |from, to| (FindingKind::Missing, from, to);
+    assert_eq!(kinds(&redis, &outbox).await, [missing(1_500, 1_510), missing(1_800, 1_800)]);
+    redis.execute::<i64>(&["DEL", key]);
+    assert_eq!(kinds(&redis, &outbox).await, [missing(1_500, 2_500)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rebuild_begins_at_the_floor_and_removes_nothing() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (trimmed(&redis).await, redis.stream(), partition(0));
+    let report = rebuild(outbox.clone(), stream.clone(), Arc::new(SystemClock), &[p], WITHIN).await.unwrap();
+    assert!(report.is_done(), "{report:?}");
+    assert_eq!(report.partitions[0].floor_seq, 1_500);
+    assert_stream_equals(&*stream, 2, &outbox.all(p)[1_499..]).await;
+    assert!(verify(&*outbox, &*stream, &[p]).await.unwrap().is_equal());
+    assert!(status(&*outbox, &*stream).await.unwrap().is_up_to_date());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_the_floor_and_how_far_behind_each_group_is() {
+    let redis = RedisServer::start();
+    let outbox = trimmed(&redis).await;
+    for (name, from) in [("behind", "1498-0"), ("ready", "1499-0"), ("new", "0"), ("latest", "$")] {
+        redis.execute::<()>(&["XGROUP", "CREATE", "vs:{p00}:g1", name, from]);
+    }
+    outbox.commit(partition(0), 7);
+    let report = status(&*outbox, &*redis.stream()).await.unwrap();
+    let line = &report.partitions[0];
+    assert_eq!((line.floor_seq, report.partitions[1].floor_seq), (1_500, 1));
+    let groups: Vec<_> =
+        line.groups.iter().map(|group| (group.name.as_str(), group.lag, group.is_behind_floor)).collect();
+    let expected = [("behind", 1_009, true), ("latest", 7, false), ("new", 2_507, true), ("ready", 1_008, false)];
+    assert_eq!(groups, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_records_of_batches_are_deleted_and_a_lost_stream_is_refilled_from_the_floor() {
+    let redis = RedisServer::start();
+    let (outbox, stream, p) = (Arc::new(MemoryOutbox::new()), redis.stream(), partition(0));
+    let running = RunningPublisher::start(&outbox, &stream, trimming_config());
+    for _ in 0..10 {
+        outbox.commit(p, 250);
+        eventually("it is recorded", async || outbox.published_seq(p) == outbox.all(p).len() as i64).await;
+    }
+    eventually("the floor is raised", async || outbox.floor_seq(p) == 1_500).await;
+    eventually("old records are deleted", async || outbox.first_batch(p) >= Some(1_500)).await;
+    redis.execute::<()>(&["FLUSHALL"]);
+    eventually_ends_at(&*stream, p, 1, 2_500).await;
+    assert_stream_equals(&*stream, 1, &outbox.all(p)[1_499..]).await;
+    // Somebody else trims more than that.
+    redis.execute::<i64>(&["XTRIM", "vs:{p00}:g1", "MINID", "1502"]);
+    eventually("it is noticed", async || outbox.diverged_seq(p) == Some(1_500)).await;
+    running.stop().await;
 }
