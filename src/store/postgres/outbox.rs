@@ -29,6 +29,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     LOCK_LEASES,
     INSERT_BATCHES,
     MARK_DIVERGED,
+    KEY_ORDER,
     RAISE_FLOOR,
     DELETE_BATCHES,
     START_GENERATION,
@@ -92,6 +93,11 @@ where last.seq < n.seq_to";
 const MARK_DIVERGED: &str = "
 update stream_leases set diverged_seq = $5
 where partition_id = $1 and owner = $2 and epoch = $3 and generation = $4";
+
+/// For statements that read the first rows of many. Where statistics are missing, the planner would collect all of them
+/// by a bitmap and sort them.
+const KEY_ORDER: &str = "
+select set_config('enable_bitmapscan', 'off', true)";
 
 /// The batches after the floor are found by the primary key, the oldest first; an index on the time would cost every
 /// batch, and save reading the few hundred of a minute. A statement that waits for the lease's row keeps its snapshot of
@@ -204,16 +210,25 @@ impl Outbox for PostgresStore {
             .bind(micros_of(retain))
             .bind(MIN_EVENTS_IN_STREAM)
             .bind(i64::from(BATCHES_PER_RAISE));
-        let row =
-            with_answer_timeout(async { statement.fetch_optional(&self.reads).await.map_err(store_error) }).await?;
-        row.map(|row| Fields::of(&row).next()).transpose()
+        with_answer_timeout(async {
+            let mut tx = self.begin_in_key_order().await?;
+            let row = statement.fetch_optional(&mut *tx).await.map_err(store_error)?;
+            tx.commit().await.map_err(store_error)?;
+            row.map(|row| Fields::of(&row).next()).transpose()
+        })
+        .await
     }
 
     async fn delete_batches(&self, partition: Partition, retain: Duration, limit: u32) -> Result<u64, StoreError> {
         let statement =
             sqlx::query(DELETE_BATCHES).bind(partition.stored()).bind(micros_of(retain)).bind(i64::from(limit));
-        let deleted = with_answer_timeout(async { statement.execute(&self.reads).await.map_err(store_error) }).await?;
-        Ok(deleted.rows_affected())
+        with_answer_timeout(async {
+            let mut tx = self.begin_in_key_order().await?;
+            let deleted = statement.execute(&mut *tx).await.map_err(store_error)?;
+            tx.commit().await.map_err(store_error)?;
+            Ok(deleted.rows_affected())
+        })
+        .await
     }
 
     async fn start_generation(&self, partition: Partition) -> Result<i32, StoreError> {
@@ -226,6 +241,14 @@ impl Outbox for PostgresStore {
         let rows = with_answer_timeout(async { sqlx::query(STATUS).fetch_all(&self.reads).await.map_err(store_error) })
             .await?;
         each(&rows, PartitionStatus::read)
+    }
+}
+
+impl PostgresStore {
+    async fn begin_in_key_order(&self) -> Result<Transaction<'_, Postgres>, StoreError> {
+        let mut tx = self.reads.begin().await.map_err(store_error)?;
+        sqlx::query(KEY_ORDER).execute(&mut *tx).await.map_err(store_error)?;
+        Ok(tx)
     }
 }
 
