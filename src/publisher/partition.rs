@@ -38,7 +38,7 @@ pub(super) const MAX_CONCURRENT_READS: usize = 8;
 
 /// How many commands one step sends to trim a stream, a few thousand entries each. What remains is removed by the next
 /// steps that trim.
-const MAX_TRIMS: usize = 16;
+const MAX_TRIMS: usize = 20;
 
 /// What all partitions of a publisher share.
 pub(super) struct PublisherContext {

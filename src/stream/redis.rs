@@ -21,6 +21,7 @@ use deadpool_redis::{Pool, PoolConfig, PoolError, Runtime, Timeouts, cluster};
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
+use self::answers::{RawEntry, entry, group_position};
 use self::shared_connection::SharedConnection;
 use super::{
     Appended, EntryId, EventStream, GroupPosition, MAX_APPEND_EVENTS, MAX_GROUPS, Previous, StreamEntry, StreamError,
@@ -29,6 +30,7 @@ use super::{
 use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::ids::Partition;
 
+mod answers;
 mod shared_connection;
 
 /// How long to wait for one answer. A healthy Redis answers an append within 10 ms. One that takes a second counts
@@ -40,8 +42,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const WAIT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Pooled connections per process, beside the one for appends.
 const MAX_CONNECTIONS: usize = 12;
-/// The most entries that one command removes. It blocks its Redis node for about a millisecond.
-const MAX_TRIM_ENTRIES: u32 = 10_000;
+/// The most entries that one command removes. It blocks its Redis node for about 3 ms, as the largest append does.
+const MAX_TRIM_ENTRIES: u32 = 5_000;
 const APPEND: &str = include_str!("append.lua");
 
 /// Where Redis is.
@@ -321,7 +323,7 @@ impl EventStream for RedisStream {
         entries.into_iter().next().map(entry).transpose()
     }
 
-    /// `~` removes whole nodes of the stream only, which is much cheaper. What stays below the floor is allowed.
+    /// `~` removes whole nodes of the stream only, which is much cheaper; what stays below the floor is allowed.
     async fn trim(&self, partition: Partition, generation: i32, floor_seq: i64) -> Result<bool, StreamError> {
         let mut command = cmd("XTRIM");
         command.arg(stream_key(partition, generation)).arg("MINID").arg("~").arg(EntryId::of(floor_seq).to_string());
@@ -350,45 +352,6 @@ impl EventStream for RedisStream {
     }
 }
 
-/// An entry's id and its fields, as alternating names and values.
-type RawEntry = (String, Vec<Vec<u8>>);
-
-fn entry_id(id: &str) -> Result<EntryId, StreamError> {
-    let parse = || -> Option<EntryId> {
-        let (seq, sub) = id.split_once('-')?;
-        Some(EntryId { seq: seq.parse().ok()?, sub: sub.parse().ok()? })
-    };
-    parse().ok_or_else(|| StreamError::Corrupt(format!("an entry has the id {id}")))
-}
-
-/// The other members of the answer are not used. `lag` would be wrong after a trim on Redis 7.0.
-fn group_position(group: &BTreeMap<String, Value>) -> Result<GroupPosition, StreamError> {
-    let text = |name: &str| -> Result<String, StreamError> {
-        match group.get(name) {
-            Some(Value::BulkString(bytes)) => Ok(String::from_utf8_lossy(bytes).into_owned()),
-            _ => Err(StreamError::Corrupt(format!("a consumer group has no {name}"))),
-        }
-    };
-    Ok(GroupPosition { name: text("name")?, last_delivered: entry_id(&text("last-delivered-id")?)? })
-}
-
-fn entry((id, fields): RawEntry) -> Result<StreamEntry, StreamError> {
-    let id = entry_id(&id)?;
-    let mut entry = StreamEntry { id, ..StreamEntry::default() };
-    for pair in fields.chunks_exact(2) {
-        // Bytes that are not UTF-8 differ from every event, and still do after a lossy conversion.
-        let value = String::from_utf8_lossy(&pair[1]).into_owned();
-        match pair[0].as_slice() {
-            b"event_id" => entry.event_id = value,
-            b"event_type" => entry.event_type = value,
-            b"workspace_id" => entry.workspace_id = value,
-            b"event" => entry.event = value,
-            _ => {}
-        }
-    }
-    Ok(entry)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,12 +375,5 @@ mod tests {
     #[test]
     fn tls_addresses_are_accepted_without_connecting() {
         assert!(stream("rediss://127.0.0.1:1").is_ok());
-    }
-
-    #[test]
-    fn missing_fields_of_an_entry_are_empty() {
-        let read = entry(("5-1".into(), vec![b"event_id".to_vec(), b"a".to_vec(), b"x".to_vec()])).unwrap();
-        assert_eq!((read.id, read.event_id.as_str(), read.event.as_str()), (EntryId { seq: 5, sub: 1 }, "a", ""));
-        assert!(entry(("five".into(), vec![])).is_err());
     }
 }

@@ -19,10 +19,11 @@ use visionscope_billing::domain::text::Label;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::workspace::Workspace;
 use visionscope_billing::outbox::{rebuild, status, verify};
-use visionscope_billing::publisher::PublisherConfig;
+use visionscope_billing::publisher::{PublisherConfig, Retention};
 use visionscope_billing::store::Store;
 use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+use visionscope_billing::stream::{EntryId, EventStream};
 
 use crate::events::{event, eventually, eventually_ends_at, json_of, partition, workspace_of};
 use crate::publishing::{RunningPublisher, test_config};
@@ -111,6 +112,33 @@ async fn streams_follow_the_outbox<S: Store + 'static>(store: Arc<S>, config: Pu
     assert!(status(&*store, &*stream).await.unwrap().is_up_to_date());
 }
 
+/// Trims a stream, loses it and rebuilds it. Each time it begins at the floor.
+async fn a_trimmed_stream_is_dense_from_its_floor<S: Store + 'static>(store: Arc<S>) {
+    let redis = RedisServer::start();
+    let (stream, p, soon) = (redis.stream(), partition(7), Duration::from_millis(50));
+    let retention = Some(Retention { events: soon, batches: soon });
+    let config = PublisherConfig { retention, trim_interval: soon, probe_interval: soon, ..test_config() };
+    let running = RunningPublisher::start(&store, &stream, config);
+    for _ in 0..5 {
+        running.events.committed(commit(&*store, p, 500).await);
+    }
+    let floor = async || store.status().await.unwrap()[7].floor_seq;
+    eventually("the floor is raised", async || floor().await == 1_500).await;
+    let first = async || stream.read(p, 1, EntryId::START, 1).await.unwrap().first().map(|entry| entry.id.seq);
+    eventually("the stream is trimmed", async || (1_400..=1_500).contains(&first().await.unwrap())).await;
+    assert!(verify(&*store, &*stream, &[p]).await.unwrap().is_equal());
+    redis.execute::<()>(&["FLUSHALL"]);
+    eventually_ends_at(&*stream, p, 1, 2_500).await;
+    assert_eq!(first().await, Some(1_500));
+    assert!(verify(&*store, &*stream, &[p]).await.unwrap().is_equal());
+    let report = rebuild(store.clone(), stream.clone(), Arc::new(SystemClock), &[p], WITHIN).await.unwrap();
+    assert!(report.is_done(), "{report:?}");
+    assert_eq!(stream.read(p, 2, EntryId::START, 1).await.unwrap()[0].id.seq, 1_500);
+    assert!(verify(&*store, &*stream, &[p]).await.unwrap().is_equal());
+    assert!(status(&*store, &*stream).await.unwrap().is_up_to_date());
+    running.stop().await;
+}
+
 /// Committed events make the same entries as the events read from the outbox.
 async fn committed_events_equal_read_events(store: &dyn Store) {
     let p = partition(4);
@@ -188,6 +216,19 @@ async fn the_streams_equal_the_outbox_on_sqlite() {
 async fn the_streams_equal_the_outbox_on_postgres() {
     let (store, server, name) = postgres().await;
     streams_follow_the_outbox(Arc::clone(&store), test_config()).await;
+    drop_database(store, server, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trimmed_stream_is_dense_from_its_floor_on_sqlite() {
+    let (store, _folder) = sqlite().await;
+    a_trimmed_stream_is_dense_from_its_floor(store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trimmed_stream_is_dense_from_its_floor_on_postgres() {
+    let (store, server, name) = postgres().await;
+    a_trimmed_stream_is_dense_from_its_floor(Arc::clone(&store)).await;
     drop_database(store, server, name).await;
 }
 
