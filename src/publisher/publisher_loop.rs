@@ -220,8 +220,11 @@ impl PublisherLoop {
             }
             Completed::Cleaned(deleted) => {
                 let pause = if matches!(deleted, Ok(true)) { CLEANING_PAUSE } else { self.config.trim_interval };
-                self.cleaning.finished(&deleted, pause);
-                self.note_outbox(deleted);
+                if let Err(error) = deleted {
+                    tracing::warn!(%error, "old records of batches cannot be deleted");
+                }
+                // Nobody waits for it, so a failure is not retried earlier.
+                self.cleaning.next_run = Some(Instant::now() + pause);
             }
             Completed::Read(results) => self.read_finished(results),
             Completed::Stepped(progress, step) => self.step_finished(progress, step),

@@ -268,8 +268,6 @@ impl World<'_> {
             self.counts.diverged.fetch_add(1, Ordering::SeqCst);
             let (outbox, stream) = (self.outbox.clone(), self.stream.clone());
             rebuild(outbox, stream, Arc::new(SystemClock), &[p], WITHIN).await.unwrap();
-            // The rebuild's publisher may have the lease still, or again.
-            self.copy = None;
         }
         panic!("partition {index} diverges again and again");
     }
