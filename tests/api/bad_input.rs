@@ -322,6 +322,10 @@ async fn unknown_and_malformed_parameters_are_named() {
         ("/v1/events?after=x".into(), "unknown-field", "after"),
         ("/v1/events?type=CreditsVanished".into(), "invalid-field", "type"),
         ("/v1/events?workspace_id=1".into(), "invalid-field", "workspace_id"),
+        ("/v1/events?partition=0".into(), "invalid-field", "partition"),
+        ("/v1/events?partition=-1".into(), "invalid-field", "partition"),
+        ("/v1/events?after_sequence=1".into(), "invalid-field", "after_sequence"),
+        ("/v1/events?partition=0&after_sequence=%2B1".into(), "invalid-field", "after_sequence"),
         ("/v1/plans?x=1".into(), "unknown-field", "x"),
         (path(OWN, "/credits?x=1"), "unknown-field", "x"),
     ];

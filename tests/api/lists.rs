@@ -184,3 +184,43 @@ async fn a_short_page_of_all_events_says_that_there_are_more() {
         assert_eq!(all(&user, "/v1/events", "limit=50", "id").await.len(), 60);
     }
 }
+
+/// As a consumer of a stream reads what it has missed.
+#[tokio::test]
+async fn events_of_a_partition_are_listed_from_any_sequence_on() {
+    for database in Database::ALL {
+        let server = spent(database, 5).await;
+        let user = server.user_of(Tenancy::All, Scope::ALL);
+        let sequences_of = async |parameters: String| {
+            let found = all(&user, "/v1/events", &parameters, "sequence").await;
+            found.iter().map(|sequence| sequence.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let first = page(&user, "/v1/events", &format!("workspace_id={OWN}")).await;
+        let partition = items(&first)[0]["partition"].as_u64().unwrap();
+        let empty = (0..16).find(|other| *other != partition && *other != 0).unwrap();
+        let of_one = format!("partition={partition}");
+        let sequences = sequences_of(format!("{of_one}&limit=2")).await;
+        assert!([6, 12].contains(&sequences.len()), "{sequences:?}");
+        for (number, sequence) in (1..).zip(&sequences) {
+            assert_eq!(sequence.parse::<usize>().unwrap(), number, "in order and without a gap");
+            for after in [sequence.clone(), number.to_string()] {
+                let missed = sequences_of(format!("{of_one}&limit=4&after_sequence={after}")).await;
+                assert_eq!(missed, sequences[number..], "after {after}");
+            }
+        }
+        assert_eq!(sequences_of(format!("{of_one}&after_sequence=0")).await, sequences);
+        assert_eq!(sequences_of(format!("{of_one}&type=CreditConsumed")).await.len() % 5, 0);
+        let beyond = user.get(&format!("/v1/events?{of_one}&after_sequence={}", sequences.len() + 1)).await;
+        beyond.is_problem(410, "cursor-gone");
+        for start in [format!("partition={empty}"), format!("partition={empty}&cursor=latest")] {
+            let page = page(&user, "/v1/events", &start).await;
+            let again = format!("partition={empty}&cursor={}", page["next"].as_str().unwrap());
+            assert_eq!(items(&page).len(), 0, "{start}");
+            assert_eq!(self::page(&user, "/v1/events", &again).await["next"], page["next"]);
+        }
+        let end = page(&user, "/v1/events", &format!("{of_one}&cursor=latest")).await;
+        server.user(OWN).post(&path(OWN, "/credits/deduct"), &json!({"feature_code": "render", "credits": 1})).await;
+        let later = page(&user, "/v1/events", &format!("{of_one}&cursor={}", end["next"].as_str().unwrap())).await;
+        assert_eq!((items(&later).len(), &later["has_more"]), (1, &json!(false)));
+    }
+}

@@ -1,8 +1,8 @@
 //! Events over HTTP, for consumers without the Redis streams.
 //!
 //! `next` is always present, so a caller can poll with it. A token for one workspace reads the events of that workspace
-//! in the order of `workspace_seq`. A token for all workspaces reads every partition in the order of `seq`; a page takes
-//! events from all partitions in turn, so that no partition starves another.
+//! in the order of `workspace_seq`. A token for all workspaces reads one partition in the order of `seq`, or every one; then
+//! a page takes events from all partitions in turn, so that no partition starves another.
 
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -47,6 +47,14 @@ pub struct EventParams {
     /// Only the events of this workspace. A token for one workspace implies it.
     #[serde(default, deserialize_with = "hyphenated_workspace_id")]
     workspace_id: Option<WorkspaceId>,
+    /// Only the events of this partition, in the order of their `sequence`. Needs a token for all workspaces.
+    #[param(required = false, inline, minimum = 0, maximum = 15)]
+    partition: Option<u8>,
+    /// Where the list of a `partition` begins without a `cursor`: after the event with this `sequence`, which must
+    /// exist, or 0 for the first. This is how a consumer of a stream reads what it has missed.
+    #[serde(default, deserialize_with = "sequence")]
+    #[param(value_type = String, required = false, pattern = "^[0-9]{1,19}$")]
+    after_sequence: Option<i64>,
     /// Only events of these types. May be repeated. A page looks at 1,000 events at most, so it may be short or empty
     /// although `has_more` is true.
     #[serde(default)]
@@ -68,6 +76,14 @@ fn hyphenated_workspace_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     id.map(Some).ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a hyphenated UUID")))
 }
 
+/// Parses a `sequence`, with or without its leading zeros.
+fn sequence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let is_digits = text.len() <= 19 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = is_digits.then(|| text.parse().ok()).flatten();
+    number.map(Some).ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a number of 1 to 19 digits")))
+}
+
 /// A page of events, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventPage {
@@ -81,7 +97,7 @@ pub struct EventPage {
 /// List the events
 ///
 /// Events of one workspace in the order of their `workspaceseq`, or, with a token for all
-/// workspaces and no `workspace_id`, of all of them in the order of each partition's `sequence`. Keep
+/// workspaces and no `workspace_id`, of all of them in the order of each partition's `sequence`, or of one partition. Keep
 /// `next` and poll with it: no event is ever skipped.
 #[utoipa::path(
     tag = "events",
@@ -112,22 +128,55 @@ pub struct EventPage {
 )]
 #[get("/v1/events")]
 pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let EventParams { cursor, limit, order: OldestFirst::Ascending, workspace_id, r#type: types } = query(&request)?;
+    let params: EventParams = query(&request)?;
     let state = AppState::of(&request);
-    if let Some(workspace_id) = workspace_id {
-        require_workspace(&caller.principal, workspace_id)?;
-    }
+    let list = params.list(&caller)?;
+    let EventParams { cursor, limit, order: OldestFirst::Ascending, after_sequence, r#type: types, .. } = params;
     // In one order and once each: the same filter, however it is sent.
     let types = EventType::ALL.iter().copied().filter(|known| types.contains(known)).collect();
     let wanted = Wanted { cursor, limit, types };
-    let page = match (workspace_id, caller.principal.tenancy) {
-        (Some(workspace_id), _) | (None, Tenancy::One(workspace_id)) => {
+    let page = match list {
+        List::Workspace(workspace_id) => {
             state.limits.check_rate(workspace_id)?;
             workspace_page(state, workspace_id, wanted).await?
         }
-        (None, Tenancy::All) => all_workspaces_page(state, wanted).await?,
+        List::Partition(partition) => partition_page(state, partition, after_sequence.unwrap_or(0), wanted).await?,
+        List::All => all_workspaces_page(state, wanted).await?,
     };
     private_json(&request, &page)
+}
+
+/// Whose events are listed.
+enum List {
+    Workspace(WorkspaceId),
+    Partition(Partition),
+    All,
+}
+
+impl EventParams {
+    fn list(&self, caller: &Caller<scope::EventsRead>) -> Result<List, Problem> {
+        let refuse =
+            |name: &'static str, detail: &'static str| Err(Problem::parameter(Code::InvalidField, name, detail));
+        if self.after_sequence.is_some() && self.partition.is_none() {
+            return refuse("after_sequence", "needs partition");
+        }
+        if let Some(workspace_id) = self.workspace_id {
+            require_workspace(&caller.principal, workspace_id)?;
+        }
+        let workspace_id = match caller.principal.tenancy {
+            Tenancy::One(own) => Some(own),
+            Tenancy::All => self.workspace_id,
+        };
+        match (workspace_id, self.partition) {
+            (Some(_), Some(_)) => refuse("partition", "needs a token for all workspaces, and no workspace_id"),
+            (Some(workspace_id), None) => Ok(List::Workspace(workspace_id)),
+            (None, Some(number)) => match Partition::new(number) {
+                Some(partition) => Ok(List::Partition(partition)),
+                None => refuse("partition", "must be 0 to 15"),
+            },
+            (None, None) => Ok(List::All),
+        }
+    }
 }
 
 struct Wanted {
@@ -168,33 +217,71 @@ async fn workspace_page(state: &AppState, workspace_id: WorkspaceId, wanted: Wan
     let events = async |after: i64, limit: u32| {
         read(state.store.events(&EventQuery::OfWorkspace { workspace_id, after, limit })).await
     };
-    let seen = match &wanted.cursor {
-        None => None,
-        Some(cursor) if cursor.is_latest() => {
-            let newest = recorded_state(state, workspace_id).await?.credits.event_seq;
-            let rows = events(newest - 1, 1).await?;
-            let last = rows.first().ok_or_else(workspace_not_found)?;
-            let next = key.cursor([last.workspace_seq], &last.event_id);
-            return Ok(EventPage { items: Vec::new(), has_more: false, next });
-        }
-        Some(cursor) => Some(key.parse::<1>(cursor)?),
+    let newest = async || Ok(recorded_state(state, workspace_id).await?.credits.event_seq);
+    let page = page_of_one(state, key, wanted, 0, |event| event.workspace_seq, events, newest).await?;
+    // Provisioning writes the first event of a workspace: without events there is no workspace.
+    page.ok_or_else(workspace_not_found)
+}
+
+async fn partition_page(
+    state: &AppState,
+    partition: Partition,
+    after_sequence: i64,
+    wanted: Wanted,
+) -> Result<EventPage, Problem> {
+    let key = ListKey::new("events of a partition", &(partition, &wanted.types));
+    let events = async |after: i64, limit: u32| {
+        let after = vec![EventPosition { partition, seq: after }];
+        read(state.store.events(&EventQuery::OfAll { after, limit })).await
     };
-    let [seen_seq] = seen.map_or([0], |seen| seen.place);
-    let look_at = wanted.look_at();
-    // The seen event, and one more to find out whether there are more.
-    let mut rows = events(seen_seq.saturating_sub(1), look_at + 1 + u32::from(seen.is_some())).await?;
+    let newest = async || {
+        let heads = read(state.store.heads()).await?;
+        Ok(heads.iter().find(|head| head.partition == partition).map_or(0, |head| head.seq))
+    };
+    let page = page_of_one(state, key, wanted, after_sequence, |event| event.seq, events, newest).await?;
+    Ok(page.unwrap_or_else(|| EventPage { items: Vec::new(), has_more: false, next: key.cursor([0], &NO_EVENT) }))
+}
+
+/// The id in a cursor before the first event.
+const NO_EVENT: EventId = EventId(Uuid::nil());
+
+/// A page of a list whose events have one number each, without gaps. None if there are no events.
+async fn page_of_one(
+    state: &AppState,
+    key: ListKey,
+    wanted: Wanted,
+    start: i64,
+    number: impl Fn(&EventRecord) -> i64,
+    events: impl AsyncFn(i64, u32) -> Result<Vec<EventRecord>, Problem>,
+    newest: impl AsyncFn() -> Result<i64, Problem>,
+) -> Result<Option<EventPage>, Problem> {
+    let (after, seen, look_at) = match &wanted.cursor {
+        None => (start, None, wanted.look_at()),
+        Some(cursor) if cursor.is_latest() => (newest().await?, None, 0),
+        Some(cursor) => {
+            let seen = key.parse::<1>(cursor)?;
+            (seen.place[0], Some(seen), wanted.look_at())
+        }
+    };
+    // The last event before the page too, and one more to find out whether there are more.
+    let mut rows = events(after.saturating_sub(1), look_at + 1 + u32::from(after > 0)).await?;
     let mut last = None;
-    if let Some(seen) = seen {
-        last = Some(seen.take_from(&mut rows, |event| ([event.workspace_seq], event.event_id))?);
+    if after > 0 {
+        if rows.first().is_none_or(|event| number(event) != after) {
+            return Err(Problem::plain(Code::CursorGone));
+        }
+        let before = rows.remove(0);
+        if let Some(seen) = seen {
+            seen.require([after], &before.event_id)?;
+        }
+        last = Some(before);
     }
     let found = rows.len();
     rows.truncate(usize::try_from(look_at).unwrap_or(usize::MAX));
     let (items, passed) = wanted.select(&rows, &state.event_source)?;
-    last = rows.into_iter().take(passed).next_back().or(last);
-    // Provisioning writes the first event of a workspace: without events there is no workspace.
-    let last = last.ok_or_else(workspace_not_found)?;
-    let next = key.cursor([last.workspace_seq], &last.event_id);
-    Ok(EventPage { items, has_more: found > passed, next })
+    let last = rows.into_iter().take(passed).next_back().or(last);
+    let has_more = found > passed;
+    Ok(last.map(|last| EventPage { items, has_more, next: key.cursor([number(&last)], &last.event_id) }))
 }
 
 /// The last event of each partition that a caller has passed, by its number and its id; 0 and nil before the first.
@@ -205,7 +292,7 @@ struct Passed {
 }
 
 impl Passed {
-    const NOTHING: Self = Self { seqs: [0; PARTITIONS as usize], ids: [EventId(Uuid::nil()); PARTITIONS as usize] };
+    const NOTHING: Self = Self { seqs: [0; PARTITIONS as usize], ids: [NO_EVENT; PARTITIONS as usize] };
 
     fn pass(&mut self, event: &EventRecord) {
         let partition = usize::from(event.partition.number());
