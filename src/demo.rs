@@ -126,6 +126,7 @@ impl Demo {
             Ok(Reply::Nothing) => return Err(DemoError::Provision("nothing was done".into())),
             Err(
                 error @ (EngineError::Overloaded
+                | EngineError::OverShare
                 | EngineError::Stopping
                 | EngineError::Unavailable
                 | EngineError::Failed),

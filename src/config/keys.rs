@@ -79,7 +79,7 @@ pub const KEYS: &[Key] = &[
     key("auth.jwks_refresh_s", "300", "Time after which the key set is fetched again, 30 to 86400."),
 
     optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half the number of processors, 1 to 8."),
-    key("engine.queue_capacity", "1024", "Commands that may wait in one lane before the server answers 503, 1 to 1000000."),
+    key("engine.queue_capacity", "2048", "Commands that may wait in one lane before the server answers 503, 1 to 1000000. One workspace may have as many of them as places are free, so at most half; beyond that it gets 429."),
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
     key("engine.memory_mb", "64", "Approximate size of the cached states of workspaces in megabytes, 1 to 65535. The state of a workspace with five features and one grant takes about one kilobyte. A state that is not cached is read first."),
 
@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
     key("scheduler.interval_ms", "1000", "Time between two checks for due work, 100 to 3600000."),
     key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
 
-    key("limits.workspace_in_flight", "512", "Commands of one workspace at once, per replica, 1 to 100000."),
+    key("limits.workspace_in_flight", "1024", "Commands of one workspace at once, per replica, 1 to 100000."),
     key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),

@@ -15,10 +15,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
-
 use super::batch_executor::{Answer, BatchExecutor};
+use super::command_queue::{CommandQueue, QueuedCommand};
 use super::config::EngineConfig;
 use super::dependencies::Dependencies;
 use super::partition_breaker::{PartitionBreaker, PartitionState, SLOW_FAILURE};
@@ -36,60 +34,35 @@ const MAX_QUEUE_TIME: Duration = Duration::from_secs(5);
 /// fail is overloaded or gone: more retries would only keep callers waiting and block the queue.
 const RETRY_BUDGET: Duration = Duration::from_secs(1);
 
-pub(super) struct QueuedCommand {
-    pub envelope: Envelope,
-    pub reply_to: oneshot::Sender<Answer>,
-    pub queued_at: Instant,
-}
-
 pub(super) struct Lane {
     number: usize,
-    queue: mpsc::Receiver<QueuedCommand>,
-    max_batch: usize,
-    stopping: CancellationToken,
+    queue: Arc<CommandQueue>,
     breaker: PartitionBreaker,
     executor: BatchExecutor,
-}
-
-impl QueuedCommand {
-    fn partition(&self) -> Partition {
-        Partition::of(self.envelope.workspace_id)
-    }
 }
 
 impl Lane {
     pub(super) fn new(
         number: usize,
         dependencies: Arc<Dependencies>,
-        queue: mpsc::Receiver<QueuedCommand>,
+        queue: Arc<CommandQueue>,
         config: &EngineConfig,
-        stopping: CancellationToken,
     ) -> Self {
         let executor = BatchExecutor::new(number, dependencies, config);
-        let max_batch = config.max_batch.max(1);
-        Self { number, queue, max_batch, stopping, breaker: PartitionBreaker::default(), executor }
+        Self { number, queue, breaker: PartitionBreaker::default(), executor }
     }
 
-    /// Runs until the engine stops and the queue is empty.
+    /// Runs until the queue is closed and empty.
     pub(super) async fn run(mut self) {
-        let stopping = self.stopping.clone();
-        let mut commands = Vec::with_capacity(self.max_batch);
         loop {
-            let taken = tokio::select! {
-                biased;
-                taken = self.queue.recv_many(&mut commands, self.max_batch) => taken,
-                () = stopping.cancelled(), if !self.queue.is_closed() => {
-                    self.queue.close();
-                    continue;
-                }
-            };
-            if taken == 0 {
+            let commands = self.queue.take().await;
+            if commands.is_empty() {
                 return;
             }
             metrics::gauge!(metric::ENGINE_QUEUE_DEPTH, "lane" => self.number.to_string()).set(count(self.queue.len()));
-            let batch = Self::reject_expired(std::mem::take(&mut commands));
-            self.process(batch).await;
-            commands.reserve(self.max_batch);
+            let began = Instant::now();
+            self.process(Self::reject_expired(commands)).await;
+            self.queue.record_batch_time(began.elapsed());
         }
     }
 
@@ -264,7 +237,7 @@ fn reply(command: QueuedCommand, answer: Answer) {
         Ok(Reply::Replayed(_)) => "replayed",
         Ok(Reply::KeyReused) => "key-reused",
         Ok(Reply::Nothing) => "nothing",
-        Err(EngineError::Overloaded) => "overloaded",
+        Err(EngineError::Overloaded | EngineError::OverShare) => "overloaded",
         Err(EngineError::Stopping) => "stopping",
         Err(EngineError::Unavailable) => "unavailable",
         Err(EngineError::Failed) => "failed",

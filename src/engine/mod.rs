@@ -9,9 +9,11 @@
 //! waits.
 
 mod batch_executor;
+mod command_queue;
 mod config;
 mod decide;
 mod dependencies;
+mod fair_queue;
 mod lane;
 mod partition_breaker;
 mod reply;
@@ -20,14 +22,15 @@ mod state_cache;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::command_queue::{CommandQueue, QueuedCommand};
 pub use self::config::EngineConfig;
 pub use self::dependencies::CommitSignal;
 use self::dependencies::Dependencies;
-use self::lane::{Lane, QueuedCommand};
+use self::lane::Lane;
 pub use self::reply::{EngineError, Reply};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
@@ -41,8 +44,8 @@ pub struct Engine {
 }
 
 struct Inner {
-    lanes: Vec<mpsc::Sender<QueuedCommand>>,
-    stopping: CancellationToken,
+    /// The queue of each lane.
+    queues: Vec<Arc<CommandQueue>>,
     /// Cancelled when a lane ends without being stopped.
     broken: CancellationToken,
     tasks: TaskTracker,
@@ -59,38 +62,30 @@ impl Engine {
         signal: Arc<dyn CommitSignal>,
     ) -> Self {
         let dependencies = Arc::new(Dependencies { store, render, events, signal });
-        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let broken = CancellationToken::new();
-        let lanes = (0..config.lanes.max(1))
+        let (broken, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let queues = (0..config.lanes.max(1))
             .map(|number| {
-                let (sender, queue) = mpsc::channel(config.queue_capacity.max(1));
-                let lane = Lane::new(number, Arc::clone(&dependencies), queue, config, stopping.clone());
-                let guard = LaneGuard { stopping: stopping.clone(), broken: broken.clone() };
+                let queue = Arc::new(CommandQueue::new(config));
+                let lane = Lane::new(number, Arc::clone(&dependencies), Arc::clone(&queue), config);
+                let guard = LaneGuard { queue: Arc::clone(&queue), broken: broken.clone() };
                 tasks.spawn(async move {
                     let _guard = guard;
                     lane.run().await;
                 });
-                sender
+                queue
             })
             .collect();
         tasks.close();
-        Self { inner: Arc::new(Inner { lanes, stopping, broken, tasks }) }
+        Self { inner: Arc::new(Inner { queues, broken, tasks }) }
     }
 
     /// Waits until the command is decided and its result is durable.
     pub async fn submit(&self, envelope: Envelope) -> Result<Reply, EngineError> {
-        if self.inner.stopping.is_cancelled() {
-            return Err(EngineError::Stopping);
-        }
         let partition = usize::from(Partition::of(envelope.workspace_id).number());
-        let lane = partition % self.inner.lanes.len();
+        let lane = partition % self.inner.queues.len();
+        let queue = self.inner.queues.get(lane).ok_or(EngineError::Failed)?;
         let (reply_to, answer) = oneshot::channel();
-        let sender = self.inner.lanes.get(lane).ok_or(EngineError::Failed)?;
-        let command = QueuedCommand { envelope, reply_to, queued_at: Instant::now() };
-        sender.try_send(command).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => EngineError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => EngineError::Stopping,
-        })?;
+        queue.push(QueuedCommand { envelope, reply_to, queued_at: Instant::now() })?;
         answer.await.map_err(|_| EngineError::Failed)?
     }
 
@@ -102,20 +97,20 @@ impl Engine {
 
     /// Takes no more commands, finishes the queued ones, and returns when all lanes have ended.
     pub async fn stop(&self) {
-        self.inner.stopping.cancel();
+        self.inner.queues.iter().for_each(|queue| queue.close());
         self.inner.tasks.wait().await;
     }
 }
 
 /// Notices when a lane ends unexpectedly, also by a panic.
 struct LaneGuard {
-    stopping: CancellationToken,
+    queue: Arc<CommandQueue>,
     broken: CancellationToken,
 }
 
 impl Drop for LaneGuard {
     fn drop(&mut self) {
-        if !self.stopping.is_cancelled() {
+        if self.queue.abandon() {
             tracing::error!("a lane ended unexpectedly");
             self.broken.cancel();
         }

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use super::problem::{Code, Problem};
+use super::problem::Problem;
+use super::refusal::Refusal;
 use crate::domain::ids::{Partition, WorkspaceId};
-use crate::telemetry::metric;
 
 /// Commands of one workspace in flight: enough for several batches.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 1024;
@@ -84,9 +84,7 @@ impl WorkspaceLimits {
         }
         rate.limiter.check_key(&workspace_id).map_err(|refused| {
             let wait_s = refused.wait_time_from(rate.clock.now()).as_secs() + 1;
-            metrics::counter!(metric::HTTP_SHED, "reason" => "rate").increment(1);
-            let problem = Problem::new(Code::TooManyRequests, "the request rate of this workspace is too high");
-            problem.retry_after(u32::try_from(wait_s).unwrap_or(u32::MAX))
+            Problem::from(Refusal::Rate).retry_after(u32::try_from(wait_s).unwrap_or(u32::MAX))
         })
     }
 
@@ -95,8 +93,7 @@ impl WorkspaceLimits {
         let mut counts = shard(&self.in_flight, workspace_id);
         let count = counts.entry(workspace_id).or_insert(0);
         if *count >= self.max_in_flight {
-            metrics::counter!(metric::HTTP_SHED, "reason" => "in-flight").increment(1);
-            return Err(Problem::new(Code::TooManyRequests, "this workspace has too many commands in flight"));
+            return Err(Refusal::InFlight.into());
         }
         *count += 1;
         drop(counts);
@@ -120,6 +117,7 @@ impl Drop for Permit {
 mod tests {
     use uuid::Uuid;
 
+    use super::super::problem::Code;
     use super::*;
 
     #[test]

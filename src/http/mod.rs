@@ -56,6 +56,7 @@ pub mod observe;
 pub mod openapi;
 pub mod pages;
 pub mod problem;
+pub mod refusal;
 pub mod render;
 mod representation;
 pub mod routes;

@@ -139,6 +139,7 @@ pub async fn observe(
     } else {
         next.call(request).await?.map_into_boxed_body()
     };
+    record_refusal(&response, started);
     if is_error_without_problem(&response) {
         response = replace_with_problem(response);
     } else if response.response().error().is_some() {
@@ -209,6 +210,15 @@ fn without_error(response: ServiceResponse) -> ServiceResponse {
     let mut plain = HttpResponse::with_body(head.status(), body);
     std::mem::swap(plain.headers_mut(), head.headers_mut());
     ServiceResponse::new(request, plain)
+}
+
+/// Records the time of a refusal that protects the server; does nothing for other responses.
+fn record_refusal(response: &ServiceResponse, started: Instant) {
+    let problem = response.response().error().and_then(|error| error.as_error::<Problem>());
+    if let Some(refusal) = problem.and_then(|problem| problem.refusal) {
+        metrics::histogram!(metric::HTTP_REFUSAL_SECONDS, "reason" => refusal.reason())
+            .record(started.elapsed().as_secs_f64());
+    }
 }
 
 fn record_metrics(response: &ServiceResponse, method: &'static str, route: &Route, started: Instant) {

@@ -15,6 +15,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::refusal::Refusal;
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
 use crate::domain::ids::GrantId;
@@ -297,6 +298,8 @@ pub struct Problem {
     pub detail: Cow<'static, str>,
     members: Option<Box<Members>>,
     retry_after_s: Option<u32>,
+    /// Present if the request was refused to protect the server.
+    pub(super) refusal: Option<Refusal>,
     /// The value of the `Allow` header for `method-not-allowed`, else of `WWW-Authenticate`.
     header_value: Option<Cow<'static, str>>,
 }
@@ -305,7 +308,7 @@ impl Problem {
     #[must_use]
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_s = matches!(code.status(), 429 | 503).then_some(RETRY_AFTER_S);
-        Self { code, detail: detail.into(), members: None, retry_after_s, header_value: None }
+        Self { code, detail: detail.into(), members: None, retry_after_s, refusal: None, header_value: None }
     }
 
     /// A problem whose detail is the title of its code.
@@ -493,14 +496,27 @@ impl From<&Rejection> for Problem {
     }
 }
 
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let problem = match refusal {
+            Refusal::Rate => Self::new(Code::TooManyRequests, "the request rate of this workspace is too high"),
+            Refusal::InFlight => Self::new(Code::TooManyRequests, "this workspace has too many commands in flight"),
+            Refusal::OverShare => Self::new(Code::TooManyRequests, "this workspace has too many commands waiting"),
+            Refusal::Overloaded => Self::plain(Code::Overloaded),
+        };
+        Self { refusal: Some(refusal), ..problem }
+    }
+}
+
 impl From<EngineError> for Problem {
     fn from(error: EngineError) -> Self {
-        Self::plain(match error {
-            EngineError::Overloaded => Code::Overloaded,
-            EngineError::Stopping => Code::ShuttingDown,
-            EngineError::Unavailable => Code::Unavailable,
-            EngineError::Failed => Code::InternalError,
-        })
+        match error {
+            EngineError::Overloaded => Refusal::Overloaded.into(),
+            EngineError::OverShare => Refusal::OverShare.into(),
+            EngineError::Stopping => Self::plain(Code::ShuttingDown),
+            EngineError::Unavailable => Self::plain(Code::Unavailable),
+            EngineError::Failed => Self::plain(Code::InternalError),
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         Err(EngineError::Unavailable) => state.health.record_write_result(true, state.clock.now()),
         // These do not tell whether the database accepts writes.
         Ok(Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing)
-        | Err(EngineError::Overloaded | EngineError::Stopping | EngineError::Failed) => {}
+        | Err(EngineError::Overloaded | EngineError::OverShare | EngineError::Stopping | EngineError::Failed) => {}
     }
     response(decided?, key_kind)
 }

@@ -38,8 +38,8 @@ metrics_table! {
         "Requests answered.";
     HTTP_REQUEST_SECONDS = "visionscope_http_request_seconds", Histogram, Seconds, ["method", "route"],
         "Time from a request's head to its answer.";
-    HTTP_SHED = "visionscope_http_shed_total", Counter, Count, ["reason"],
-        "Requests refused to protect the server.";
+    HTTP_REFUSAL_SECONDS = "visionscope_http_refusal_seconds", Histogram, Seconds, ["reason"],
+        "Time from a request's head to its refusal, of requests refused to protect the server: the workspace's requests per second (`rate`), its commands in flight (`in-flight`), its share of a lane's queue (`over-share`), or a queue that is full (`overloaded`).";
 
     ENGINE_BATCH_SIZE = "visionscope_engine_batch_size", Histogram, Count, [],
         "Commands in one transaction.";

@@ -376,6 +376,7 @@ async fn engine_errors_have_their_status_and_retry_after() {
     let user = fake.server.user(OWN);
     for (error, status, code) in [
         (EngineError::Overloaded, 503, "overloaded"),
+        (EngineError::OverShare, 429, "too-many-requests"),
         (EngineError::Stopping, 503, "shutting-down"),
         (EngineError::Unavailable, 503, "unavailable"),
         (EngineError::Failed, 500, "internal-error"),
@@ -383,7 +384,7 @@ async fn engine_errors_have_their_status_and_retry_after() {
         *fake.engine.script.lock().unwrap() = Script::Fail(error);
         let answer = user.post(&deduct_path(), &deduction()).await;
         answer.is_problem(status, code);
-        assert_eq!(answer.header("retry-after"), if status == 503 { "1" } else { "" });
+        assert_eq!(answer.header("retry-after"), if status == 500 { "" } else { "1" });
     }
 }
 

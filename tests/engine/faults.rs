@@ -108,23 +108,6 @@ async fn an_unavailable_database_fails_commands_at_once_and_they_succeed_later()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_refuses_at_once_and_queued_commands_are_finished() {
-    let config =
-        EngineConfig { lanes: 1, queue_capacity: 4, max_batch: 2, cache_bytes: 1 << 24, max_clock_ahead: None };
-    let world = World::with(Database::Sqlite, config).await;
-    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
-    let deductions: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
-    let replies = world.deduct_in_one_batch(&deductions).await;
-    let got = outcomes(&replies);
-    let accepted = got.iter().filter(|outcome| **outcome == "accepted").count();
-    let refused = got.iter().filter(|outcome| **outcome == "overloaded").count();
-    assert_eq!(accepted + refused, 20, "{got:?}");
-    assert!((4..=6).contains(&accepted), "the queue and the running batch: {got:?}");
-    assert_eq!(world.balance().await, (1000 - accepted).to_string());
-    world.audit_and_close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_finishes_queued_commands_and_refuses_new_ones() {
     let world = World::on(Database::Sqlite).await;
     let closed = world.store.gate.forget_permits(Semaphore::MAX_PERMITS);

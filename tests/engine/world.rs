@@ -243,6 +243,7 @@ pub fn outcome(reply: &Result<Reply, EngineError>) -> &'static str {
         Ok(Reply::KeyReused) => "key reused",
         Ok(Reply::Nothing) => "nothing",
         Err(EngineError::Overloaded) => "overloaded",
+        Err(EngineError::OverShare) => "over share",
         Err(EngineError::Stopping) => "stopping",
         Err(EngineError::Unavailable) => "unavailable",
         Err(EngineError::Failed) => "failed",
