@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+from fairness import ALONE, BESIDE
 from growth import ENDPOINTS, LITTLE, MUCH
 from rounds import (CAREFUL, CLIENTS, HOT, MANY, ONE, ONE_REPLICA, SPREAD, SQLITE, SQLITE_HOT, SQLITE_SPREAD, TPCB,
                     TPCB_HOT, TWO_REPLICAS, UNTUNED)
@@ -41,9 +42,12 @@ FIGURES = {"main": [
     (f"p99: {MUCH} / {LITTLE}", (MUCH, CLIENTS), (LITTLE, CLIENTS), "p99_ms", ""),
     *((f"{field[:3]}: {endpoint}", (f"{endpoint}, {MUCH}", ONE), (f"{endpoint}, {LITTLE}", ONE), field, "")
       for endpoint in ENDPOINTS for field in ("p50_ms", "p99_ms")),
+], "fairness": [
+    (f"{field[:3]}: {BESIDE} / alone, {database}", (f"{BESIDE}, {database}", ONE), (f"{ALONE}, {database}", ONE), field, aim)
+    for database in ("PostgreSQL", "SQLite") for field, aim in (("p50_ms", ""), ("p99_ms", "≤ 3"))
 ]}
 HEAD = ["figure: ours / baseline", "ratio", "to reach", "", "ours", "baseline"]
-COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth"}
+COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth", "fairness": "scripts/bench fairness"}
 UNITS = {"per_s": (0, "/s"), "each_ms": (3, "ms"), "p50_ms": (2, "ms"), "p99_ms": (2, "ms")}
 
 
