@@ -5,10 +5,12 @@ use serde_json::json;
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::engine::EngineError;
 use visionscope_billing::http::HttpConfig;
+use visionscope_billing::http::limits::LimitsConfig;
+use visionscope_billing::telemetry;
 
 use crate::databases::Database;
 use crate::fake::Script;
-use crate::harness::{OWN, deduct_path, deduction, fake, fake_with, path, provisioned, send};
+use crate::harness::{OWN, deduct_path, deduction, fake, fake_with, fake_with_limits, path, provisioned, send};
 
 #[tokio::test]
 async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
@@ -54,6 +56,38 @@ async fn metrics_are_the_text_of_the_recorder() {
     let fake = fake();
     let answer = fake.server.anyone().get("/metrics").await;
     assert_eq!((answer.text.as_str(), answer.header("content-type")), ("up 1\n", "text/plain; version=0.0.4"));
+}
+
+#[tokio::test]
+async fn every_refusal_that_protects_the_server_is_timed() {
+    let render = telemetry::metrics();
+    let refusals = |reason: &str| {
+        let sample = format!("visionscope_http_refusal_seconds_count{{reason=\"{reason}\"}} ");
+        render().lines().find_map(|line| line.strip_prefix(&sample)?.parse::<u32>().ok()).unwrap_or(0)
+    };
+    let limits = LimitsConfig { max_in_flight: 1, requests_per_second: 2 };
+    let (fake, limited) = (fake(), fake_with_limits(limits));
+    for (reason, error) in [("over-share", EngineError::OverShare), ("overloaded", EngineError::Overloaded)] {
+        *fake.engine.script.lock().unwrap() = Script::Fail(error);
+        let before = refusals(reason);
+        fake.server.user(OWN).post(&deduct_path(), &deduction()).await;
+        assert!(refusals(reason) > before, "{reason}");
+    }
+    let before = ["in-flight", "rate"].map(refusals);
+    *limited.engine.script.lock().unwrap() = Script::Hang;
+    let (user, path) = (limited.server.user(OWN), deduct_path());
+    let hanging =
+        tokio::spawn(user.request(Method::POST, &path).header("idempotency-key", "k").json(&deduction()).send());
+    while limited.engine.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..20 {
+        user.post(&path, &deduction()).await.is_problem(429, "too-many-requests");
+    }
+    limited.engine.release.notify_waiters();
+    assert_eq!(hanging.await.unwrap().unwrap().status(), 200);
+    let after = ["in-flight", "rate"].map(refusals);
+    assert!(before[0] < after[0] && before[1] < after[1], "{before:?} {after:?}");
 }
 
 #[tokio::test]
