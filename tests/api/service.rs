@@ -1,5 +1,7 @@
 //! Probes, documents, and the headers of every answer.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::json;
 use visionscope_billing::domain::event::EventType;
