@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod failover;
+mod greedy;
 mod load;
 mod processes;
 mod rolling;

@@ -269,6 +269,14 @@ impl Billing {
         }
     }
 
+    /// The memory of the process that is in use.
+    pub fn resident_bytes(&self) -> usize {
+        let process = self.process.as_ref().expect("the server runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+    }
+
     fn log(&self) -> PathBuf {
         Path::new(self.folder.path()).join("log")
     }
