@@ -169,6 +169,7 @@ impl App {
         let health = Arc::new(Health::default());
         start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
+        watch_database(&store, &health, &background, &background_tasks);
         let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
 
         // Before the first request, so that every request finds the demo's workspace.
@@ -371,6 +372,12 @@ fn watch_publisher(
             }
         }
     });
+}
+
+/// Carries the database's health to the readiness probe.
+fn watch_database(store: &Arc<dyn Store>, health: &Arc<Health>, stop: &CancellationToken, tasks: &TaskTracker) {
+    let (store, health, stop) = (Arc::clone(store), Arc::clone(health), stop.clone());
+    tasks.spawn(async move { health.watch_database(&*store, stop).await });
 }
 
 fn start_verifier(

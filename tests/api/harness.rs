@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
 use visionscope_billing::domain::cloud_event::EventSource;
@@ -65,7 +66,7 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
     let health = Arc::new(Health::default());
     let parts = Parts {
         engine,
-        store,
+        store: Arc::clone(&store),
         clock: Arc::new(clock.clone()),
         auth: Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap()),
         health: Arc::clone(&health),
@@ -78,12 +79,17 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (started, stop) = std::sync::mpsc::channel();
+    let watched = Arc::clone(&health);
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut running = api.serve(Port::Only, listener).unwrap();
             started.send(running.stop()).unwrap();
-            running.ended().await.unwrap();
+            let watch = watched.watch_database(&*store, CancellationToken::new());
+            tokio::select! {
+                ended = running.ended() => ended.unwrap(),
+                () = watch => {}
+            }
         });
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

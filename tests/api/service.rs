@@ -21,9 +21,21 @@ async fn readiness_follows_the_database_the_stream_and_the_shutdown() {
     assert_eq!(anyone.get("/readyz").await.json(), json!({"status": "ok"}));
     fake.server.health.set_stream_degraded(true);
     assert_eq!(anyone.get("/readyz").await.json(), json!({"status": "degraded"}));
+    // The database is asked twice a second.
+    let status_becomes = async |status: u16| {
+        for _ in 0..100 {
+            if anyone.get("/readyz").await.status == status {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the status does not become {status}");
+    };
     fake.store.is_unavailable.store(true, std::sync::atomic::Ordering::Relaxed);
+    status_becomes(503).await;
     assert_eq!(anyone.get("/readyz").await.is_problem(503, "unavailable").header("retry-after"), "1");
     fake.store.is_unavailable.store(false, std::sync::atomic::Ordering::Relaxed);
+    status_becomes(200).await;
     // Reads work and writes do not: the disk may be full.
     let user = fake.server.user(OWN);
     *fake.engine.script.lock().unwrap() = Script::Fail(EngineError::Unavailable);
