@@ -187,11 +187,10 @@ impl App {
             metrics: telemetry::metrics(),
         };
         let api = Api::new(parts, settings::http(config));
-        let serve =
-            |port, listener, address| api.serve(port, listener).map_err(|error| StartError::Listen { address, error });
-        let ops_address = ops.as_ref().map(|(_, address)| *address);
-        let ops = ops.map(|(listener, address)| serve(Port::Operations, listener, address)).transpose()?;
-        let http = serve(if ops.is_some() { Port::Main } else { Port::Only }, listener, address)?;
+        let (ops, ops_address) = ops.unzip();
+        let ops = ops.map(|listener| api.serve(Port::Operations, listener)).transpose().map_err(StartError::Serve)?;
+        let port = if ops.is_some() { Port::Main } else { Port::Only };
+        let http = api.serve(port, listener).map_err(StartError::Serve)?;
         let drain_delay = match mode {
             Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
             Mode::Demo => Duration::ZERO,
@@ -223,7 +222,7 @@ impl App {
             engine,
             store,
             mut http,
-            ops,
+            mut ops,
             publisher,
             background,
             background_tasks,
@@ -236,6 +235,10 @@ impl App {
             () = engine.broken() => false,
             ended = http.ended() => {
                 tracing::error!(?ended, "the HTTP server stopped unexpectedly");
+                false
+            }
+            ended = ended(ops.as_mut()) => {
+                tracing::error!(?ended, "the HTTP server for operators stopped unexpectedly");
                 false
             }
         };
@@ -256,7 +259,7 @@ impl App {
         }
         // The last to stop: until then it says that the process lives and is not ready.
         if let Some(ops) = ops {
-            ops.stop().stop().await;
+            ops.stop().now().await;
         }
         store.close().await;
         tracing::info!("stopped");
@@ -275,6 +278,14 @@ impl EventWriter for Contract {
 impl CommitSignal for EventBuffer {
     fn committed(&self, events: Vec<EventRecord>) {
         Self::committed(self, events);
+    }
+}
+
+/// Waits until a server ends, for ever if there is none.
+async fn ended(server: Option<&mut http::Running>) -> io::Result<()> {
+    match server {
+        Some(server) => server.ended().await,
+        None => std::future::pending().await,
     }
 }
 

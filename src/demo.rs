@@ -127,6 +127,7 @@ impl Demo {
             Err(
                 error @ (EngineError::Overloaded
                 | EngineError::OverShare
+                | EngineError::WaitedTooLong
                 | EngineError::Stopping
                 | EngineError::Unavailable
                 | EngineError::Failed),

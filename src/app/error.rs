@@ -39,4 +39,6 @@ pub enum StartError {
     Listen { address: SocketAddr, error: io::Error },
     #[error("server.ops_bind: cannot listen on {address}: {error}")]
     ListenOps { address: SocketAddr, error: io::Error },
+    #[error("the threads that serve requests cannot be started: {0}")]
+    Serve(io::Error),
 }

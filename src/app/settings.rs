@@ -83,6 +83,7 @@ pub(super) fn http(config: &Config) -> HttpConfig {
         cors_allowed_origins: server.cors_allowed_origins.clone(),
         limits: LimitsConfig {
             max_in_flight: config.limits.workspace_in_flight,
+            max_reads: config.limits.workspace_reads,
             requests_per_second: config.limits.workspace_rate_per_s,
         },
     }

@@ -73,6 +73,7 @@ fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
         }
     }
     check.range("limits.workspace_in_flight", limits.workspace_in_flight, 1..=100_000);
+    check.range("limits.workspace_reads", limits.workspace_reads, 1..=100_000);
     check.range("limits.workspace_rate_per_s", limits.workspace_rate_per_s, 1..=10_000_000);
 }
 

@@ -62,7 +62,7 @@ pub const KEYS: &[Key] = &[
     key("redis.response_timeout_ms", "1000", "Time for Redis to answer, 100 to 300000."),
     key("redis.connect_timeout_ms", "1000", "Time to connect to Redis, 100 to 300000."),
 
-    key("stream.retain_hours", "24", "How long an event stays in its stream after it was published, 1 to 8760. The newest 1,000 events of a partition stay longer. Who is further behind reads over HTTP."),
+    key("stream.retain_hours", "24", "How long an event stays in its stream after it was published, 1 to 8760. The newest 1,000 events of a partition stay longer. A consumer that is further behind reads over HTTP."),
     key("stream.batch_retain_days", "7", "How long the database keeps when events were published (`stream_batches`), 1 to 3650, and at least `stream.retain_hours`."),
 
     key("events.source", "urn:visionscope:billing", "The `source` of every event: a URI of at most 256 characters, such as the address of this server. The first start, or `migrate` before it, stores it in the database, and a start with another one is refused. Two databases whose events meet in one consumer need different ones."),
@@ -80,7 +80,7 @@ pub const KEYS: &[Key] = &[
 
     optional("engine.lanes", "Lanes that form batches, 1 to 16. Without it 1 on SQLite, and on PostgreSQL half the number of processors, 1 to 8."),
     key("engine.queue_capacity", "2048", "Commands that may wait in one lane before the server answers 503, 1 to 1000000. One workspace may have as many of them as places are free, so at most half; beyond that it gets 429."),
-    key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000."),
+    key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000. At most 16 of one workspace while others send commands too."),
     key("engine.memory_mb", "64", "Approximate size of the cached states of workspaces in megabytes, 1 to 65535. The state of a workspace with five features and one grant takes about one kilobyte. A state that is not cached is read first."),
 
     key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
@@ -92,6 +92,7 @@ pub const KEYS: &[Key] = &[
     key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
 
     key("limits.workspace_in_flight", "1024", "Commands of one workspace at once, per replica, 1 to 100000."),
+    key("limits.workspace_reads", "32", "Reads of one workspace at once, per replica, 1 to 100000. Tokens for all workspaces count together when they read events."),
     key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),

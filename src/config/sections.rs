@@ -197,6 +197,8 @@ pub struct Scheduler {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub workspace_in_flight: u32,
+    /// Reads of one workspace in flight.
+    pub workspace_reads: u32,
     pub workspace_rate_per_s: u32,
 }
 

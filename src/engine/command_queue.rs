@@ -73,7 +73,7 @@ impl CommandQueue {
         }
         let workspace_id = command.envelope.workspace_id;
         state.senders.record(workspace_id, command.queued_at);
-        let max_backlog = max_backlog(state.max_turns(command.queued_at), state.batch_time);
+        let max_backlog = max_backlog(state.expected_turns(command.queued_at), state.batch_time);
         state.waiting.push(workspace_id, command, max_backlog).map_err(|refused| match refused {
             Refused::Full => EngineError::Overloaded,
             Refused::OverShare => EngineError::OverShare,
@@ -126,6 +126,12 @@ impl CommandQueue {
 impl State {
     fn max_turns(&self, now: Instant) -> usize {
         if self.senders.are_several(now) { MAX_TURNS.min(self.max_batch) } else { self.max_batch }
+    }
+
+    /// How many turns a workspace gets in each batch, if all that have waiting commands go on.
+    fn expected_turns(&self, now: Instant) -> usize {
+        let even_share = self.max_batch / self.waiting.workspaces().max(1);
+        self.max_turns(now).min(even_share.max(1))
     }
 }
 

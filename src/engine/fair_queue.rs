@@ -42,6 +42,11 @@ impl<T> FairQueue<T> {
         self.len
     }
 
+    /// How many workspaces have waiting commands.
+    pub(super) fn workspaces(&self) -> usize {
+        self.turns.len()
+    }
+
     /// Queues a command, unless its workspace has its share of the places or `max_backlog` waiting commands already.
     pub(super) fn push(&mut self, workspace_id: WorkspaceId, command: T, max_backlog: usize) -> Result<(), Refused> {
         let free = self.capacity - self.len;

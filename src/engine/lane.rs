@@ -60,9 +60,12 @@ impl Lane {
                 return;
             }
             metrics::gauge!(metric::ENGINE_QUEUE_DEPTH, "lane" => self.number.to_string()).set(count(self.queue.len()));
-            let began = Instant::now();
-            self.process(Self::reject_expired(commands)).await;
-            self.queue.record_batch_time(began.elapsed());
+            let batch = Self::reject_expired(commands);
+            if !batch.is_empty() {
+                let began = Instant::now();
+                self.process(batch).await;
+                self.queue.record_batch_time(began.elapsed());
+            }
         }
     }
 
@@ -71,7 +74,7 @@ impl Lane {
         let mut fresh = Vec::with_capacity(commands.len());
         for command in commands {
             if command.queued_at.elapsed() > MAX_QUEUE_TIME {
-                reply(command, Err(EngineError::Overloaded));
+                reply(command, Err(EngineError::WaitedTooLong));
             } else if !command.reply_to.is_closed() {
                 fresh.push(command);
             }
@@ -237,7 +240,7 @@ fn reply(command: QueuedCommand, answer: Answer) {
         Ok(Reply::Replayed(_)) => "replayed",
         Ok(Reply::KeyReused) => "key-reused",
         Ok(Reply::Nothing) => "nothing",
-        Err(EngineError::Overloaded | EngineError::OverShare) => "overloaded",
+        Err(EngineError::Overloaded | EngineError::OverShare | EngineError::WaitedTooLong) => "overloaded",
         Err(EngineError::Stopping) => "stopping",
         Err(EngineError::Unavailable) => "unavailable",
         Err(EngineError::Failed) => "failed",

@@ -19,9 +19,12 @@ pub enum Reply {
 /// with the same key finds out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// The lane's queue is full, or the command waited in it for too long. Nothing was done.
+    /// The lane's queue is full. Nothing was done.
     #[error("too many commands are waiting")]
     Overloaded,
+    /// The command waited in the lane's queue for too long. Nothing was done.
+    #[error("the command waited for too long")]
+    WaitedTooLong,
     /// The workspace has its share of the lane's queue. Nothing was done.
     #[error("too many commands of this workspace are waiting")]
     OverShare,

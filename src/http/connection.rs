@@ -188,6 +188,9 @@ impl AsyncRead for Connection {
         if this.stall.is_some() {
             return this.poll_expiry(cx);
         }
+        if this.exchange.phase() == Phase::Over {
+            return Poll::Ready(Ok(()));
+        }
         let arrived = match Pin::new(&mut this.stream).poll_fill_buf(cx) {
             Poll::Ready(Ok(bytes)) => bytes.len(),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -209,6 +212,7 @@ impl AsyncRead for Connection {
             Phase::Head { len } if len >= MAX_HEAD => return this.poll_refuse(cx, Code::HeadersTooLarge).map(Ok),
             Phase::Head { .. } => this.scan.end_in(bytes).unwrap_or(bytes.len()),
             Phase::Answering(unread) | Phase::Skipping(unread) => unread.first_of(bytes.len()),
+            Phase::Over => 0,
         };
         if len == 0 && arrived > 0 {
             this.exchange.wake_when_answered(cx.waker());

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use actix_web::dev::Payload;
+use actix_web::http::Method;
 use actix_web::http::header::{ACCEPT, AUTHORIZATION, HeaderMap};
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt as _;
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::auth::{Principal, RequiredScope, TokenCheck, TokenError, Verifier};
 use super::body::field_errors::{SerdeFieldError, last_key};
 use super::ids::hyphenated;
+use super::limits::Permit;
 use super::problem::{Code, Problem};
 use super::state::AppState;
 use crate::domain::ids::{EventId, WorkspaceId};
@@ -51,6 +53,8 @@ pub struct WorkspaceCaller<S> {
     pub principal: Arc<Principal>,
     pub workspace_id: WorkspaceId,
     scope: PhantomData<S>,
+    /// Present for a read.
+    _read: Option<Permit>,
 }
 
 /// Ready at once, unless the key of the token must be fetched.
@@ -70,8 +74,10 @@ impl<S: RequiredScope> WorkspaceCaller<S> {
         let workspace_id = workspace_id(request.match_info().get("workspace_id").unwrap_or_default())?;
         require_workspace(&principal, workspace_id)?;
         require_json_accepted(request.headers())?;
-        AppState::of(request).limits.check_rate(workspace_id)?;
-        Ok(Self { principal, workspace_id, scope: PhantomData })
+        let limits = &AppState::of(request).limits;
+        limits.check_rate(workspace_id)?;
+        let read = if *request.method() == Method::GET { Some(limits.reads.acquire(workspace_id)?) } else { None };
+        Ok(Self { principal, workspace_id, scope: PhantomData, _read: read })
     }
 }
 

@@ -68,6 +68,8 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of answers is gathered before it is written: with the piece that fills it, what a peer that does not read
 /// its answers costs.
 const WRITE_BUFFER: usize = 16 * 1024;
+/// How much the kernel receives for a connection before it is read. Linux doubles it for its own needs.
+const RECEIVE_BUFFER: usize = 32 * 1024;
 /// How long the last answers may take when the server stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// How long a browser may cache the answer to a preflight request.
@@ -214,8 +216,7 @@ impl Running {
 }
 
 impl Stop {
-    /// Closes all connections at once, for tests.
-    #[doc(hidden)]
+    /// Closes all connections at once.
     pub fn now(&self) -> impl Future<Output = ()> + use<> {
         self.handle.stop(false)
     }
@@ -268,6 +269,8 @@ fn server(
     stopping: &CancellationToken,
 ) -> io::Result<Server> {
     let address = listener.local_addr()?;
+    // Its connections inherit it.
+    socket2::SockRef::from(&listener).set_recv_buffer_size(RECEIVE_BUFFER)?;
     let (config, stopping) = (config.clone(), stopping.clone());
     let (workers, max_connections) = match port {
         Port::Only | Port::Main => (config.workers, config.max_connections),

@@ -153,8 +153,13 @@ pub async fn observe(
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    if AppState::of(response.request()).health.is_draining() {
+    let exchange = Exchange::of(response.request()).cloned();
+    let has_unread_chunks = exchange.as_ref().is_some_and(Exchange::has_unread_chunks);
+    if has_unread_chunks || AppState::of(response.request()).health.is_draining() {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        if let Some(exchange) = exchange {
+            exchange.end_with_this_answer();
+        }
     }
     record_metrics(&response, method, &route, started);
     Ok(response.map_body(|_, body| BoxBody::new(AnswerBody::new(body, answering))))

@@ -500,9 +500,9 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let problem = match refusal {
             Refusal::Rate => Self::new(Code::TooManyRequests, "the request rate of this workspace is too high"),
-            Refusal::InFlight => Self::new(Code::TooManyRequests, "this workspace has too many commands in flight"),
+            Refusal::InFlight => Self::new(Code::TooManyRequests, "this workspace has too many requests in flight"),
             Refusal::OverShare => Self::new(Code::TooManyRequests, "this workspace has too many commands waiting"),
-            Refusal::Overloaded => Self::plain(Code::Overloaded),
+            Refusal::Overloaded | Refusal::WaitedTooLong => Self::plain(Code::Overloaded),
         };
         Self { refusal: Some(refusal), ..problem }
     }
@@ -512,6 +512,7 @@ impl From<EngineError> for Problem {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Overloaded => Refusal::Overloaded.into(),
+            EngineError::WaitedTooLong => Refusal::WaitedTooLong.into(),
             EngineError::OverShare => Refusal::OverShare.into(),
             EngineError::Stopping => Self::plain(Code::ShuttingDown),
             EngineError::Unavailable => Self::plain(Code::Unavailable),

@@ -5,12 +5,14 @@
 pub enum Refusal {
     /// The workspace sends too many requests per second.
     Rate,
-    /// The workspace has too many commands in flight.
+    /// The workspace has too many commands or reads in flight.
     InFlight,
     /// The workspace has its share of the engine's queue.
     OverShare,
     /// The engine's queue is full.
     Overloaded,
+    /// The command waited in the engine's queue until its caller was about to give up: the database became slow meanwhile.
+    WaitedTooLong,
 }
 
 impl Refusal {
@@ -21,6 +23,7 @@ impl Refusal {
             Self::InFlight => "in-flight",
             Self::OverShare => "over-share",
             Self::Overloaded => "overloaded",
+            Self::WaitedTooLong => "waited-too-long",
         }
     }
 }

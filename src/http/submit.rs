@@ -42,7 +42,7 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         KeyKind::Natural => ProvisionWorkspace::idempotency_key(),
     };
     let state = AppState::of(&request);
-    let _permit = state.limits.acquire(caller.workspace_id)?;
+    let _permit = state.limits.commands.acquire(caller.workspace_id)?;
     let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME, R::MAY_BE_EMPTY).await?;
     let (command, metadata) = value.into_command()?;
     let envelope = Envelope {
@@ -65,7 +65,13 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
         Err(EngineError::Unavailable) => state.health.record_write_result(true, state.clock.now()),
         // These do not tell whether the database accepts writes.
         Ok(Reply::Replayed(_) | Reply::KeyReused | Reply::Nothing)
-        | Err(EngineError::Overloaded | EngineError::OverShare | EngineError::Stopping | EngineError::Failed) => {}
+        | Err(
+            EngineError::Overloaded
+            | EngineError::OverShare
+            | EngineError::WaitedTooLong
+            | EngineError::Stopping
+            | EngineError::Failed,
+        ) => {}
     }
     response(decided?, key_kind)
 }

@@ -140,7 +140,10 @@ impl Progress {
             appended = self.append(context, &[]).await?;
         }
         if appended == Appended::Ok && self.trim.is_some() {
-            self.trim(context).await?;
+            // Nothing depends on it, so a failure delays no event.
+            if let Err(error) = self.trim(context).await {
+                tracing::warn!(partition = self.lease.partition.number(), %error, "the stream cannot be trimmed");
+            }
         }
         if appended == Appended::Ok && !next.events.is_empty() {
             appended = self.append(context, &next.events).await?;
@@ -177,7 +180,8 @@ impl Progress {
         self.lease.floor_seq = floor_seq;
         let Lease { partition, generation, .. } = self.lease;
         for _ in 0..MAX_TRIMS {
-            if !context.breaker.call(context.stream.trim(partition, generation, floor_seq)).await? {
+            // Without the breaker: a command that Redis refuses does not mean that it cannot append.
+            if !context.stream.trim(partition, generation, floor_seq).await.map_err(StepError::Stream)? {
                 break;
             }
         }

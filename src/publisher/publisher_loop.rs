@@ -212,9 +212,9 @@ impl PublisherLoop {
                 if let Some(status) = self.note_outbox(status) {
                     self.health.update_lag(&status, self.clock.now());
                     measure::report_streams(&status);
-                }
-                if let Some(groups) = groups {
-                    measure::report_groups(self.group_lags.update(groups));
+                    if let Some(groups) = groups {
+                        measure::report_groups(self.group_lags.update(groups, &status));
+                    }
                 }
                 self.report_health();
             }

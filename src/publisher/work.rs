@@ -23,7 +23,7 @@ pub(super) enum Completed {
     /// The heads, and how long the poll took.
     Polled(Result<Vec<EventPosition>, StoreError>, Duration),
     /// The partitions, and the consumer groups unless the stream did not answer.
-    Status(Result<Vec<PartitionStatus>, StoreError>, Option<Vec<(GroupPosition, i64)>>),
+    Status(Result<Vec<PartitionStatus>, StoreError>, Option<Vec<(Partition, GroupPosition)>>),
     Read(Vec<ReadResult>),
     Stepped(Progress, Result<Step, StepError>),
     Recorded(Vec<Publication>, Result<Vec<Recorded>, StoreError>),

@@ -372,15 +372,19 @@ left join workspaces w on w.workspace_id = o.workspace_id
 where o.partition_id is distinct from w.partition_id
 limit $1";
 
-/// The oldest batches are deleted, so a generation's first record may follow nothing.
+/// The oldest batches are deleted, but none from the floor on: the first record of a stream is of the floor or before it.
 const BATCHES_HAVE_NO_GAP: &str = "
 select cast(null as uuid) as workspace_id, cast(null as uuid) as row_id,
     format('partition %s generation %s: the batch from %s follows %s', b.partition_id, b.generation, b.seq_from,
         b.seq_before) as detail
 from (
-    select partition_id, generation, seq_from,
-        lag(seq_to) over (partition by partition_id, generation order by seq_to) as seq_before
-    from stream_batches
+    select s.partition_id, s.generation, s.seq_from,
+        coalesce(
+            lag(s.seq_to) over (partition by s.partition_id, s.generation order by s.seq_to),
+            case when s.generation = l.generation and s.seq_from > l.floor_seq then l.floor_seq - 1 end
+        ) as seq_before
+    from stream_batches s
+    join stream_leases l on l.partition_id = s.partition_id
 ) b
 where b.seq_from <> b.seq_before + 1
 limit $1";

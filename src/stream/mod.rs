@@ -59,8 +59,9 @@ pub enum Appended {
     Ok,
     /// The stream ends before the previous event; an empty one ends right before the floor. Nothing was written.
     Behind { top_seq: i64 },
-    /// At this number the stream has another entry, or a gap. At the floor, it starts too late. With [`LATER_GENERATION`], consumers already read a
-    /// later generation, because the database was restored to a time before a rebuild. Nothing was written.
+    /// At this number the stream has another entry, or a gap. At the floor, it starts too late. With
+    /// [`LATER_GENERATION`], consumers already read a later generation, because the database was restored to a time
+    /// before a rebuild. Nothing was written.
     Diverged { seq: i64 },
 }
 

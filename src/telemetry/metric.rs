@@ -70,7 +70,7 @@ metrics_table! {
     STREAM_EVENTS = "visionscope_stream_events", Gauge, Count, [],
         "Published events from the floor on, of all partitions: what the streams must hold.";
     GROUP_LAG_EVENTS = "visionscope_group_lag_events", Gauge, Count, ["group"],
-        "Events after the last one that was delivered to a consumer group, summed over the partitions whose streams have the group. At most 100 groups have a series of their own; the others together are `_others`.";
+        "Events after the last one that was delivered to a consumer group, summed over the partitions in which the group was seen. A group that is lost with its stream keeps its position and falls behind. At most 100 groups have a series of their own; the others together are `_others`.";
 
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
         "Commands of the scheduler that took effect: periods begun (`boundary`), expiries booked (`expiry`), expiries announced (`expiry_warning`).";

@@ -9,7 +9,7 @@ use visionscope_billing::domain::commands::{Charge, Command};
 use visionscope_billing::http::limits::LimitsConfig;
 
 use crate::fake::{ACCEPTED_BODY, Script};
-use crate::harness::{OWN, deduct_path, deduction, fake, fake_with_limits, path, send};
+use crate::harness::{FOREIGN, OWN, deduct_path, deduction, fake, fake_with_limits, path, send};
 
 #[tokio::test]
 async fn a_command_carries_its_sender_time_and_trace() {
@@ -109,7 +109,7 @@ async fn an_invalid_correlation_id_or_traceparent_is_ignored() {
 
 #[tokio::test]
 async fn commands_beyond_the_limit_in_flight_get_429() {
-    let fake = fake_with_limits(LimitsConfig { max_in_flight: 2, requests_per_second: 0 });
+    let fake = fake_with_limits(LimitsConfig { max_in_flight: 2, ..LimitsConfig::default() });
     *fake.engine.script.lock().unwrap() = Script::Hang;
     let user = fake.server.user(OWN);
     let path = deduct_path();
@@ -130,8 +130,30 @@ async fn commands_beyond_the_limit_in_flight_get_429() {
 }
 
 #[tokio::test]
+async fn reads_beyond_a_workspaces_limit_get_429_and_others_are_not_affected() {
+    let fake = fake_with_limits(LimitsConfig { max_reads: 3, ..LimitsConfig::default() });
+    let (user, other) = (fake.server.user(OWN), fake.server.user(FOREIGN));
+    let held = fake.store.reads.lock().await;
+    let read = || tokio::spawn(user.request(Method::GET, &path(OWN, "/credits")).send());
+    let waiting = [read(), read(), read()];
+    while fake.store.begun.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for list in [path(OWN, "/ledger"), "/v1/events".to_owned()] {
+        user.get(&list).await.is_problem(429, "too-many-requests");
+    }
+    assert_eq!(user.post(&deduct_path(), &deduction()).await.status, 200, "a command is no read");
+    let others = tokio::spawn(other.request(Method::GET, &path(FOREIGN, "/credits")).send());
+    drop(held);
+    for answered in waiting.into_iter().chain([others]) {
+        assert_eq!(answered.await.unwrap().unwrap().status(), 404, "the store is empty");
+    }
+    assert_eq!(user.get(&path(OWN, "/credits")).await.status, 404, "the permits were released");
+}
+
+#[tokio::test]
 async fn requests_beyond_a_workspaces_rate_get_429() {
-    let fake = fake_with_limits(LimitsConfig { max_in_flight: 8, requests_per_second: 2 });
+    let fake = fake_with_limits(LimitsConfig { requests_per_second: 2, ..LimitsConfig::default() });
     let user = fake.server.user(OWN);
     for _ in 0..20 {
         let answer = user.post(&deduct_path(), &deduction()).await;

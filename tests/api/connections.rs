@@ -196,6 +196,28 @@ async fn what_is_no_request_gets_a_problem() {
 }
 
 #[tokio::test]
+async fn what_follows_a_good_request_in_the_same_packet_gets_a_problem_too() {
+    let fake = fake();
+    let (text, _) =
+        until_closed(fake.server.address, format!("{GET}{GET}GET /\x01 HTTP/1.1\r\n\r\n").into_bytes()).await;
+    assert_eq!((count(&text, "HTTP/1.1 200"), count(&text, "HTTP/1.1 400")), (2, 1), "{text}");
+    assert!(text.contains("\"malformed-request\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_that_nobody_reads_ends_its_connection() {
+    let fake = fake();
+    let chunked = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+    };
+    for path in ["/nothing", &deduct_path()] {
+        let (text, took) = until_closed(fake.server.address, (chunked(path) + GET).into_bytes()).await;
+        assert!(text.contains("connection: close") && count(&text, "HTTP/1.1 ") == 1, "{text}");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_is_still_sending_receives_why_it_was_refused() {
     let fake = fake();
     let body = "x".repeat(2_000_000);

@@ -80,6 +80,10 @@ impl Decide for FakeEngine {
 #[derive(Default)]
 pub struct FakeStore {
     pub is_unavailable: std::sync::atomic::AtomicBool,
+    /// Reads of a workspace's state wait until this is unlocked.
+    pub reads: tokio::sync::Mutex<()>,
+    /// How many reads of a workspace's state have begun.
+    pub begun: std::sync::atomic::AtomicUsize,
 }
 
 impl FakeStore {
@@ -95,6 +99,8 @@ impl FakeStore {
 #[async_trait]
 impl Reads for FakeStore {
     async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
+        self.begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        drop(self.reads.lock().await);
         self.answer(None)
     }
     async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<UsageLog>, StoreError> {

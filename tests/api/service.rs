@@ -79,9 +79,13 @@ async fn every_refusal_that_protects_the_server_is_timed() {
         let sample = format!("visionscope_http_refusal_seconds_count{{reason=\"{reason}\"}} ");
         render().lines().find_map(|line| line.strip_prefix(&sample)?.parse::<u32>().ok()).unwrap_or(0)
     };
-    let limits = LimitsConfig { max_in_flight: 1, requests_per_second: 2 };
+    let limits = LimitsConfig { max_in_flight: 1, max_reads: 1, requests_per_second: 2 };
     let (fake, limited) = (fake(), fake_with_limits(limits));
-    for (reason, error) in [("over-share", EngineError::OverShare), ("overloaded", EngineError::Overloaded)] {
+    for (reason, error) in [
+        ("over-share", EngineError::OverShare),
+        ("overloaded", EngineError::Overloaded),
+        ("waited-too-long", EngineError::WaitedTooLong),
+    ] {
         *fake.engine.script.lock().unwrap() = Script::Fail(error);
         let before = refusals(reason);
         fake.server.user(OWN).post(&deduct_path(), &deduction()).await;

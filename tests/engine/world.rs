@@ -242,7 +242,7 @@ pub fn outcome(reply: &Result<Reply, EngineError>) -> &'static str {
         Ok(Reply::Replayed(_)) => "replayed",
         Ok(Reply::KeyReused) => "key reused",
         Ok(Reply::Nothing) => "nothing",
-        Err(EngineError::Overloaded) => "overloaded",
+        Err(EngineError::Overloaded | EngineError::WaitedTooLong) => "overloaded",
         Err(EngineError::OverShare) => "over share",
         Err(EngineError::Stopping) => "stopping",
         Err(EngineError::Unavailable) => "unavailable",

@@ -60,6 +60,8 @@ pub(super) enum Phase {
     Answering(Unread),
     /// A request was answered before its whole body was read. The rest is skipped, or the connection closed.
     Skipping(Unread),
+    /// The last answer was given.
+    Over,
 }
 
 /// Shared by a connection and its requests, which are all on one thread.
@@ -70,6 +72,8 @@ struct Shared {
     timeouts: ConnectionTimeouts,
     phase: Cell<Phase>,
     deadline: Cell<Instant>,
+    /// Whether the answer that is being given is the last.
+    is_last: Cell<bool>,
     /// Whether an answer to a request was begun since the last flush.
     has_answer: Cell<bool>,
     /// The connection has bytes of the next request, and waits until this one is answered.
@@ -82,6 +86,7 @@ impl Exchange {
             timeouts,
             phase: Cell::new(Phase::Head { len: 0 }),
             deadline: Cell::new(Instant::now() + timeouts.head),
+            is_last: Cell::new(false),
             has_answer: Cell::new(false),
             waiting: Cell::new(None),
         }))
@@ -112,11 +117,23 @@ impl Exchange {
         }
     }
 
+    /// Whether the body comes in chunks and was not read to its end. Where the next request begins is then unknown.
+    #[must_use]
+    pub fn has_unread_chunks(&self) -> bool {
+        self.0.phase.get() == Phase::Answering(Unread::Chunks)
+    }
+
+    /// The answer that is being given says `Connection: close`: no further request is read.
+    pub fn end_with_this_answer(&self) {
+        self.0.is_last.set(true);
+    }
+
     fn finish(&self) {
         let (phase, timeout) = match self.0.phase.get() {
+            Phase::Answering(_) if self.0.is_last.get() => (Phase::Over, self.0.timeouts.head),
             Phase::Answering(Unread::Bytes(0)) => (Phase::Head { len: 0 }, self.0.timeouts.idle),
             Phase::Answering(unread) => (Phase::Skipping(unread), self.0.timeouts.head),
-            Phase::Head { .. } | Phase::Skipping(_) => return,
+            Phase::Head { .. } | Phase::Skipping(_) | Phase::Over => return,
         };
         self.0.phase.set(phase);
         self.0.deadline.set(Instant::now() + timeout);
@@ -152,6 +169,7 @@ impl Exchange {
                 Unread::Bytes(0) => Phase::Head { len: 0 },
                 rest => Phase::Skipping(rest),
             },
+            Phase::Over => Phase::Over,
         });
     }
 

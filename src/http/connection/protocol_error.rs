@@ -1,8 +1,7 @@
 //! Answers to what is no request: malformed, too large or too slow for HTTP itself.
 //!
 //! actix answers these before any route or middleware, without a body (`send_error_response` in
-//! `actix-http/src/h1/dispatcher.rs`). The connection replaces its answer by a problem with the same status. It
-//! cannot where such a request follows a good one in the same write: there, actix's answer without a body remains.
+//! `actix-http/src/h1/dispatcher.rs`). The connection replaces its answer by a problem with the same status.
 
 use actix_web::http::StatusCode;
 

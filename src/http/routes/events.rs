@@ -135,6 +135,8 @@ pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest
     // In one order and once each: the same filter, however it is sent.
     let types = EventType::ALL.iter().copied().filter(|known| types.contains(known)).collect();
     let wanted = Wanted { cursor, limit, types };
+    let reader = if let List::Workspace(workspace_id) = list { workspace_id } else { ALL_WORKSPACES };
+    let _read = state.limits.reads.acquire(reader)?;
     let page = match list {
         List::Workspace(workspace_id) => {
             state.limits.check_rate(workspace_id)?;
@@ -145,6 +147,9 @@ pub async fn list_events(caller: Caller<scope::EventsRead>, request: HttpRequest
     };
     private_json(&request, &page)
 }
+
+/// Who reads the events of all workspaces, for the limit of reads.
+const ALL_WORKSPACES: WorkspaceId = WorkspaceId(Uuid::nil());
 
 /// Whose events are listed.
 enum List {
@@ -268,7 +273,8 @@ async fn page_of_one(
     let mut last = None;
     if after > 0 {
         if rows.first().is_none_or(|event| number(event) != after) {
-            return Err(Problem::plain(Code::CursorGone));
+            let detail = "the database has no event with this number; start again without it";
+            return Err(Problem::new(Code::CursorGone, detail));
         }
         let before = rows.remove(0);
         if let Some(seen) = seen {
@@ -397,6 +403,7 @@ pub async fn get_event(caller: Caller<scope::EventsRead>, request: HttpRequest) 
         Tenancy::All => None,
     };
     let state = AppState::of(&request);
+    let _read = state.limits.reads.acquire(workspace_id.unwrap_or(ALL_WORKSPACES))?;
     let found = read(state.store.event(event_id, workspace_id)).await?;
     let event = found.ok_or_else(|| Problem::plain(Code::EventNotFound))?;
     private_json(&request, &cloud_event(&event, &state.event_source)?)

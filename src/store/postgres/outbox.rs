@@ -100,7 +100,7 @@ const KEY_ORDER: &str = "
 select set_config('enable_bitmapscan', 'off', true)";
 
 /// The batches after the floor are found by the primary key, the oldest first; an index on the time would cost every
-/// batch, and save reading the few hundred of a minute. A statement that waits for the lease's row keeps its snapshot of
+/// batch, and save reading some thousands of them a minute. A statement that waits for the lease's row keeps its snapshot of
 /// the batches, so the floor may be lower than it could be, never higher.
 const RAISE_FLOOR: &str = "
 update stream_leases l set floor_seq = greatest(l.floor_seq, least(

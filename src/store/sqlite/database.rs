@@ -43,6 +43,8 @@ impl SqliteConfig {
 pub struct SqliteStore {
     pub(super) writer: Arc<Writer>,
     pub(super) readers: SqlitePool,
+    /// One more reader, which only asks whether the file answers: it does not wait behind reads.
+    pub(super) probe: SqlitePool,
     pub(super) plans: Arc<PlanCache>,
     /// The lock of a server. An operator's command has none.
     pub(super) claim: Option<Arc<File>>,
@@ -59,7 +61,8 @@ impl SqliteStore {
     pub async fn open(config: &SqliteConfig) -> Result<Self, StoreError> {
         let writer = with_answer_timeout(Writer::open(&config.path, &*PREPARE_CONNECTION)).await?;
         let readers = connection::readers(&config.path, config.readers);
-        Ok(Self { writer: Arc::new(writer), readers, plans: Arc::default(), claim: None })
+        let probe = connection::readers(&config.path, 1);
+        Ok(Self { writer: Arc::new(writer), readers, probe, plans: Arc::default(), claim: None })
     }
 
     /// Opens the file for a server. Another server gets [`StoreError::Unavailable`] until this store is

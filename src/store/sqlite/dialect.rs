@@ -135,7 +135,7 @@ impl Database for SqliteStore {
     }
 
     async fn answer(&self) -> Result<(), StoreError> {
-        sqlx::query(PING).execute(&self.readers).await.map_err(store_error)?;
+        sqlx::query(PING).execute(&self.probe).await.map_err(store_error)?;
         Ok(())
     }
 }

@@ -113,7 +113,9 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         // Readers first: the last connection to close copies the log into the file.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.readers.close()).await;
+        for pool in [&self.probe, &self.readers] {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, pool.close()).await;
+        }
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.close()).await;
         if let Some(Err(error)) = self.claim.as_ref().map(|claim| claim.unlock()) {
             tracing::warn!(%error, "giving back the database's lock");

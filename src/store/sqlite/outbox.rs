@@ -95,7 +95,7 @@ update stream_leases set diverged_seq = ?5
 where partition_id = ?1 and owner = ?2 and epoch = ?3 and generation = ?4";
 
 /// The batches after the floor are found by the primary key, the oldest first; an index on the time would cost every
-/// batch, and save reading the few hundred of a minute.
+/// batch, and save reading some thousands of them a minute.
 const RAISE_FLOOR: &str = concat!(
     "
 update stream_leases set floor_seq = max(floor_seq, min(
