@@ -11,9 +11,10 @@ use visionscope_billing::contract::{Contract, attributes_schema, documents, even
 use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSource};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
-    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsPurchased, EventData,
-    EventType, ExpiringCredits, FeatureChange, GrantShare, LimitScope, LowCreditWarning, ScheduledKind,
-    SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted,
+    CreditsPurchased, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided, LimitScope,
+    LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary,
+    UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
@@ -104,6 +105,29 @@ fn of_deductions() -> Vec<EventData> {
 fn of_grants() -> Vec<EventData> {
     let credits = Credits::from_micro(2_500_000).unwrap();
     vec![
+        CreditsGranted {
+            grant_id: GrantId(Uuid::from_u128(5)),
+            source: GrantSource::Adjustment,
+            credits,
+            priority: 100,
+            effective_at: at(),
+            expires_at: Some(at()),
+            feature_scope: Some(FeatureCode::new("video.render").unwrap()),
+            reason: Label::new("Welcome offer").unwrap(),
+            debt_repaid: Credits::ZERO,
+            spendable: true,
+            current_credits: credits,
+        }
+        .into(),
+        GrantVoided {
+            grant_id: GrantId(Uuid::from_u128(5)),
+            source: GrantSource::Promotion,
+            credits,
+            remaining_credits: Credits::ZERO,
+            reason: Label::new("Granted twice").unwrap(),
+            current_credits: Credits::from_micro(-1).unwrap(),
+        }
+        .into(),
         CreditsPurchased {
             grant_id: GrantId(Uuid::from_u128(5)),
             credits,

@@ -144,6 +144,7 @@ create table credit_grants (
     payment_reference text,
     amount_minor      integer check (amount_minor >= 0),
     currency          text    check (currency glob '[A-Z][A-Z][A-Z]'),
+    reason            text,                 -- why a caller granted it
     metadata          text,                 -- of the command that issued it
     bonus_grant_id    blob    check (length(bonus_grant_id) = 16), -- of a purchase: the grant of its bonus
     expiry_warning_at integer,              -- when to raise CreditsExpiring; null once it was raised
@@ -154,7 +155,8 @@ create table credit_grants (
     check (remaining + held <= amount),
     check ((amount_minor is null) = (currency is null))
 ) strict, without rowid;
-create index credit_grants_open on credit_grants (workspace_id) where is_open;
+create index credit_grants_open on credit_grants (workspace_id, created_at, issued_seq) where is_open;
+create index credit_grants_listed on credit_grants (workspace_id, created_at, issued_seq);
 create index credit_grants_expiring on credit_grants (expires_at)
     where is_open and expires_at is not null and source not in ('allowance', 'rollover');
 create index credit_grants_warning on credit_grants (expiry_warning_at) where is_open and expiry_warning_at is not null;

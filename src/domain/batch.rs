@@ -306,7 +306,11 @@ impl<'a> Batch<'a> {
         // Later commands of this batch cannot use the same payment again.
         let payment = |grant: &Grant| Some(((workspace_id, grant.payment_reference.clone()?), grant.grant_id));
         self.snapshot.payments.extend(effects.added_grants.iter().filter_map(payment));
-        self.closed_grants.extend(state.apply(effects));
+        // A closed grant leaves its state. Later commands of this batch must still find that it exists.
+        let closed = state.apply(effects);
+        let source = |grant: &Grant| ((workspace_id, grant.grant_id), grant.source);
+        self.snapshot.grant_sources.extend(closed.iter().map(source));
+        self.closed_grants.extend(closed);
     }
 }
 

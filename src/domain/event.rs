@@ -92,6 +92,8 @@ events! {
     LowCreditWarning 1,
     UsageLimitExceeded 1,
     CreditsPurchased 1,
+    CreditsGranted 1,
+    GrantVoided 1,
     CreditsExpiring 1,
     CreditsExpired 1,
     CreditReset 1,
@@ -105,6 +107,8 @@ impl EventData {
         let (added, taken) = match self {
             Self::CreditConsumed(data) => (Credits::ZERO, data.credits),
             Self::CreditsPurchased(data) => (data.credits.plus(data.bonus_credits)?, Credits::ZERO),
+            Self::CreditsGranted(data) => (data.credits, Credits::ZERO),
+            Self::GrantVoided(data) => (Credits::ZERO, data.credits),
             Self::CreditsExpired(data) => (Credits::ZERO, data.credits),
             Self::CreditReset(data) => (data.granted, data.expired),
             Self::SubscriptionChanged(data) => (data.credits_granted, data.credits_removed),
@@ -244,8 +248,47 @@ pub struct CreditsPurchased {
     pub current_credits: Credits,
 }
 
-/// Unspent bought or promotional credits will expire soon. Raised once for each grant, as many days before as the plan
-/// says.
+/// A caller granted credits that nobody paid for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreditsGranted {
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    pub credits: Credits,
+    /// 0 to 100. Lower is spent first.
+    pub priority: i16,
+    /// From when on they can be spent.
+    pub effective_at: Timestamp,
+    /// They cannot be spent at or after this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// The only feature that they can be spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_scope: Option<FeatureCode>,
+    pub reason: Label,
+    /// The part that repaid debt.
+    pub debt_repaid: Credits,
+    /// Whether they can be spent now. They cannot before `effective_at`, nor while they are frozen because the
+    /// subscription has ended.
+    pub spendable: bool,
+    /// The balance, which the credits are in at once.
+    pub current_credits: Credits,
+}
+
+/// Credits of a grant were taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GrantVoided {
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    /// What was taken back.
+    pub credits: Credits,
+    /// What remains of the grant.
+    pub remaining_credits: Credits,
+    pub reason: Label,
+    pub current_credits: Credits,
+}
+
+/// Unspent credits that belong to no period will expire soon. Raised once for each grant, as many days before as the plan
+/// says, but not before the grant begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditsExpiring {
     pub grant_id: GrantId,

@@ -10,15 +10,39 @@ use utoipa::ToSchema;
 use super::credits::Credits;
 use super::ids::{GrantId, WorkspaceId};
 use super::metadata::Metadata;
-use super::text::{FeatureCode, PaymentReference};
-use super::time::{CommandTimes, Timestamp};
+use super::text::{FeatureCode, Label, PaymentReference};
+use super::time::Timestamp;
 
-/// How many open grants a workspace may have before a purchase is refused. Every command of the workspace
+/// How many open grants a workspace may have before a purchase or a further grant is refused. Every command of the workspace
 /// reads all of them, and one deduction may spend them all.
 pub const MAX_OPEN_GRANTS: usize = 1000;
 
 /// The priority of a grant without one. Lower burns first.
 pub const DEFAULT_PRIORITY: i16 = 50;
+
+/// The order in which a grant is spent: 0 to [`Priority::MAX`]. Lower is spent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priority(i16);
+
+impl Priority {
+    pub const MAX: i16 = 100;
+
+    #[must_use]
+    pub fn new(priority: i64) -> Option<Self> {
+        i16::try_from(priority).ok().filter(|priority| (0..=Self::MAX).contains(priority)).map(Self)
+    }
+
+    #[must_use]
+    pub const fn get(self) -> i16 {
+        self.0
+    }
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self(DEFAULT_PRIORITY)
+    }
+}
 
 /// Where credits come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -61,6 +85,12 @@ impl GrantSource {
         matches!(self, Self::Allowance | Self::Rollover)
     }
 
+    /// Whether a grant can be voided. A purchase was paid for, and the credits of a period belong to the plan.
+    #[must_use]
+    pub const fn is_voidable(self) -> bool {
+        matches!(self, Self::Promotion | Self::Adjustment)
+    }
+
     /// Whether the plan's `purchased_on_cancel` decides about the credits when the subscription ends.
     #[must_use]
     pub const fn follows_cancel_policy(self) -> bool {
@@ -74,6 +104,25 @@ impl GrantSource {
             Self::Promotion => 0,
             Self::Rollover => 1,
             Self::Allowance | Self::Purchase | Self::Adjustment => 2,
+        }
+    }
+}
+
+/// The sources of the grants that callers may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantedSource {
+    /// Free credits.
+    Promotion,
+    /// A correction.
+    Adjustment,
+}
+
+impl From<GrantedSource> for GrantSource {
+    fn from(source: GrantedSource) -> Self {
+        match source {
+            GrantedSource::Promotion => Self::Promotion,
+            GrantedSource::Adjustment => Self::Adjustment,
         }
     }
 }
@@ -109,6 +158,8 @@ pub struct Grant {
     pub feature_scope: Option<FeatureCode>,
     pub payment_reference: Option<PaymentReference>,
     pub cost_basis: Option<CostBasis>,
+    /// Why a caller granted it.
+    pub reason: Option<Label>,
     /// Of the command that issued it.
     pub metadata: Option<Arc<Metadata>>,
     /// The bonus that came with a purchase.
@@ -138,17 +189,34 @@ impl Grant {
         self.is_expired(now) && self.remaining.is_positive() && !self.source.is_periodic()
     }
 
+    /// Whether the grant is in effect. One that began when it was issued stays in effect by a clock that is behind.
+    #[must_use]
+    pub fn has_begun(&self, now: Timestamp) -> bool {
+        self.effective_at <= self.created_at.max(now)
+    }
+
+    /// Whether the grant repays the debt that is there at that instant. A grant for one feature repays none, because the
+    /// debt may be of another one. A grant that has expired since it began still does: it repays when it begins, also where
+    /// that is recorded later.
+    #[must_use]
+    pub fn can_repay_debt(&self, now: Timestamp) -> bool {
+        self.remaining.is_positive()
+            && self.feature_scope.is_none()
+            && self.has_begun(now)
+            && !self.is_expired(self.effective_at)
+    }
+
     /// Sets when `CreditsExpiring` is due: that many days before the expiry. With 0 days it never is, because what has
     /// expired is not expiring. The grants of a period end with it, so nobody is warned of them.
     pub fn schedule_expiry_warning(&mut self, days: u32) {
         self.expiry_warning_at = self.expiry_warning(days);
     }
 
-    /// That many days before the expiry.
+    /// That many days before the expiry, but not before the grant begins.
     #[must_use]
     pub fn expiry_warning(&self, days: u32) -> Option<Timestamp> {
         let expires_at = self.expires_at.filter(|_| !self.source.is_periodic());
-        expires_at.map(|end| end.minus(TimeDelta::days(i64::from(days))))
+        expires_at.map(|end| end.minus(TimeDelta::days(i64::from(days))).max(self.effective_at))
     }
 
     #[must_use]
@@ -156,10 +224,10 @@ impl Grant {
         self.remaining.is_positive() && !self.is_expired(now) && self.expiry_warning_at.is_some_and(|at| at <= now)
     }
 
-    /// Whether a command with these times can spend the grant, whatever its feature scope.
+    /// Whether the grant can be spent, whatever its feature scope.
     #[must_use]
-    pub fn is_spendable(&self, times: CommandTimes) -> bool {
-        self.remaining.is_positive() && self.effective_at <= times.recorded_at && !self.is_expired(times.now)
+    pub fn is_spendable(&self, now: Timestamp) -> bool {
+        self.remaining.is_positive() && self.has_begun(now) && !self.is_expired(now)
     }
 
     #[must_use]
@@ -224,6 +292,7 @@ mod tests {
             feature_scope: None,
             payment_reference: None,
             cost_basis: None,
+            reason: None,
             metadata: None,
             bonus_grant_id: None,
             expiry_warning_at: None,
@@ -254,13 +323,28 @@ mod tests {
 
     #[test]
     fn a_grant_is_spendable_from_its_effective_instant_to_right_before_its_expiry() {
-        let grant = Grant { expires_at: Some(Timestamp::from_micros(20)), ..grant(1) };
-        let is_spendable = |now, recorded_at| {
-            let (now, recorded_at) = (Timestamp::from_micros(now), Timestamp::from_micros(recorded_at));
-            grant.is_spendable(CommandTimes { now, recorded_at })
+        let grant = Grant {
+            effective_at: Timestamp::from_micros(15),
+            expires_at: Some(Timestamp::from_micros(20)),
+            ..grant(1)
         };
-        assert_eq!([9, 10, 19, 20].map(|now| is_spendable(now, now)), [false, true, true, false]);
-        assert!(is_spendable(9, 10), "it was effective for an earlier command, by a clock that is ahead");
-        assert!(is_spendable(19, 20), "a clock that is ahead lets nothing expire");
+        let is_spendable =
+            |grant: &Grant| [9, 14, 15, 19, 20].map(|now| grant.is_spendable(Timestamp::from_micros(now)));
+        assert_eq!(is_spendable(&grant), [false, false, true, true, false]);
+        let begun = Grant { created_at: Timestamp::from_micros(16), ..grant };
+        assert_eq!(
+            is_spendable(&begun),
+            [true, true, true, true, false],
+            "by a clock that is behind the one that issued it"
+        );
+    }
+
+    #[test]
+    fn nobody_is_warned_of_the_expiry_of_a_grant_that_has_not_begun() {
+        let at = |micros| Timestamp::from_micros(micros);
+        let day = 86_400_000_000;
+        let grant = Grant { effective_at: at(3 * day), expires_at: Some(at(10 * day)), ..grant(1) };
+        assert_eq!(grant.expiry_warning(5), Some(at(5 * day)));
+        assert_eq!(grant.expiry_warning(8), Some(at(3 * day)));
     }
 }

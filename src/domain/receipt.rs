@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::credits::{Credits, Quantity};
 use super::event::{CreditReset, ExpiringCredits, GrantShare};
+use super::grant::GrantSource;
 use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
 use super::period::Period;
 use super::snapshot::WorkspaceState;
@@ -19,6 +20,8 @@ use super::usage::UsageId;
 pub enum Receipt {
     Deducted(DeductReceipt),
     Purchased(PurchaseReceipt),
+    Granted(GrantReceipt),
+    Voided(VoidReceipt),
     Reset(ResetReceipt),
     Subscription(SubscriptionReceipt),
     Provisioned(ProvisionReceipt),
@@ -65,6 +68,51 @@ pub struct PurchaseReceipt {
     pub debt_repaid: Credits,
     /// Whether the credits can be spent now. They cannot while they are frozen, because the subscription has ended.
     pub spendable: bool,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// Credits were granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct GrantReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    pub credits: Credits,
+    /// 0 to 100. Lower is spent first.
+    pub priority: i16,
+    /// From when on they can be spent.
+    pub effective_at: Timestamp,
+    /// They cannot be spent at or after this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// The only feature that they can be spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_scope: Option<FeatureCode>,
+    pub reason: Label,
+    /// The part that repaid debt.
+    pub debt_repaid: Credits,
+    /// Whether the credits can be spent now. They cannot before `effective_at`, nor while they are frozen because the
+    /// subscription has ended.
+    pub spendable: bool,
+    /// The balance, which the credits are in at once.
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// Credits of a grant were taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct VoidReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub grant_id: GrantId,
+    pub source: GrantSource,
+    /// What was taken back.
+    pub credits: Credits,
+    /// What remains of the grant.
+    pub remaining_credits: Credits,
+    pub reason: Label,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
 }

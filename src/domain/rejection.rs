@@ -5,6 +5,7 @@
 
 use super::credits::{Credits, OutOfRange};
 use super::event::LimitScope;
+use super::grant::GrantSource;
 use super::ids::GrantId;
 use super::text::{FeatureCode, PaymentReference, PlanCode};
 use super::time::Timestamp;
@@ -45,6 +46,14 @@ pub enum Rejection {
     PaymentReferenceUsed { reference: PaymentReference, grant_id: GrantId },
     #[error("the maximum of {0} open grants is reached")]
     TooManyGrants(usize),
+    #[error("there is no grant {0}")]
+    GrantNotFound(GrantId),
+    #[error("a grant of source {} cannot be voided, only a promotion or an adjustment", .0.as_str())]
+    GrantNotVoidable(GrantSource),
+    #[error("the grant is closed: nothing of it is left to void")]
+    GrantClosed,
+    #[error("{requested} credits to void, {remaining} remaining")]
+    VoidExceedsRemaining { requested: Credits, remaining: Credits },
     /// No version of a plan has it, and this workspace has agreed on no terms for it.
     #[error("there is no feature {0}")]
     FeatureNotFound(FeatureCode),
@@ -115,6 +124,10 @@ impl Rejection {
             Self::PeriodMismatch { .. } => "period-mismatch",
             Self::PaymentReferenceUsed { .. } => "payment-reference-used",
             Self::TooManyGrants(_) => "too-many-grants",
+            Self::GrantNotFound(_) => "grant-not-found",
+            Self::GrantNotVoidable(_) => "grant-not-voidable",
+            Self::GrantClosed => "grant-closed",
+            Self::VoidExceedsRemaining { .. } => "void-exceeds-remaining",
             Self::FeatureNotFound(_) => "feature-not-found",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",
@@ -126,13 +139,14 @@ impl Rejection {
     }
 
     /// Whether the refusal is stored under the command's key. It is not stored if there is no workspace to store
-    /// it with, if the same command should be tried again later, or if a field must be corrected first.
+    /// it with, if the same command should be tried again later, or if a field or an id must be corrected first.
     #[must_use]
     pub const fn is_recorded(&self) -> bool {
         !matches!(
             self,
             Self::WorkspaceNotFound
                 | Self::WorkspaceExists
+                | Self::GrantNotFound(_)
                 | Self::FeatureNotFound(_)
                 | Self::TimeOutOfRange { .. }
                 | Self::RateExceeded { .. }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::command_record::CommandRecord;
 use super::counter::{CounterSubject, UsageCounter};
 use super::credits::Credits;
-use super::grant::Grant;
+use super::grant::{Grant, GrantSource};
 use super::ids::{GrantId, Partition, WorkspaceId};
 use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
@@ -26,6 +26,8 @@ pub struct KeySet {
     pub cached_versions: BTreeMap<WorkspaceId, i64>,
     pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
+    /// Grants, to find out which of them exist.
+    pub grants: BTreeSet<(WorkspaceId, GrantId)>,
     /// Plans whose newest version is needed.
     pub plans: BTreeSet<PlanCode>,
     /// Features, to find out which of them exist.
@@ -82,6 +84,9 @@ pub struct Snapshot {
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
     /// The grant of each payment that was booked.
     pub payments: HashMap<(WorkspaceId, PaymentReference), GrantId>,
+    /// The sources of the grants of the keys, and of those that were closed in this batch. Like `features`, empty on
+    /// cached states.
+    pub grant_sources: HashMap<(WorkspaceId, GrantId), GrantSource>,
     pub plans: HashMap<PlanCode, CataloguePlan>,
     /// The features of the keys that a version of a plan has. Empty on cached states: whoever decides on those that a
     /// feature does not exist is decided again.
@@ -103,7 +108,8 @@ impl WorkspaceState {
     pub fn bytes(&self) -> usize {
         let of_grant = |grant: &Grant| {
             let reference = grant.payment_reference.as_ref().map_or(0, |text| text.as_str().len());
-            reference + grant.metadata.as_ref().map_or(0, |metadata| metadata.bytes())
+            let reason = grant.reason.as_ref().map_or(0, |text| text.as_str().len());
+            reference + reason + grant.metadata.as_ref().map_or(0, |metadata| metadata.bytes())
         };
         let of_grants: usize = self.grants.iter().map(of_grant).sum();
         let metadata = self.workspace.metadata.as_ref().map_or(0, Metadata::bytes);

@@ -32,7 +32,7 @@ pub struct CommandTimes {
     pub now: Timestamp,
     /// The instant of everything that the command records: `now`, but always later than the command before it. So no
     /// two commands of a workspace share an instant, even if the clocks of the replicas differ, and no two periods
-    /// begin at the same instant. What has become effective by it stays effective.
+    /// begin at the same instant.
     pub recorded_at: Timestamp,
 }
 

@@ -101,6 +101,8 @@ scopes! {
     CreditsWrite "credits:write",
     /// Book purchases.
     CreditsPurchase "credits:purchase",
+    /// Grant credits, and void what was granted.
+    CreditsGrant "credits:grant",
     /// Start a billing period that is due.
     CreditsReset "credits:reset",
     /// Read balances, grants and the ledger.

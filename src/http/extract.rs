@@ -22,7 +22,7 @@ use super::ids::hyphenated;
 use super::limits::Permit;
 use super::problem::{Code, Problem};
 use super::state::AppState;
-use crate::domain::ids::{EventId, WorkspaceId};
+use crate::domain::ids::{EventId, GrantId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 
 /// Added to every request by the middleware.
@@ -173,6 +173,12 @@ pub fn require_workspace(principal: &Principal, workspace_id: WorkspaceId) -> Re
 pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
     let text = request.match_info().get("event_id").unwrap_or_default();
     hyphenated(text).map(EventId).ok_or_else(|| Problem::plain(Code::EventNotFound))
+}
+
+/// The grant id in the path. A malformed id gets the same answer as an unknown one.
+pub fn grant_id(request: &HttpRequest) -> Result<GrantId, Problem> {
+    let text = request.match_info().get("grant_id").unwrap_or_default();
+    hyphenated(text).map(GrantId).ok_or_else(|| Problem::plain(Code::GrantNotFound))
 }
 
 /// Answers are JSON. A caller that does not accept JSON gets 406 before anything is done.

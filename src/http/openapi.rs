@@ -137,7 +137,7 @@ fn base() -> OpenApi {
 fn tags() -> Vec<Tag> {
     [
         ("workspaces", "The paying tenants."),
-        ("credits", "Spending, buying and resetting credits, and the balance."),
+        ("credits", "Spending, buying, granting and resetting credits, and the balance."),
         ("subscription", "The plan of a workspace: changing, canceling and resuming it."),
         ("usage", "Usage logs, and the terms of features."),
         ("ledger", "All movements of credits."),
@@ -174,6 +174,7 @@ const fn scope_description(scope: Scope) -> &'static str {
     match scope {
         Scope::CreditsWrite => "deducting credits",
         Scope::CreditsPurchase => "booking purchases",
+        Scope::CreditsGrant => "granting credits and voiding grants",
         Scope::CreditsReset => "starting billing periods that are due",
         Scope::CreditsRead => "reading the balance, the grants and the ledger",
         Scope::SubscriptionWrite => "changing, canceling and resuming the subscription",
@@ -233,6 +234,7 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
 fn add_example(parameter: &mut Parameter) {
     let example = match parameter.name.as_str() {
         "workspace_id" if parameter.parameter_in == ParameterIn::Path => "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "grant_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000006",
         "event_id" => "019a0000-0000-7000-8000-000000000007",
         "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",
         _ => return,

@@ -84,6 +84,7 @@ codes! {
     WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
     EventNotFound 404 "event-not-found" "There is no such event.",
     UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
+    GrantNotFound 404 "grant-not-found" "There is no such grant.",
     FeatureNotFound 404 "feature-not-found" "There is no such feature.",
     CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
@@ -98,6 +99,9 @@ codes! {
     PeriodMismatch 409 "period-mismatch" "The given period is not the next billing period.",
     PaymentReferenceUsed 409 "payment-reference-used" "The payment reference was already used.",
     TooManyGrants 409 "too-many-grants" "The workspace has the maximum number of open grants.",
+    GrantNotVoidable 409 "grant-not-voidable" "Grants of this source cannot be voided.",
+    GrantClosed 409 "grant-closed" "Nothing is left of the grant.",
+    VoidExceedsRemaining 409 "void-exceeds-remaining" "More than what remains of the grant cannot be voided.",
     VersionMismatch 412 "version-mismatch" "The subscription has another version.",
     BodyTooLarge 413 "body-too-large" "The body is larger than 64 KiB.",
     UnsupportedMediaType 415 "unsupported-media-type" "The body must be application/json.",
@@ -162,6 +166,10 @@ impl Code {
             Rejection::PeriodMismatch { .. } => Self::PeriodMismatch,
             Rejection::PaymentReferenceUsed { .. } => Self::PaymentReferenceUsed,
             Rejection::TooManyGrants(_) => Self::TooManyGrants,
+            Rejection::GrantNotFound(_) => Self::GrantNotFound,
+            Rejection::GrantNotVoidable(_) => Self::GrantNotVoidable,
+            Rejection::GrantClosed => Self::GrantClosed,
+            Rejection::VoidExceedsRemaining { .. } => Self::VoidExceedsRemaining,
             Rejection::FeatureNotFound(_) => Self::FeatureNotFound,
             Rejection::FeatureDisabled(_) => Self::FeatureDisabled,
             Rejection::FeatureNotPriced(_) => Self::FeatureNotPriced,
@@ -261,6 +269,9 @@ pub struct Members {
     pub available_credits: Option<Credits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_credits: Option<Credits>,
+    /// What remains of the grant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_credits: Option<Credits>,
     /// The grant that the payment paid for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grant_id: Option<GrantId>,
@@ -415,6 +426,7 @@ static NO_MEMBERS: Members = Members {
     errors: Vec::new(),
     available_credits: None,
     requested_credits: None,
+    remaining_credits: None,
     grant_id: None,
     limit_scope: None,
     limit_credits: None,
@@ -475,6 +487,10 @@ impl From<&Rejection> for Problem {
                 members.requested_credits = Some(*requested);
                 members.available_credits = Some(*available);
             }
+            Rejection::VoidExceedsRemaining { requested, remaining } => {
+                members.requested_credits = Some(*requested);
+                members.remaining_credits = Some(*remaining);
+            }
             Rejection::WorkspaceNotFound
             | Rejection::WorkspaceExists
             | Rejection::TimeOutOfRange { .. }
@@ -485,6 +501,9 @@ impl From<&Rejection> for Problem {
             | Rejection::RestartRequired
             | Rejection::NothingScheduled
             | Rejection::TooManyGrants(_)
+            | Rejection::GrantNotFound(_)
+            | Rejection::GrantNotVoidable(_)
+            | Rejection::GrantClosed
             | Rejection::FeatureNotFound(_)
             | Rejection::FeatureDisabled(_)
             | Rejection::FeatureNotPriced(_)

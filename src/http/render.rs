@@ -19,9 +19,10 @@ pub struct JsonRender;
 impl Render for JsonRender {
     fn receipt(&self, receipt: &Receipt) -> Rendered {
         let status = match receipt {
-            Receipt::Provisioned(_) => StatusCode::CREATED,
+            Receipt::Provisioned(_) | Receipt::Granted(_) => StatusCode::CREATED,
             Receipt::Deducted(_)
             | Receipt::Purchased(_)
+            | Receipt::Voided(_)
             | Receipt::Reset(_)
             | Receipt::Subscription(_)
             | Receipt::Internal(_) => StatusCode::OK,

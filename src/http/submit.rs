@@ -34,7 +34,20 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
     caller: WorkspaceCaller<S>,
     key_kind: KeyKind,
     request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    submit_as(caller, key_kind, request, payload, (R::NAME, R::MAY_BE_EMPTY), R::into_command).await
+}
+
+/// Like [`submit`], for a command that needs more of the path than the workspace. The name is part of the fingerprint: it
+/// must hold what the path says, or the same body for another path would be the same request.
+pub async fn submit_as<R: DeserializeOwned + PartialSchema, S: RequiredScope>(
+    caller: WorkspaceCaller<S>,
+    key_kind: KeyKind,
+    request: HttpRequest,
     mut payload: web::Payload,
+    (name, may_be_empty): (&str, bool),
+    into_command: impl FnOnce(R) -> Result<(Command, Option<Metadata>), Problem>,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let idempotency_key = match key_kind {
@@ -43,8 +56,8 @@ pub async fn submit<R: CommandRequest, S: RequiredScope>(
     };
     let state = AppState::of(&request);
     let _permit = state.limits.commands.acquire(caller.workspace_id)?;
-    let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, R::NAME, R::MAY_BE_EMPTY).await?;
-    let (command, metadata) = value.into_command()?;
+    let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, name, may_be_empty).await?;
+    let (command, metadata) = into_command(value)?;
     let envelope = Envelope {
         message_id: state.clock.new_command_id(),
         idempotency_key,

@@ -22,6 +22,7 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("usage-log-has-deduction", USAGE_LOG_HAS_DEDUCTION),
     ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
     ("deduction-has-event", DEDUCTION_HAS_EVENT),
+    ("granting-has-entry-and-event", GRANTING_HAS_ENTRY_AND_EVENT),
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
     ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),
@@ -233,6 +234,30 @@ left join (
     from event_outbox where event_type = 'CreditConsumed' group by workspace_id, causation_id
 ) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
 where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(o.events, 0) <> 1
+limit $1";
+
+/// What was granted or voided is one entry from or to the account of its source, and one event.
+const GRANTING_HAS_ENTRY_AND_EVENT: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('%s %s has %s entries and raised %s events', c.command_type, c.seq, coalesce(e.entries, 0),
+        coalesce(o.events, 0)) as detail
+from commands c
+left join (
+    select workspace_id, command_id,
+        case when debit_account = 'grant' then 'VoidGrant' else 'GrantCredits' end as command_type, count(*) as entries
+    from ledger_entries
+    where debit_account in ('issued:promotion', 'issued:adjustment')
+        or credit_account in ('issued:promotion', 'issued:adjustment')
+    group by workspace_id, command_id, case when debit_account = 'grant' then 'VoidGrant' else 'GrantCredits' end
+) e on e.workspace_id = c.workspace_id and e.command_id = c.command_id and e.command_type = c.command_type
+left join (
+    select workspace_id, causation_id, event_type, count(*) as events
+    from event_outbox where event_type in ('CreditsGranted', 'GrantVoided')
+    group by workspace_id, causation_id, event_type
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+    and o.event_type = case c.command_type when 'VoidGrant' then 'GrantVoided' else 'CreditsGranted' end
+where c.command_type in ('GrantCredits', 'VoidGrant') and c.outcome = 'accepted'
+    and (coalesce(e.entries, 0) <> 1 or coalesce(o.events, 0) <> 1)
 limit $1";
 
 const REFUSAL_HAS_NO_ENTRY: &str = "

@@ -16,6 +16,7 @@ use super::states::StateRows;
 use super::tables::Table;
 use crate::domain::cloud_event::EventSource;
 use crate::domain::command_record::CommandRecord;
+use crate::domain::grant::Grant;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
@@ -33,6 +34,7 @@ pub(super) async fn load<D: Dialect>(
     let (heads, database_now) = connection.lock_heads(&keys.partitions()).await?;
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
+    let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&keys.grants)).await?)?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
     let features = existing_features(connection, cache, &keys.features).await?;
     let ids: Vec<_> = keys.uncached_workspaces(&heads).collect();
@@ -44,6 +46,7 @@ pub(super) async fn load<D: Dialect>(
         workspaces,
         commands: commands.into_iter().map(keyed).collect(),
         payments: each(&payments, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?.into_iter().collect(),
+        grant_sources: grants.iter().map(|grant| ((grant.workspace_id, grant.grant_id), grant.source)).collect(),
         plans,
         features,
     })

@@ -15,11 +15,12 @@ use async_trait::async_trait;
 
 pub use self::error::StoreError;
 use self::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
+    Publication, Purchase, Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
+use crate::domain::grant::Grant;
 use crate::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
@@ -155,6 +156,13 @@ pub trait Reads: Send + Sync {
         workspace_id: WorkspaceId,
         payment_reference: &PaymentReference,
     ) -> Result<Option<Purchase>, StoreError>;
+
+    /// A page of grants. It also starts with the row of `start_at` if that is not one of those that the filter wants: a
+    /// grant that closes between two pages does not end the list.
+    async fn grants(&self, query: &HistoryQuery, filter: GrantFilter) -> Result<Page<Grant>, StoreError>;
+
+    /// One grant, open or closed.
+    async fn grant(&self, workspace_id: WorkspaceId, grant_id: GrantId) -> Result<Option<Grant>, StoreError>;
 
     /// Checks the invariants. Returns the violations, at most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;

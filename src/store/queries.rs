@@ -17,6 +17,14 @@ pub struct HistoryPosition {
     pub seq: i64,
 }
 
+impl HistoryPosition {
+    /// Grants are listed in the order in which they were issued.
+    #[must_use]
+    pub const fn of_grant(grant: &Grant) -> Self {
+        Self { recorded_at: grant.created_at, seq: grant.issued_seq }
+    }
+}
+
 /// The order of a page of history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
@@ -79,6 +87,14 @@ impl<T> Page<T> {
         rows.truncate(limit);
         Self { rows, has_more }
     }
+
+    /// Puts a row before the others. The page keeps its limit.
+    pub(super) fn insert_first(&mut self, row: Option<T>, limit: u32) {
+        let Some(row) = row else { return };
+        self.rows.insert(0, row);
+        let Self { rows, has_more } = Self::of(std::mem::take(&mut self.rows), limit);
+        *self = Self { rows, has_more: has_more || self.has_more };
+    }
 }
 
 /// A purchase: the grant that was bought, and that of its bonus.
@@ -86,6 +102,16 @@ impl<T> Page<T> {
 pub struct Purchase {
     pub grant: Grant,
     pub bonus: Option<Grant>,
+}
+
+/// Which grants a list has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantFilter {
+    All,
+    /// Those with held credits, or with remaining ones that have not expired by then.
+    Open(Timestamp),
+    /// The others.
+    Closed(Timestamp),
 }
 
 /// A page of events, oldest first.

@@ -13,7 +13,9 @@ use super::error::{StoreError, with_answer_timeout, with_timeout};
 use super::invariants::INVARIANTS;
 use super::load::{states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
-use super::queries::{AuditFinding, DueWork, DueWorkspace, EventQuery, HistoryQuery, Order, Page, Purchase};
+use super::queries::{
+    AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, Order, Page, Purchase,
+};
 use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
@@ -214,6 +216,32 @@ impl<D: Database> Reads for D {
         let parameters = Parameters::of(&workspace_id).and(payment_reference);
         let found = list(self, &D::Connection::statements().purchase, parameters).await?;
         Ok(with_bonuses(self, found).await?.pop())
+    }
+
+    async fn grants(&self, query: &HistoryQuery, filter: GrantFilter) -> Result<Page<Grant>, StoreError> {
+        let statements = D::Connection::statements();
+        let all = [&statements.grants_asc, &statements.grants_desc];
+        let (orders, now) = match filter {
+            GrantFilter::All => return page(self, all, query, None::<&Timestamp>).await,
+            GrantFilter::Open(now) => ([&statements.open_grants_asc, &statements.open_grants_desc], now),
+            GrantFilter::Closed(now) => ([&statements.closed_grants_asc, &statements.closed_grants_desc], now),
+        };
+        let mut found: Page<Grant> = page(self, orders, query, Some(&now)).await?;
+        let is_first = |grant: &Grant| query.start_at == Some(HistoryPosition::of_grant(grant));
+        if query.start_at.is_some() && !found.rows.first().is_some_and(is_first) {
+            let first = HistoryQuery { limit: 1, ..query.clone() };
+            let first: Page<Grant> = page(self, all, &first, None::<&Timestamp>).await?;
+            found.insert_first(first.rows.into_iter().find(is_first), query.limit);
+        }
+        Ok(found)
+    }
+
+    async fn grant(&self, workspace_id: WorkspaceId, grant_id: GrantId) -> Result<Option<Grant>, StoreError> {
+        let found = with_answer_timeout(async {
+            let statement = &D::Connection::statements().grants;
+            rows(&self.reader().await?.look_up(statement, &Keys::pairs(&[(workspace_id, grant_id)])).await?)
+        });
+        Ok(found.await?.pop())
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

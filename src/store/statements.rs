@@ -69,7 +69,8 @@ statements! {
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
     retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
-    due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants
+    due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants, grants_asc, grants_desc,
+    open_grants_asc, open_grants_desc, closed_grants_asc, closed_grants_desc
 }
 
 const STALE: &str = "
@@ -171,13 +172,19 @@ impl Statements {
             due_boundaries: list("subscriptions_due", DUE_BOUNDARIES),
             due_expiries: list("credit_grants_expiring", DUE_EXPIRIES),
             due_warnings: list("credit_grants_warning", DUE_WARNINGS),
-            purchases_asc: purchases::<S>("asc"),
-            purchases_desc: purchases::<S>("desc"),
+            purchases_asc: grants::<S>("credit_grants_purchases", PURCHASED, "asc"),
+            purchases_desc: grants::<S>("credit_grants_purchases", PURCHASED, "desc"),
             purchase: of::<S, Grant>(
                 "credit_grants_payment",
                 "t.workspace_id = $1 and t.payment_reference = $2 and t.payment_reference is not null and t.source = 'purchase'",
             ),
             grants: by_key::<S, Grant>(GRANT, "credit_grants_pkey", ""),
+            grants_asc: grants::<S>("credit_grants_listed", "", "asc"),
+            grants_desc: grants::<S>("credit_grants_listed", "", "desc"),
+            open_grants_asc: grants::<S>("credit_grants_open", OPEN, "asc"),
+            open_grants_desc: grants::<S>("credit_grants_open", OPEN, "desc"),
+            closed_grants_asc: grants::<S>("credit_grants_listed", CLOSED, "asc"),
+            closed_grants_desc: grants::<S>("credit_grants_listed", CLOSED, "desc"),
         }
     }
 }
@@ -221,13 +228,18 @@ fn of<S: Syntax, T: Table>(index: &'static str, filter: &str) -> Statement {
     list(index, &format!("select {} from {} t {} where {filter}", T::select("t"), T::NAME, hint::<S>(index)))
 }
 
-/// A page of a workspace's purchases, with the parameters of [`page`].
-fn purchases<S: Syntax>(order: &str) -> Statement {
+const PURCHASED: &str = "and t.source = 'purchase'";
+/// At $7. An expiry that is not recorded yet counts, so that a page skips no more grants than a workspace may have open.
+const OPEN: &str = "and t.is_open and (t.expires_at is null or t.expires_at > $7 or t.held > 0)";
+const CLOSED: &str = "and (not t.is_open or (t.expires_at <= $7 and t.held = 0))";
+
+/// A page of a workspace's grants, with the parameters of [`page`].
+fn grants<S: Syntax>(index: &'static str, filter: &str, order: &str) -> Statement {
     let filter = format!(
         "t.workspace_id = $1 and (t.created_at, t.issued_seq) > ($2, $3) and (t.created_at, t.issued_seq) < ($4, $5)
-    and t.source = 'purchase' order by t.created_at {order}, t.issued_seq {order} limit $6"
+    {filter} order by t.created_at {order}, t.issued_seq {order} limit $6"
     );
-    of::<S, Grant>("credit_grants_purchases", &filter)
+    of::<S, Grant>(index, &filter)
 }
 
 /// A page of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.

@@ -160,12 +160,12 @@ tables! {
     }
 
     credit_grants(workspace_id, grant_id) fixed(
-        source, amount, priority, effective_at, feature_scope, payment_reference, amount_minor, currency, metadata,
-        bonus_grant_id, created_at, issued_seq
+        source, amount, priority, effective_at, feature_scope, payment_reference, amount_minor, currency, reason,
+        metadata, bonus_grant_id, created_at, issued_seq
     ): Grant {
         workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
-        payment_reference, cost_basis [amount_minor, currency], metadata, bonus_grant_id, expiry_warning_at, created_at,
-        issued_seq
+        payment_reference, cost_basis [amount_minor, currency], reason, metadata, bonus_grant_id, expiry_warning_at,
+        created_at, issued_seq
     }
 
     commands(workspace_id, idempotency_key): CommandRecord {

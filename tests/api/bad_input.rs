@@ -10,7 +10,7 @@ use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::engine::EngineError;
 
 use crate::fake::Script;
-use crate::harness::{OWN, TestServer, deduct_path, deduction, fake, path, send};
+use crate::harness::{FOREIGN, OWN, TestServer, deduct_path, deduction, fake, path, send};
 
 #[tokio::test]
 async fn malformed_json_is_refused() {
@@ -30,6 +30,43 @@ async fn malformed_json_is_refused() {
         user.post_raw(&deduct_path(), body.to_vec()).await.is_problem(400, "malformed-json");
     }
     assert!(fake.engine.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn invalid_fields_of_a_grant_are_named_by_their_pointer() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    let grants = path(OWN, "/grants");
+    for (field, value, code) in [
+        ("credits", json!(0), "amount-out-of-range"),
+        ("source", json!("purchase"), "invalid-field"),
+        ("source", json!({"promotion": null}), "invalid-field"),
+        ("priority", json!(-1), "invalid-field"),
+        ("priority", json!(101), "invalid-field"),
+        ("priority", json!(50.5), "invalid-field"),
+        ("priority", json!("50"), "invalid-field"),
+        ("effective_at", json!("tomorrow"), "invalid-field"),
+        ("expires_at", json!(5), "invalid-field"),
+        ("feature_scope", json!("No Code"), "invalid-text"),
+        ("reason", json!(""), "invalid-text"),
+        ("reason", json!("x".repeat(201)), "invalid-text"),
+        ("amount", json!(1), "unknown-field"),
+    ] {
+        let mut body = json!({"credits": 1, "source": "promotion", "reason": "r"});
+        body[field] = value;
+        let answer = user.post(&grants, &body).await;
+        assert_eq!(answer.is_problem(422, code).pointer(), format!("/{field}"), "{body}");
+    }
+    let void = path(OWN, &format!("/grants/{FOREIGN}/void"));
+    for (body, code, pointer) in [
+        (json!({}), "invalid-field", "/reason"),
+        (json!({"reason": "r", "credits": "-1"}), "amount-out-of-range", "/credits"),
+    ] {
+        assert_eq!(user.post(&void, &body).await.is_problem(422, code).pointer(), pointer, "{body}");
+    }
+    assert!(fake.engine.seen.lock().unwrap().is_empty());
+    let bounds = json!({"credits": 1, "source": "promotion", "reason": "r", "priority": 0});
+    assert_eq!(user.post(&grants, &bounds).await.status, 200);
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ async fn every_command_reaches_the_engine_under_its_name() {
     let user = fake.server.user(OWN);
     let purchase = json!({"credits": "5", "amount_minor": 0, "currency": "EUR", "payment_reference": "p"});
     user.post(&path(OWN, "/credits/purchase"), &purchase).await;
+    user.post(&path(OWN, "/grants"), &json!({"credits": 5, "source": "promotion", "reason": "r"})).await;
+    user.post(&path(OWN, &format!("/grants/{FOREIGN}/void")), &json!({"reason": "r"})).await;
     user.post(&path(OWN, "/credits/reset"), &json!({})).await;
     let change = json!({"plan_code": "pro", "effective": "period_end", "credit_policy": "none"});
     user.post(&path(OWN, "/subscription/change"), &change).await;
@@ -56,6 +58,8 @@ async fn every_command_reaches_the_engine_under_its_name() {
         names,
         [
             "PurchaseCredits",
+            "GrantCredits",
+            "VoidGrant",
             "ResetMonthlyCredits",
             "ProcessSubscriptionChange",
             "CancelSubscription",
@@ -63,6 +67,22 @@ async fn every_command_reaches_the_engine_under_its_name() {
             "ProvisionWorkspace"
         ]
     );
+}
+
+/// The id of the grant is in the path and not in the body.
+#[tokio::test]
+async fn the_same_body_for_another_grant_is_another_request() {
+    let fake = fake();
+    let user = fake.server.user(OWN);
+    for id in [OWN, FOREIGN, FOREIGN] {
+        user.post(&path(OWN, &format!("/grants/{id}/void")), &json!({"reason": "r"})).await;
+    }
+    let upper_case = FOREIGN.to_string().to_uppercase();
+    user.post(&path(OWN, &format!("/grants/{upper_case}/void")), &json!({"reason": "r"})).await;
+    let seen = fake.engine.seen.lock().unwrap();
+    let fingerprints: Vec<_> = seen.iter().map(|envelope| envelope.fingerprint).collect();
+    assert_ne!(fingerprints[0], fingerprints[1]);
+    assert!(fingerprints[1..].iter().all(|fingerprint| *fingerprint == fingerprints[1]));
 }
 
 #[tokio::test]

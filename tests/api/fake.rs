@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
+use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
@@ -22,8 +23,8 @@ use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
+    Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -131,6 +132,12 @@ impl Reads for FakeStore {
         self.answer(Page { rows: vec![], has_more: false })
     }
     async fn purchase(&self, _: WorkspaceId, _: &PaymentReference) -> Result<Option<Purchase>, StoreError> {
+        self.answer(None)
+    }
+    async fn grants(&self, _: &HistoryQuery, _: GrantFilter) -> Result<Page<Grant>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn grant(&self, _: WorkspaceId, _: GrantId) -> Result<Option<Grant>, StoreError> {
         self.answer(None)
     }
     async fn due_expiries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {

@@ -12,6 +12,7 @@ mod contract;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod fake;
+mod grants;
 mod harness;
 mod lists;
 mod main_job;

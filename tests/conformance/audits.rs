@@ -94,6 +94,33 @@ pub async fn a_changed_grant_is_found(db: &impl TestDatabase) {
     assert_eq!(found, ["balance-is-sum-of-grants", "held-is-sum-of-grants", "grant-is-sum-of-entries"]);
 }
 
+pub async fn a_grant_or_a_void_without_its_entry_or_event_is_found(db: &impl TestDatabase) {
+    let mut world = sound(db).await;
+    let grant = world.grant(workspace(0), Credits::whole(9), at(5));
+    world.store(db.store()).await;
+    world.void(&grant, Credits::whole(4), at(6)).store(db.store()).await;
+    assert_eq!(audit(db).await, []);
+    for (fault, repair) in [
+        (
+            "update commands set command_type = 'VoidGrant' where command_type = 'GrantCredits'",
+            "update commands set command_type = 'GrantCredits' where recorded_at =
+                (select min(recorded_at) from commands where command_type = 'VoidGrant')",
+        ),
+        (
+            "update ledger_entries set debit_account = 'issued:purchase' where debit_account = 'issued:promotion'",
+            "update ledger_entries set debit_account = 'issued:promotion' where debit_account = 'issued:purchase'",
+        ),
+        (
+            "update event_outbox set event_type = 'LowCreditWarning' where event_type = 'GrantVoided'",
+            "update event_outbox set event_type = 'GrantVoided' where event_type = 'LowCreditWarning'",
+        ),
+    ] {
+        assert_eq!(found_after_more(db, fault).await, ["granting-has-entry-and-event"], "{fault}");
+        db.tamper(repair).await;
+        assert_eq!(audit(db).await, [], "{repair}");
+    }
+}
+
 pub async fn a_refused_command_with_an_entry_is_found(db: &impl TestDatabase) {
     let fault = "update commands set outcome = 'insufficient-credits' where outcome = 'accepted' and command_type = 'DeductCredits'";
     let found = found_after(db, fault).await;

@@ -181,6 +181,30 @@ impl World {
         self
     }
 
+    /// Credits that a caller has granted. The grant is an allowance's with another source.
+    pub fn grant(&mut self, id: WorkspaceId, credits: Credits, now: Timestamp) -> Grant {
+        let command_id = self.command(id, "GrantCredits", "accepted", now);
+        let grant_id = GrantId(self.fresh_id());
+        let source = GrantSource::Promotion;
+        self.entry(id, command_id, Account::Issued(source), Account::Grant(grant_id), credits, now);
+        let issued_seq = self.credits[&id].row.ledger_seq;
+        let grant = Grant { source, created_at: now, issued_seq, ..new_grant(id, grant_id, credits) };
+        self.pending.grants.inserted.push(grant.clone());
+        self.event(id, command_id, EventType::CreditsGranted, now);
+        grant
+    }
+
+    /// Takes back a part of a grant that was stored.
+    pub fn void(&mut self, grant: &Grant, credits: Credits, now: Timestamp) -> &mut Self {
+        let id = grant.workspace_id;
+        let command_id = self.command(id, "VoidGrant", "accepted", now);
+        self.entry(id, command_id, Account::Grant(grant.grant_id), Account::Issued(grant.source), credits, now);
+        let remaining = grant.remaining.minus(credits).unwrap();
+        self.pending.grants.updated.push(Grant { remaining, ..grant.clone() });
+        self.event(id, command_id, EventType::GrantVoided, now);
+        self
+    }
+
     /// A deduction that was refused.
     pub fn refuse(&mut self, id: WorkspaceId, now: Timestamp) -> &mut Self {
         let command_id = self.command(id, "DeductCredits", "insufficient-credits", now);
@@ -364,6 +388,7 @@ pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {
         feature_scope: None,
         payment_reference: None,
         cost_basis: None,
+        reason: None,
         metadata: None,
         bonus_grant_id: None,
         expiry_warning_at: None,

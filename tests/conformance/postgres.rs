@@ -137,6 +137,18 @@ async fn every_statement_prepares() {
 async fn every_list_and_look_up_uses_its_index() {
     let db = PostgresDatabase::create().await;
     let mut connection = db.connection().await;
+    world_of(db.store(), 1).await;
+    // Two indexes begin with the workspace. Which is better shows only where a workspace has many grants.
+    connection
+        .execute(
+            "insert into credit_grants (workspace_id, grant_id, source, amount, remaining, held, priority, effective_at,
+                created_at, issued_seq)
+            select workspace_id, gen_random_uuid(), 'promotion', 1, n % 2, 0, 50, created_at, created_at + n * interval '1 s', n
+            from workspaces, generate_series(2, 2000) n;
+            analyze credit_grants",
+        )
+        .await
+        .unwrap();
     // The settings of the server's own connections.
     connection.execute("set plan_cache_mode = force_generic_plan; set enable_seqscan = off").await.unwrap();
     connection.execute("set enable_hashjoin = off; set enable_mergejoin = off").await.unwrap();

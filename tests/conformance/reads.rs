@@ -10,7 +10,7 @@ use visionscope_billing::domain::text::PaymentReference;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::store::queries::{
-    DueWork, DueWorkspace, EventPosition, EventQuery, HistoryPosition, HistoryQuery, Order, Purchase,
+    DueWork, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, Order, Purchase,
 };
 
 use crate::database::TestDatabase;
@@ -375,6 +375,65 @@ pub async fn purchases_are_paged_with_their_bonuses_and_found_by_their_payments(
     };
     assert_eq!(find(id, "pay-2").await, Some(second));
     assert_eq!((find(id, "pay-4").await, find(workspace(1), "pay-2").await), (None, None));
+}
+
+pub async fn grants_are_paged_by_their_state_and_found_by_their_ids(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    let id = workspace(0);
+    let allowance = db.store().workspace(id).await.unwrap().unwrap().grants.remove(0);
+    let granted = |n: u8| Grant {
+        created_at: at(i64::from(n)),
+        issued_seq: i64::from(n),
+        ..new_grant(id, GrantId(Uuid::from_u128(u128::from(n))), Credits::whole(1))
+    };
+    let spent = Grant { remaining: Credits::ZERO, ..granted(2) };
+    let expired = Grant { expires_at: Some(at(10)), ..granted(3) };
+    let held = Grant { remaining: Credits::ZERO, held: Credits::whole(1), ..expired.clone() };
+    let held = Grant { grant_id: GrantId(Uuid::from_u128(4)), created_at: at(4), issued_seq: 4, ..held };
+    let lasting = Grant { expires_at: Some(at(11)), ..granted(5) };
+    let all = [allowance, spent, expired, held, lasting];
+    world.pending().grants.inserted.extend_from_slice(&all[1..]);
+    world.command(id, "GrantCredits", "accepted", at(1));
+    world.store(db.store()).await;
+    let (open, closed) = (GrantFilter::Open(at(10)), GrantFilter::Closed(at(10)));
+    let ascending = HistoryQuery { order: Order::Ascending, ..HistoryQuery::newest(id, 2) };
+    let pages = |filter, query: HistoryQuery| {
+        let all = &all;
+        async move {
+            let page = db.store().grants(&query, filter).await.unwrap();
+            let place = |grant: &Grant| all.iter().position(|one| one == grant).unwrap();
+            (page.rows.iter().map(place).collect::<Vec<_>>(), page.has_more)
+        }
+    };
+    let newest = HistoryQuery::newest(id, 2);
+    for (filter, first, oldest_first) in [
+        (GrantFilter::All, (vec![4, 3], true), (vec![0, 1], true)),
+        (open, (vec![4, 3], true), (vec![0, 3], true)),
+        (closed, (vec![2, 1], false), (vec![1, 2], false)),
+    ] {
+        assert_eq!(pages(filter, newest.clone()).await, first, "{filter:?}");
+        assert_eq!(pages(filter, ascending.clone()).await, oldest_first, "{filter:?}");
+    }
+    // A page starts with the row that was seen, also if it has closed or opened since, or with the next one.
+    let from = |query: &HistoryQuery, n: i64| {
+        let start_at = Some(HistoryPosition { recorded_at: at(n), seq: n });
+        HistoryQuery { start_at, ..query.clone() }
+    };
+    for (filter, query, expected) in [
+        (GrantFilter::All, from(&newest, 3), (vec![2, 1], true)),
+        (open, from(&newest, 3), (vec![2, 0], false)),
+        (open, from(&ascending, 2), (vec![1, 3], true)),
+        (open, from(&newest, 4), (vec![3, 0], false)),
+        (closed, from(&newest, 5), (vec![4, 2], true)),
+        (closed, from(&newest, 9), (vec![2, 1], false)),
+    ] {
+        assert_eq!(pages(filter, query.clone()).await, expected, "{filter:?} {query:?}");
+    }
+    let other = HistoryQuery { workspace_id: workspace(1), ..newest };
+    assert_eq!(db.store().grants(&other, GrantFilter::All).await.unwrap().rows.len(), 1);
+    let find = async |workspace_id, grant: &Grant| db.store().grant(workspace_id, grant.grant_id).await.unwrap();
+    assert_eq!(find(id, &all[1]).await.as_ref(), Some(&all[1]));
+    assert_eq!(find(workspace(1), &all[1]).await, None);
 }
 
 pub async fn a_live_store_answers_a_ping(db: &impl TestDatabase) {

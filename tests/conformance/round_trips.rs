@@ -133,6 +133,7 @@ fn fill_grant(grant: &mut Grant) {
     (grant.priority, grant.expires_at) = (100, Some(at(100)));
     grant.feature_scope = Some(feature("render"));
     grant.payment_reference = Some(PaymentReference::new("pay,1 \"x\"").unwrap());
+    grant.reason = Some(Label::new("Zoë’s credits").unwrap());
     grant.cost_basis = Some(CostBasis { amount_minor: 4_999, currency: Currency::new("EUR").unwrap() });
 }
 
@@ -276,4 +277,21 @@ pub async fn used_payment_references_and_newest_plans_are_loaded_when_asked_for(
     assert_eq!(snapshot.plans.len(), 1);
     assert_eq!(*snapshot.plans["pro"].newest, plan("pro", 3));
     assert_eq!(snapshot.workspaces[&id].plan.version, 1);
+}
+
+pub async fn the_sources_of_grants_are_loaded_when_asked_for(db: &impl TestDatabase) {
+    let id = workspace(0);
+    let mut world = world_of(db.store(), 2).await;
+    world.command(id, "GrantCredits", "accepted", at(1));
+    let grant = |n: u128| new_grant(id, GrantId(Uuid::from_u128(n)), Credits::whole(1));
+    let closed = Grant { source: GrantSource::Promotion, remaining: Credits::ZERO, ..grant(1) };
+    let mut changes = world.take();
+    changes.grants.inserted = vec![closed, grant(2)];
+    commit(db.store(), changes).await.unwrap();
+    let mut keys = keys_of([id, workspace(1)]);
+    let named = [(id, 1), (id, 2), (id, 3), (workspace(1), 1)];
+    keys.grants = named.map(|(id, n)| (id, GrantId(Uuid::from_u128(n)))).into();
+    let key = |n| (id, GrantId(Uuid::from_u128(n)));
+    let expected = [(key(1), GrantSource::Promotion), (key(2), GrantSource::Allowance)];
+    assert_eq!(load(db.store(), &keys).await.grant_sources, expected.into());
 }

@@ -26,6 +26,7 @@ macro_rules! suite {
                 open_grants_are_loaded_in_burn_order_and_closed_ones_are_not,
                 unknown_keys_load_nothing,
                 used_payment_references_and_newest_plans_are_loaded_when_asked_for,
+                the_sources_of_grants_are_loaded_when_asked_for,
             }
             writes {
                 a_dropped_transaction_leaves_nothing,
@@ -60,6 +61,7 @@ macro_rules! suite {
                 many_expired_grants_of_one_workspace_do_not_slow_the_query,
                 an_expiry_warning_is_due_until_it_was_given_or_is_too_late,
                 purchases_are_paged_with_their_bonuses_and_found_by_their_payments,
+                grants_are_paged_by_their_state_and_found_by_their_ids,
                 a_live_store_answers_a_ping,
             }
             plans {
@@ -101,6 +103,7 @@ macro_rules! suite {
                 a_changed_grant_is_found,
                 a_changed_counter_is_found,
                 usage_without_a_counter_is_found,
+                a_grant_or_a_void_without_its_entry_or_event_is_found,
                 a_refused_command_with_an_entry_is_found,
                 a_refusal_without_its_event_is_found,
                 a_second_event_of_one_deduction_is_found,

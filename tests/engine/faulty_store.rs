@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
+use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
@@ -18,8 +19,8 @@ use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, HistoryQuery, Lease, Page, PartitionStatus, Publication,
-    Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
+    Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -217,6 +218,14 @@ impl Reads for FaultyStore {
 
     async fn purchase(&self, id: WorkspaceId, reference: &PaymentReference) -> Result<Option<Purchase>, StoreError> {
         self.inner.purchase(id, reference).await
+    }
+
+    async fn grants(&self, query: &HistoryQuery, filter: GrantFilter) -> Result<Page<Grant>, StoreError> {
+        self.inner.grants(query, filter).await
+    }
+
+    async fn grant(&self, id: WorkspaceId, grant_id: GrantId) -> Result<Option<Grant>, StoreError> {
+        self.inner.grant(id, grant_id).await
     }
 
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {

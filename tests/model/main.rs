@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::databases::Database;
-use crate::model::{CREDIT, Policy, Step};
+use crate::model::{CREDIT, Given, Policy, Step};
 use crate::world::World;
 
 /// Histories per database; each has up to 40 commands.
@@ -31,6 +31,22 @@ fn amounts() -> impl Strategy<Value = i128> {
     ]
 }
 
+fn given() -> impl Strategy<Value = Given> {
+    let days = |most| proptest::option::of(1..most);
+    let scope = prop_oneof![3 => Just(None), 1 => any::<bool>().prop_map(Some)];
+    let priority = prop_oneof![2 => Just(50), 1 => 0..=100_u8];
+    (amounts(), any::<bool>(), priority, days(40_u8), days(60_u8), scope).prop_map(
+        |(amount, adjustment, priority, begins_after_days, lasts_days, scope)| Given {
+            amount,
+            adjustment,
+            priority,
+            begins_after_days,
+            lasts_days,
+            scope,
+        },
+    )
+}
+
 fn steps() -> impl Strategy<Value = Step> {
     let policy = prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
     prop_oneof![
@@ -40,6 +56,8 @@ fn steps() -> impl Strategy<Value = Step> {
                 Step::Purchase { amount, bonus, reference, expires_after_days }
             }
         ),
+        3 => given().prop_map(Step::Grant),
+        2 => (0..6_usize, proptest::option::of(amounts())).prop_map(|(number, amount)| Step::Void { number, amount }),
         3 => (1..45 * 86_400_i64).prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Wait { seconds: 400 * 86_400 }),
         2 => (0..3_usize, any::<bool>(), policy).prop_map(|(plan, now, policy)| Step::Change { plan, now, policy }),

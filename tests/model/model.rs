@@ -14,12 +14,13 @@ pub enum Source {
     Rollover,
     Allowance,
     Purchase,
+    Adjustment,
 }
 
 impl Source {
-    /// Whether the credits belong to no period.
-    fn is_bought(self) -> bool {
-        matches!(self, Self::Promotion | Self::Purchase)
+    /// Whether the credits belong to a period.
+    fn is_periodic(self) -> bool {
+        matches!(self, Self::Allowance | Self::Rollover)
     }
 }
 
@@ -29,7 +30,28 @@ struct Grant {
     remaining: Amount,
     expires_at: Option<i64>,
     effective_at: i64,
+    /// It was issued before it begins.
+    begins_later: bool,
+    priority: u8,
+    /// The only feature that it is for: the second one or the first.
+    scope: Option<bool>,
+    /// Its number among those that a caller may try to void.
+    number: Option<usize>,
 }
+
+/// What a caller grants.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    pub amount: Amount,
+    pub adjustment: bool,
+    pub priority: u8,
+    pub begins_after_days: Option<u8>,
+    pub lasts_days: Option<u8>,
+    pub scope: Option<bool>,
+}
+
+/// Microseconds.
+pub const DAY: i64 = 86_400_000_000;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -83,11 +105,33 @@ pub enum Policy {
 
 #[derive(Clone, Debug)]
 pub enum Step {
-    Deduct { second: bool, amount: Amount },
-    Purchase { amount: Amount, bonus: Option<Amount>, reference: u8, expires_after_days: Option<u8> },
-    Wait { seconds: i64 },
-    Change { plan: usize, now: bool, policy: Policy },
-    Cancel { now: bool },
+    Deduct {
+        second: bool,
+        amount: Amount,
+    },
+    Purchase {
+        amount: Amount,
+        bonus: Option<Amount>,
+        reference: u8,
+        expires_after_days: Option<u8>,
+    },
+    Grant(Given),
+    /// Of the grants that callers have given or bought so far, the one with this number, if there are that many.
+    Void {
+        number: usize,
+        amount: Option<Amount>,
+    },
+    Wait {
+        seconds: i64,
+    },
+    Change {
+        plan: usize,
+        now: bool,
+        policy: Policy,
+    },
+    Cancel {
+        now: bool,
+    },
     Resume,
     Reset,
     ExpireGrants,
@@ -120,6 +164,8 @@ pub struct Model {
     month: u32,
     pending: Option<Pending>,
     references: Vec<u8>,
+    /// Whether each grant that a caller has given or bought can be voided.
+    issued: Vec<bool>,
 }
 
 impl Model {
@@ -138,6 +184,7 @@ impl Model {
             month: 0,
             pending: None,
             references: Vec::new(),
+            issued: Vec::new(),
         };
         model.grant(Source::Allowance, PLANS[plan].allowance, Some(model.boundary(1)), now);
         model
@@ -160,8 +207,12 @@ impl Model {
                 self.now += seconds * 1_000_000;
                 "nothing"
             }
-            Step::ExpireGrants => self.expire_grants(),
+            Step::ExpireGrants => {
+                self.begin_grants();
+                self.expire_grants()
+            }
             Step::Reset => {
+                self.begin_grants();
                 self.expire_grants();
                 self.reset()
             }
@@ -177,11 +228,20 @@ impl Model {
                 self.references.push(reference);
                 let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
                 self.grant(Source::Purchase, amount, end, self.decided_at);
+                self.number_last(false);
                 if let Some(bonus) = bonus {
                     self.grant(Source::Promotion, bonus, end, self.decided_at);
                 }
                 self.repay_debt();
                 "accepted"
+            }
+            Step::Grant(given) => {
+                self.do_due_work();
+                self.give(given)
+            }
+            Step::Void { number, amount } => {
+                self.do_due_work();
+                self.void(number, amount)
             }
             Step::Change { plan, now, policy } => {
                 self.do_due_work();
@@ -219,16 +279,73 @@ impl Model {
     }
 
     fn grant(&mut self, source: Source, amount: Amount, expires_at: Option<i64>, effective_at: i64) {
-        self.grants.push(Grant { source, remaining: amount, expires_at, effective_at });
+        let remaining = amount;
+        let (begins_later, priority, scope, number) = (false, 50, None, None);
+        self.grants.push(Grant { source, remaining, expires_at, effective_at, begins_later, priority, scope, number });
     }
 
-    /// All grants repay it, in the order in which they are spent.
-    fn repay_debt(&mut self) {
-        for n in self.in_burn_order(|model, grant| !model.is_expired(grant)) {
-            let part = self.debt.min(self.grants[n].remaining);
-            self.grants[n].remaining -= part;
-            self.debt -= part;
+    fn number_last(&mut self, is_voidable: bool) {
+        self.grants.last_mut().unwrap().number = Some(self.issued.len());
+        self.issued.push(is_voidable);
+    }
+
+    fn give(&mut self, given: Given) -> Predicted {
+        let begins_at = given.begins_after_days.map(|days| self.now + i64::from(days) * DAY);
+        let end = given.lasts_days.map(|days| begins_at.unwrap_or(self.now) + i64::from(days) * DAY);
+        let source = if given.adjustment { Source::Adjustment } else { Source::Promotion };
+        self.grant(source, given.amount, end, begins_at.unwrap_or(self.decided_at));
+        self.number_last(true);
+        let grant = self.grants.last_mut().unwrap();
+        (grant.begins_later, grant.priority, grant.scope) = (begins_at.is_some(), given.priority, given.scope);
+        self.repay_debt();
+        "accepted"
+    }
+
+    fn void(&mut self, number: usize, amount: Option<Amount>) -> Predicted {
+        let Some(is_voidable) = self.issued.get(number) else { return "grant-not-found" };
+        if !is_voidable {
+            return "grant-not-voidable";
         }
+        let open = self.grants.iter_mut().find(|grant| grant.number == Some(number) && grant.remaining > 0);
+        let Some(grant) = open else { return "grant-closed" };
+        let amount = amount.unwrap_or(grant.remaining);
+        if amount > grant.remaining {
+            return "void-exceeds-remaining";
+        }
+        grant.remaining -= amount;
+        "accepted"
+    }
+
+    fn has_begun(&self, grant: &Grant) -> bool {
+        !grant.begins_later || grant.effective_at <= self.now
+    }
+
+    /// All grants for any feature repay it, in the order in which they are spent.
+    fn repay_debt(&mut self) {
+        let repays =
+            |model: &Self, grant: &Grant| grant.scope.is_none() && model.has_begun(grant) && !model.is_expired(grant);
+        for n in self.in_burn_order(repays) {
+            self.repay_with(n);
+        }
+    }
+
+    fn repay_with(&mut self, n: usize) -> bool {
+        let part = self.debt.min(self.grants[n].remaining);
+        self.grants[n].remaining -= part;
+        self.debt -= part;
+        part > 0
+    }
+
+    /// Each grant that has begun since repays debt, in the order in which they have begun, but none that has begun after the
+    /// end of the period. Returns whether one has repaid some.
+    fn begin_grants(&mut self) -> bool {
+        let end = self.boundary(self.month + 1);
+        let until = if self.is_due() { end } else { self.now };
+        let begun = |grant: &Grant| grant.begins_later && grant.scope.is_none() && grant.effective_at <= until;
+        let mut order: Vec<usize> = (0..self.grants.len()).filter(|n| begun(&self.grants[*n])).collect();
+        order.sort_by_key(|n| self.grants[*n].effective_at);
+        let repaid: Vec<bool> = order.into_iter().map(|n| self.repay_with(n)).collect();
+        repaid.contains(&true)
     }
 
     fn in_burn_order(&self, filter: impl Fn(&Self, &Grant) -> bool) -> Vec<usize> {
@@ -238,9 +355,10 @@ impl Model {
             let rank = match grant.source {
                 Source::Promotion => 0,
                 Source::Rollover => 1,
-                Source::Allowance | Source::Purchase => 2,
+                Source::Allowance | Source::Purchase | Source::Adjustment => 2,
             };
-            (grant.expires_at.unwrap_or(i64::MAX), rank, grant.effective_at)
+            let expires_at = grant.expires_at.unwrap_or(i64::MAX);
+            (grant.scope.is_none(), grant.priority, expires_at, rank, grant.effective_at)
         });
         order
     }
@@ -250,9 +368,15 @@ impl Model {
     }
 
     fn do_due_work(&mut self) {
+        if self.begin_grants() {
+            self.decided_at += 1;
+        }
         if self.is_due() {
             self.pass_boundaries();
             self.decided_at += 1;
+            if self.begin_grants() {
+                self.decided_at += 1;
+            }
         }
         if self.expire_grants() == "accepted" {
             self.decided_at += 1;
@@ -278,17 +402,19 @@ impl Model {
         let cap = PLANS[self.plan].rollover_cap;
         let unspent: Amount =
             self.grants.iter().filter(|grant| grant.source == Source::Allowance).map(|grant| grant.remaining).sum();
-        self.grants.retain(|grant| grant.source.is_bought());
+        self.grants.retain(|grant| !grant.source.is_periodic());
         self.used = 0;
         self.used_second = 0;
         self.uncollected = 0;
         let (start, end) = (self.boundary(self.month), self.boundary(self.month + 1));
+        // Passed late, the period may be over again. Its credits repaid the debt when it began, and before them those
+        // grants that had begun since the period before.
+        let now = std::mem::replace(&mut self.now, start);
+        self.begin_grants();
         if unspent.min(cap) > 0 {
             self.grant(Source::Rollover, unspent.min(cap), Some(end), start);
         }
         self.grant(Source::Allowance, PLANS[self.plan].allowance, Some(end), start);
-        // Passed late, the period may be over again. Its credits repaid the debt when it began.
-        let now = std::mem::replace(&mut self.now, start);
         self.repay_debt();
         self.now = now;
     }
@@ -307,7 +433,7 @@ impl Model {
     fn expire_grants(&mut self) -> Predicted {
         let now = self.now;
         let is_expired = |grant: &Grant| {
-            grant.source.is_bought() && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
+            !grant.source.is_periodic() && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
         };
         if !self.grants.iter().any(is_expired) {
             return "nothing";
@@ -317,8 +443,9 @@ impl Model {
     }
 
     fn spendable(&self, grant: &Grant) -> bool {
-        let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && grant.source.is_bought();
-        grant.remaining > 0 && !self.is_expired(grant) && !frozen
+        let can_freeze = matches!(grant.source, Source::Promotion | Source::Purchase);
+        let frozen = !self.active && PLANS[self.plan].freezes_on_cancel && can_freeze;
+        grant.remaining > 0 && self.has_begun(grant) && !self.is_expired(grant) && !frozen
     }
 
     fn overdraft(&self) -> Amount {
@@ -339,12 +466,14 @@ impl Model {
                 return "limit-exceeded";
             }
         }
+        let can_burn =
+            |model: &Self, grant: &Grant| model.spendable(grant) && grant.scope.is_none_or(|of| of == second);
         let spendable: Amount =
-            self.grants.iter().filter(|grant| self.spendable(grant)).map(|grant| grant.remaining).sum();
+            self.grants.iter().filter(|grant| can_burn(self, grant)).map(|grant| grant.remaining).sum();
         if amount > spendable + (self.overdraft() - self.debt).max(0) {
             return "insufficient-credits";
         }
-        let order = self.in_burn_order(Self::spendable);
+        let order = self.in_burn_order(can_burn);
         let mut left = amount;
         for n in order {
             let part = left.min(self.grants[n].remaining);
@@ -405,7 +534,7 @@ impl Model {
     }
 
     fn end(&mut self) -> Predicted {
-        self.grants.retain(|grant| grant.source.is_bought());
+        self.grants.retain(|grant| !grant.source.is_periodic());
         self.active = false;
         self.pending = None;
         "accepted"

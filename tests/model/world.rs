@@ -9,13 +9,13 @@ use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::batch::{Batch, EventWriter, InvalidEvent, Outcome};
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::commands::{
-    CancelSubscription, Charge, Command, DeductCredits, Envelope, ExpireGrants, ProcessSubscriptionChange,
-    ProvisionWorkspace, PurchaseCredits, ResetMonthlyCredits, ResumeSubscription,
+    CancelSubscription, Charge, Command, DeductCredits, Envelope, ExpireGrants, GrantCredits,
+    ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, ResetMonthlyCredits, ResumeSubscription, VoidGrant,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventData;
-use visionscope_billing::domain::grant::Currency;
-use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::grant::{Currency, GrantedSource, Priority};
+use visionscope_billing::domain::ids::{GrantId, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
 use visionscope_billing::domain::receipt::Receipt;
@@ -29,7 +29,7 @@ use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Re
 use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::{Database, TestDatabase};
-use crate::model::{Amount, Model, PLANS, Plan, Policy, Step};
+use crate::model::{Amount, DAY, Model, PLANS, Plan, Policy, Step};
 
 /// 2026-01-15T12:00:00Z. Every month has that day.
 const START: i64 = 1_768_478_400_000_000;
@@ -93,14 +93,18 @@ impl World {
         let provision = envelope(workspace_id, START, provision(plan));
         let mut envelopes = vec![provision.clone()];
         let mut answers = vec![self.submit(&provision).await?];
+        let mut grants = Vec::new();
         for (n, step) in steps.iter().enumerate() {
             let predicted = model.step(step);
-            let Some(command) = command(step, number, model.now) else { continue };
+            let Some(command) = command(step, number, model.now, &grants) else { continue };
             let envelope = envelope(workspace_id, model.now, command);
             let reply = self.submit(&envelope).await?;
             let context = format!("step {n} {step:?} of {steps:?} on plan {plan}");
             if outcome(&reply) != predicted {
                 return Err(format!("{context}: got {reply:?}, the model says {predicted}"));
+            }
+            if matches!(step, Step::Grant(_) | Step::Purchase { .. }) && predicted == "accepted" {
+                grants.push(grant_id(&reply));
             }
             self.compare(workspace_id, &model, predicted).await.map_err(|error| format!("{context}: {error}"))?;
             envelopes.push(envelope);
@@ -227,6 +231,11 @@ fn body(reply: &Reply) -> &str {
     }
 }
 
+fn grant_id(reply: &Reply) -> GrantId {
+    let receipt: serde_json::Value = serde_json::from_str(body(reply)).unwrap();
+    GrantId(receipt["grant_id"].as_str().unwrap().parse().unwrap())
+}
+
 fn envelope(workspace_id: WorkspaceId, now: i64, command: Command) -> Envelope {
     let message_id = SystemClock.new_command_id();
     Envelope {
@@ -264,7 +273,9 @@ fn provision(plan: usize) -> Command {
     })
 }
 
-fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
+/// `grants` are those that callers have given or bought so far.
+fn command(step: &Step, history: u64, now: i64, grants: &[GrantId]) -> Option<Command> {
+    let at = |micros| Timestamp::from_micros(micros);
     let effective = |now: bool| if now { Effective::Immediate } else { Effective::PeriodEnd };
     Some(match *step {
         Step::Wait { .. } => return None,
@@ -288,10 +299,28 @@ fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
             expected_version: None,
         }),
         Step::Deduct { second, amount } => Command::DeductCredits(DeductCredits {
-            feature_code: FeatureCode::new(if second { "second" } else { "first" }).unwrap(),
+            feature_code: feature(second),
             charge: Charge::Credits(read(amount)),
             user_id: None,
             occurred_at: None,
+        }),
+        Step::Grant(given) => {
+            let begins_at = given.begins_after_days.map(|days| now + i64::from(days) * DAY);
+            let end = |days| at(begins_at.unwrap_or(now) + i64::from(days) * DAY);
+            Command::GrantCredits(GrantCredits {
+                credits: read(given.amount),
+                source: if given.adjustment { GrantedSource::Adjustment } else { GrantedSource::Promotion },
+                priority: Priority::new(given.priority.into()).unwrap(),
+                effective_at: begins_at.map(at),
+                expires_at: given.lasts_days.map(end),
+                feature_scope: given.scope.map(feature),
+                reason: Label::new("model").unwrap(),
+            })
+        }
+        Step::Void { number, amount } => Command::VoidGrant(VoidGrant {
+            grant_id: grants.get(number).copied().unwrap_or(GrantId(Uuid::from_u128(1))),
+            credits: amount.map(read),
+            reason: Label::new("model").unwrap(),
         }),
         Step::Purchase { amount, bonus, reference, expires_after_days } => Command::PurchaseCredits(PurchaseCredits {
             credits: read(amount),
@@ -299,9 +328,13 @@ fn command(step: &Step, history: u64, now: i64) -> Option<Command> {
             amount_minor: 100,
             currency: Currency::new("EUR").unwrap(),
             payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),
-            expires_at: expires_after_days.map(|days| Timestamp::from_micros(now + i64::from(days) * 86_400_000_000)),
+            expires_at: expires_after_days.map(|days| Timestamp::from_micros(now + i64::from(days) * DAY)),
         }),
     })
+}
+
+fn feature(second: bool) -> FeatureCode {
+    FeatureCode::new(if second { "second" } else { "first" }).unwrap()
 }
 
 fn plan_version(plan: &Plan) -> PlanVersion {

@@ -5,11 +5,14 @@ use super::cancel_subscription::CancelSubscription;
 use super::deduct_credits::DeductCredits;
 use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
+use super::grant_credits::GrantCredits;
 use super::process_subscription_change::ProcessSubscriptionChange;
 use super::provision_workspace::ProvisionWorkspace;
 use super::purchase_credits::PurchaseCredits;
+use super::repay_debt::RepayDebt;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
+use super::void_grant::VoidGrant;
 use super::warn_of_expiry::WarnOfExpiry;
 
 /// One change that a caller or the scheduler wants in one workspace.
@@ -17,6 +20,8 @@ use super::warn_of_expiry::WarnOfExpiry;
 pub enum Command {
     DeductCredits(DeductCredits),
     PurchaseCredits(PurchaseCredits),
+    GrantCredits(GrantCredits),
+    VoidGrant(VoidGrant),
     ResetMonthlyCredits(ResetMonthlyCredits),
     ProcessSubscriptionChange(ProcessSubscriptionChange),
     CancelSubscription(CancelSubscription),
@@ -24,6 +29,8 @@ pub enum Command {
     ProvisionWorkspace(ProvisionWorkspace),
     /// Sent by the scheduler: passes every period boundary that is due.
     AdvancePeriod(AdvancePeriod),
+    /// Comes before other commands: repays debt with grants that have begun.
+    RepayDebt(RepayDebt),
     /// Sent by the scheduler: books expired grants.
     ExpireGrants(ExpireGrants),
     /// Sent by the scheduler: reports grants that will expire soon.
@@ -37,12 +44,15 @@ impl Command {
         match self {
             Self::DeductCredits(_) => "DeductCredits",
             Self::PurchaseCredits(_) => "PurchaseCredits",
+            Self::GrantCredits(_) => "GrantCredits",
+            Self::VoidGrant(_) => "VoidGrant",
             Self::ResetMonthlyCredits(_) => "ResetMonthlyCredits",
             Self::ProcessSubscriptionChange(_) => "ProcessSubscriptionChange",
             Self::CancelSubscription(_) => "CancelSubscription",
             Self::ResumeSubscription(_) => "ResumeSubscription",
             Self::ProvisionWorkspace(_) => "ProvisionWorkspace",
             Self::AdvancePeriod(_) => "AdvancePeriod",
+            Self::RepayDebt(_) => "RepayDebt",
             Self::ExpireGrants(_) => "ExpireGrants",
             Self::WarnOfExpiry(_) => "WarnOfExpiry",
         }
@@ -51,7 +61,7 @@ impl Command {
     /// Whether the server sends the command itself. No caller waits for the answer.
     #[must_use]
     pub const fn is_internal(&self) -> bool {
-        matches!(self, Self::AdvancePeriod(_) | Self::ExpireGrants(_) | Self::WarnOfExpiry(_))
+        matches!(self, Self::AdvancePeriod(_) | Self::RepayDebt(_) | Self::ExpireGrants(_) | Self::WarnOfExpiry(_))
     }
 
     /// Whether that work must be done before this command is decided.
@@ -59,12 +69,16 @@ impl Command {
         match self {
             Self::DeductCredits(_)
             | Self::PurchaseCredits(_)
+            | Self::GrantCredits(_)
+            | Self::VoidGrant(_)
             | Self::ProcessSubscriptionChange(_)
             | Self::CancelSubscription(_)
             | Self::ResumeSubscription(_) => true,
             // A reset passes the boundary itself, and of what has expired nobody is warned.
-            Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due == Prerequisite::Expiry,
-            Self::ProvisionWorkspace(_) | Self::AdvancePeriod(_) | Self::ExpireGrants(_) => false,
+            Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due != Prerequisite::Boundary,
+            // What a grant has repaid does not expire, nor does the next period's allowance repay it.
+            Self::AdvancePeriod(_) | Self::ExpireGrants(_) => due == Prerequisite::Repayment,
+            Self::ProvisionWorkspace(_) | Self::RepayDebt(_) => false,
         }
     }
 }

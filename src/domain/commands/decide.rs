@@ -6,6 +6,7 @@ use super::effects::Effects;
 use super::envelope::Envelope;
 use super::expire_grants::ExpireGrants;
 use super::refusal::Refusal;
+use super::repay_debt::RepayDebt;
 use super::warn_of_expiry::WarnOfExpiry;
 use super::work::Work;
 use crate::domain::event::EventData;
@@ -37,11 +38,14 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
             match command {
                 Command::DeductCredits(command) => command.decide(work, &request, &snapshot.features).map(Some),
                 Command::PurchaseCredits(command) => command.decide(work, &request, &snapshot.payments).map(Some),
+                Command::GrantCredits(command) => command.decide(work, &request, &snapshot.features).map(Some),
+                Command::VoidGrant(command) => command.decide(work, &request, &snapshot.grant_sources).map(Some),
                 Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),
                 Command::CancelSubscription(command) => command.decide(work).map(Some),
                 Command::ResumeSubscription(command) => command.decide(work).map(Some),
                 Command::AdvancePeriod(AdvancePeriod) => AdvancePeriod::decide(work),
+                Command::RepayDebt(RepayDebt) => RepayDebt::decide(work, state),
                 Command::ExpireGrants(ExpireGrants) => ExpireGrants::decide(work),
                 Command::WarnOfExpiry(WarnOfExpiry) => Ok(WarnOfExpiry::decide(work)),
                 Command::ProvisionWorkspace(_) => Err(Rejection::WorkspaceExists.into()),

@@ -1,6 +1,6 @@
-//! Due work: a period that has ended, and credits that have expired.
+//! Due work: a period that has ended, debt that a grant repays when it begins, and credits that have expired.
 //!
-//! The scheduler books it by internal commands, but it may be late. So every other command books it first, and every
+//! The scheduler books it by internal commands, except for a repayment, but it may be late. So every other command books it first, and every
 //! read does the same in memory. Whoever comes first, callers see the same balance.
 
 use uuid::Uuid;
@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::advance_period::AdvancePeriod;
 use super::effects::Effects;
 use super::expire_grants::ExpireGrants;
+use super::repay_debt::RepayDebt;
 use super::request::Request;
 use super::work::Work;
 use crate::domain::ids::CommandId;
@@ -21,6 +22,8 @@ pub const MAX_DUE_COMMANDS: usize = 64;
 /// Work that is due in a workspace and comes before a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prerequisite {
+    /// A grant has begun while there is debt: `RepayDebt`.
+    Repayment,
     /// The period has ended: `AdvancePeriod`.
     Boundary,
     /// Credits have expired: `ExpireGrants`.
@@ -30,9 +33,10 @@ pub(super) enum Prerequisite {
 impl Prerequisite {
     /// What is due at that instant, in the order in which it is done.
     pub(super) fn at(now: Timestamp, state: &WorkspaceState) -> impl Iterator<Item = Self> {
+        let repayment = RepayDebt::is_due(state, now).then_some(Self::Repayment);
         let boundary = state.subscription.is_boundary_due(now).then_some(Self::Boundary);
         let expiry = state.grants.iter().any(|grant| grant.is_expiry_due(now)).then_some(Self::Expiry);
-        boundary.into_iter().chain(expiry)
+        repayment.into_iter().chain(boundary).chain(expiry)
     }
 }
 
@@ -56,6 +60,7 @@ fn effects_of(due: Prerequisite, state: &WorkspaceState, now: Timestamp) -> Opti
     let workspace_id = state.workspace.workspace_id;
     let work = Work::new(state, &Request { command_id, workspace_id, received_at: now, metadata: None });
     let decided = match due {
+        Prerequisite::Repayment => RepayDebt::decide(work, state),
         Prerequisite::Boundary => AdvancePeriod::decide(work),
         Prerequisite::Expiry => ExpireGrants::decide(work),
     };

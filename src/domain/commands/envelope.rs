@@ -8,6 +8,7 @@ use super::advance_period::AdvancePeriod;
 use super::command::Command;
 use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
+use super::repay_debt::RepayDebt;
 use super::request::Request;
 use super::warn_of_expiry::WarnOfExpiry;
 use crate::domain::ids::{CommandId, SubscriptionId, WorkspaceId};
@@ -92,10 +93,15 @@ impl Envelope {
             Command::DeductCredits(command) => {
                 keys.features.insert(command.feature_code.clone());
             }
+            Command::GrantCredits(command) => keys.features.extend(command.feature_scope.clone()),
+            Command::VoidGrant(command) => {
+                keys.grants.insert((self.workspace_id, command.grant_id));
+            }
             Command::ResetMonthlyCredits(_)
             | Command::CancelSubscription(_)
             | Command::ResumeSubscription(_)
             | Command::AdvancePeriod(_)
+            | Command::RepayDebt(_)
             | Command::ExpireGrants(_)
             | Command::WarnOfExpiry(_) => {}
         }
@@ -112,6 +118,7 @@ impl Envelope {
                 let (subscription_id, end) = (state.subscription.subscription_id, state.subscription.period.end);
                 AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now)
             }
+            Prerequisite::Repayment => RepayDebt::envelope(command_id, self.workspace_id, now),
             Prerequisite::Expiry => ExpireGrants::envelope(command_id, self.workspace_id, now),
         };
         envelope.causation_id = Some(self.message_id.0);
@@ -135,6 +142,14 @@ impl AdvancePeriod {
         let end = period_end.micros();
         let key = IdempotencyKey::system(format_args!("advance {subscription_id} {end}"));
         Envelope::internal(command_id, workspace_id, key, now, Command::AdvancePeriod(Self))
+    }
+}
+
+impl RepayDebt {
+    #[must_use]
+    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
+        let key = IdempotencyKey::system(format_args!("repay {command_id}"));
+        Envelope::internal(command_id, workspace_id, key, now, Command::RepayDebt(Self))
     }
 }
 

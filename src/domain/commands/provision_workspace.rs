@@ -82,7 +82,7 @@ impl ProvisionWorkspace {
             current_credits: work.credits().current_credits,
             recorded_at: now,
         };
-        let mut effects = work.finish_new();
+        let mut effects = work.finish_without_warning();
         effects.plan = Some(plan);
         Ok((effects, Receipt::Provisioned(receipt)))
     }

@@ -14,7 +14,7 @@ use crate::domain::event::{
     EventData, ExpiringCredits, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
     SubscriptionChanged, SubscriptionSummary,
 };
-use crate::domain::grant::{CostBasis, DEFAULT_PRIORITY, Grant, GrantSource};
+use crate::domain::grant::{CostBasis, Grant, GrantSource, Priority};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
 use crate::domain::metadata::Metadata;
@@ -23,7 +23,7 @@ use crate::domain::receipt::{InternalReceipt, Receipt};
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{PendingChange, Subscription};
-use crate::domain::text::{FeatureCode, PaymentReference};
+use crate::domain::text::{FeatureCode, Label, PaymentReference};
 use crate::domain::time::{CommandTimes, Timestamp};
 use crate::domain::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
@@ -45,13 +45,25 @@ pub(super) struct GrantTerms {
     pub grant_id: Option<GrantId>,
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
+    pub priority: Priority,
+    pub feature_scope: Option<FeatureCode>,
     pub payment: Option<(PaymentReference, CostBasis)>,
+    pub reason: Option<Label>,
     pub metadata: Option<Arc<Metadata>>,
 }
 
 impl GrantTerms {
-    pub(super) const fn new(effective_at: Timestamp, expires_at: Option<Timestamp>) -> Self {
-        Self { grant_id: None, effective_at, expires_at, payment: None, metadata: None }
+    pub(super) fn new(effective_at: Timestamp, expires_at: Option<Timestamp>) -> Self {
+        Self {
+            grant_id: None,
+            effective_at,
+            expires_at,
+            priority: Priority::default(),
+            feature_scope: None,
+            payment: None,
+            reason: None,
+            metadata: None,
+        }
     }
 }
 
@@ -220,21 +232,25 @@ impl<'a> Work<'a> {
 
     /// The credits that are frozen until the workspace subscribes again.
     pub(super) fn frozen_credits(&self) -> Credits {
-        let is_frozen =
-            |grant: &Grant| !grant.is_expired(self.now()) && is_frozen(self.subscription(), self.plan(), grant.source);
+        let is_frozen = |grant: &Grant| !grant.is_expired(self.now()) && self.is_frozen(grant.source);
         let frozen = self.grants().filter(|(_, grant)| is_frozen(grant)).map(|(_, grant)| grant.remaining);
         frozen.fold(Credits::ZERO, Credits::saturating_plus)
     }
 
+    /// Whether credits of this source are frozen now.
+    pub(super) fn is_frozen(&self, source: GrantSource) -> bool {
+        is_frozen(self.subscription(), self.plan(), source)
+    }
+
     /// Whether this command can spend a grant, whatever its feature scope.
     pub(super) fn is_spendable(&self, grant: &Grant) -> bool {
-        let frozen = is_frozen(self.subscription(), self.plan(), grant.source);
-        grant.is_spendable(self.times) && !frozen
+        grant.is_spendable(self.now()) && !self.is_frozen(grant.source)
     }
 
     /// The available credits: see [`available_credits`].
     pub(super) fn available(&self) -> Credits {
-        let spendable = self.grants().filter(|(_, grant)| self.is_spendable(grant)).map(|(_, grant)| grant.remaining);
+        let counts = |grant: &Grant| grant.feature_scope.is_none() && self.is_spendable(grant);
+        let spendable = self.grants().filter(|(_, grant)| counts(grant)).map(|(_, grant)| grant.remaining);
         spendable.fold(self.overdraft_left(), Credits::saturating_plus)
     }
 
@@ -299,7 +315,8 @@ impl<'a> Work<'a> {
         parts.into_iter().map(|(index, part)| self.debit_grant(index, part, credit.clone(), effective_at)).collect()
     }
 
-    /// Issues a grant. [`Work::repay_debt`] comes after the last one.
+    /// Issues a grant. [`Work::repay_debt`] comes after the last one. The credits count in the balance at once, also where
+    /// the grant begins later.
     pub(super) fn issue(
         &mut self,
         source: GrantSource,
@@ -309,7 +326,7 @@ impl<'a> Work<'a> {
         let grant_id = terms.grant_id.unwrap_or_else(|| GrantId(self.ids.draw()));
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
-        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at)?;
+        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at.min(self.now()))?;
         let mut grant = Grant {
             workspace_id: self.state.workspace.workspace_id,
             grant_id,
@@ -317,12 +334,13 @@ impl<'a> Work<'a> {
             amount,
             remaining: amount,
             held: Credits::ZERO,
-            priority: DEFAULT_PRIORITY,
+            priority: terms.priority.get(),
             effective_at,
             expires_at: terms.expires_at,
-            feature_scope: None,
+            feature_scope: terms.feature_scope,
             payment_reference,
             cost_basis,
+            reason: terms.reason,
             metadata: terms.metadata,
             bonus_grant_id: None,
             expiry_warning_at: None,
@@ -342,20 +360,22 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Repays debt from the grants, in burn order, and returns how much. A grant for one feature repays none, because the
-    /// debt may be of another one; neither does a grant that is not effective yet.
-    pub(super) fn repay_debt(&mut self, effective_at: Timestamp) -> Result<Credits, Refusal> {
+    /// Repays debt from the grants that have begun by then: each when it began, and those that began together in burn
+    /// order. Returns how much.
+    pub(super) fn repay_debt(&mut self, until: Timestamp) -> Result<Credits, Refusal> {
         let debt = self.credits().debt_credits;
         if debt.is_zero() {
             return Ok(Credits::ZERO);
         }
-        // The grants of a period that is over when its boundary is passed late have expired meanwhile, but not then.
-        let times = CommandTimes { now: self.times.now.min(effective_at), ..self.times };
-        let can_repay = |grant: &Grant| grant.feature_scope.is_none() && grant.is_spendable(times);
-        let mut grants: Vec<_> = self.grants().filter(|(_, grant)| can_repay(grant)).collect();
-        grants.sort_by(|(_, one), (_, other)| one.cmp_burn_order(other));
+        let mut grants: Vec<_> = self.grants().filter(|(_, grant)| grant.can_repay_debt(until)).collect();
+        grants.sort_by(|(_, one), (_, other)| {
+            one.effective_at.cmp(&other.effective_at).then_with(|| one.cmp_burn_order(other))
+        });
+        let began_at: Vec<_> = grants.iter().map(|(_, grant)| grant.effective_at).collect();
         let (parts, left) = split(debt, grants.into_iter())?;
-        self.debit_parts(parts, &Account::Debt, effective_at)?;
+        for ((index, part), began_at) in parts.into_iter().zip(began_at) {
+            self.debit_grant(index, part, Account::Debt, began_at)?;
+        }
         self.credits_mut().debt_credits = left;
         self.update_overdraft_limit();
         Ok(debt.minus(left)?)
@@ -374,8 +394,8 @@ impl<'a> Work<'a> {
     }
 
     /// Raises a warning for every threshold that the available credits have reached and that was not reported yet. A
-    /// threshold can be reported again once the available credits have been above it. A command that has increased
-    /// them never warns.
+    /// threshold can be reported again once the available credits have been above it, by a command or because a grant has
+    /// begun. A command that has increased them never warns.
     fn update_low_credit_alerts(&mut self) {
         let plan = Arc::clone(self.plan());
         // Between two periods there is no allowance. What begins the next period is coming.
@@ -383,17 +403,16 @@ impl<'a> Work<'a> {
             return;
         }
         let available = self.available();
-        let mut has_increased = None;
+        let mut before = None;
         for (bit, threshold) in plan.low_credit_thresholds.iter().enumerate() {
             let mask = 1_i16 << bit;
             if available > *threshold {
                 self.credits_mut().low_credit_alerts &= !mask;
                 continue;
             }
-            // Looked at last, because it reads all grants.
-            let is_armed = self.credits().low_credit_alerts & mask == 0;
-            let increased = || available > available_credits(self.state, self.times);
-            if is_armed && !*has_increased.get_or_insert_with(increased) {
+            let before = *before.get_or_insert_with(|| available_credits(self.state, self.times.now));
+            let is_armed = self.credits().low_credit_alerts & mask == 0 || before > *threshold;
+            if is_armed && available <= before {
                 self.credits_mut().low_credit_alerts |= mask;
                 self.raise(LowCreditWarning {
                     threshold_credits: *threshold,
@@ -423,12 +442,17 @@ impl<'a> Work<'a> {
 
     /// Ends a command of the server itself, whose receipt nobody reads.
     pub(super) fn finish_internal(self) -> (Effects, Receipt) {
-        let receipt = InternalReceipt { command_id: self.command_id, recorded_at: self.recorded_at() };
-        (self.finish(), Receipt::Internal(receipt))
+        let receipt = self.internal_receipt();
+        (self.finish(), receipt)
     }
 
-    /// Ends the command that creates the workspace. However few credits it begins with, nobody has to be warned.
-    pub(super) fn finish_new(self) -> Effects {
+    pub(super) fn internal_receipt(&self) -> Receipt {
+        Receipt::Internal(InternalReceipt { command_id: self.command_id, recorded_at: self.recorded_at() })
+    }
+
+    /// Ends a command that leaves the available credits as they are, or creates the workspace. However few credits there
+    /// are, it warns nobody.
+    pub(super) fn finish_without_warning(self) -> Effects {
         self.effects
     }
 }
@@ -457,14 +481,16 @@ fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSourc
 
 /// Whether a grant can be spent now, whatever its feature scope.
 #[must_use]
-pub fn is_spendable(state: &WorkspaceState, grant: &Grant, times: CommandTimes) -> bool {
-    grant.is_spendable(times) && !is_frozen(&state.subscription, &state.plan, grant.source)
+pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bool {
+    grant.is_spendable(now) && !is_frozen(&state.subscription, &state.plan, grant.source)
 }
 
-/// The credits that could be spent now on any feature: the spendable grants and the rest of the overdraft.
+/// The credits that could be spent now, whatever the feature: the spendable grants for any feature and the rest of the
+/// overdraft.
 #[must_use]
-pub fn available_credits(state: &WorkspaceState, times: CommandTimes) -> Credits {
-    let spendable = state.grants.iter().filter(|grant| is_spendable(state, grant, times)).map(|grant| grant.remaining);
+pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
+    let counts = |grant: &&Grant| grant.feature_scope.is_none() && is_spendable(state, grant, now);
+    let spendable = state.grants.iter().filter(counts).map(|grant| grant.remaining);
     let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
     spendable.fold(overdraft_left, Credits::saturating_plus)
 }

@@ -183,6 +183,9 @@ fn example(code: Code) -> Problem {
             reference: PaymentReference::from_stored("pay_2f6d"),
             grant_id: GrantId(uuid::uuid!("019a0000-0000-7000-8000-000000000004")),
         }),
+        Code::VoidExceedsRemaining => {
+            Problem::from(&Rejection::VoidExceedsRemaining { requested: credits("100"), remaining: credits("75") })
+        }
         Code::VersionMismatch => Problem::from(&Rejection::VersionMismatch { expected: 1, actual: 2 }),
         Code::ResetNotDue => Problem::from(&Rejection::ResetNotDue { ends_at: at("2026-02-28T09:00:00Z") }),
         Code::PeriodMismatch => Problem::from(&Rejection::PeriodMismatch { next: at("2026-02-28T09:00:00Z") }),

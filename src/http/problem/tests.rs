@@ -31,6 +31,10 @@ fn rejections() -> Vec<(Rejection, u16)> {
             },
             409,
         ),
+        (Rejection::GrantNotFound(GrantId(uuid::Uuid::nil())), 404),
+        (Rejection::GrantNotVoidable(crate::domain::grant::GrantSource::Purchase), 409),
+        (Rejection::GrantClosed, 409),
+        (Rejection::VoidExceedsRemaining { requested: one, remaining: Credits::ZERO }, 409),
         (Rejection::FeatureDisabled(feature()), 403),
         (Rejection::FeatureNotPriced(feature()), 422),
         (

@@ -19,7 +19,7 @@ use crate::domain::plan::UsageLimit;
 use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
-use crate::domain::time::{CommandTimes, Timestamp};
+use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
@@ -200,9 +200,9 @@ pub struct LowCreditThreshold {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CreditsView {
     workspace_id: WorkspaceId,
-    /// The balance.
+    /// The balance: what remains of all grants, also of those that begin later, less the debt.
     current_credits: Credits,
-    /// What can be spent now on any feature: the spendable grants and the rest of the overdraft.
+    /// What can be spent now, whatever the feature: the spendable grants for any feature and the rest of the overdraft.
     available_credits: Credits,
     /// The part of the balance that is reserved by holds.
     held_credits: Credits,
@@ -225,7 +225,7 @@ pub struct CreditsView {
 }
 
 impl GrantView {
-    fn new(grant: &Grant, state: &WorkspaceState, times: CommandTimes) -> Self {
+    fn new(grant: &Grant, state: &WorkspaceState, now: Timestamp) -> Self {
         Self {
             grant_id: grant.grant_id,
             source: grant.source,
@@ -238,19 +238,20 @@ impl GrantView {
             feature_scope: grant.feature_scope.clone(),
             payment_reference: grant.payment_reference.clone(),
             metadata: grant.metadata.clone(),
-            spendable: is_spendable(state, grant, times),
+            spendable: is_spendable(state, grant, now),
         }
     }
 }
 
 impl CreditsView {
-    fn new(state: &WorkspaceState, times: CommandTimes) -> Self {
+    fn new(state: &WorkspaceState, now: Timestamp) -> Self {
         let credits = &state.credits;
+        let available_credits = available_credits(state, now);
         let thresholds = state.plan.low_credit_thresholds.iter().enumerate();
         Self {
             workspace_id: credits.workspace_id,
             current_credits: credits.current_credits,
-            available_credits: available_credits(state, times),
+            available_credits,
             held_credits: credits.held_credits,
             debt_credits: credits.debt_credits,
             overdraft_limit: credits.overdraft_limit,
@@ -261,10 +262,10 @@ impl CreditsView {
             low_credit_warnings: thresholds
                 .map(|(bit, threshold)| LowCreditThreshold {
                     threshold_credits: *threshold,
-                    fired: credits.low_credit_alerts & (1 << bit) != 0,
+                    fired: available_credits <= *threshold && credits.low_credit_alerts & (1 << bit) != 0,
                 })
                 .collect(),
-            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, times)).collect(),
+            grants: state.grants.iter().map(|grant| GrantView::new(grant, state, now)).collect(),
         }
     }
 }
@@ -406,5 +407,5 @@ pub async fn get_credits(
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let (state, now) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
-    private_json(&request, &CreditsView::new(&state, state.times(now)))
+    private_json(&request, &CreditsView::new(&state, now))
 }

@@ -7,6 +7,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 pub mod credits;
 pub mod events;
+pub mod grants;
 pub mod health;
 mod history;
 pub mod ledger;
@@ -41,6 +42,10 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(credits::deduct_credits)
         .service(credits::get_credits)
         .service(purchases::list_purchases)
+        .service(grants::grant_credits)
+        .service(grants::list_grants)
+        .service(grants::get_grant)
+        .service(grants::void_grant)
         .service(usage::list_features)
         .service(usage::list_usage)
         .service(usage::get_usage_log)

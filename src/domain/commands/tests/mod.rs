@@ -1,5 +1,6 @@
 //! Table tests of every command. Each runs through a batch, and the state is audited after every step.
 
 mod credits;
+mod grants;
 mod periods;
 mod subscriptions;
