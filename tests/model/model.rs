@@ -198,6 +198,15 @@ impl Model {
         self.used
     }
 
+    pub fn debt(&self) -> Amount {
+        self.debt
+    }
+
+    /// Whether a read shows more than what is recorded.
+    pub fn has_due_work(&self) -> bool {
+        self.is_due() || (self.debt > 0 && self.begun_grants().iter().any(|n| self.grants[*n].remaining > 0))
+    }
+
     pub fn step(&mut self, step: &Step) -> Predicted {
         // One millisecond between steps.
         self.now += 1000;
@@ -274,7 +283,7 @@ impl Model {
         anchor.checked_add_months(Months::new(month)).unwrap().timestamp_micros()
     }
 
-    pub fn is_due(&self) -> bool {
+    fn is_due(&self) -> bool {
         self.active && self.boundary(self.month + 1) <= self.now
     }
 
@@ -336,15 +345,19 @@ impl Model {
         part > 0
     }
 
-    /// Each grant that has begun since repays debt, in the order in which they have begun, but none that has begun after the
-    /// end of the period. Returns whether one has repaid some.
-    fn begin_grants(&mut self) -> bool {
-        let end = self.boundary(self.month + 1);
-        let until = if self.is_due() { end } else { self.now };
+    /// Those that began later and can repay debt, in the order in which they have begun, but none that has begun after the
+    /// end of the period.
+    fn begun_grants(&self) -> Vec<usize> {
+        let until = if self.is_due() { self.boundary(self.month + 1) } else { self.now };
         let begun = |grant: &Grant| grant.begins_later && grant.scope.is_none() && grant.effective_at <= until;
         let mut order: Vec<usize> = (0..self.grants.len()).filter(|n| begun(&self.grants[*n])).collect();
         order.sort_by_key(|n| self.grants[*n].effective_at);
-        let repaid: Vec<bool> = order.into_iter().map(|n| self.repay_with(n)).collect();
+        order
+    }
+
+    /// Each repays debt when it begins. Returns whether one has repaid some.
+    fn begin_grants(&mut self) -> bool {
+        let repaid: Vec<bool> = self.begun_grants().into_iter().map(|n| self.repay_with(n)).collect();
         repaid.contains(&true)
     }
 

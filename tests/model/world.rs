@@ -122,13 +122,15 @@ impl World {
     async fn compare(&self, workspace_id: WorkspaceId, model: &Model, predicted: &str) -> Result<(), String> {
         let stored = self.serial.store.workspace(workspace_id).await.unwrap().unwrap();
         let as_of_now = stored.clone().as_of(Timestamp::from_micros(model.now));
-        let expected = (model.balance(), model.used());
+        let expected = (model.balance(), model.used(), model.debt());
         for (what, state) in [("stored", &stored), ("read", &as_of_now)] {
-            let found = (state.credits.current_credits.micro(), state.credits.used_this_month.micro());
+            let credits = &state.credits;
+            let found = [credits.current_credits, credits.used_this_month, credits.debt_credits];
+            let [balance, used, debt] = found.map(|credits| Amount::from(credits.micro()));
             // Only a command of a caller does all due work, and the model does it for a refused one too.
-            let is_compared = if what == "read" { !model.is_due() } else { predicted != "nothing" };
-            if is_compared && (Amount::from(found.0), Amount::from(found.1)) != expected {
-                return Err(format!("{what}: balance and usage are {found:?}, the model says {expected:?}"));
+            let is_compared = if what == "read" { !model.has_due_work() } else { predicted != "nothing" };
+            if is_compared && (balance, used, debt) != expected {
+                return Err(format!("{what}: balance, usage and debt are {found:?}, the model says {expected:?}"));
             }
         }
         Ok(())
