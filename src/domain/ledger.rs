@@ -14,7 +14,7 @@ use super::time::Timestamp;
 /// One side of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Account {
-    /// The external source of credits. Rolled over credits move from the old grant to `issued:rollover`, and from
+    /// The external source of credits; voided credits go back to it. Rolled over credits move from the old grant to `issued:rollover`, and from
     /// there to the new grant.
     Issued(GrantSource),
     Grant(GrantId),

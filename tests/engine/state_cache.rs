@@ -7,8 +7,11 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use futures::future::join_all;
 use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::commands::{Command, GrantCredits, VoidGrant};
 use visionscope_billing::domain::credits::Credits;
-use visionscope_billing::domain::ids::{PARTITIONS, Partition, WorkspaceId};
+use visionscope_billing::domain::grant::{GrantSource, GrantedSource, Priority};
+use visionscope_billing::domain::ids::{GrantId, PARTITIONS, Partition, WorkspaceId};
+use visionscope_billing::domain::text::{FeatureCode, Label};
 use visionscope_billing::engine::{EngineConfig, EngineError, Reply};
 use visionscope_billing::store::{Reads, Store};
 
@@ -49,6 +52,41 @@ async fn a_steady_lane_takes_no_locks() {
         assert_eq!(outcome(&world.deduct("k50", "951").await), "refused", "a recorded refusal needs no locks either");
         assert_eq!(locked_transactions(&world), before);
         assert_eq!(world.balance().await, "950");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_grant_is_voided_without_locks_and_a_closed_or_unknown_one_is_looked_up() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let before = locked_transactions(&world);
+        let grant = GrantCredits {
+            credits: serde_json::from_value("5".into()).unwrap(),
+            source: GrantedSource::Promotion,
+            priority: Priority::default(),
+            effective_at: None,
+            expires_at: None,
+            feature_scope: FeatureCode::new("render").ok(),
+            reason: Label::new("r").unwrap(),
+        };
+        world.schedule(world.workspace_id, "grant", Command::GrantCredits(grant)).await;
+        let state = world.store.workspace(world.workspace_id).await.unwrap().unwrap();
+        let grants = state.grants.iter().filter(|grant| grant.source == GrantSource::Promotion);
+        let granted = grants.map(|grant| grant.grant_id).next().unwrap();
+        let void = async |key: &str, grant_id| {
+            let command = VoidGrant { grant_id, credits: None, reason: Label::new("r").unwrap() };
+            let envelope = world.envelope(world.workspace_id, key, Command::VoidGrant(command));
+            match world.engine.submit(envelope).await.unwrap() {
+                Reply::Decided { rejection, .. } => rejection.map_or("accepted", |rejection| rejection.code()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(void("one", granted).await, "accepted");
+        assert_eq!(locked_transactions(&world), before);
+        assert_eq!(void("two", granted).await, "grant-closed");
+        assert_eq!(void("three", GrantId(world.clock.new_id())).await, "grant-not-found");
+        assert_eq!(locked_transactions(&world), before + 2);
         world.audit_and_close().await;
     }
 }
