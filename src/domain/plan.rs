@@ -111,7 +111,7 @@ pub struct PlanVersion {
     /// Available balances at which `LowCreditWarning` is raised, each once until re-armed.
     pub low_credit_thresholds: Vec<Credits>,
     pub purchased_on_cancel: PurchasedOnCancel,
-    /// How many days before bought or promotional credits expire `CreditsExpiring` is raised. 0 for never.
+    /// How many days before credits that belong to no period expire `CreditsExpiring` is raised. 0 for never.
     pub expiry_warning_days: u32,
     /// Terms by feature code.
     pub features: BTreeMap<FeatureCode, FeatureTerms>,

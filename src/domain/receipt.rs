@@ -145,7 +145,7 @@ pub struct SubscriptionReceipt {
     pub credits_uncollected: Credits,
     /// Credits that the change would have granted too, had an earlier change in this period collected all it should.
     pub credits_set_off: Credits,
-    /// Bought and promotional credits that expire, the soonest first, at most 50.
+    /// Credits that belong to no period and expire, the soonest first, at most 50.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub expiring: Vec<ExpiringCredits>,

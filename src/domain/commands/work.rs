@@ -216,7 +216,7 @@ impl<'a> Work<'a> {
         Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
     }
 
-    /// The bought and promotional credits that expire, the soonest first.
+    /// The credits that belong to no period and expire, the soonest first.
     pub(super) fn expiring(&self) -> Vec<ExpiringCredits> {
         let expiring = |(_, grant): (usize, &Grant)| {
             let Grant { grant_id, source, remaining, expires_at, .. } = grant;
