@@ -50,6 +50,8 @@ function told(event: Event): string {
     case "LowCreditWarning":
       return event.data.available_credits;
     case "CreditsPurchased":
+    case "CreditsGranted":
+    case "GrantVoided":
     case "CreditsExpiring":
     case "CreditsExpired":
     case "CreditReset":
