@@ -55,7 +55,8 @@ pub struct Connection {
     /// HTTP has not looked yet at what it got.
     is_step_over: bool,
     stall: Option<Stall>,
-    closing: Option<Closing>,
+    /// The last answer was sent: until when to wait for the peer to close.
+    closes_at: Option<Instant>,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Fires at `fires_at`, which is never after the deadline. It is set only when it fires or the deadline is
     /// before, so that a request does not pay for it.
@@ -67,11 +68,6 @@ pub struct Connection {
 struct Stall {
     deadline: Instant,
     taken: usize,
-}
-
-/// The last answer was sent; waiting for the peer to close.
-struct Closing {
-    deadline: Instant,
 }
 
 impl Connection {
@@ -89,7 +85,7 @@ impl Connection {
             scan: HeadScan::default(),
             is_step_over: false,
             stall: None,
-            closing: None,
+            closes_at: None,
             stopping: Box::pin(stopping.cancelled_owned()),
             timer: Box::pin(sleep_until(fires_at)),
             fires_at,
@@ -107,8 +103,8 @@ impl Connection {
     }
 
     fn deadline(&self) -> Instant {
-        match (&self.closing, &self.stall) {
-            (Some(closing), _) => closing.deadline,
+        match (self.closes_at, &self.stall) {
+            (Some(deadline), _) => deadline,
             (None, Some(stall)) => stall.deadline,
             (None, None) => self.exchange.deadline(),
         }
@@ -153,12 +149,12 @@ impl Connection {
 
     /// Answers with an error and waits until the peer has closed the connection.
     fn poll_refuse(&mut self, cx: &mut Context<'_>, code: Code) -> Poll<()> {
-        if self.closing.is_none() {
+        if self.closes_at.is_none() {
             let answer = protocol_error::answer(code);
             // A peer that has left no room for it does not read it.
             let _ = self.socket().poll_write(cx, &answer);
             let _ = self.socket().poll_shutdown(cx);
-            self.closing = Some(Closing { deadline: Instant::now() + LINGER });
+            self.closes_at = Some(Instant::now() + LINGER);
         }
         self.poll_closed_by_peer(cx)
     }
@@ -182,7 +178,7 @@ impl Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.closing.is_some() {
+        if this.closes_at.is_some() {
             return this.poll_closed_by_peer(cx).map(Ok);
         }
         if this.stall.is_some() {
@@ -211,7 +207,7 @@ impl AsyncRead for Connection {
         let len = match this.exchange.phase() {
             Phase::Head { len } if len >= MAX_HEAD => return this.poll_refuse(cx, Code::HeadersTooLarge).map(Ok),
             Phase::Head { .. } => this.scan.end_in(bytes).unwrap_or(bytes.len()),
-            Phase::Answering(unread) | Phase::Skipping(unread) => unread.first_of(bytes.len()),
+            Phase::Answering(unread) => unread.first_of(bytes.len()),
             Phase::Over => 0,
         };
         if len == 0 && arrived > 0 {
@@ -229,7 +225,7 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.closing.is_some() {
+        if this.closes_at.is_some() {
             return this.poll_closed_by_peer(cx).map(|()| Ok(bytes.len()));
         }
         if !this.exchange.has_answer()
@@ -265,12 +261,12 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.closing.is_none() {
+        if self.closes_at.is_none() {
             ready!(self.socket().poll_shutdown(cx))?;
             if Pin::new(&mut self.stream).poll_fill_buf(cx).is_pending() {
                 return Poll::Ready(Ok(()));
             }
-            self.closing = Some(Closing { deadline: Instant::now() + LINGER });
+            self.closes_at = Some(Instant::now() + LINGER);
         }
         self.poll_closed_by_peer(cx).map(Ok)
     }

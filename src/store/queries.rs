@@ -1,6 +1,7 @@
 //! Parameters and results of the reads, besides the rows of the domain.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -197,6 +198,11 @@ pub const MIN_EVENTS_IN_STREAM: i64 = 1_000;
 /// How many batches one raise of the floor looks at. The publisher records 600 a minute at most, so a floor that is
 /// far behind catches up, and no raise reads the batches of a whole day.
 pub(super) const BATCHES_PER_RAISE: u32 = 10_000;
+
+/// A duration as the statements of the outbox take it.
+pub(super) fn micros_of(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
 
 /// The result of recording a publication or a divergence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

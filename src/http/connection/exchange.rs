@@ -58,9 +58,7 @@ pub(super) enum Phase {
     Head { len: usize },
     /// A request is being answered.
     Answering(Unread),
-    /// A request was answered before its whole body was read. The rest is skipped, or the connection closed.
-    Skipping(Unread),
-    /// The last answer was given.
+    /// The last answer was given. A request whose body was not read is the last: where the next begins is not looked for.
     Over,
 }
 
@@ -130,10 +128,11 @@ impl Exchange {
 
     fn finish(&self) {
         let (phase, timeout) = match self.0.phase.get() {
-            Phase::Answering(_) if self.0.is_last.get() => (Phase::Over, self.0.timeouts.head),
-            Phase::Answering(Unread::Bytes(0)) => (Phase::Head { len: 0 }, self.0.timeouts.idle),
-            Phase::Answering(unread) => (Phase::Skipping(unread), self.0.timeouts.head),
-            Phase::Head { .. } | Phase::Skipping(_) | Phase::Over => return,
+            Phase::Answering(Unread::Bytes(0)) if !self.0.is_last.get() => {
+                (Phase::Head { len: 0 }, self.0.timeouts.idle)
+            }
+            Phase::Answering(_) => (Phase::Over, self.0.timeouts.head),
+            Phase::Head { .. } | Phase::Over => return,
         };
         self.0.phase.set(phase);
         self.0.deadline.set(Instant::now() + timeout);
@@ -165,10 +164,6 @@ impl Exchange {
                 Phase::Head { len: before + len }
             }
             Phase::Answering(unread) => Phase::Answering(unread.without(len)),
-            Phase::Skipping(unread) => match unread.without(len) {
-                Unread::Bytes(0) => Phase::Head { len: 0 },
-                rest => Phase::Skipping(rest),
-            },
             Phase::Over => Phase::Over,
         });
     }

@@ -18,7 +18,7 @@ use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{
-    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
+    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded, micros_of,
 };
 use crate::store::reads::Database;
 
@@ -250,10 +250,6 @@ impl PostgresStore {
         sqlx::query(KEY_ORDER).execute(&mut *tx).await.map_err(store_error)?;
         Ok(tx)
     }
-}
-
-fn micros_of(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The partitions whose leases are in force, locked.

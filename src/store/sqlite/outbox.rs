@@ -20,7 +20,7 @@ use crate::store::columns::Fields;
 use crate::store::dialect::{Dialect, each};
 use crate::store::error::{StoreError, with_answer_timeout};
 use crate::store::queries::{
-    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded,
+    BATCHES_PER_RAISE, EventPosition, Lease, MIN_EVENTS_IN_STREAM, PartitionStatus, Publication, Recorded, micros_of,
 };
 use crate::store::reads::Database;
 
@@ -271,10 +271,6 @@ impl Outbox for SqliteStore {
                 .await?;
         each(&rows, PartitionStatus::read)
     }
-}
-
-fn micros_of(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 async fn leases_in_force(
