@@ -247,7 +247,7 @@ impl App {
         health.drain();
         tokio::time::sleep(drain_delay).await;
         background.cancel();
-        http.stop().stop().await;
+        http.stop_handle().stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
             tracing::error!("stopped before all commands were answered; their callers can retry with the same key");
         }
@@ -259,7 +259,7 @@ impl App {
         }
         // The last to stop: until then it says that the process lives and is not ready.
         if let Some(ops) = ops {
-            ops.stop().now().await;
+            ops.stop_handle().stop_now().await;
         }
         store.close().await;
         tracing::info!("stopped");

@@ -189,12 +189,12 @@ impl AppState {
 /// A running server.
 pub struct Running {
     task: JoinHandle<io::Result<()>>,
-    stop: Stop,
+    stop: StopHandle,
 }
 
 /// Stops a server.
 #[derive(Clone)]
-pub struct Stop {
+pub struct StopHandle {
     handle: ServerHandle,
     /// Ends the idle connections, and the others once their requests are answered.
     stopping: CancellationToken,
@@ -210,14 +210,14 @@ impl Running {
     }
 
     #[must_use]
-    pub fn stop(&self) -> Stop {
+    pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
     }
 }
 
-impl Stop {
+impl StopHandle {
     /// Closes all connections at once.
-    pub fn now(&self) -> impl Future<Output = ()> + use<> {
+    pub fn stop_now(&self) -> impl Future<Output = ()> + use<> {
         self.handle.stop(false)
     }
 
@@ -249,7 +249,7 @@ impl Api {
     pub fn serve(&self, port: Port, listener: TcpListener) -> io::Result<Running> {
         let stopping = CancellationToken::new();
         let server = server(self.state.clone(), &self.config, port, listener, &stopping)?;
-        let stop = Stop {
+        let stop = StopHandle {
             handle: server.handle(),
             stopping,
             giving_up: self.state.giving_up.clone(),

@@ -21,7 +21,7 @@ use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::{Api, Decide, Health, HttpConfig, Parts, Port, Stop};
+use visionscope_billing::http::{Api, Decide, Health, HttpConfig, Parts, Port, StopHandle};
 use visionscope_billing::publisher::EventBuffer;
 use visionscope_billing::store::Store;
 
@@ -54,7 +54,7 @@ pub struct TestServer {
     pub clock: ManualClock,
     pub health: Arc<Health>,
     client: reqwest::Client,
-    stop: Stop,
+    stop: StopHandle,
     /// Kept until the server ends. None with a fake store.
     database: Option<TestDatabase>,
 }
@@ -84,7 +84,7 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut running = api.serve(Port::Only, listener).unwrap();
-            started.send(running.stop()).unwrap();
+            started.send(running.stop_handle()).unwrap();
             let watch = watched.watch_database(&*store, CancellationToken::new());
             tokio::select! {
                 ended = running.ended() => ended.unwrap(),
@@ -106,7 +106,7 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        drop(self.stop.now());
+        drop(self.stop.stop_now());
     }
 }
 
