@@ -1,4 +1,4 @@
-//! The scheduler: submits commands for ended periods and expired grants to the engine.
+//! The scheduler: submits commands for ended periods, and for expired holds and grants, to the engine.
 //!
 //! Every replica runs one, without coordination: the command for a boundary has a fixed idempotency key, and a
 //! second expiry of the same grants finds nothing to do. Due work is read from the database without locks; the
@@ -14,7 +14,7 @@ use futures::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants, WarnOfExpiry};
+use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants, ExpireHolds, WarnOfExpiry};
 use crate::engine::{Engine, Reply};
 use crate::store::queries::{DueWork, DueWorkspace};
 use crate::store::{Store, StoreError};
@@ -28,7 +28,7 @@ const TICK_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
     pub interval: Duration,
-    /// How many workspaces one tick handles, for boundaries and for expiries each.
+    /// How many workspaces one tick handles, for each kind of due work.
     pub max_workspaces: u32,
 }
 
@@ -72,9 +72,10 @@ impl Scheduler {
     pub async fn tick(&self) -> Result<usize, StoreError> {
         let limit = self.config.max_workspaces;
         let boundaries = self.submit_all(self.store.due_boundaries(self.clock.now(), limit).await).await;
+        let holds = self.submit_all(self.store.due_holds(self.clock.now(), limit).await).await;
         let expiries = self.submit_all(self.store.due_expiries(self.clock.now(), limit).await).await;
         let warnings = self.submit_all(self.store.due_warnings(self.clock.now(), limit).await).await;
-        Ok(boundaries? + expiries? + warnings?)
+        Ok(boundaries? + holds? + expiries? + warnings?)
     }
 
     async fn submit_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
@@ -92,6 +93,7 @@ impl Scheduler {
             Ok(Reply::Decided { rejection: None, .. }) => {
                 let work = match due.work {
                     DueWork::Boundary { .. } => "boundary",
+                    DueWork::HoldExpiry => "hold_expiry",
                     DueWork::Expiry => "expiry",
                     DueWork::ExpiryWarning => "expiry_warning",
                 };
@@ -113,6 +115,7 @@ impl Scheduler {
     fn envelope(&self, due: DueWorkspace) -> Envelope {
         let (command_id, now) = (self.clock.new_command_id(), self.clock.now());
         match due.work {
+            DueWork::HoldExpiry => ExpireHolds::envelope(command_id, due.workspace_id, now),
             DueWork::Expiry => ExpireGrants::envelope(command_id, due.workspace_id, now),
             DueWork::ExpiryWarning => WarnOfExpiry::envelope(command_id, due.workspace_id, now),
             DueWork::Boundary { subscription_id, period_end } => {

@@ -11,13 +11,13 @@ use visionscope_billing::contract::{Contract, attributes_schema, documents, even
 use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSource};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
-    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted,
-    CreditsPurchased, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided, LimitScope,
-    LowCreditWarning, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary,
-    UsageLimitExceeded, WorkspaceProvisioned,
+    CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, CreditsHeld,
+    CreditsPurchased, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided, HoldReleased,
+    LimitScope, LowCreditWarning, ReleaseReason, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
+    SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
-use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
@@ -67,6 +67,9 @@ fn of_deductions() -> Vec<EventData> {
             quantity: "3".parse().ok(),
             grants: grants(),
             overdraft_credits: None,
+            hold_id: Some(HoldId(Uuid::from_u128(8))),
+            released_credits: Some(credits),
+            uncovered_credits: Some(Credits::ZERO),
             current_credits: Credits::from_micro(-1).unwrap(),
             used_this_month: Credits::MAX,
             occurred_at: at(),
@@ -92,11 +95,43 @@ fn of_deductions() -> Vec<EventData> {
             user_id,
             limit_credits: Credits::whole(50),
             used_credits: Credits::whole(49),
+            held_credits: Credits::ZERO,
             requested_credits: credits,
             refused: true,
             resets_at: Some(at()),
             window_s: Some(60),
             current_credits: Credits::ZERO,
+        }
+        .into(),
+    ]
+}
+
+fn of_holds() -> Vec<EventData> {
+    let feature_code = FeatureCode::new("video.render").unwrap();
+    let user_id = Some(UserId::new("user-7").unwrap());
+    let credits = Credits::from_micro(2_500_000).unwrap();
+    vec![
+        CreditsHeld {
+            hold_id: HoldId(Uuid::from_u128(8)),
+            feature_code: feature_code.clone(),
+            user_id: user_id.clone(),
+            credits,
+            grants: grants(),
+            overdraft_credits: Some(credits),
+            expires_at: at(),
+            available_credits: Credits::ZERO,
+            current_credits: credits,
+        }
+        .into(),
+        HoldReleased {
+            hold_id: HoldId(Uuid::from_u128(8)),
+            reason: ReleaseReason::Expired,
+            feature_code: feature_code.clone(),
+            user_id: user_id.clone(),
+            credits,
+            grants: grants(),
+            overdraft_credits: Some(credits),
+            current_credits: credits,
         }
         .into(),
     ]
@@ -217,7 +252,7 @@ fn of_subscriptions() -> Vec<EventData> {
 
 /// One of every type.
 fn samples() -> Vec<EventData> {
-    [of_deductions(), of_grants(), of_subscriptions()].concat()
+    [of_deductions(), of_holds(), of_grants(), of_subscriptions()].concat()
 }
 
 #[test]

@@ -109,6 +109,7 @@ create table workspace_credits (
     rate_window_start   timestamptz not null,
     rate_window_used    bigint      not null check (rate_window_used >= 0),
     low_credit_alerts   smallint    not null, -- bit n: the plan's threshold n has fired
+    open_holds          smallint    not null check (open_holds >= 0),
     version             bigint      not null check (version >= 0), -- the last command's seq: the optimistic lock
     ledger_seq          bigint      not null check (ledger_seq >= 0),
     usage_seq           bigint      not null check (usage_seq >= 0),
@@ -162,6 +163,47 @@ create index credit_grants_warning on credit_grants (expiry_warning_at) where is
 create index credit_grants_purchases on credit_grants (workspace_id, created_at, issued_seq) where source = 'purchase';
 create unique index credit_grants_payment on credit_grants (workspace_id, payment_reference)
     where payment_reference is not null and source = 'purchase';
+
+create table credit_holds (
+    workspace_id      uuid        not null references workspaces,
+    hold_id           uuid        not null,
+    feature_code      text        not null,
+    user_id           text,
+    amount            bigint      not null check (amount >= 0),
+    overdraft         bigint      not null check (overdraft between 0 and amount), -- what of it no grant covers
+    unit_price        bigint      check (unit_price >= 0), -- the feature's, when it was placed
+    metadata          text,                          -- of the command that placed it
+    command_id        uuid        not null,
+    state             text        not null check (state in ('open', 'captured', 'released', 'expired')),
+    expires_at        timestamptz not null,
+    created_at        timestamptz not null,          -- recorded_at of its command: no other hold of the workspace has it
+    closed_at         timestamptz,
+    captured          bigint      not null check (captured >= 0), -- may be more than the amount
+    usage_recorded_at timestamptz,                   -- the usage log of the capture
+    usage_seq         bigint,
+    primary key (workspace_id, hold_id),
+    check ((state = 'open') = (closed_at is null)),
+    check ((usage_recorded_at is null) = (usage_seq is null)),
+    check (state <> 'captured' or usage_seq is not null),
+    check (state in ('captured', 'expired') or usage_seq is null),
+    check (usage_seq is not null or captured = 0)
+) with (fillfactor = 50);
+create index credit_holds_open on credit_holds (workspace_id) where state = 'open';
+create index credit_holds_expiring on credit_holds (expires_at) where state = 'open';
+create index credit_holds_listed on credit_holds (workspace_id, created_at);
+create index credit_holds_by_state on credit_holds (workspace_id, state, created_at);
+
+-- What a hold reserves of each grant, in burn order. Only an open hold reserves it.
+create table credit_hold_grants (
+    workspace_id uuid     not null,
+    hold_id      uuid     not null,
+    position     smallint not null check (position >= 0),
+    grant_id     uuid     not null,
+    amount       bigint   not null check (amount > 0),
+    primary key (workspace_id, hold_id, position),
+    foreign key (workspace_id, hold_id) references credit_holds,
+    foreign key (workspace_id, grant_id) references credit_grants
+);
 
 -- History: insert-only. All rows of a command share its recorded_at, which rises strictly within a workspace. --
 
@@ -304,7 +346,8 @@ declare
     t text;
 begin
     foreach t in array array['plan_versions', 'plan_features', 'workspaces', 'workspace_feature_overrides',
-        'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'commands',
+        'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'credit_holds',
+        'credit_hold_grants', 'commands',
         'ledger_entries', 'usage_logs', 'event_outbox'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
@@ -343,8 +386,8 @@ do $$
 declare
     t text;
 begin
-    foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'commands', 'ledger_entries',
-        'usage_logs', 'event_outbox'] loop
+    foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'credit_hold_grants', 'commands',
+        'ledger_entries', 'usage_logs', 'event_outbox'] loop
         execute format('create trigger history_is_immutable before update or delete on %I for each row execute function refuse_change_of_history()', t);
         execute format('create trigger history_is_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
     end loop;
@@ -353,7 +396,7 @@ begin
     create trigger history_is_not_truncated before truncate on stream_batches for each statement execute function refuse_change_of_history();
     create trigger batches_from_the_floor_on_are_kept before delete on stream_batches for each row execute function refuse_deletion_from_the_floor_on();
     -- History names these rows.
-    foreach t in array array['workspaces', 'credit_grants'] loop
+    foreach t in array array['workspaces', 'credit_grants', 'credit_holds'] loop
         execute format('create trigger rows_are_kept before delete on %I for each row execute function refuse_change_of_history()', t);
         execute format('create trigger rows_are_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
     end loop;

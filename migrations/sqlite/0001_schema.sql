@@ -110,6 +110,7 @@ create table workspace_credits (
     rate_window_start   integer not null,
     rate_window_used    integer not null check (rate_window_used >= 0),
     low_credit_alerts   integer not null, -- bit n: the plan's threshold n has fired
+    open_holds          integer not null check (open_holds >= 0),
     version             integer not null check (version >= 0), -- the last command's seq: the optimistic lock
     ledger_seq          integer not null check (ledger_seq >= 0),
     usage_seq           integer not null check (usage_seq >= 0),
@@ -163,6 +164,47 @@ create index credit_grants_warning on credit_grants (expiry_warning_at) where is
 create index credit_grants_purchases on credit_grants (workspace_id, created_at, issued_seq) where source = 'purchase';
 create unique index credit_grants_payment on credit_grants (workspace_id, payment_reference)
     where payment_reference is not null and source = 'purchase';
+
+create table credit_holds (
+    workspace_id      blob    not null references workspaces,
+    hold_id           blob    not null check (length(hold_id) = 16),
+    feature_code      text    not null,
+    user_id           text,
+    amount            integer not null check (amount >= 0),
+    overdraft         integer not null check (overdraft between 0 and amount), -- what of it no grant covers
+    unit_price        integer check (unit_price >= 0), -- the feature's, when it was placed
+    metadata          text,                          -- of the command that placed it
+    command_id        blob    not null,
+    state             text    not null check (state in ('open', 'captured', 'released', 'expired')),
+    expires_at        integer not null,
+    created_at        integer not null,          -- recorded_at of its command: no other hold of the workspace has it
+    closed_at         integer,
+    captured          integer not null check (captured >= 0), -- may be more than the amount
+    usage_recorded_at integer,                   -- the usage log of the capture
+    usage_seq         integer,
+    primary key (workspace_id, hold_id),
+    check ((state = 'open') = (closed_at is null)),
+    check ((usage_recorded_at is null) = (usage_seq is null)),
+    check (state <> 'captured' or usage_seq is not null),
+    check (state in ('captured', 'expired') or usage_seq is null),
+    check (usage_seq is not null or captured = 0)
+) strict, without rowid;
+create index credit_holds_open on credit_holds (workspace_id) where state = 'open';
+create index credit_holds_expiring on credit_holds (expires_at) where state = 'open';
+create index credit_holds_listed on credit_holds (workspace_id, created_at);
+create index credit_holds_by_state on credit_holds (workspace_id, state, created_at);
+
+-- What a hold reserves of each grant, in burn order. Only an open hold reserves it.
+create table credit_hold_grants (
+    workspace_id blob    not null,
+    hold_id      blob    not null,
+    position     integer not null check (position >= 0),
+    grant_id     blob    not null,
+    amount       integer not null check (amount > 0),
+    primary key (workspace_id, hold_id, position),
+    foreign key (workspace_id, hold_id) references credit_holds,
+    foreign key (workspace_id, grant_id) references credit_grants
+) strict, without rowid;
 
 -- History: insert-only. All rows of a command share its recorded_at, which rises strictly within a workspace. --
 
@@ -310,6 +352,10 @@ create trigger subscription_periods_refuse_update before update on subscription_
 begin select raise(abort, 'history is immutable: update on subscription_periods'); end;
 create trigger subscription_periods_refuse_delete before delete on subscription_periods
 begin select raise(abort, 'history is immutable: delete on subscription_periods'); end;
+create trigger credit_hold_grants_refuse_update before update on credit_hold_grants
+begin select raise(abort, 'history is immutable: update on credit_hold_grants'); end;
+create trigger credit_hold_grants_refuse_delete before delete on credit_hold_grants
+begin select raise(abort, 'history is immutable: delete on credit_hold_grants'); end;
 create trigger commands_refuse_update before update on commands
 begin select raise(abort, 'history is immutable: update on commands'); end;
 create trigger commands_refuse_delete before delete on commands
@@ -340,3 +386,5 @@ create trigger workspaces_refuse_delete before delete on workspaces
 begin select raise(abort, 'history is immutable: delete on workspaces'); end;
 create trigger credit_grants_refuse_delete before delete on credit_grants
 begin select raise(abort, 'history is immutable: delete on credit_grants'); end;
+create trigger credit_holds_refuse_delete before delete on credit_holds
+begin select raise(abort, 'history is immutable: delete on credit_holds'); end;

@@ -13,7 +13,8 @@ use super::commands::{Decision, Effects, Envelope, MAX_DUE_COMMANDS, decide};
 use super::counter::CounterSubject;
 use super::event::EventData;
 use super::grant::Grant;
-use super::ids::{EventId, GrantId, IdSequence, Partition, WorkspaceId};
+use super::hold::{Hold, OpenHold};
+use super::ids::{EventId, GrantId, HoldId, IdSequence, Partition, WorkspaceId};
 use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
@@ -98,6 +99,8 @@ pub struct Batch<'a> {
     /// The workspaces that were changed so far.
     workspaces: BTreeMap<WorkspaceId, IsNew>,
     changed: BTreeMap<WorkspaceId, ChangedRows>,
+    /// The holds that were placed or changed.
+    holds: BTreeMap<(WorkspaceId, HoldId), (Hold, IsNew)>,
     /// Grants that were closed in this batch and removed from their states.
     closed_grants: Vec<Grant>,
     /// The index in `changes.commands` of each command that was recorded in this batch.
@@ -114,6 +117,7 @@ impl<'a> Batch<'a> {
             events,
             workspaces: BTreeMap::new(),
             changed: BTreeMap::new(),
+            holds: BTreeMap::new(),
             closed_grants: Vec::new(),
             decided: HashMap::new(),
             changes: ChangeSet::default(),
@@ -187,6 +191,9 @@ impl<'a> Batch<'a> {
         for grant in std::mem::take(&mut self.closed_grants) {
             let is_new = self.changed.get(&grant.workspace_id).and_then(|changed| changed.grants.get(&grant.grant_id));
             put(&mut self.changes.grants, is_new == Some(&true), grant);
+        }
+        for (hold, is_new) in std::mem::take(&mut self.holds).into_values() {
+            put(&mut self.changes.holds, is_new, hold);
         }
         for (workspace_id, is_new) in &self.workspaces {
             let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
@@ -301,6 +308,7 @@ impl<'a> Batch<'a> {
         if let Some(state) = effects.new_state() {
             self.snapshot.workspaces.insert(workspace_id, Box::new(state));
         }
+        self.add_holds(&effects);
         let Some(state) = self.snapshot.workspaces.get_mut(&workspace_id) else { return };
         self.changed.entry(workspace_id).or_default().add(&effects, state);
         // Later commands of this batch cannot use the same payment again.
@@ -311,6 +319,22 @@ impl<'a> Batch<'a> {
         let source = |grant: &Grant| ((workspace_id, grant.grant_id), grant.source);
         self.snapshot.grant_sources.extend(closed.iter().map(source));
         self.closed_grants.extend(closed);
+    }
+
+    fn add_holds(&mut self, effects: &Effects) {
+        if let Some(OpenHold { hold, shares }) = &effects.placed_hold {
+            self.holds.insert((hold.workspace_id, hold.hold_id), (hold.clone(), true));
+            self.changes.held_shares.extend(shares.iter().copied());
+        }
+        for hold in effects.changed_holds.values() {
+            let key = (hold.workspace_id, hold.hold_id);
+            let is_new = self.holds.get(&key).is_some_and(|(_, is_new)| *is_new);
+            self.holds.insert(key, (hold.clone(), is_new));
+            // A hold that is over leaves its state. Later commands of this batch must still find it.
+            if !hold.is_open() {
+                self.snapshot.holds.insert(key, hold.clone());
+            }
+        }
     }
 }
 

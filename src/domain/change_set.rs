@@ -9,6 +9,7 @@ use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
 use super::counter::UsageCounter;
 use super::grant::Grant;
+use super::hold::{HeldShare, Hold};
 use super::ids::{CommandId, SubscriptionId, WorkspaceId};
 use super::ledger::LedgerEntry;
 use super::partition_head::PartitionHead;
@@ -50,6 +51,9 @@ pub struct ChangeSet {
     pub subscriptions: Rows<Subscription>,
     pub counters: Rows<UsageCounter>,
     pub grants: Rows<Grant>,
+    pub holds: Rows<Hold>,
+    /// What new holds reserve of grants.
+    pub held_shares: Vec<HeldShare>,
     pub ledger_entries: Vec<LedgerEntry>,
     pub usage_logs: Vec<UsageLog>,
     pub commands: Vec<CommandRecord>,

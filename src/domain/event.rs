@@ -7,7 +7,8 @@
 //! Every event carries `current_credits`: the balance after what the event itself tells. So the events of a workspace
 //! can be summed up ([`EventData::balance_change`]), and whoever does it can see after each that nothing is missing.
 //!
-//! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry),
+//! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry, or the
+//! release of a hold after it),
 //! `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use utoipa::ToSchema;
 
 use super::credits::{Credits, OutOfRange, Quantity};
 use super::grant::GrantSource;
-use super::ids::GrantId;
+use super::ids::{GrantId, HoldId};
 use super::metadata::Metadata;
 use super::period::Period;
 use super::plan::FeatureTerms;
@@ -88,6 +89,8 @@ macro_rules! events {
 
 events! {
     CreditConsumed 1,
+    CreditsHeld 1,
+    HoldReleased 1,
     CreditLimitExceeded 1,
     LowCreditWarning 1,
     UsageLimitExceeded 1,
@@ -113,7 +116,9 @@ impl EventData {
             Self::CreditReset(data) => (data.granted, data.expired),
             Self::SubscriptionChanged(data) => (data.credits_granted, data.credits_removed),
             Self::WorkspaceProvisioned(data) => (data.granted, Credits::ZERO),
-            Self::CreditLimitExceeded(_)
+            Self::CreditsHeld(_)
+            | Self::HoldReleased(_)
+            | Self::CreditLimitExceeded(_)
             | Self::LowCreditWarning(_)
             | Self::UsageLimitExceeded(_)
             | Self::CreditsExpiring(_) => (Credits::ZERO, Credits::ZERO),
@@ -143,7 +148,7 @@ impl EventType {
     }
 }
 
-/// The part of a deduction or an expiry that was taken from one grant.
+/// The part of an amount that is of one grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GrantShare {
     pub grant_id: GrantId,
@@ -151,7 +156,7 @@ pub struct GrantShare {
     pub credits: Credits,
 }
 
-/// A deduction was accepted.
+/// A deduction was accepted, or a hold was captured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditConsumed {
     pub feature_code: FeatureCode,
@@ -165,13 +170,70 @@ pub struct CreditConsumed {
     /// The part that was taken from the overdraft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overdraft_credits: Option<Credits>,
-    /// The balance after the deduction.
+    /// The hold that was captured. A deduction has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_id: Option<HoldId>,
+    /// What the hold reserved and the capture did not take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released_credits: Option<Credits>,
+    /// The part of a capture that could not be charged. It is not in `credits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncovered_credits: Option<Credits>,
+    /// The balance after it.
     pub current_credits: Credits,
     pub used_this_month: Credits,
     pub occurred_at: Timestamp,
 }
 
-/// A deduction was refused because there are not enough credits.
+/// Credits were reserved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreditsHeld {
+    pub hold_id: HoldId,
+    pub feature_code: FeatureCode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
+    pub credits: Credits,
+    /// The grants that the credits were reserved from, in burn order.
+    pub grants: Vec<GrantShare>,
+    /// The part that was reserved from the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    pub expires_at: Timestamp,
+    /// What can still be spent, whatever the feature.
+    pub available_credits: Credits,
+    /// The balance, which held credits are part of.
+    pub current_credits: Credits,
+}
+
+/// Why a hold ended without a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseReason {
+    /// A caller released it.
+    Released,
+    /// It was not captured in time.
+    Expired,
+}
+
+/// A hold ended, and its credits can be spent again. Those whose grant has expired meanwhile expire at once:
+/// `CreditsExpired` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HoldReleased {
+    pub hold_id: HoldId,
+    pub reason: ReleaseReason,
+    pub feature_code: FeatureCode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
+    pub credits: Credits,
+    /// The grants that the credits went back to.
+    pub grants: Vec<GrantShare>,
+    /// The part that went back to the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    pub current_credits: Credits,
+}
+
+/// A deduction or a hold was refused because there are not enough credits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreditLimitExceeded {
     pub feature_code: FeatureCode,
@@ -198,11 +260,11 @@ pub struct LowCreditWarning {
 pub enum LimitScope {
     Feature,
     Workspace,
-    /// One deduction that costs more than the plan's rate allows in a whole window.
+    /// One request that costs more than the plan's rate allows in a whole window.
     Window,
 }
 
-/// A deduction was refused at a hard limit, or was the first in this period to exceed a soft limit.
+/// A deduction or a hold was refused at a hard limit, or was the first in this period to exceed a soft limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageLimitExceeded {
     pub scope: LimitScope,
@@ -210,10 +272,12 @@ pub struct UsageLimitExceeded {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
     pub limit_credits: Credits,
-    /// Used in this period before this deduction.
+    /// Used in this period before this request.
     pub used_credits: Credits,
+    /// Reserved by open holds, which count as used. Of a rate window they are part of `used_credits`.
+    pub held_credits: Credits,
     pub requested_credits: Credits,
-    /// Whether the deduction was refused.
+    /// Whether the request was refused.
     pub refused: bool,
     /// When the period ends and usage is counted from zero. Absent if the request is larger than the whole limit, so that
     /// it never passes.

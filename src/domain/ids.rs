@@ -46,6 +46,10 @@ uuid_type!(
     GrantId
 );
 uuid_type!(
+    /// Credits that are reserved.
+    HoldId
+);
+uuid_type!(
     /// One event, and the key by which a consumer knows it again.
     EventId
 );

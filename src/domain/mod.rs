@@ -16,6 +16,7 @@ pub mod counter;
 pub mod credits;
 pub mod event;
 pub mod grant;
+pub mod hold;
 pub mod ids;
 pub mod ledger;
 pub mod metadata;

@@ -6,11 +6,12 @@ use utoipa::ToSchema;
 use super::credits::{Credits, Quantity};
 use super::event::{CreditReset, ExpiringCredits, GrantShare};
 use super::grant::GrantSource;
-use super::ids::{CommandId, GrantId, SubscriptionId, WorkspaceId};
+use super::hold::HoldState;
+use super::ids::{CommandId, GrantId, HoldId, SubscriptionId, WorkspaceId};
 use super::period::Period;
 use super::snapshot::WorkspaceState;
 use super::subscription::{PendingView, Subscription, SubscriptionStatus};
-use super::text::{FeatureCode, Label, PaymentReference, PlanCode};
+use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
 use super::usage::UsageId;
 
@@ -22,6 +23,10 @@ pub enum Receipt {
     Purchased(PurchaseReceipt),
     Granted(GrantReceipt),
     Voided(VoidReceipt),
+    Held(HoldReceipt),
+    /// A hold was extended or released.
+    HoldChanged(HoldReceipt),
+    Captured(CaptureReceipt),
     Reset(ResetReceipt),
     Subscription(SubscriptionReceipt),
     Provisioned(ProvisionReceipt),
@@ -114,6 +119,64 @@ pub struct VoidReceipt {
     pub remaining_credits: Credits,
     pub reason: Label,
     pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A hold was placed, extended or released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct HoldReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub hold_id: HoldId,
+    pub state: HoldState,
+    pub feature_code: FeatureCode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
+    /// What it reserves, or has released.
+    pub credits: Credits,
+    /// The grants that the credits are of, in burn order.
+    pub grants: Vec<GrantShare>,
+    /// The part that is reserved from the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    /// It cannot be captured at or after this instant.
+    pub expires_at: Timestamp,
+    /// What can be spent now, whatever the feature.
+    pub available_credits: Credits,
+    /// The balance, which held credits are part of.
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A hold was captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CaptureReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub hold_id: HoldId,
+    /// `expired` if it was captured late.
+    pub state: HoldState,
+    /// The usage log of the capture.
+    pub usage_id: UsageId,
+    pub feature_code: FeatureCode,
+    /// What was charged. It may be more than what was held.
+    pub captured_credits: Credits,
+    /// What was held and not charged. It can be spent again, unless its grant has expired meanwhile.
+    pub released_credits: Credits,
+    /// What could not be charged.
+    pub uncovered_credits: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantity: Option<Quantity>,
+    /// The grants that the credits were taken from.
+    pub grants: Vec<GrantShare>,
+    /// The part that was taken from the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    /// What can be spent now, whatever the feature.
+    pub available_credits: Credits,
+    /// The balance after the capture.
+    pub current_credits: Credits,
+    pub used_this_month: Credits,
     pub recorded_at: Timestamp,
 }
 

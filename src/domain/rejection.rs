@@ -6,7 +6,8 @@
 use super::credits::{Credits, OutOfRange};
 use super::event::LimitScope;
 use super::grant::GrantSource;
-use super::ids::GrantId;
+use super::hold::HoldState;
+use super::ids::{GrantId, HoldId};
 use super::text::{FeatureCode, PaymentReference, PlanCode};
 use super::time::Timestamp;
 
@@ -61,11 +62,13 @@ pub enum Rejection {
     FeatureDisabled(FeatureCode),
     #[error("feature {0} has no unit price: send credits instead of a quantity")]
     FeatureNotPriced(FeatureCode),
-    #[error("{}", limit_exceeded(*limit, *used, *requested, *resets_at, *window_s))]
+    #[error("{}", limit_exceeded(*limit, *used, *held, *requested, *resets_at, *window_s))]
     LimitExceeded {
         scope: LimitScope,
         limit: Credits,
         used: Credits,
+        /// What open holds reserve.
+        held: Credits,
         requested: Credits,
         /// When usage counts from zero again. None if the request is larger than the whole limit: it never passes.
         resets_at: Option<Timestamp>,
@@ -83,18 +86,34 @@ pub enum Rejection {
     InsufficientCredits { requested: Credits, available: Credits },
     #[error("the balance would be outside the range of ±10^12 credits")]
     BalanceOutOfRange,
+    #[error("there is no hold {0}")]
+    HoldNotFound(HoldId),
+    #[error("the hold is over: it was {}", .0.as_str())]
+    HoldOver(HoldState),
+    #[error("the hold expired at {0}")]
+    HoldExpired(Timestamp),
+    #[error("{requested} credits to capture, {held} held")]
+    CaptureExceedsHold { requested: Credits, held: Credits },
+    #[error("the maximum of {0} open holds is reached")]
+    TooManyHolds(i16),
+    #[error("the credits lie in more than {0} grants")]
+    HoldSpansTooManyGrants(usize),
 }
 
 fn limit_exceeded(
     limit: Credits,
     used: Credits,
+    held: Credits,
     requested: Credits,
     resets_at: Option<Timestamp>,
     window_s: Option<u32>,
 ) -> String {
     match (resets_at, window_s) {
         (Some(_), _) => {
-            format!("the limit of {limit} credits in this period would be exceeded: {used} used, {requested} requested")
+            let held = if held.is_zero() { String::new() } else { format!("{held} held, ") };
+            format!(
+                "the limit of {limit} credits in this period would be exceeded: {used} used, {held}{requested} requested"
+            )
         }
         (None, Some(seconds)) => {
             format!("{requested} credits requested, but at most {limit} can be used within {seconds} seconds")
@@ -135,6 +154,12 @@ impl Rejection {
             Self::RateExceeded { .. } => "rate-exceeded",
             Self::InsufficientCredits { .. } => "insufficient-credits",
             Self::BalanceOutOfRange => "amount-out-of-range",
+            Self::HoldNotFound(_) => "hold-not-found",
+            Self::HoldOver(_) => "hold-over",
+            Self::HoldExpired(_) => "hold-expired",
+            Self::CaptureExceedsHold { .. } => "capture-exceeds-hold",
+            Self::TooManyHolds(_) => "too-many-holds",
+            Self::HoldSpansTooManyGrants(_) => "hold-spans-too-many-grants",
         }
     }
 
@@ -147,6 +172,7 @@ impl Rejection {
             Self::WorkspaceNotFound
                 | Self::WorkspaceExists
                 | Self::GrantNotFound(_)
+                | Self::HoldNotFound(_)
                 | Self::FeatureNotFound(_)
                 | Self::TimeOutOfRange { .. }
                 | Self::RateExceeded { .. }

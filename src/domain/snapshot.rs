@@ -7,7 +7,8 @@ use super::command_record::CommandRecord;
 use super::counter::{CounterSubject, UsageCounter};
 use super::credits::Credits;
 use super::grant::{Grant, GrantSource};
-use super::ids::{GrantId, Partition, WorkspaceId};
+use super::hold::{Hold, OpenHold};
+use super::ids::{GrantId, HoldId, Partition, WorkspaceId};
 use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
@@ -28,6 +29,7 @@ pub struct KeySet {
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
     /// Grants, to find out which of them exist.
     pub grants: BTreeSet<(WorkspaceId, GrantId)>,
+    pub holds: BTreeSet<(WorkspaceId, HoldId)>,
     /// Plans whose newest version is needed.
     pub plans: BTreeSet<PlanCode>,
     /// Features, to find out which of them exist.
@@ -50,7 +52,7 @@ impl KeySet {
     }
 }
 
-/// Unused grant slots that a state may keep, besides one for each open grant.
+/// Unused slots for grants and for holds that a state may keep, besides one for each open one.
 const SPARE_GRANTS: usize = 4;
 /// The approximate size of one override in a state.
 const OVERRIDE_BYTES: usize = 96;
@@ -70,6 +72,8 @@ pub struct WorkspaceState {
     pub counters: Vec<UsageCounter>,
     /// The open grants, in burn order.
     pub grants: Vec<Grant>,
+    /// The open holds, in the order of their ids.
+    pub holds: Vec<OpenHold>,
 }
 
 /// What the store loaded for a batch. Commands are decided on it one after the other, and each accepted
@@ -87,6 +91,8 @@ pub struct Snapshot {
     /// The sources of the grants of the keys, and of those that were closed in this batch. Like `features`, empty on
     /// cached states.
     pub grant_sources: HashMap<(WorkspaceId, GrantId), GrantSource>,
+    /// The holds of the keys, and those that ended in this batch. Empty on cached states, as above.
+    pub holds: HashMap<(WorkspaceId, HoldId), Hold>,
     pub plans: HashMap<PlanCode, CataloguePlan>,
     /// The features of the keys that a version of a plan has. Empty on cached states: whoever decides on those that a
     /// feature does not exist is decided again.
@@ -115,13 +121,22 @@ impl WorkspaceState {
         let metadata = self.workspace.metadata.as_ref().map_or(0, Metadata::bytes);
         let overrides = self.feature_overrides.len() * (size_of::<FeatureCode>() + OVERRIDE_BYTES);
         let counters = self.counters.capacity() * size_of::<UsageCounter>();
-        size_of::<Self>() + metadata + overrides + counters + self.grants.capacity() * size_of::<Grant>() + of_grants
+        let of_hold = |open: &OpenHold| {
+            let metadata = open.hold.metadata.as_ref().map_or(0, |metadata| metadata.bytes());
+            size_of_val(&*open.shares) + metadata
+        };
+        let holds = self.holds.capacity() * size_of::<OpenHold>() + self.holds.iter().map(of_hold).sum::<usize>();
+        let grants = self.grants.capacity() * size_of::<Grant>() + of_grants;
+        size_of::<Self>() + metadata + overrides + counters + grants + holds
     }
 
-    /// Frees the memory of closed grants.
+    /// Frees the memory of closed grants and holds.
     pub fn shrink(&mut self) {
         if self.grants.capacity() > 2 * self.grants.len() + SPARE_GRANTS {
             self.grants.shrink_to_fit();
+        }
+        if self.holds.capacity() > 2 * self.holds.len() + SPARE_GRANTS {
+            self.holds.shrink_to_fit();
         }
     }
 
@@ -144,15 +159,23 @@ impl WorkspaceState {
         counter.map_or(Credits::ZERO, |counter| counter.used_in(self.subscription.period.start))
     }
 
-    /// The features to list, in order: those of the plan, those with an override, and those that were used in this
-    /// period.
+    /// What open holds reserve for a feature.
+    #[must_use]
+    pub fn held_on(&self, code: &FeatureCode) -> Credits {
+        let held = self.holds.iter().map(|open| &open.hold).filter(|hold| hold.feature_code == *code);
+        held.map(|hold| hold.amount).fold(Credits::ZERO, Credits::saturating_plus)
+    }
+
+    /// The features to list, in order: those of the plan, those with an override, those that were used in this period, and
+    /// those that credits are held for.
     #[must_use]
     pub fn feature_codes(&self) -> BTreeSet<&FeatureCode> {
         let used = self.counters.iter().filter(|counter| counter.window_start == self.subscription.period.start);
         let used = used.map(|counter| match &counter.subject {
             CounterSubject::Feature(code) => code,
         });
-        self.plan.features.keys().chain(self.feature_overrides.keys()).chain(used).collect()
+        let held = self.holds.iter().map(|open| &open.hold.feature_code);
+        self.plan.features.keys().chain(self.feature_overrides.keys()).chain(used).chain(held).collect()
     }
 
     #[must_use]

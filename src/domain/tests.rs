@@ -175,8 +175,10 @@ impl World {
         let mut running = 0;
         for (n, entry) in self.entries.iter().enumerate() {
             assert_eq!(entry.seq, i64::try_from(n).unwrap() + 1, "entries have no gap");
-            let key = |account: &Account| {
-                account.grant_id().map_or_else(|| account.label().into_owned(), |id| id.to_string())
+            let key = |account: &Account| match account {
+                Account::Grant(id) => id.to_string(),
+                Account::Held(id) => format!("held {id}"),
+                account => account.label().into_owned(),
             };
             *balances.entry(key(&entry.accounts.debit)).or_default() -= entry.amount.micro();
             *balances.entry(key(&entry.accounts.credit)).or_default() += entry.amount.micro();
@@ -192,10 +194,25 @@ impl World {
         for grant in &state.grants {
             let booked = balances.remove(&grant.grant_id.to_string()).unwrap_or(0);
             assert_eq!(booked, grant.remaining.micro(), "what remains of a grant is the ledger's");
+            let held = balances.remove(&format!("held {}", grant.grant_id)).unwrap_or(0);
+            assert_eq!(held, grant.held.micro(), "what is held of a grant is the ledger's");
+            let shares = state.holds.iter().flat_map(|open| open.shares.iter());
+            let reserved = shares.filter(|share| share.grant_id == grant.grant_id).map(|share| share.amount.micro());
+            assert_eq!(held, reserved.sum::<i64>(), "what is held of a grant is what the open holds reserve");
             assert!(grant.is_open(), "closed grants are removed");
         }
+        let amounts = state.holds.iter().map(|open| open.hold.amount.micro());
+        assert_eq!(amounts.sum::<i64>(), credits.held_credits.micro(), "held credits are those of the open holds");
+        assert_eq!(state.holds.len(), usize::try_from(credits.open_holds).unwrap(), "open holds are counted");
+        for open in &state.holds {
+            let of_grants: i64 = open.shares.iter().map(|share| share.amount.micro()).sum();
+            assert_eq!(of_grants + open.hold.overdraft.micro(), open.hold.amount.micro(), "a hold is its shares");
+            assert!(open.hold.is_open(), "holds that are over are removed");
+        }
+        assert!(state.holds.is_sorted_by_key(|open| open.hold.hold_id), "holds are in the order of their ids");
         for (account, balance) in balances {
-            assert!(Uuid::parse_str(&account).is_err() || balance == 0, "closed grants are empty");
+            let is_grant = Uuid::parse_str(account.trim_start_matches("held ")).is_ok();
+            assert!(!is_grant || balance == 0, "closed grants are empty");
         }
         assert!(state.grants.is_sorted_by(|one, next| one.cmp_burn_order(next).is_le()), "grants are in burn order");
         let ids: BTreeSet<_> = self.events.iter().map(|event| event.event_id).collect();

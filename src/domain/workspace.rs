@@ -39,7 +39,7 @@ pub struct WorkspaceCredits {
     pub workspace_id: WorkspaceId,
     /// The balance: what remains of all grants less the debt.
     pub current_credits: Credits,
-    /// The part of the balance that holds reserve.
+    /// What open holds reserve, in grants and in the overdraft.
     pub held_credits: Credits,
     /// What was spent beyond the grants.
     pub debt_credits: Credits,
@@ -56,6 +56,8 @@ pub struct WorkspaceCredits {
     pub rate_window_used: Credits,
     /// Bit n is set if the plan's n-th low-credit threshold was reported and the credits have not been above it since.
     pub low_credit_alerts: i16,
+    /// How many holds are open.
+    pub open_holds: i16,
     /// The last command's number. Optimistic locking compares it.
     pub version: i64,
     /// The last ledger entry's number.
@@ -84,6 +86,7 @@ impl WorkspaceCredits {
             rate_window_start: at,
             rate_window_used: Credits::ZERO,
             low_credit_alerts: 0,
+            open_holds: 0,
             version: 0,
             ledger_seq: 0,
             usage_seq: 0,

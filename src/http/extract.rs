@@ -22,7 +22,7 @@ use super::ids::hyphenated;
 use super::limits::Permit;
 use super::problem::{Code, Problem};
 use super::state::AppState;
-use crate::domain::ids::{EventId, GrantId, WorkspaceId};
+use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 
 /// Added to every request by the middleware.
@@ -179,6 +179,12 @@ pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
 pub fn grant_id(request: &HttpRequest) -> Result<GrantId, Problem> {
     let text = request.match_info().get("grant_id").unwrap_or_default();
     hyphenated(text).map(GrantId).ok_or_else(|| Problem::plain(Code::GrantNotFound))
+}
+
+/// The hold id in the path. A malformed id gets the same answer as an unknown one.
+pub fn hold_id(request: &HttpRequest) -> Result<HoldId, Problem> {
+    let text = request.match_info().get("hold_id").unwrap_or_default();
+    hyphenated(text).map(HoldId).ok_or_else(|| Problem::plain(Code::HoldNotFound))
 }
 
 /// Answers are JSON. A caller that does not accept JSON gets 406 before anything is done.

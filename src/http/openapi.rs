@@ -32,8 +32,10 @@ mod problems;
 const X_PROBLEMS: &str = "x-problems";
 const X_SCOPE: &str = "x-scope";
 /// Requests with exactly one of several fields: for each field, the schema of the requests that have it.
-const EXACTLY_ONE_OF: [(&str, &[(&str, &str)]); 1] =
-    [("DeductCreditsRequest", &[("credits", "DeductByCredits"), ("quantity", "DeductByQuantity")])];
+const EXACTLY_ONE_OF: [(&str, &[(&str, &str)]); 2] = [
+    ("DeductCreditsRequest", &[("credits", "DeductByCredits"), ("quantity", "DeductByQuantity")]),
+    ("PlaceHoldRequest", &[("credits", "HoldByCredits"), ("quantity", "HoldByQuantity")]),
+];
 
 /// The document of this server.
 #[must_use]
@@ -137,6 +139,7 @@ fn base() -> OpenApi {
 fn tags() -> Vec<Tag> {
     [
         ("workspaces", "The paying tenants."),
+        ("holds", "Reserving credits for a use whose cost is not known yet, and charging what it has cost."),
         ("credits", "Spending, buying, granting and resetting credits, and the balance."),
         ("subscription", "The plan of a workspace: changing, canceling and resuming it."),
         ("usage", "Usage logs, and the terms of features."),
@@ -172,11 +175,11 @@ fn description() -> String {
 
 const fn scope_description(scope: Scope) -> &'static str {
     match scope {
-        Scope::CreditsWrite => "deducting credits",
+        Scope::CreditsWrite => "deducting credits; placing, capturing, releasing and extending holds",
         Scope::CreditsPurchase => "booking purchases",
         Scope::CreditsGrant => "granting credits and voiding grants",
         Scope::CreditsReset => "starting billing periods that are due",
-        Scope::CreditsRead => "reading the balance, the grants and the ledger",
+        Scope::CreditsRead => "reading the balance, the grants, the holds and the ledger",
         Scope::SubscriptionWrite => "changing, canceling and resuming the subscription",
         Scope::SubscriptionRead => "reading the subscription",
         Scope::UsageRead => "reading usage logs and the terms of features",
@@ -235,6 +238,7 @@ fn add_example(parameter: &mut Parameter) {
     let example = match parameter.name.as_str() {
         "workspace_id" if parameter.parameter_in == ParameterIn::Path => "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "grant_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000006",
+        "hold_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000008",
         "event_id" => "019a0000-0000-7000-8000-000000000007",
         "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",
         _ => return,

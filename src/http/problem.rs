@@ -1,26 +1,28 @@
 //! Every error response of the API: `application/problem+json` (RFC 9457).
 //!
-//! [`Code`] lists all errors, each with the stable code that callers match on, the HTTP status and the title. It is
-//! the only place where an error gets its status. A body has no member that identifies the request (no time, no id),
-//! because bodies of refused commands are stored and replayed byte for byte. The cause of a 5xx is logged and not sent.
+//! [`Code`] lists all errors, each with the stable code that callers match on, the HTTP status and the title. A body
+//! has no member that identifies the request (no time, no id), because bodies of refused commands are stored and replayed byte for byte. The cause of a 5xx is logged and not sent.
+
+mod code;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::LazyLock;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
-use serde::{Serialize, Serializer};
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
-use utoipa::{PartialSchema, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 
+pub use self::code::Code;
 use super::refusal::Refusal;
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
+use crate::domain::hold::HoldState;
 use crate::domain::ids::GrantId;
 use crate::domain::rejection::Rejection;
-use crate::domain::text::{FieldCode, FieldError};
+use crate::domain::text::FieldError;
 use crate::domain::time::Timestamp;
 use crate::engine::EngineError;
 use crate::store::StoreError;
@@ -35,179 +37,6 @@ const RETRY_AFTER_S: u32 = 1;
 const MAX_DETAIL_CHARS: usize = 240;
 /// Maximum length of a pointer or a parameter name: an unknown name is copied from the request.
 const MAX_NAME_CHARS: usize = 128;
-
-macro_rules! codes {
-    ($($name:ident $status:literal $word:literal $title:literal),+ $(,)?) => {
-        /// Every error of the API.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Code { $($name),+ }
-
-        impl Code {
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The stable code that callers match on.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $word),+ }
-            }
-
-            /// The HTTP status.
-            #[must_use]
-            pub const fn status(self) -> u16 {
-                match self { $(Self::$name => $status),+ }
-            }
-
-            /// A sentence for people. It is the same for every occurrence of the code.
-            #[must_use]
-            pub const fn title(self) -> &'static str {
-                match self { $(Self::$name => $title),+ }
-            }
-
-            const fn type_uri(self) -> &'static str {
-                match self { $(Self::$name => concat!("urn:visionscope:problem:", $word)),+ }
-            }
-        }
-    };
-}
-
-codes! {
-    MalformedRequest 400 "malformed-request" "The request could not be understood.",
-    MalformedJson 400 "malformed-json" "The body is not well-formed JSON.",
-    IdempotencyKeyRequired 400 "idempotency-key-required" "One well-formed Idempotency-Key header is required.",
-    InvalidToken 401 "invalid-token" "A valid bearer token is required.",
-    InsufficientCredits 402 "insufficient-credits" "There are not enough credits.",
-    MissingScope 403 "missing-scope" "The token does not have the scope for this operation.",
-    FeatureDisabled 403 "feature-disabled" "The feature is not available to this workspace.",
-    LimitExceeded 403 "limit-exceeded" "A limit would be exceeded.",
-    OriginNotAllowed 403 "origin-not-allowed" "Pages of this origin may not call the API.",
-    NotFound 404 "not-found" "This path does not exist.",
-    WorkspaceNotFound 404 "workspace-not-found" "There is no such workspace.",
-    EventNotFound 404 "event-not-found" "There is no such event.",
-    UsageLogNotFound 404 "usage-log-not-found" "There is no such usage log.",
-    GrantNotFound 404 "grant-not-found" "There is no such grant.",
-    FeatureNotFound 404 "feature-not-found" "There is no such feature.",
-    CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
-    MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",
-    NotAcceptable 406 "not-acceptable" "The response is JSON, which the Accept header excludes.",
-    RequestTimeout 408 "request-timeout" "The request did not arrive in time.",
-    WorkspaceExists 409 "workspace-exists" "The workspace already exists with another definition, and PUT does not change it.",
-    SubscriptionCanceled 409 "subscription-canceled" "The subscription is canceled.",
-    PlanUnchanged 409 "plan-unchanged" "The workspace already has this version of the plan.",
-    RestartRequired 409 "restart-required" "The plans have billing periods of different lengths.",
-    NothingScheduled 409 "nothing-scheduled" "No change or cancellation is scheduled.",
-    ResetNotDue 409 "reset-not-due" "The billing period has not ended.",
-    PeriodMismatch 409 "period-mismatch" "The given period is not the next billing period.",
-    PaymentReferenceUsed 409 "payment-reference-used" "The payment reference was already used.",
-    TooManyGrants 409 "too-many-grants" "The workspace has the maximum number of open grants.",
-    GrantNotVoidable 409 "grant-not-voidable" "Grants of this source cannot be voided.",
-    GrantClosed 409 "grant-closed" "Nothing is left of the grant.",
-    VoidExceedsRemaining 409 "void-exceeds-remaining" "More than what remains of the grant cannot be voided.",
-    VersionMismatch 412 "version-mismatch" "The subscription has another version.",
-    BodyTooLarge 413 "body-too-large" "The body is larger than 64 KiB.",
-    UnsupportedMediaType 415 "unsupported-media-type" "The body must be application/json.",
-    UnsupportedContentEncoding 415 "unsupported-content-encoding" "The body must not be compressed.",
-    InvalidField 422 "invalid-field" "A field has the wrong type or form.",
-    AmountOutOfRange 422 "amount-out-of-range" "An amount is zero, negative or too large.",
-    InvalidText 422 "invalid-text" "A text has a wrong length or a character that is not allowed.",
-    InvalidCursor 422 "invalid-cursor" "The cursor is not one of this list with these parameters.",
-    UnknownField 422 "unknown-field" "The field or parameter does not exist.",
-    ObjectRequired 422 "object-required" "The body must be a JSON object.",
-    IdempotencyKeyReused 422 "idempotency-key-reused" "The Idempotency-Key was already used with another request.",
-    PlanNotFound 422 "plan-not-found" "There is no such plan.",
-    PlanNotOffered 422 "plan-not-offered" "The plan is no longer offered.",
-    FeatureNotPriced 422 "feature-not-priced" "The feature has no unit price.",
-    RateExceeded 429 "rate-exceeded" "The rate limit of the plan would be exceeded.",
-    TooManyRequests 429 "too-many-requests" "This workspace has sent too many requests.",
-    HeadersTooLarge 431 "headers-too-large" "There are too many headers, or they are too large.",
-    InternalError 500 "internal-error" "The server failed; it is safe to retry with the same Idempotency-Key.",
-    Overloaded 503 "overloaded" "The server is busy; nothing was done.",
-    Unavailable 503 "unavailable" "The database is unavailable; it is safe to retry with the same Idempotency-Key.",
-    ShuttingDown 503 "shutting-down" "The server is shutting down; nothing was done.",
-}
-
-impl Serialize for Code {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl PartialSchema for Code {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(SchemaType::new(Type::String))
-            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
-            .description(Some("What is wrong. More codes may be added."))
-            .into()
-    }
-}
-
-impl ToSchema for Code {
-    fn name() -> Cow<'static, str> {
-        "ProblemCode".into()
-    }
-}
-
-impl Code {
-    /// The code of a rejection.
-    #[must_use]
-    pub const fn of(rejection: &Rejection) -> Self {
-        match rejection {
-            Rejection::WorkspaceNotFound => Self::WorkspaceNotFound,
-            Rejection::WorkspaceExists => Self::WorkspaceExists,
-            Rejection::TimeOutOfRange { .. } => Self::InvalidField,
-            Rejection::PlanNotFound(_) => Self::PlanNotFound,
-            Rejection::PlanNotOffered(_) => Self::PlanNotOffered,
-            Rejection::VersionMismatch { .. } => Self::VersionMismatch,
-            Rejection::SubscriptionCanceled => Self::SubscriptionCanceled,
-            Rejection::PlanUnchanged(_) => Self::PlanUnchanged,
-            Rejection::RestartRequired => Self::RestartRequired,
-            Rejection::NothingScheduled => Self::NothingScheduled,
-            Rejection::ResetNotDue { .. } => Self::ResetNotDue,
-            Rejection::PeriodMismatch { .. } => Self::PeriodMismatch,
-            Rejection::PaymentReferenceUsed { .. } => Self::PaymentReferenceUsed,
-            Rejection::TooManyGrants(_) => Self::TooManyGrants,
-            Rejection::GrantNotFound(_) => Self::GrantNotFound,
-            Rejection::GrantNotVoidable(_) => Self::GrantNotVoidable,
-            Rejection::GrantClosed => Self::GrantClosed,
-            Rejection::VoidExceedsRemaining { .. } => Self::VoidExceedsRemaining,
-            Rejection::FeatureNotFound(_) => Self::FeatureNotFound,
-            Rejection::FeatureDisabled(_) => Self::FeatureDisabled,
-            Rejection::FeatureNotPriced(_) => Self::FeatureNotPriced,
-            Rejection::LimitExceeded { .. } => Self::LimitExceeded,
-            Rejection::RateExceeded { .. } => Self::RateExceeded,
-            Rejection::InsufficientCredits { .. } => Self::InsufficientCredits,
-            Rejection::BalanceOutOfRange => Self::AmountOutOfRange,
-        }
-    }
-
-    /// The code for an error response that actix made.
-    #[must_use]
-    pub fn of_status(status: StatusCode) -> Self {
-        match status.as_u16() {
-            401 => Self::InvalidToken,
-            404 => Self::NotFound,
-            405 => Self::MethodNotAllowed,
-            406 => Self::NotAcceptable,
-            408 => Self::RequestTimeout,
-            413 => Self::BodyTooLarge,
-            415 => Self::UnsupportedMediaType,
-            431 => Self::HeadersTooLarge,
-            503 => Self::Unavailable,
-            400..=499 => Self::MalformedRequest,
-            _ => Self::InternalError,
-        }
-    }
-}
-
-impl From<FieldCode> for Code {
-    fn from(code: FieldCode) -> Self {
-        match code {
-            FieldCode::Invalid => Self::InvalidField,
-            FieldCode::AmountOutOfRange => Self::AmountOutOfRange,
-            FieldCode::InvalidText => Self::InvalidText,
-        }
-    }
-}
 
 /// The part of the request that is invalid. Exactly one of `pointer` and `parameter` is present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -283,6 +112,9 @@ pub struct Members {
     /// Credits used in this billing period before this request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_credits: Option<Credits>,
+    /// What open holds reserve, which counts as used; or what the hold to capture reserves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_credits: Option<Credits>,
     /// When the billing period ends and usage counts from zero again. Absent if the request is larger than the whole
     /// limit: it never passes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,6 +126,12 @@ pub struct Members {
     pub expected_version: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual_version: Option<i64>,
+    /// What became of the hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_state: Option<HoldState>,
+    /// When the hold expired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expired_at: Option<Timestamp>,
     /// The end of the current billing period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_ends_at: Option<Timestamp>,
@@ -422,22 +260,7 @@ impl Problem {
     }
 }
 
-static NO_MEMBERS: Members = Members {
-    errors: Vec::new(),
-    available_credits: None,
-    requested_credits: None,
-    remaining_credits: None,
-    grant_id: None,
-    limit_scope: None,
-    limit_credits: None,
-    used_credits: None,
-    resets_at: None,
-    window_s: None,
-    expected_version: None,
-    actual_version: None,
-    period_ends_at: None,
-    next_period_starts_at: None,
-};
+static NO_MEMBERS: LazyLock<Members> = LazyLock::new(Members::default);
 
 fn clip(text: String, max_chars: usize) -> String {
     match text.char_indices().nth(max_chars) {
@@ -469,10 +292,11 @@ impl From<&Rejection> for Problem {
             }
             Rejection::ResetNotDue { ends_at } => members.period_ends_at = Some(*ends_at),
             Rejection::PeriodMismatch { next } => members.next_period_starts_at = Some(*next),
-            Rejection::LimitExceeded { scope, limit, used, requested, resets_at, window_s } => {
+            Rejection::LimitExceeded { scope, limit, used, held, requested, resets_at, window_s } => {
                 members.limit_scope = Some(*scope);
                 members.limit_credits = Some(*limit);
                 members.used_credits = Some(*used);
+                members.held_credits = Some(*held);
                 members.requested_credits = Some(*requested);
                 members.resets_at = *resets_at;
                 members.window_s = *window_s;
@@ -491,6 +315,12 @@ impl From<&Rejection> for Problem {
                 members.requested_credits = Some(*requested);
                 members.remaining_credits = Some(*remaining);
             }
+            Rejection::HoldOver(state) => members.hold_state = Some(*state),
+            Rejection::HoldExpired(at) => members.expired_at = Some(*at),
+            Rejection::CaptureExceedsHold { requested, held } => {
+                members.requested_credits = Some(*requested);
+                members.held_credits = Some(*held);
+            }
             Rejection::WorkspaceNotFound
             | Rejection::WorkspaceExists
             | Rejection::TimeOutOfRange { .. }
@@ -507,6 +337,9 @@ impl From<&Rejection> for Problem {
             | Rejection::FeatureNotFound(_)
             | Rejection::FeatureDisabled(_)
             | Rejection::FeatureNotPriced(_)
+            | Rejection::HoldNotFound(_)
+            | Rejection::TooManyHolds(_)
+            | Rejection::HoldSpansTooManyGrants(_)
             | Rejection::BalanceOutOfRange => {}
         }
         let problem = Self::new(code, rejection.to_string());

@@ -19,10 +19,12 @@ pub struct JsonRender;
 impl Render for JsonRender {
     fn receipt(&self, receipt: &Receipt) -> Rendered {
         let status = match receipt {
-            Receipt::Provisioned(_) | Receipt::Granted(_) => StatusCode::CREATED,
+            Receipt::Provisioned(_) | Receipt::Granted(_) | Receipt::Held(_) => StatusCode::CREATED,
             Receipt::Deducted(_)
             | Receipt::Purchased(_)
             | Receipt::Voided(_)
+            | Receipt::HoldChanged(_)
+            | Receipt::Captured(_)
             | Receipt::Reset(_)
             | Receipt::Subscription(_)
             | Receipt::Internal(_) => StatusCode::OK,

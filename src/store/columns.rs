@@ -16,7 +16,8 @@ use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::EventType;
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
-use crate::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use crate::domain::hold::HoldState;
+use crate::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, SubscriptionId, WorkspaceId};
 use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
 use crate::domain::period::Period;
@@ -24,6 +25,7 @@ use crate::domain::plan::{LimitMode, UsageLimit};
 use crate::domain::subscription::{PendingChange, SubscriptionStatus};
 use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageId;
 use crate::domain::workspace::OverrideTerms;
 
 /// The type of a column, named after PostgreSQL's.
@@ -187,6 +189,7 @@ stored! {
     WorkspaceId: Uuid, id => id.0, value => Some(Self(value));
     CommandId: Uuid, id => id.0, value => Some(Self(value));
     GrantId: Uuid, id => id.0, value => Some(Self(value));
+    HoldId: Uuid, id => id.0, value => Some(Self(value));
     EventId: Uuid, id => id.0, value => Some(Self(value));
     SubscriptionId: Uuid, id => id.0, value => Some(Self(value));
     Partition: Smallint, partition => partition.stored(), value => u8::try_from(value).ok().and_then(Self::new);
@@ -206,6 +209,7 @@ stored! {
     PlanCode: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     UserId: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     GrantSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
+    HoldState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
     SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
     EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
@@ -244,6 +248,7 @@ macro_rules! optional_pair {
 optional_pair! {
     CostBasis { amount_minor: i64, currency: Currency }
     UsageLimit { credits: Credits, mode: LimitMode }
+    UsageId { recorded_at: Timestamp, seq: i64 }
 }
 
 impl Columns for Period {

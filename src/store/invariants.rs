@@ -12,7 +12,12 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
     ("balance-after-chains", BALANCE_AFTER_CHAINS),
     ("balance-is-sum-of-grants", BALANCE_IS_SUM_OF_GRANTS),
-    ("held-is-sum-of-grants", HELD_IS_SUM_OF_GRANTS),
+    ("held-is-sum-of-open-holds", HELD_IS_SUM_OF_OPEN_HOLDS),
+    ("grant-held-is-sum-of-open-holds", GRANT_HELD_IS_SUM_OF_OPEN_HOLDS),
+    ("hold-is-sum-of-its-grants", HOLD_IS_SUM_OF_ITS_GRANTS),
+    ("capture-has-usage-log", CAPTURE_HAS_USAGE_LOG),
+    ("holding-has-hold-and-event", HOLDING_HAS_HOLD_AND_EVENT),
+    ("release-has-event", RELEASE_HAS_EVENT),
     ("grant-is-sum-of-entries", GRANT_IS_SUM_OF_ENTRIES),
     ("debt-is-sum-of-entries", DEBT_IS_SUM_OF_ENTRIES),
     ("used-is-sum-of-usage-logs", USED_IS_SUM_OF_USAGE_LOGS),
@@ -91,14 +96,82 @@ left join (
 where c.current_credits <> coalesce(g.total, 0) - c.debt_credits
 limit $1";
 
-const HELD_IS_SUM_OF_GRANTS: &str = "
+const HELD_IS_SUM_OF_OPEN_HOLDS: &str = "
 select c.workspace_id, cast(null as uuid) as row_id,
-    format('held_credits is %s, the grants say %s', c.held_credits, coalesce(g.held, 0)) as detail
+    format('held_credits is %s in %s holds, the open holds are %s and reserve %s', c.held_credits, c.open_holds,
+        coalesce(h.holds, 0), coalesce(h.held, 0)) as detail
 from workspace_credits c
 left join (
-    select workspace_id, sum(held) as held from credit_grants group by workspace_id
-) g on g.workspace_id = c.workspace_id
-where c.held_credits <> coalesce(g.held, 0)
+    select workspace_id, count(*) as holds, sum(amount) as held from credit_holds where state = 'open' group by workspace_id
+) h on h.workspace_id = c.workspace_id
+where c.held_credits <> coalesce(h.held, 0) or c.open_holds <> coalesce(h.holds, 0)
+limit $1";
+
+const GRANT_HELD_IS_SUM_OF_OPEN_HOLDS: &str = "
+select g.workspace_id, g.grant_id as row_id,
+    format('the grant has %s held, the open holds reserve %s of it', g.held, coalesce(h.held, 0)) as detail
+from credit_grants g
+left join (
+    select s.workspace_id, s.grant_id, sum(s.amount) as held
+    from credit_hold_grants s
+    join credit_holds h on h.workspace_id = s.workspace_id and h.hold_id = s.hold_id
+    where h.state = 'open' group by s.workspace_id, s.grant_id
+) h on h.workspace_id = g.workspace_id and h.grant_id = g.grant_id
+where g.held <> coalesce(h.held, 0)
+limit $1";
+
+/// What a hold reserves of grants is an entry each.
+const HOLD_IS_SUM_OF_ITS_GRANTS: &str = "
+select h.workspace_id, h.hold_id as row_id,
+    format('the hold is %s with %s of the overdraft, its grants say %s, the entries %s', h.amount, h.overdraft,
+        coalesce(s.amount, 0), coalesce(e.amount, 0)) as detail
+from credit_holds h
+left join (
+    select workspace_id, hold_id, sum(amount) as amount from credit_hold_grants group by workspace_id, hold_id
+) s on s.workspace_id = h.workspace_id and s.hold_id = h.hold_id
+left join (
+    select workspace_id, command_id, sum(amount) as amount
+    from ledger_entries where credit_account = 'held' group by workspace_id, command_id
+) e on e.workspace_id = h.workspace_id and e.command_id = h.command_id
+where h.amount - h.overdraft <> coalesce(s.amount, 0) or h.amount - h.overdraft <> coalesce(e.amount, 0)
+limit $1";
+
+const CAPTURE_HAS_USAGE_LOG: &str = "
+select h.workspace_id, h.hold_id as row_id,
+    format('the hold was captured for %s, its usage log says %s', h.captured, coalesce(u.credits, -1)) as detail
+from credit_holds h
+left join usage_logs u on u.workspace_id = h.workspace_id and u.recorded_at = h.usage_recorded_at and u.seq = h.usage_seq
+where h.usage_seq is not null and (u.credits is distinct from h.captured or u.feature_code is distinct from h.feature_code)
+limit $1";
+
+const HOLDING_HAS_HOLD_AND_EVENT: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('command %s has %s holds and raised %s CreditsHeld', c.seq, coalesce(h.holds, 0), coalesce(o.events, 0))
+        as detail
+from commands c
+left join (
+    select workspace_id, command_id, count(*) as holds from credit_holds group by workspace_id, command_id
+) h on h.workspace_id = c.workspace_id and h.command_id = c.command_id
+left join (
+    select workspace_id, causation_id, count(*) as events
+    from event_outbox where event_type = 'CreditsHeld' group by workspace_id, causation_id
+) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
+where c.command_type = 'PlaceHold' and c.outcome = 'accepted'
+    and (coalesce(h.holds, 0) <> 1 or coalesce(o.events, 0) <> 1)
+limit $1";
+
+const RELEASE_HAS_EVENT: &str = "
+select c.workspace_id, cast(null as uuid) as row_id,
+    format('%s holds were released or expired, and %s HoldReleased were raised', coalesce(h.holds, 0),
+        coalesce(o.events, 0)) as detail
+from workspace_credits c
+left join (
+    select workspace_id, count(*) as holds from credit_holds where state in ('released', 'expired') group by workspace_id
+) h on h.workspace_id = c.workspace_id
+left join (
+    select workspace_id, count(*) as events from event_outbox where event_type = 'HoldReleased' group by workspace_id
+) o on o.workspace_id = c.workspace_id
+where coalesce(h.holds, 0) <> coalesce(o.events, 0)
 limit $1";
 
 const GRANT_IS_SUM_OF_ENTRIES: &str = concat!(
@@ -200,15 +273,15 @@ from commands c
 left join (
     select workspace_id, command_id, count(*) as logs from usage_logs group by workspace_id, command_id
 ) u on u.workspace_id = c.workspace_id and u.command_id = c.command_id
-where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(u.logs, 0) <> 1
+where c.command_type in ('DeductCredits', 'CaptureHold') and c.outcome = 'accepted' and coalesce(u.logs, 0) <> 1
 limit $1";
 
 const USAGE_LOG_HAS_DEDUCTION: &str = "
-select u.workspace_id, cast(null as uuid) as row_id, format('usage log %s has no accepted deduction', u.seq) as detail
+select u.workspace_id, cast(null as uuid) as row_id, format('usage log %s has no accepted deduction or capture', u.seq) as detail
 from usage_logs u
 left join (
     select distinct workspace_id, command_id
-    from commands where command_type = 'DeductCredits' and outcome = 'accepted'
+    from commands where command_type in ('DeductCredits', 'CaptureHold') and outcome = 'accepted'
 ) c on c.workspace_id = u.workspace_id and c.command_id = u.command_id
 where c.command_id is null
 limit $1";
@@ -233,7 +306,7 @@ left join (
     select workspace_id, causation_id, count(*) as events
     from event_outbox where event_type = 'CreditConsumed' group by workspace_id, causation_id
 ) o on o.workspace_id = c.workspace_id and o.causation_id = c.command_id
-where c.command_type = 'DeductCredits' and c.outcome = 'accepted' and coalesce(o.events, 0) <> 1
+where c.command_type in ('DeductCredits', 'CaptureHold') and c.outcome = 'accepted' and coalesce(o.events, 0) <> 1
 limit $1";
 
 /// What was granted or voided is one entry from or to the account of its source, and one event.
@@ -286,7 +359,8 @@ left join (
         when 'insufficient-credits' then 'CreditLimitExceeded'
         else 'UsageLimitExceeded'
     end
-where c.command_type = 'DeductCredits' and c.outcome in ('insufficient-credits', 'limit-exceeded')
+where c.command_type in ('DeductCredits', 'PlaceHold', 'CaptureHold')
+    and c.outcome in ('insufficient-credits', 'limit-exceeded')
     and coalesce(o.events, 0) <> 1
 limit $1";
 

@@ -17,6 +17,7 @@ use super::tables::Table;
 use crate::domain::cloud_event::EventSource;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::grant::Grant;
+use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
@@ -35,6 +36,7 @@ pub(super) async fn load<D: Dialect>(
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
     let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&keys.grants)).await?)?;
+    let holds: Vec<Hold> = rows(&look_up(connection, &D::statements().holds, Keys::pairs(&keys.holds)).await?)?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
     let features = existing_features(connection, cache, &keys.features).await?;
     let ids: Vec<_> = keys.uncached_workspaces(&heads).collect();
@@ -47,6 +49,7 @@ pub(super) async fn load<D: Dialect>(
         commands: commands.into_iter().map(keyed).collect(),
         payments: each(&payments, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?.into_iter().collect(),
         grant_sources: grants.iter().map(|grant| ((grant.workspace_id, grant.grant_id), grant.source)).collect(),
+        holds: holds.into_iter().map(|hold| ((hold.workspace_id, hold.hold_id), hold)).collect(),
         plans,
         features,
     })
@@ -75,8 +78,14 @@ pub(super) async fn states<D: Dialect>(
     let head = |mut row: Fields<'_>| {
         Ok((Workspace::take(&mut row)?, WorkspaceCredits::take(&mut row)?, Subscription::take(&mut row)?))
     };
+    let heads = each(&found, head)?;
+    let has_holds = |credits: &WorkspaceCredits| (credits.open_holds > 0).then_some(credits.workspace_id);
+    let with_holds: Vec<_> = heads.iter().filter_map(|(_, credits, _)| has_holds(credits)).collect();
+    let holds: Vec<Hold> = rows(&look_up(connection, &statements.open_holds, Keys::of(&with_holds)).await?)?;
     let state_rows = StateRows {
-        heads: each(&found, head)?,
+        heads,
+        held_shares: held_shares(connection, &holds).await?,
+        holds,
         overrides: rows(&look_up(connection, &statements.overrides, Keys::of(ids)).await?)?,
         counters: rows(&look_up(connection, &statements.counters, Keys::of(ids)).await?)?,
         grants: rows(&look_up(connection, &statements.open_grants, Keys::of(ids)).await?)?,
@@ -84,6 +93,12 @@ pub(super) async fn states<D: Dialect>(
     let keys = state_rows.heads.iter().flat_map(|(_, _, subscription)| plan_keys(subscription)).collect();
     let plans = versions(connection, cache, &keys).await?;
     state_rows.into_states(&plans)
+}
+
+/// What the holds reserve of grants.
+pub(super) async fn held_shares<D: Dialect>(connection: &mut D, holds: &[Hold]) -> Result<Vec<HeldShare>, StoreError> {
+    let keys: Vec<_> = holds.iter().map(|hold| (hold.workspace_id, hold.hold_id)).collect();
+    rows(&look_up(connection, &D::statements().held_shares, Keys::pairs(&keys)).await?)
 }
 
 /// The workspaces whose version is not the given one.

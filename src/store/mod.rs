@@ -15,13 +15,14 @@ use async_trait::async_trait;
 
 pub use self::error::StoreError;
 use self::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
-    Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
+    PartitionStatus, Publication, Purchase, Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
 use crate::domain::grant::Grant;
-use crate::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use crate::domain::hold::HoldState;
+use crate::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
@@ -138,6 +139,9 @@ pub trait Reads: Send + Sync {
     /// Workspaces whose period has ended, the longest overdue first.
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
 
+    /// Workspaces with open holds that have expired, the longest overdue first. Bounded like [`Self::due_expiries`].
+    async fn due_holds(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError>;
+
     /// Workspaces with expired grants that still have credits, the longest overdue first. Reads at most
     /// [`EXPIRIES_PER_WORKSPACE`] times `limit` grants, so a workspace with many of them makes the list
     /// shorter, not the query slower.
@@ -163,6 +167,12 @@ pub trait Reads: Send + Sync {
 
     /// One grant, open or closed.
     async fn grant(&self, workspace_id: WorkspaceId, grant_id: GrantId) -> Result<Option<Grant>, StoreError>;
+
+    /// A page of holds, optionally of those in a state.
+    async fn holds(&self, query: &HistoryQuery, state: Option<HoldState>) -> Result<Page<ListedHold>, StoreError>;
+
+    /// One hold, open or over.
+    async fn hold(&self, workspace_id: WorkspaceId, hold_id: HoldId) -> Result<Option<ListedHold>, StoreError>;
 
     /// Checks the invariants. Returns the violations, at most `limit` per invariant.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError>;

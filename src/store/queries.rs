@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::columns::Fields;
 use super::error::StoreError;
 use crate::domain::grant::Grant;
+use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::{Partition, SubscriptionId, WorkspaceId};
 use crate::domain::time::Timestamp;
 
@@ -23,6 +24,12 @@ impl HistoryPosition {
     #[must_use]
     pub const fn of_grant(grant: &Grant) -> Self {
         Self { recorded_at: grant.created_at, seq: grant.issued_seq }
+    }
+
+    /// No two holds of a workspace were placed at the same instant.
+    #[must_use]
+    pub const fn of_hold(hold: &Hold) -> Self {
+        Self { recorded_at: hold.created_at, seq: 1 }
     }
 }
 
@@ -115,6 +122,14 @@ pub enum GrantFilter {
     Closed(Timestamp),
 }
 
+/// A hold, open or over, with what it reserves of grants, or did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedHold {
+    pub hold: Hold,
+    /// In burn order.
+    pub shares: Vec<HeldShare>,
+}
+
 /// A page of events, oldest first.
 #[derive(Clone, Debug)]
 pub enum EventQuery {
@@ -149,6 +164,8 @@ pub struct DueWorkspace {
 pub enum DueWork {
     /// The period has ended. It names the boundary, so the command needs no read of the workspace.
     Boundary { subscription_id: SubscriptionId, period_end: Timestamp },
+    /// A hold was not captured in time.
+    HoldExpiry,
     /// A grant that belongs to no period has expired and still has credits.
     Expiry,
     /// A grant will expire soon, and nobody was told.

@@ -11,17 +11,19 @@ use super::columns::{Fields, Stored};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout, with_timeout};
 use super::invariants::INVARIANTS;
-use super::load::{states, versions};
+use super::load::{held_shares, states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{
-    AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, Order, Page, Purchase,
+    AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, ListedHold, Order,
+    Page, Purchase,
 };
 use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::grant::Grant;
-use crate::domain::ids::{EventId, GrantId, WorkspaceId};
+use crate::domain::hold::{Hold, HoldState};
+use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
@@ -93,6 +95,24 @@ async fn with_bonuses<D: Database>(database: &D, bought: Vec<Grant>) -> Result<V
     Ok(bought.into_iter().map(with_bonus).collect())
 }
 
+/// Reads what the holds reserve of grants.
+async fn with_shares<D: Database>(database: &D, holds: Vec<Hold>) -> Result<Vec<ListedHold>, StoreError> {
+    if holds.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = with_answer_timeout(async { held_shares(&mut *database.reader().await?, &holds).await });
+    let mut shares: HashMap<_, Vec<_>> = HashMap::new();
+    for share in found.await? {
+        shares.entry(share.hold_id).or_default().push(share);
+    }
+    let with_shares = |hold: Hold| {
+        let mut shares = shares.remove(&hold.hold_id).unwrap_or_default();
+        shares.sort_by_key(|share| share.position);
+        ListedHold { hold, shares }
+    };
+    Ok(holds.into_iter().map(with_shares).collect())
+}
+
 async fn due<D: Database>(
     database: &D,
     statement: &'static Statement,
@@ -102,16 +122,16 @@ async fn due<D: Database>(
     with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }
 
-/// Workspaces with grants that are due, for work that names no more than the workspace.
-async fn due_grants<D: Database>(
+/// Workspaces with rows that are due, for work that names no more than the workspace.
+async fn due_rows<D: Database>(
     database: &D,
     statement: &'static Statement,
     now: Timestamp,
     limit: u32,
     work: DueWork,
 ) -> Result<Vec<DueWorkspace>, StoreError> {
-    let (grants, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
-    let parameters = Parameters::of(&now).and(&grants).and(&limit);
+    let (rows, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
+    let parameters = Parameters::of(&now).and(&rows).and(&limit);
     due(database, statement, parameters, |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work })).await
 }
 
@@ -193,12 +213,16 @@ impl<D: Database> Reads for D {
         .await
     }
 
+    async fn due_holds(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        due_rows(self, &D::Connection::statements().due_holds, now, limit, DueWork::HoldExpiry).await
+    }
+
     async fn due_expiries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        due_grants(self, &D::Connection::statements().due_expiries, now, limit, DueWork::Expiry).await
+        due_rows(self, &D::Connection::statements().due_expiries, now, limit, DueWork::Expiry).await
     }
 
     async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
-        due_grants(self, &D::Connection::statements().due_warnings, now, limit, DueWork::ExpiryWarning).await
+        due_rows(self, &D::Connection::statements().due_warnings, now, limit, DueWork::ExpiryWarning).await
     }
 
     async fn purchases(&self, query: &HistoryQuery) -> Result<Page<Purchase>, StoreError> {
@@ -242,6 +266,24 @@ impl<D: Database> Reads for D {
             rows(&self.reader().await?.look_up(statement, &Keys::pairs(&[(workspace_id, grant_id)])).await?)
         });
         Ok(found.await?.pop())
+    }
+
+    async fn holds(&self, query: &HistoryQuery, state: Option<HoldState>) -> Result<Page<ListedHold>, StoreError> {
+        let statements = D::Connection::statements();
+        let orders = match state {
+            None => [&statements.holds_asc, &statements.holds_desc],
+            Some(_) => [&statements.holds_by_state_asc, &statements.holds_by_state_desc],
+        };
+        let Page { rows, has_more } = page(self, orders, query, state.as_ref()).await?;
+        Ok(Page { rows: with_shares(self, rows).await?, has_more })
+    }
+
+    async fn hold(&self, workspace_id: WorkspaceId, hold_id: HoldId) -> Result<Option<ListedHold>, StoreError> {
+        let found = with_answer_timeout(async {
+            let statement = &D::Connection::statements().holds;
+            rows(&self.reader().await?.look_up(statement, &Keys::pairs(&[(workspace_id, hold_id)])).await?)
+        });
+        Ok(with_shares(self, found.await?).await?.pop())
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

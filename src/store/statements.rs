@@ -11,6 +11,7 @@ use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
+use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
@@ -28,6 +29,7 @@ const PLAN_VERSION: &[KeyColumn] = &[("plan_code", Kind::Text), ("version", Kind
 const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", Kind::Timestamptz)];
 const FEATURE: &[KeyColumn] = &[("feature_code", Kind::Text)];
 const GRANT: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("grant_id", Kind::Uuid)];
+const HOLD: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("hold_id", Kind::Uuid)];
 const SETTING: &[KeyColumn] = &[("name", Kind::Text), ("value", Kind::Text)];
 
 /// The parts of a shared statement that each database writes in its own way.
@@ -70,7 +72,8 @@ statements! {
     retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
     due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants, grants_asc, grants_desc,
-    open_grants_asc, open_grants_desc, closed_grants_asc, closed_grants_desc
+    open_grants_asc, open_grants_desc, closed_grants_asc, closed_grants_desc, open_holds, holds, held_shares, holds_asc,
+    holds_desc, holds_by_state_asc, holds_by_state_desc, due_holds
 }
 
 const STALE: &str = "
@@ -130,6 +133,13 @@ select workspace_id from (
 ) due
 group by workspace_id order by min(expiry_warning_at) limit $3";
 
+const DUE_HOLDS: &str = "
+select workspace_id from (
+    select workspace_id, expires_at from credit_holds where state = 'open' and expires_at <= $1
+    order by expires_at limit $2
+) expired
+group by workspace_id order by min(expires_at) limit $3";
+
 impl Statements {
     pub(super) fn new<S: Syntax>() -> Self {
         Self {
@@ -185,6 +195,14 @@ impl Statements {
             open_grants_desc: grants::<S>("credit_grants_open", OPEN, "desc"),
             closed_grants_asc: grants::<S>("credit_grants_listed", CLOSED, "asc"),
             closed_grants_desc: grants::<S>("credit_grants_listed", CLOSED, "desc"),
+            open_holds: by_key::<S, Hold>(WORKSPACE, "credit_holds_open", "and t.state = 'open'"),
+            holds: by_key::<S, Hold>(HOLD, "credit_holds_pkey", ""),
+            held_shares: by_key::<S, HeldShare>(HOLD, "credit_hold_grants_pkey", ""),
+            holds_asc: holds::<S>("credit_holds_listed", "", "asc"),
+            holds_desc: holds::<S>("credit_holds_listed", "", "desc"),
+            holds_by_state_asc: holds::<S>("credit_holds_by_state", "and t.state = $7", "asc"),
+            holds_by_state_desc: holds::<S>("credit_holds_by_state", "and t.state = $7", "desc"),
+            due_holds: list("credit_holds_expiring", DUE_HOLDS),
         }
     }
 }
@@ -240,6 +258,16 @@ fn grants<S: Syntax>(index: &'static str, filter: &str, order: &str) -> Statemen
     {filter} order by t.created_at {order}, t.issued_seq {order} limit $6"
     );
     of::<S, Grant>(index, &filter)
+}
+
+/// A page of a workspace's holds, with the parameters of [`page`]. Each was recorded at another instant, so its number is
+/// always 1.
+fn holds<S: Syntax>(index: &'static str, filter: &str, order: &str) -> Statement {
+    let filter = format!(
+        "t.workspace_id = $1 and t.created_at >= $2 and t.created_at <= $4
+    and (t.created_at, 1) > ($2, $3) and (t.created_at, 1) < ($4, $5) {filter} order by t.created_at {order} limit $6"
+    );
+    of::<S, Hold>(index, &filter)
 }
 
 /// A page of a workspace ($1) between two positions ($2, $3) and ($4, $5), of at most $6 rows.

@@ -8,7 +8,8 @@ use super::error::StoreError;
 use super::plan_cache::{PlanKey, pending_key, plan_of};
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::grant::Grant;
-use crate::domain::ids::WorkspaceId;
+use crate::domain::hold::{HeldShare, Hold, OpenHold};
+use crate::domain::ids::{HoldId, WorkspaceId};
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::Subscription;
@@ -24,6 +25,9 @@ pub(super) struct StateRows {
     pub(super) counters: Vec<UsageCounter>,
     /// Open grants only.
     pub(super) grants: Vec<Grant>,
+    /// Open holds only.
+    pub(super) holds: Vec<Hold>,
+    pub(super) held_shares: Vec<HeldShare>,
 }
 
 impl StateRows {
@@ -35,6 +39,8 @@ impl StateRows {
         let mut overrides = group(self.overrides, |row| row.workspace_id);
         let mut counters = group(self.counters, |row| row.workspace_id);
         let mut grants = group(self.grants, |row| row.workspace_id);
+        let mut holds = group(self.holds, |row| row.workspace_id);
+        let mut shares = group(self.held_shares, |row| row.hold_id);
         let mut states = HashMap::with_capacity(self.heads.len());
         for (workspace, credits, subscription) in self.heads {
             let id = workspace.workspace_id;
@@ -49,6 +55,9 @@ impl StateRows {
             let mut grants = grants.remove(&id).unwrap_or_default();
             grants.sort_by(Grant::cmp_burn_order);
             grants.shrink_to_fit();
+            let holds = holds.remove(&id).unwrap_or_default().into_iter();
+            let mut holds: Vec<_> = holds.map(|hold| with_shares(hold, &mut shares)).collect();
+            holds.sort_by_key(|open| open.hold.hold_id);
             let state = WorkspaceState {
                 workspace,
                 credits,
@@ -58,11 +67,18 @@ impl StateRows {
                 feature_overrides: own.into_iter().map(|row| (row.feature_code, row.terms)).collect(),
                 counters,
                 grants,
+                holds,
             };
             states.insert(id, Box::new(state));
         }
         Ok(states)
     }
+}
+
+fn with_shares(hold: Hold, shares: &mut HashMap<HoldId, Vec<HeldShare>>) -> OpenHold {
+    let mut shares = shares.remove(&hold.hold_id).unwrap_or_default();
+    shares.sort_by_key(|share| share.position);
+    OpenHold { hold, shares: shares.into() }
 }
 
 /// Lets a counter share the feature code's text with its plan, because thousands of states are cached.

@@ -12,6 +12,7 @@ use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
+use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
@@ -151,7 +152,7 @@ tables! {
 
     workspace_credits(workspace_id): WorkspaceCredits {
         workspace_id, current_credits, held_credits, debt_credits, overdraft_limit, used_this_month, uncollected_credits,
-        reported_limit, rate_window_start, rate_window_used, low_credit_alerts, version, ledger_seq, usage_seq,
+        reported_limit, rate_window_start, rate_window_used, low_credit_alerts, open_holds, version, ledger_seq, usage_seq,
         event_seq, updated_at
     }
 
@@ -166,6 +167,17 @@ tables! {
         workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, expires_at, feature_scope,
         payment_reference, cost_basis [amount_minor, currency], reason, metadata, bonus_grant_id, expiry_warning_at,
         created_at, issued_seq
+    }
+
+    credit_holds(workspace_id, hold_id) fixed(
+        feature_code, user_id, amount, overdraft, unit_price, metadata, command_id, created_at
+    ): Hold {
+        workspace_id, hold_id, feature_code, user_id, amount, overdraft, unit_price, metadata, command_id, state,
+        expires_at, created_at, closed_at, captured, usage_id [usage_recorded_at, usage_seq]
+    }
+
+    credit_hold_grants(workspace_id, hold_id, position): HeldShare {
+        workspace_id, hold_id, position, grant_id, amount
     }
 
     commands(workspace_id, idempotency_key): CommandRecord {

@@ -16,6 +16,8 @@ pub(super) fn has_only_deduction_rows(changes: &ChangeSet) -> bool {
         periods,
         counters,
         grants,
+        holds,
+        held_shares,
         heads: _,
         commands: _,
         ledger_entries: _,
@@ -23,7 +25,13 @@ pub(super) fn has_only_deduction_rows(changes: &ChangeSet) -> bool {
         events: _,
     } = changes;
     let has_new = !(credits.inserted.is_empty() && counters.inserted.is_empty() && grants.inserted.is_empty());
-    !has_new && workspaces.is_empty() && feature_overrides.is_empty() && subscriptions.is_empty() && periods.is_empty()
+    let has_holds = !(holds.is_empty() && held_shares.is_empty());
+    !has_new
+        && !has_holds
+        && workspaces.is_empty()
+        && feature_overrides.is_empty()
+        && subscriptions.is_empty()
+        && periods.is_empty()
 }
 
 /// Writes the rows that a deduction does not write, in the order of the foreign keys.
@@ -35,5 +43,8 @@ pub(super) async fn write_other_rows<D: Dialect>(connection: &mut D, changes: &C
     connection.update(&changes.subscriptions.updated).await?;
     connection.insert(&changes.periods).await?;
     connection.insert(&changes.counters.inserted).await?;
-    connection.insert(&changes.grants.inserted).await
+    connection.insert(&changes.grants.inserted).await?;
+    connection.insert(&changes.holds.inserted).await?;
+    connection.update(&changes.holds.updated).await?;
+    connection.insert(&changes.held_shares).await
 }

@@ -46,6 +46,10 @@ async fn every_command_reaches_the_engine_under_its_name() {
     user.post(&path(OWN, "/credits/purchase"), &purchase).await;
     user.post(&path(OWN, "/grants"), &json!({"credits": 5, "source": "promotion", "reason": "r"})).await;
     user.post(&path(OWN, &format!("/grants/{FOREIGN}/void")), &json!({"reason": "r"})).await;
+    user.post(&path(OWN, "/holds"), &json!({"feature_code": "render", "credits": 1})).await;
+    for (end, body) in [("capture", json!({})), ("extend", json!({"expires_in_s": 60})), ("release", json!({}))] {
+        user.post(&path(OWN, &format!("/holds/{FOREIGN}/{end}")), &body).await;
+    }
     user.post(&path(OWN, "/credits/reset"), &json!({})).await;
     let change = json!({"plan_code": "pro", "effective": "period_end", "credit_policy": "none"});
     user.post(&path(OWN, "/subscription/change"), &change).await;
@@ -60,6 +64,10 @@ async fn every_command_reaches_the_engine_under_its_name() {
             "PurchaseCredits",
             "GrantCredits",
             "VoidGrant",
+            "PlaceHold",
+            "CaptureHold",
+            "ExtendHold",
+            "ReleaseHold",
             "ResetMonthlyCredits",
             "ProcessSubscriptionChange",
             "CancelSubscription",

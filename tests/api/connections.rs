@@ -275,7 +275,7 @@ async fn an_idle_connection_is_closed_after_the_keep_alive() {
     let config = HttpConfig { keep_alive: Duration::from_secs(1), ..HttpConfig::default() };
     let (text, took) = until_closed(fake_with(&config).server.address, GET.into()).await;
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&took), "{took:?}");
+    assert!((Duration::from_millis(500)..Duration::from_secs(4)).contains(&took), "{took:?}");
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::grant::Grant;
-use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::hold::HoldState;
+use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
@@ -23,8 +24,8 @@ use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
-    Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
+    PartitionStatus, Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -124,6 +125,15 @@ impl Reads for FakeStore {
     }
     async fn due_boundaries(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.answer(vec![])
+    }
+    async fn due_holds(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn holds(&self, _: &HistoryQuery, _: Option<HoldState>) -> Result<Page<ListedHold>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn hold(&self, _: WorkspaceId, _: HoldId) -> Result<Option<ListedHold>, StoreError> {
+        self.answer(None)
     }
     async fn due_warnings(&self, _: Timestamp, _: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.answer(vec![])

@@ -14,6 +14,7 @@ mod databases;
 mod fake;
 mod grants;
 mod harness;
+mod holds;
 mod lists;
 mod main_job;
 mod purchases;

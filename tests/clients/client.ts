@@ -52,6 +52,8 @@ function told(event: Event): string {
     case "CreditsPurchased":
     case "CreditsGranted":
     case "GrantVoided":
+    case "CreditsHeld":
+    case "HoldReleased":
     case "CreditsExpiring":
     case "CreditsExpired":
     case "CreditReset":

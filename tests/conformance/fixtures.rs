@@ -10,7 +10,8 @@ use visionscope_billing::domain::counter::{CounterSubject, UsageCounter};
 use visionscope_billing::domain::credits::{Credits, Quantity};
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
-use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, Partition, SubscriptionId, WorkspaceId};
+use visionscope_billing::domain::hold::{HeldShare, Hold, HoldState, OpenHold};
+use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, SubscriptionId, WorkspaceId};
 use visionscope_billing::domain::ledger::{Account, Accounts, LedgerEntry};
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::period::Period;
@@ -203,6 +204,58 @@ impl World {
         self.pending.grants.updated.push(Grant { remaining, ..grant.clone() });
         self.event(id, command_id, EventType::GrantVoided, now);
         self
+    }
+
+    /// A hold of a part of the allowance.
+    pub fn hold(&mut self, id: WorkspaceId, amount: Credits, now: Timestamp) -> OpenHold {
+        let command_id = self.command(id, "PlaceHold", "accepted", now);
+        let hold_id = HoldId(self.fresh_id());
+        let grant = self.grants.get_mut(&id).unwrap().change();
+        (grant.remaining, grant.held) = (grant.remaining.minus(amount).unwrap(), grant.held.plus(amount).unwrap());
+        let grant_id = grant.grant_id;
+        self.entry(id, command_id, Account::Grant(grant_id), Account::Held(grant_id), amount, now);
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.held_credits = own.held_credits.plus(amount).unwrap();
+        own.open_holds += 1;
+        let hold = Hold {
+            workspace_id: id,
+            hold_id,
+            feature_code: feature("render"),
+            user_id: None,
+            amount,
+            overdraft: Credits::ZERO,
+            unit_price: None,
+            metadata: None,
+            command_id,
+            state: HoldState::Open,
+            expires_at: now.plus(chrono::TimeDelta::hours(1)),
+            created_at: now,
+            closed_at: None,
+            captured: Credits::ZERO,
+            usage_id: None,
+        };
+        let share = HeldShare { workspace_id: id, hold_id, position: 0, grant_id, amount };
+        self.pending.holds.inserted.push(hold.clone());
+        self.pending.held_shares.push(share);
+        self.event(id, command_id, EventType::CreditsHeld, now);
+        OpenHold { hold, shares: [share].into() }
+    }
+
+    /// The release of a hold that was stored.
+    pub fn release(&mut self, open: &OpenHold, now: Timestamp) -> Hold {
+        let (id, amount) = (open.hold.workspace_id, open.hold.amount);
+        let command_id = self.command(id, "ReleaseHold", "accepted", now);
+        let grant = self.grants.get_mut(&id).unwrap().change();
+        (grant.remaining, grant.held) = (grant.remaining.plus(amount).unwrap(), grant.held.minus(amount).unwrap());
+        let grant_id = grant.grant_id;
+        self.entry(id, command_id, Account::Held(grant_id), Account::Grant(grant_id), amount, now);
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.held_credits = own.held_credits.minus(amount).unwrap();
+        own.open_holds -= 1;
+        let hold = Hold { state: HoldState::Released, closed_at: Some(now), ..open.hold.clone() };
+        self.pending.holds.updated.push(hold.clone());
+        self.event(id, command_id, EventType::HoldReleased, now);
+        hold
     }
 
     /// A deduction that was refused.

@@ -12,6 +12,7 @@ mod suite;
 
 mod audits;
 mod fixtures;
+mod holds;
 mod migrations;
 mod outbox;
 mod plans;

@@ -64,6 +64,13 @@ macro_rules! suite {
                 grants_are_paged_by_their_state_and_found_by_their_ids,
                 a_live_store_answers_a_ping,
             }
+            holds {
+                a_hold_with_every_field_set_is_read_as_it_was_written,
+                only_open_holds_are_in_a_state_and_any_is_found_by_its_id,
+                holds_are_paged_by_their_state,
+                an_open_hold_that_has_expired_is_due,
+                a_hold_that_does_not_match_its_grants_its_events_or_its_usage_is_found,
+            }
             plans {
                 a_plan_is_stored_once_and_again_without_effect,
                 a_version_with_another_definition_is_a_conflict,

@@ -171,10 +171,12 @@ pub async fn an_update_of_a_row_that_does_not_exist_is_refused(db: &impl TestDat
 
 pub async fn rows_that_history_refers_to_cannot_be_deleted(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
-    world.deduct(workspace(0), Credits::whole(1), at(1)).store(db.store()).await;
+    world.deduct(workspace(0), Credits::whole(1), at(1)).hold(workspace(0), Credits::whole(1), at(2));
+    world.store(db.store()).await;
     let before = db.integers(ROWS).await;
     for statement in [
         "delete from credit_grants",
+        "delete from credit_holds",
         "delete from workspaces",
         "update workspaces set workspace_id = (select grant_id from credit_grants)",
     ] {
@@ -196,7 +198,8 @@ pub async fn a_second_reset_of_a_period_is_a_conflict(db: &impl TestDatabase) {
 
 pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
-    world.deduct(workspace(0), Credits::whole(1), at(1)).store(db.store()).await;
+    world.deduct(workspace(0), Credits::whole(1), at(1)).hold(workspace(0), Credits::whole(1), at(2));
+    world.store(db.store()).await;
     let lease = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap().remove(3);
     record(db, &lease, 1).await;
     for (table, column) in [
@@ -205,6 +208,7 @@ pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) 
         ("commands", "status"),
         ("ledger_entries", "balance_after"),
         ("usage_logs", "credits"),
+        ("credit_hold_grants", "amount"),
         ("subscription_periods", "period_end"),
         ("event_outbox", "data"),
         ("stream_batches", "seq_to"),

@@ -1,4 +1,4 @@
-//! Clients that deduct credits, and retry as documented when there is no answer.
+//! Clients that deduct credits, and hold and capture them, and retry as documented when there is no answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,17 +27,22 @@ pub struct Client {
 
 pub struct Load {
     stop: Arc<AtomicBool>,
-    clients: JoinSet<Vec<Deduction>>,
+    clients: JoinSet<Vec<Command>>,
 }
 
-struct Deduction {
+/// A command that was answered with success.
+struct Command {
     workspace: Uuid,
+    path: String,
     key: String,
-    body: String,
+    body: Value,
+    answer: String,
+    /// How many credits it has used.
+    used: i64,
 }
 
-/// Every deduction that was answered with success.
-pub struct Acknowledged(Vec<Deduction>);
+/// Every command that was answered with success.
+pub struct Acknowledged(Vec<Command>);
 
 fn http() -> reqwest::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -60,7 +65,7 @@ impl Client {
                 let status = response.status();
                 let replayed = response.headers().contains_key("idempotency-replayed");
                 if let Ok(text) = response.text().await {
-                    if status == StatusCode::OK {
+                    if status.is_success() {
                         return (replayed, text);
                     }
                     assert!(status.is_server_error(), "{status} {text}");
@@ -145,12 +150,31 @@ impl Load {
     }
 }
 
-async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Deduction> {
+/// The last client of each workspace holds credits and ends its holds, the others deduct.
+async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Command> {
     let mut acknowledged = Vec::new();
-    while !stop.load(Ordering::SeqCst) {
-        let key = format!("client-{number}-{}", acknowledged.len());
-        let (_, body) = client.post(&deduct_path(workspace), &key, &one_credit()).await;
-        acknowledged.push(Deduction { workspace, key, body });
+    for round in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let key = format!("client-{number}-{round}");
+        let send = async |path: String, key: String, body: Value, used: i64| {
+            let (_, answer) = client.post(&path, &key, &body).await;
+            Command { workspace, path, key, body, answer, used }
+        };
+        if number + 1 < CLIENTS_PER_WORKSPACE {
+            acknowledged.push(send(deduct_path(workspace), key, one_credit(), 1).await);
+            continue;
+        }
+        let holds = format!("/v1/workspaces/{workspace}/holds");
+        let hold = json!({"feature_code": "video.render", "credits": "2"});
+        let placed = send(holds.clone(), format!("{key}-hold"), hold, 0).await;
+        let placed_answer: Value = serde_json::from_str(&placed.answer).unwrap();
+        let hold_id = placed_answer["hold_id"].as_str().unwrap().to_owned();
+        acknowledged.push(placed);
+        let (end, body, used) =
+            if round % 3 == 0 { ("release", json!({}), 0) } else { ("capture", json!({"credits": "1"}), 1) };
+        acknowledged.push(send(format!("{holds}/{hold_id}/{end}"), format!("{key}-{end}"), body, used).await);
     }
     acknowledged
 }
@@ -165,18 +189,19 @@ impl Acknowledged {
     pub async fn verify_with(&self, billing: &Billing, bought_credits: i64, others: &[(Uuid, i64)]) {
         let client = Client::new(billing);
         let mut per_workspace: BTreeMap<Uuid, i64> = others.iter().copied().collect();
-        println!("{} deductions were acknowledged", self.0.len());
+        println!("{} commands were acknowledged", self.0.len());
         assert!(self.0.len() > 100, "too little load");
-        for deduction in &self.0 {
-            let (replayed, body) = client.post(&deduct_path(deduction.workspace), &deduction.key, &one_credit()).await;
-            assert!(replayed, "{} was executed again", deduction.key);
-            assert_eq!(body, deduction.body, "{} has another answer now", deduction.key);
-            *per_workspace.entry(deduction.workspace).or_default() += 1;
+        for command in &self.0 {
+            let (replayed, answer) = client.post(&command.path, &command.key, &command.body).await;
+            assert!(replayed, "{} was executed again", command.key);
+            assert_eq!(answer, command.answer, "{} has another answer now", command.key);
+            *per_workspace.entry(command.workspace).or_default() += command.used;
         }
-        for (workspace, deductions) in per_workspace {
+        for (workspace, expected) in per_workspace {
             let credits = client.get(&format!("/v1/workspaces/{workspace}/credits")).await;
             let used: i64 = credits["used_this_month"].as_str().unwrap().parse().unwrap();
-            assert_eq!(used, deductions, "each acknowledged command took one credit, once");
+            assert_eq!(used, expected, "each acknowledged command took its credits once");
+            assert_eq!(credits["held_credits"], "0", "every hold has ended");
             let current: i64 = credits["current_credits"].as_str().unwrap().parse().unwrap();
             assert_eq!((current + used - bought_credits) % 1000, 0, "bought and granted = spent + balance");
         }

@@ -10,7 +10,8 @@ use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::grant::Grant;
-use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
+use visionscope_billing::domain::hold::HoldState;
+use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
@@ -19,8 +20,8 @@ use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, Page, PartitionStatus,
-    Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
+    PartitionStatus, Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -206,6 +207,18 @@ impl Reads for FaultyStore {
 
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         self.inner.due_boundaries(now, limit).await
+    }
+
+    async fn due_holds(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
+        self.inner.due_holds(now, limit).await
+    }
+
+    async fn holds(&self, query: &HistoryQuery, state: Option<HoldState>) -> Result<Page<ListedHold>, StoreError> {
+        self.inner.holds(query, state).await
+    }
+
+    async fn hold(&self, id: WorkspaceId, hold_id: HoldId) -> Result<Option<ListedHold>, StoreError> {
+        self.inner.hold(id, hold_id).await
     }
 
     async fn due_warnings(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use visionscope_billing::clock::Clock;
-use visionscope_billing::domain::commands::{CancelSubscription, Command, ProcessSubscriptionChange};
+use visionscope_billing::domain::commands::{
+    CancelSubscription, Charge, Command, PlaceHold, ProcessSubscriptionChange,
+};
 use visionscope_billing::domain::event::EventType;
+use visionscope_billing::domain::hold::HoldDuration;
 use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
-use visionscope_billing::domain::text::PlanCode;
+use visionscope_billing::domain::text::{FeatureCode, PlanCode};
 use visionscope_billing::engine::EngineConfig;
 use visionscope_billing::scheduler::{Scheduler, SchedulerConfig};
 use visionscope_billing::store::queries::EventQuery;
@@ -59,6 +62,31 @@ async fn books_expired_grants_and_raises_an_event() {
         assert_eq!(scheduler(&world).tick().await.unwrap(), 1);
         assert_eq!(world.balance().await, "1000");
         assert_eq!(events(&world, world.workspace_id).await.last(), Some(&EventType::CreditsExpired));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn books_expired_holds_once() {
+    for database in Database::ALL {
+        let world = World::on(database).await;
+        let now = world.clock.now();
+        let place = PlaceHold {
+            feature_code: FeatureCode::new("render").unwrap(),
+            charge: Charge::Credits(serde_json::from_value("5".into()).unwrap()),
+            min_credits: None,
+            duration: HoldDuration::new(60).unwrap(),
+            user_id: None,
+        };
+        for key in ["one", "other"] {
+            world.schedule(world.workspace_id, key, Command::PlaceHold(place.clone())).await;
+        }
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 0, "nothing is due yet");
+        world.clock.set(now.plus(chrono::TimeDelta::seconds(61)));
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 1);
+        assert_eq!(scheduler(&world).tick().await.unwrap(), 0, "and only once");
+        let found = events(&world, world.workspace_id).await;
+        assert_eq!(found[found.len() - 2..], [EventType::HoldReleased; 2]);
         world.audit_and_close().await;
     }
 }

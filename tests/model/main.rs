@@ -10,6 +10,7 @@
 #[path = "../databases/mod.rs"]
 mod databases;
 mod model;
+mod plans;
 mod world;
 
 use proptest::collection::vec;
@@ -17,6 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::databases::Database;
+use crate::model::holds::{HoldStep, Overrun};
 use crate::model::{CREDIT, Given, Policy, Step};
 use crate::world::World;
 
@@ -47,6 +49,24 @@ fn given() -> impl Strategy<Value = Given> {
     )
 }
 
+fn seconds() -> impl Strategy<Value = i64> {
+    60..7 * 86_400_i64
+}
+
+fn hold() -> impl Strategy<Value = Step> {
+    let least = proptest::option::of(1..=100_i128);
+    (any::<bool>(), amounts(), least, seconds()).prop_map(|(second, amount, percent, seconds)| {
+        let least = percent.map(|percent| (amount * percent / 100).max(1));
+        Step::OfHolds(HoldStep::Place { second, amount, least, seconds })
+    })
+}
+
+fn capture() -> impl Strategy<Value = Step> {
+    let overrun = prop_oneof![Just(Overrun::Reject), Just(Overrun::ChargeAvailable), Just(Overrun::Overdraft)];
+    (0..6_usize, proptest::option::of(amounts()), overrun, any::<bool>())
+        .prop_map(|(number, amount, overrun, late)| Step::OfHolds(HoldStep::Capture { number, amount, overrun, late }))
+}
+
 fn steps() -> impl Strategy<Value = Step> {
     let policy = prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
     prop_oneof![
@@ -58,6 +78,11 @@ fn steps() -> impl Strategy<Value = Step> {
         ),
         3 => given().prop_map(Step::Grant),
         2 => (0..6_usize, proptest::option::of(amounts())).prop_map(|(number, amount)| Step::Void { number, amount }),
+        5 => hold(),
+        5 => capture(),
+        2 => (0..6_usize).prop_map(|number| Step::OfHolds(HoldStep::Release { number })),
+        1 => (0..6_usize, seconds()).prop_map(|(number, seconds)| Step::OfHolds(HoldStep::Extend { number, seconds })),
+        1 => Just(Step::ExpireHolds),
         3 => (1..45 * 86_400_i64).prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Wait { seconds: 400 * 86_400 }),
         2 => (0..3_usize, any::<bool>(), policy).prop_map(|(plan, now, policy)| Step::Change { plan, now, policy }),

@@ -1,7 +1,12 @@
 //! An independent model of the product's rules, based on the documentation and not on the code. It has one
 //! workspace, plain integers and UTC, and predicts the outcome and the balance of every command.
 
+pub mod holds;
+
 use chrono::{DateTime, Months, Utc};
+
+use self::holds::{Hold, HoldStep};
+use crate::plans::PLANS;
 
 /// Micro-credits.
 pub type Amount = i128;
@@ -37,6 +42,8 @@ struct Grant {
     scope: Option<bool>,
     /// Its number among those that a caller may try to void.
     number: Option<usize>,
+    /// By which holds name it.
+    key: usize,
 }
 
 /// What a caller grants.
@@ -52,48 +59,6 @@ pub struct Given {
 
 /// Microseconds.
 pub const DAY: i64 = 86_400_000_000;
-
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    pub code: &'static str,
-    pub allowance: Amount,
-    pub rollover_cap: Amount,
-    pub overdraft: Amount,
-    pub monthly_limit: Option<Amount>,
-    /// The limit of the second feature; none if the plan does not have that feature.
-    pub second_feature_limit: Option<Amount>,
-    pub freezes_on_cancel: bool,
-}
-
-pub const PLANS: [Plan; 3] = [
-    Plan {
-        code: "basic",
-        allowance: 100 * CREDIT,
-        rollover_cap: 20 * CREDIT,
-        overdraft: 0,
-        monthly_limit: None,
-        second_feature_limit: None,
-        freezes_on_cancel: false,
-    },
-    Plan {
-        code: "plus",
-        allowance: 300 * CREDIT,
-        rollover_cap: 0,
-        overdraft: 30 * CREDIT,
-        monthly_limit: Some(350 * CREDIT),
-        second_feature_limit: Some(40 * CREDIT),
-        freezes_on_cancel: true,
-    },
-    Plan {
-        code: "max",
-        allowance: 500 * CREDIT + 1,
-        rollover_cap: 1000 * CREDIT,
-        overdraft: 7,
-        monthly_limit: None,
-        second_feature_limit: Some(1000 * CREDIT),
-        freezes_on_cancel: false,
-    },
-];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
@@ -121,6 +86,8 @@ pub enum Step {
         number: usize,
         amount: Option<Amount>,
     },
+    OfHolds(HoldStep),
+    ExpireHolds,
     Wait {
         seconds: i64,
     },
@@ -153,6 +120,8 @@ pub struct Model {
     /// no two commands of a workspace share an instant.
     decided_at: i64,
     grants: Vec<Grant>,
+    next_key: usize,
+    holds: Vec<Hold>,
     debt: Amount,
     /// What changes of plan could not take back in this period.
     uncollected: Amount,
@@ -174,6 +143,8 @@ impl Model {
             now,
             decided_at: now,
             grants: Vec::new(),
+            next_key: 0,
+            holds: Vec::new(),
             debt: 0,
             uncollected: 0,
             used: 0,
@@ -191,7 +162,8 @@ impl Model {
     }
 
     pub fn balance(&self) -> Amount {
-        self.grants.iter().map(|grant| grant.remaining).sum::<Amount>() - self.debt
+        let held: Amount = self.open_holds().flat_map(|hold| &hold.shares).map(|(_, amount)| amount).sum();
+        self.grants.iter().map(|grant| grant.remaining).sum::<Amount>() + held - self.debt
     }
 
     pub fn used(&self) -> Amount {
@@ -204,7 +176,10 @@ impl Model {
 
     /// Whether a read shows more than what is recorded.
     pub fn has_due_work(&self) -> bool {
-        self.is_due() || (self.debt > 0 && self.begun_grants().iter().any(|n| self.grants[*n].remaining > 0))
+        self.is_due()
+            || self.open_holds().any(|hold| hold.expires_at <= self.now)
+            || self.grants.iter().any(|grant| self.is_expiry_due(grant))
+            || (self.debt > 0 && self.begun_grants().iter().any(|n| self.grants[*n].remaining > 0))
     }
 
     pub fn step(&mut self, step: &Step) -> Predicted {
@@ -216,21 +191,34 @@ impl Model {
                 self.now += seconds * 1_000_000;
                 "nothing"
             }
+            Step::ExpireHolds => {
+                self.begin_grants();
+                if self.expire_holds() { "accepted" } else { "nothing" }
+            }
             Step::ExpireGrants => {
                 self.begin_grants();
+                self.expire_holds();
                 self.expire_grants()
             }
             Step::Reset => {
                 self.begin_grants();
+                self.expire_holds();
                 self.expire_grants();
                 self.reset()
             }
-            Step::Deduct { second, amount } => {
+            _ => {
                 self.do_due_work();
-                self.deduct(second, amount)
+                self.decide(step)
             }
+        }
+    }
+
+    /// A command of a caller, once all due work is done.
+    fn decide(&mut self, step: &Step) -> Predicted {
+        match *step {
+            Step::Deduct { second, amount } => self.deduct(second, amount),
+            Step::OfHolds(step) => self.hold_step(step),
             Step::Purchase { amount, bonus, reference, expires_after_days } => {
-                self.do_due_work();
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
                 }
@@ -244,36 +232,24 @@ impl Model {
                 self.repay_debt();
                 "accepted"
             }
-            Step::Grant(given) => {
-                self.do_due_work();
-                self.give(given)
-            }
-            Step::Void { number, amount } => {
-                self.do_due_work();
-                self.void(number, amount)
-            }
-            Step::Change { plan, now, policy } => {
-                self.do_due_work();
-                self.change(plan, now, policy)
-            }
-            Step::Cancel { now } => {
-                self.do_due_work();
-                match (self.active, now) {
-                    (false, _) => "subscription-canceled",
-                    (true, true) => self.end(),
-                    (true, false) => {
-                        self.pending = Some(Pending::Cancel);
-                        "accepted"
-                    }
+            Step::Grant(given) => self.give(given),
+            Step::Void { number, amount } => self.void(number, amount),
+            Step::Change { plan, now, policy } => self.change(plan, now, policy),
+            Step::Cancel { now } => match (self.active, now) {
+                (false, _) => "subscription-canceled",
+                (true, true) => self.end(),
+                (true, false) => {
+                    self.pending = Some(Pending::Cancel);
+                    "accepted"
                 }
-            }
-            Step::Resume => {
-                self.do_due_work();
-                match (self.active, self.pending.take()) {
-                    (false, _) => "subscription-canceled",
-                    (true, None) => "nothing-scheduled",
-                    (true, Some(_)) => "accepted",
-                }
+            },
+            Step::Resume => match (self.active, self.pending.take()) {
+                (false, _) => "subscription-canceled",
+                (true, None) => "nothing-scheduled",
+                (true, Some(_)) => "accepted",
+            },
+            Step::Wait { .. } | Step::ExpireHolds | Step::ExpireGrants | Step::Reset => {
+                unreachable!("it was done before")
             }
         }
     }
@@ -290,7 +266,10 @@ impl Model {
     fn grant(&mut self, source: Source, amount: Amount, expires_at: Option<i64>, effective_at: i64) {
         let remaining = amount;
         let (begins_later, priority, scope, number) = (false, 50, None, None);
-        self.grants.push(Grant { source, remaining, expires_at, effective_at, begins_later, priority, scope, number });
+        let key = self.next_key;
+        self.next_key += 1;
+        let grant = Grant { source, remaining, expires_at, effective_at, begins_later, priority, scope, number, key };
+        self.grants.push(grant);
     }
 
     fn number_last(&mut self, is_voidable: bool) {
@@ -315,8 +294,13 @@ impl Model {
         if !is_voidable {
             return "grant-not-voidable";
         }
-        let open = self.grants.iter_mut().find(|grant| grant.number == Some(number) && grant.remaining > 0);
+        let held: Vec<usize> = self.open_holds().flat_map(|hold| &hold.shares).map(|(key, _)| *key).collect();
+        let is_open = |grant: &Grant| grant.remaining > 0 || held.contains(&grant.key);
+        let open = self.grants.iter_mut().find(|grant| grant.number == Some(number) && is_open(grant));
         let Some(grant) = open else { return "grant-closed" };
+        if grant.remaining == 0 {
+            return "void-exceeds-remaining";
+        }
         let amount = amount.unwrap_or(grant.remaining);
         if amount > grant.remaining {
             return "void-exceeds-remaining";
@@ -381,17 +365,22 @@ impl Model {
     }
 
     fn do_due_work(&mut self) {
-        if self.begin_grants() {
-            self.decided_at += 1;
-        }
+        self.begin_grants_and_expire_holds();
         if self.is_due() {
             self.pass_boundaries();
             self.decided_at += 1;
-            if self.begin_grants() {
-                self.decided_at += 1;
-            }
+            self.begin_grants_and_expire_holds();
         }
         if self.expire_grants() == "accepted" {
+            self.decided_at += 1;
+        }
+    }
+
+    fn begin_grants_and_expire_holds(&mut self) {
+        if self.begin_grants() {
+            self.decided_at += 1;
+        }
+        if self.expire_holds() {
             self.decided_at += 1;
         }
     }
@@ -444,15 +433,14 @@ impl Model {
     }
 
     fn expire_grants(&mut self) -> Predicted {
-        let now = self.now;
-        let is_expired = |grant: &Grant| {
-            !grant.source.is_periodic() && grant.remaining > 0 && grant.expires_at.is_some_and(|end| end <= now)
-        };
-        if !self.grants.iter().any(is_expired) {
-            return "nothing";
-        }
-        self.grants.retain(|grant| !is_expired(grant));
-        "accepted"
+        let before = self.grants.len();
+        let lasting = |grant: &Grant| !self.is_expiry_due(grant);
+        self.grants = self.grants.iter().copied().filter(lasting).collect();
+        if self.grants.len() == before { "nothing" } else { "accepted" }
+    }
+
+    fn is_expiry_due(&self, grant: &Grant) -> bool {
+        !grant.source.is_periodic() && grant.remaining > 0 && self.is_expired(grant)
     }
 
     fn spendable(&self, grant: &Grant) -> bool {
@@ -465,38 +453,80 @@ impl Model {
         if self.active { PLANS[self.plan].overdraft } else { 0 }
     }
 
-    fn deduct(&mut self, second: bool, amount: Amount) -> Predicted {
+    fn overdraft_left(&self) -> Amount {
+        let held: Amount = self.open_holds().map(|hold| hold.overdraft).sum();
+        (self.overdraft() - self.debt - held).max(0)
+    }
+
+    fn has_feature(&self, second: bool) -> bool {
+        !second || PLANS[self.plan].second_feature_limit.is_some()
+    }
+
+    /// What the limits leave, where what is held counts as used.
+    fn headroom(&self, second: bool) -> Amount {
         let plan = PLANS[self.plan];
-        if second && plan.second_feature_limit.is_none() {
-            return "feature-disabled";
+        if !self.active {
+            return Amount::MAX;
         }
-        if self.active {
-            let limit = plan.second_feature_limit.filter(|_| second);
-            if limit.is_some_and(|limit| self.used_second + amount > limit) {
-                return "limit-exceeded";
-            }
-            if plan.monthly_limit.is_some_and(|limit| self.used + amount > limit) {
-                return "limit-exceeded";
-            }
-        }
-        let can_burn =
-            |model: &Self, grant: &Grant| model.spendable(grant) && grant.scope.is_none_or(|of| of == second);
-        let spendable: Amount =
-            self.grants.iter().filter(|grant| can_burn(self, grant)).map(|grant| grant.remaining).sum();
-        if amount > spendable + (self.overdraft() - self.debt).max(0) {
-            return "insufficient-credits";
-        }
-        let order = self.in_burn_order(can_burn);
-        let mut left = amount;
-        for n in order {
-            let part = left.min(self.grants[n].remaining);
-            self.grants[n].remaining -= part;
+        let of_second: Amount = self.open_holds().filter(|hold| hold.second).map(|hold| hold.amount).sum();
+        let limits = [
+            plan.second_feature_limit.filter(|_| second).map(|limit| limit - self.used_second - of_second),
+            plan.monthly_limit.map(|limit| limit - self.used - self.held()),
+        ];
+        limits.into_iter().flatten().min().unwrap_or(Amount::MAX).max(0)
+    }
+
+    fn can_burn(second: bool) -> impl Fn(&Self, &Grant) -> bool {
+        move |model, grant| model.spendable(grant) && grant.scope.is_none_or(|of| of == second)
+    }
+
+    fn granted(&self, second: bool) -> Amount {
+        let can_burn = Self::can_burn(second);
+        self.grants.iter().filter(|grant| can_burn(self, grant)).map(|grant| grant.remaining).sum()
+    }
+
+    /// Takes an amount from the grants in burn order. Returns what it took of each, and what is left.
+    fn take(&mut self, second: bool, amount: Amount) -> (Vec<(usize, Amount)>, Amount) {
+        let (mut left, mut shares) = (amount, Vec::new());
+        for n in self.in_burn_order(Self::can_burn(second)) {
+            let grant = &mut self.grants[n];
+            let part = left.min(grant.remaining);
+            grant.remaining -= part;
             left -= part;
+            shares.extend((part > 0).then_some((grant.key, part)));
         }
+        (shares, left)
+    }
+
+    fn refusal(&self, second: bool, amount: Amount) -> Option<Predicted> {
+        if !self.has_feature(second) {
+            Some("feature-disabled")
+        } else if amount > self.headroom(second) {
+            Some("limit-exceeded")
+        } else if amount > self.granted(second) + self.overdraft_left() {
+            Some("insufficient-credits")
+        } else {
+            None
+        }
+    }
+
+    fn deduct(&mut self, second: bool, amount: Amount) -> Predicted {
+        if let Some(refusal) = self.refusal(second, amount) {
+            return refusal;
+        }
+        self.charge(second, amount);
+        "accepted"
+    }
+
+    fn charge(&mut self, second: bool, amount: Amount) {
+        let (_, left) = self.take(second, amount);
         self.debt += left;
+        self.count(second, amount);
+    }
+
+    fn count(&mut self, second: bool, amount: Amount) {
         self.used += amount;
         self.used_second += if second { amount } else { 0 };
-        "accepted"
     }
 
     fn change(&mut self, plan: usize, now: bool, policy: Policy) -> Predicted {

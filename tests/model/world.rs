@@ -9,13 +9,15 @@ use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::batch::{Batch, EventWriter, InvalidEvent, Outcome};
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::commands::{
-    CancelSubscription, Charge, Command, DeductCredits, Envelope, ExpireGrants, GrantCredits,
-    ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, ResetMonthlyCredits, ResumeSubscription, VoidGrant,
+    CancelSubscription, CaptureHold, Charge, Command, DeductCredits, Envelope, ExpireGrants, ExpireHolds, ExtendHold,
+    GrantCredits, PlaceHold, ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, ReleaseHold,
+    ResetMonthlyCredits, ResumeSubscription, VoidGrant,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventData;
 use visionscope_billing::domain::grant::{Currency, GrantedSource, Priority};
-use visionscope_billing::domain::ids::{GrantId, WorkspaceId};
+use visionscope_billing::domain::hold::{self, HoldDuration};
+use visionscope_billing::domain::ids::{GrantId, HoldId, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
 use visionscope_billing::domain::receipt::Receipt;
@@ -29,7 +31,9 @@ use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Re
 use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::{Database, TestDatabase};
-use crate::model::{Amount, DAY, Model, PLANS, Plan, Policy, Step};
+use crate::model::holds::{HoldStep, Overrun};
+use crate::model::{Amount, DAY, Model, Policy, Step};
+use crate::plans::{PLANS, Plan};
 
 /// 2026-01-15T12:00:00Z. Every month has that day.
 const START: i64 = 1_768_478_400_000_000;
@@ -93,10 +97,10 @@ impl World {
         let provision = envelope(workspace_id, START, provision(plan));
         let mut envelopes = vec![provision.clone()];
         let mut answers = vec![self.submit(&provision).await?];
-        let mut grants = Vec::new();
+        let (mut grants, mut holds) = (Vec::new(), Vec::new());
         for (n, step) in steps.iter().enumerate() {
             let predicted = model.step(step);
-            let Some(command) = command(step, number, model.now, &grants) else { continue };
+            let Some(command) = command(step, number, model.now, &grants, &holds) else { continue };
             let envelope = envelope(workspace_id, model.now, command);
             let reply = self.submit(&envelope).await?;
             let context = format!("step {n} {step:?} of {steps:?} on plan {plan}");
@@ -104,7 +108,10 @@ impl World {
                 return Err(format!("{context}: got {reply:?}, the model says {predicted}"));
             }
             if matches!(step, Step::Grant(_) | Step::Purchase { .. }) && predicted == "accepted" {
-                grants.push(grant_id(&reply));
+                grants.push(GrantId(id_in(&reply, "grant_id")));
+            }
+            if matches!(step, Step::OfHolds(HoldStep::Place { .. })) && predicted == "accepted" {
+                holds.push(HoldId(id_in(&reply, "hold_id")));
             }
             self.compare(workspace_id, &model, predicted).await.map_err(|error| format!("{context}: {error}"))?;
             envelopes.push(envelope);
@@ -122,15 +129,17 @@ impl World {
     async fn compare(&self, workspace_id: WorkspaceId, model: &Model, predicted: &str) -> Result<(), String> {
         let stored = self.serial.store.workspace(workspace_id).await.unwrap().unwrap();
         let as_of_now = stored.clone().as_of(Timestamp::from_micros(model.now));
-        let expected = (model.balance(), model.used(), model.debt());
+        let expected = (model.balance(), model.used(), model.debt(), model.held());
         for (what, state) in [("stored", &stored), ("read", &as_of_now)] {
             let credits = &state.credits;
-            let found = [credits.current_credits, credits.used_this_month, credits.debt_credits];
-            let [balance, used, debt] = found.map(|credits| Amount::from(credits.micro()));
+            let found = [credits.current_credits, credits.used_this_month, credits.debt_credits, credits.held_credits];
+            let [balance, used, debt, held] = found.map(|credits| Amount::from(credits.micro()));
             // Only a command of a caller does all due work, and the model does it for a refused one too.
             let is_compared = if what == "read" { !model.has_due_work() } else { predicted != "nothing" };
-            if is_compared && (balance, used, debt) != expected {
-                return Err(format!("{what}: balance, usage and debt are {found:?}, the model says {expected:?}"));
+            if is_compared && (balance, used, debt, held) != expected {
+                return Err(format!(
+                    "{what}: balance, usage, debt and held credits are {found:?}, the model says {expected:?}"
+                ));
             }
         }
         Ok(())
@@ -233,9 +242,9 @@ fn body(reply: &Reply) -> &str {
     }
 }
 
-fn grant_id(reply: &Reply) -> GrantId {
+fn id_in(reply: &Reply, field: &str) -> Uuid {
     let receipt: serde_json::Value = serde_json::from_str(body(reply)).unwrap();
-    GrantId(receipt["grant_id"].as_str().unwrap().parse().unwrap())
+    receipt[field].as_str().unwrap().parse().unwrap()
 }
 
 fn envelope(workspace_id: WorkspaceId, now: i64, command: Command) -> Envelope {
@@ -275,8 +284,8 @@ fn provision(plan: usize) -> Command {
     })
 }
 
-/// `grants` are those that callers have given or bought so far.
-fn command(step: &Step, history: u64, now: i64, grants: &[GrantId]) -> Option<Command> {
+/// `grants` are those that callers have given or bought so far, and `holds` those that they have placed.
+fn command(step: &Step, history: u64, now: i64, grants: &[GrantId], holds: &[HoldId]) -> Option<Command> {
     let at = |micros| Timestamp::from_micros(micros);
     let effective = |now: bool| if now { Effective::Immediate } else { Effective::PeriodEnd };
     Some(match *step {
@@ -306,6 +315,8 @@ fn command(step: &Step, history: u64, now: i64, grants: &[GrantId]) -> Option<Co
             user_id: None,
             occurred_at: None,
         }),
+        Step::OfHolds(step) => hold_command(step, holds),
+        Step::ExpireHolds => Command::ExpireHolds(ExpireHolds),
         Step::Grant(given) => {
             let begins_at = given.begins_after_days.map(|days| now + i64::from(days) * DAY);
             let end = |days| at(begins_at.unwrap_or(now) + i64::from(days) * DAY);
@@ -333,6 +344,33 @@ fn command(step: &Step, history: u64, now: i64, grants: &[GrantId]) -> Option<Co
             expires_at: expires_after_days.map(|days| Timestamp::from_micros(now + i64::from(days) * DAY)),
         }),
     })
+}
+
+fn hold_command(step: HoldStep, holds: &[HoldId]) -> Command {
+    let hold_id = |number: usize| holds.get(number).copied().unwrap_or(HoldId(Uuid::from_u128(1)));
+    match step {
+        HoldStep::Place { second, amount, least, seconds } => Command::PlaceHold(PlaceHold {
+            feature_code: feature(second),
+            charge: Charge::Credits(read(amount)),
+            min_credits: least.map(read),
+            duration: HoldDuration::new(seconds).unwrap(),
+            user_id: None,
+        }),
+        HoldStep::Capture { number, amount, overrun, late } => Command::CaptureHold(CaptureHold {
+            hold_id: hold_id(number),
+            charge: amount.map(|amount| Charge::Credits(read(amount))),
+            overrun: match overrun {
+                Overrun::Reject => hold::Overrun::Reject,
+                Overrun::ChargeAvailable => hold::Overrun::ChargeAvailable,
+                Overrun::Overdraft => hold::Overrun::Overdraft,
+            },
+            late_capture: late,
+        }),
+        HoldStep::Release { number } => Command::ReleaseHold(ReleaseHold { hold_id: hold_id(number) }),
+        HoldStep::Extend { number, seconds } => {
+            Command::ExtendHold(ExtendHold { hold_id: hold_id(number), duration: HoldDuration::new(seconds).unwrap() })
+        }
+    }
 }
 
 fn feature(second: bool) -> FeatureCode {

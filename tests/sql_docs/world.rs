@@ -35,7 +35,7 @@ select md5('w' || w)::uuid as id, md5(w || '/' || n)::uuid as row_id, w, n, time
 from generate_series(1, 2000) w, generate_series(1, 20) n;
 insert into workspaces (workspace_id, name, time_zone, created_at, partition_id)
     select id, 'Other', 'UTC', at, w % 16 from other where n = 1;
-insert into workspace_credits select id, 0, 0, 0, 0, 0, 0, null, at, 0, 0, 20, 20, 20, 20, at from other where n = 1;
+insert into workspace_credits select id, 0, 0, 0, 0, 0, 0, null, at, 0, 0, 0, 20, 20, 20, 20, at from other where n = 1;
 insert into subscriptions (subscription_id, workspace_id, plan_code, plan_version, status, billing_anchor, period_start, period_end, version, updated_at)
     select row_id, id, 'pro', 1, 'active', at, at, at + interval '1 month', 1, at from other where n = 1;
 insert into credit_grants (workspace_id, grant_id, source, amount, remaining, held, priority, effective_at, created_at, issued_seq)

@@ -13,7 +13,7 @@ use super::work::{GrantTerms, Work};
 use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::credits::Credits;
 use crate::domain::event::{CreditReset, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged};
-use crate::domain::grant::GrantSource;
+use crate::domain::grant::{Grant, GrantSource};
 use crate::domain::ids::GrantId;
 use crate::domain::ledger::Account;
 use crate::domain::period::Period;
@@ -122,6 +122,7 @@ fn close_periodic_grants(
         .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
         .map(|(index, grant)| (index, grant.source, grant.remaining))
         .collect();
+    end_held_grants(work, at);
     for (index, source, remaining) in open {
         let room = if source == GrantSource::Allowance { rollover_cap.minus(rolled_over)? } else { Credits::ZERO };
         let rolled = remaining.min(room);
@@ -136,6 +137,18 @@ fn close_periodic_grants(
         }
     }
     Ok((rolled_over, expired))
+}
+
+/// What is held of the ending period does not roll over: it expires when its hold releases it.
+fn end_held_grants(work: &mut Work<'_>, at: Timestamp) {
+    let is_held = |grant: &Grant| grant.source.is_periodic() && grant.held.is_positive();
+    let is_later = |grant: &Grant| grant.expires_at.is_none_or(|end| end > at);
+    let held = work.grants().filter(|(_, grant)| is_held(grant) && is_later(grant)).map(|(index, _)| index);
+    for index in held.collect::<Vec<_>>() {
+        if let Some(grant) = work.change_grant(index) {
+            grant.expires_at = Some(at);
+        }
+    }
 }
 
 /// Sets the period and counts usage from zero. The counters of features need no reset, because each names the

@@ -2,13 +2,18 @@
 
 use super::advance_period::AdvancePeriod;
 use super::cancel_subscription::CancelSubscription;
+use super::capture_hold::CaptureHold;
 use super::deduct_credits::DeductCredits;
 use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
+use super::expire_holds::ExpireHolds;
+use super::extend_hold::ExtendHold;
 use super::grant_credits::GrantCredits;
+use super::place_hold::PlaceHold;
 use super::process_subscription_change::ProcessSubscriptionChange;
 use super::provision_workspace::ProvisionWorkspace;
 use super::purchase_credits::PurchaseCredits;
+use super::release_hold::ReleaseHold;
 use super::repay_debt::RepayDebt;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
@@ -22,6 +27,10 @@ pub enum Command {
     PurchaseCredits(PurchaseCredits),
     GrantCredits(GrantCredits),
     VoidGrant(VoidGrant),
+    PlaceHold(PlaceHold),
+    CaptureHold(CaptureHold),
+    ReleaseHold(ReleaseHold),
+    ExtendHold(ExtendHold),
     ResetMonthlyCredits(ResetMonthlyCredits),
     ProcessSubscriptionChange(ProcessSubscriptionChange),
     CancelSubscription(CancelSubscription),
@@ -31,6 +40,8 @@ pub enum Command {
     AdvancePeriod(AdvancePeriod),
     /// Comes before other commands: repays debt with grants that have begun.
     RepayDebt(RepayDebt),
+    /// Sent by the scheduler: books expired holds.
+    ExpireHolds(ExpireHolds),
     /// Sent by the scheduler: books expired grants.
     ExpireGrants(ExpireGrants),
     /// Sent by the scheduler: reports grants that will expire soon.
@@ -46,6 +57,10 @@ impl Command {
             Self::PurchaseCredits(_) => "PurchaseCredits",
             Self::GrantCredits(_) => "GrantCredits",
             Self::VoidGrant(_) => "VoidGrant",
+            Self::PlaceHold(_) => "PlaceHold",
+            Self::CaptureHold(_) => "CaptureHold",
+            Self::ReleaseHold(_) => "ReleaseHold",
+            Self::ExtendHold(_) => "ExtendHold",
             Self::ResetMonthlyCredits(_) => "ResetMonthlyCredits",
             Self::ProcessSubscriptionChange(_) => "ProcessSubscriptionChange",
             Self::CancelSubscription(_) => "CancelSubscription",
@@ -53,6 +68,7 @@ impl Command {
             Self::ProvisionWorkspace(_) => "ProvisionWorkspace",
             Self::AdvancePeriod(_) => "AdvancePeriod",
             Self::RepayDebt(_) => "RepayDebt",
+            Self::ExpireHolds(_) => "ExpireHolds",
             Self::ExpireGrants(_) => "ExpireGrants",
             Self::WarnOfExpiry(_) => "WarnOfExpiry",
         }
@@ -61,7 +77,14 @@ impl Command {
     /// Whether the server sends the command itself. No caller waits for the answer.
     #[must_use]
     pub const fn is_internal(&self) -> bool {
-        matches!(self, Self::AdvancePeriod(_) | Self::RepayDebt(_) | Self::ExpireGrants(_) | Self::WarnOfExpiry(_))
+        matches!(
+            self,
+            Self::AdvancePeriod(_)
+                | Self::RepayDebt(_)
+                | Self::ExpireHolds(_)
+                | Self::ExpireGrants(_)
+                | Self::WarnOfExpiry(_)
+        )
     }
 
     /// Whether that work must be done before this command is decided.
@@ -71,13 +94,21 @@ impl Command {
             | Self::PurchaseCredits(_)
             | Self::GrantCredits(_)
             | Self::VoidGrant(_)
+            | Self::PlaceHold(_)
+            | Self::CaptureHold(_)
+            | Self::ReleaseHold(_)
+            | Self::ExtendHold(_)
             | Self::ProcessSubscriptionChange(_)
             | Self::CancelSubscription(_)
             | Self::ResumeSubscription(_) => true,
             // A reset passes the boundary itself, and of what has expired nobody is warned.
             Self::ResetMonthlyCredits(_) | Self::WarnOfExpiry(_) => due != Prerequisite::Boundary,
-            // What a grant has repaid does not expire, nor does the next period's allowance repay it.
-            Self::AdvancePeriod(_) | Self::ExpireGrants(_) => due == Prerequisite::Repayment,
+            // What a grant has repaid does not expire, nor does the next period's allowance repay it. Held credits go back
+            // to the period that they are of.
+            Self::AdvancePeriod(_) | Self::ExpireGrants(_) => {
+                matches!(due, Prerequisite::Repayment | Prerequisite::HoldExpiry)
+            }
+            Self::ExpireHolds(_) => due == Prerequisite::Repayment,
             Self::ProvisionWorkspace(_) | Self::RepayDebt(_) => false,
         }
     }

@@ -5,6 +5,7 @@ use super::command::Command;
 use super::effects::Effects;
 use super::envelope::Envelope;
 use super::expire_grants::ExpireGrants;
+use super::expire_holds::ExpireHolds;
 use super::refusal::Refusal;
 use super::repay_debt::RepayDebt;
 use super::warn_of_expiry::WarnOfExpiry;
@@ -40,12 +41,17 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
                 Command::PurchaseCredits(command) => command.decide(work, &request, &snapshot.payments).map(Some),
                 Command::GrantCredits(command) => command.decide(work, &request, &snapshot.features).map(Some),
                 Command::VoidGrant(command) => command.decide(work, &request, &snapshot.grant_sources).map(Some),
+                Command::PlaceHold(command) => command.decide(work, &request, &snapshot.features).map(Some),
+                Command::CaptureHold(command) => command.decide(work, &request, &snapshot.holds).map(Some),
+                Command::ReleaseHold(command) => command.decide(work, &snapshot.holds).map(Some),
+                Command::ExtendHold(command) => command.decide(work, &snapshot.holds).map(Some),
                 Command::ResetMonthlyCredits(command) => command.decide(work).map(Some),
                 Command::ProcessSubscriptionChange(command) => command.decide(work, &snapshot.plans).map(Some),
                 Command::CancelSubscription(command) => command.decide(work).map(Some),
                 Command::ResumeSubscription(command) => command.decide(work).map(Some),
                 Command::AdvancePeriod(AdvancePeriod) => AdvancePeriod::decide(work),
                 Command::RepayDebt(RepayDebt) => RepayDebt::decide(work, state),
+                Command::ExpireHolds(ExpireHolds) => ExpireHolds::decide(work, state),
                 Command::ExpireGrants(ExpireGrants) => ExpireGrants::decide(work),
                 Command::WarnOfExpiry(WarnOfExpiry) => Ok(WarnOfExpiry::decide(work)),
                 Command::ProvisionWorkspace(_) => Err(Rejection::WorkspaceExists.into()),

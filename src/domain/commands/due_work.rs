@@ -1,4 +1,4 @@
-//! Due work: a period that has ended, debt that a grant repays when it begins, and credits that have expired.
+//! Due work: a period that has ended, debt that a grant repays when it begins, and holds and credits that have expired.
 //!
 //! The scheduler books it by internal commands, except for a repayment, but it may be late. So every other command books it first, and every
 //! read does the same in memory. Whoever comes first, callers see the same balance.
@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::advance_period::AdvancePeriod;
 use super::effects::Effects;
 use super::expire_grants::ExpireGrants;
+use super::expire_holds::ExpireHolds;
 use super::repay_debt::RepayDebt;
 use super::request::Request;
 use super::work::Work;
@@ -15,8 +16,8 @@ use crate::domain::ids::CommandId;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
 
-/// How many internal commands may be due at once in one workspace. One passes up to 36 periods or books up to 100
-/// grants, so this is enough for a century of months and for all open grants.
+/// How many internal commands may be due at once in one workspace. One passes up to 36 periods, or books up to 100
+/// grants or 50 holds, so this is enough for a century of months and for all open grants and holds.
 pub const MAX_DUE_COMMANDS: usize = 64;
 
 /// Work that is due in a workspace and comes before a command.
@@ -24,6 +25,8 @@ pub const MAX_DUE_COMMANDS: usize = 64;
 pub(super) enum Prerequisite {
     /// A grant has begun while there is debt: `RepayDebt`.
     Repayment,
+    /// Holds were not captured in time: `ExpireHolds`.
+    HoldExpiry,
     /// The period has ended: `AdvancePeriod`.
     Boundary,
     /// Credits have expired: `ExpireGrants`.
@@ -34,9 +37,10 @@ impl Prerequisite {
     /// What is due at that instant, in the order in which it is done.
     pub(super) fn at(now: Timestamp, state: &WorkspaceState) -> impl Iterator<Item = Self> {
         let repayment = RepayDebt::is_due(state, now).then_some(Self::Repayment);
+        let hold_expiry = ExpireHolds::is_due(state, now).then_some(Self::HoldExpiry);
         let boundary = state.subscription.is_boundary_due(now).then_some(Self::Boundary);
         let expiry = state.grants.iter().any(|grant| grant.is_expiry_due(now)).then_some(Self::Expiry);
-        repayment.into_iter().chain(boundary).chain(expiry)
+        repayment.into_iter().chain(hold_expiry).chain(boundary).chain(expiry)
     }
 }
 
@@ -61,6 +65,7 @@ fn effects_of(due: Prerequisite, state: &WorkspaceState, now: Timestamp) -> Opti
     let work = Work::new(state, &Request { command_id, workspace_id, received_at: now, metadata: None });
     let decided = match due {
         Prerequisite::Repayment => RepayDebt::decide(work, state),
+        Prerequisite::HoldExpiry => ExpireHolds::decide(work, state),
         Prerequisite::Boundary => AdvancePeriod::decide(work),
         Prerequisite::Expiry => ExpireGrants::decide(work),
     };

@@ -7,7 +7,8 @@ use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::event::EventData;
 use crate::domain::grant::Grant;
-use crate::domain::ids::EventId;
+use crate::domain::hold::{Hold, OpenHold};
+use crate::domain::ids::{EventId, HoldId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::WorkspaceState;
@@ -36,6 +37,9 @@ pub struct Effects {
     /// Changed grants, by their index in the state's `grants`.
     pub changed_grants: BTreeMap<usize, Grant>,
     pub added_grants: Vec<Grant>,
+    pub placed_hold: Option<OpenHold>,
+    /// Changed holds. Those that are over leave the state.
+    pub changed_holds: BTreeMap<HoldId, Hold>,
     pub entries: Vec<LedgerEntry>,
     pub usage_log: Option<UsageLog>,
     pub events: Vec<(EventId, EventData)>,
@@ -58,6 +62,8 @@ impl Effects {
             counters: BTreeMap::new(),
             changed_grants: BTreeMap::new(),
             added_grants: Vec::new(),
+            placed_hold: None,
+            changed_holds: BTreeMap::new(),
             entries: Vec::new(),
             usage_log: None,
             events: Vec::new(),
@@ -76,6 +82,7 @@ impl Effects {
             feature_overrides: self.feature_overrides.clone(),
             counters: Vec::new(),
             grants: Vec::new(),
+            holds: Vec::new(),
         })
     }
 }
@@ -99,6 +106,16 @@ impl WorkspaceState {
         }
         for counter in effects.counters.into_values() {
             self.put_counter(counter);
+        }
+        for (hold_id, hold) in effects.changed_holds {
+            if let Ok(index) = self.holds.binary_search_by_key(&hold_id, |open| open.hold.hold_id) {
+                self.holds[index].hold = hold;
+            }
+        }
+        self.holds.retain(|open| open.hold.is_open());
+        if let Some(placed) = effects.placed_hold {
+            let place = self.holds.partition_point(|open| open.hold.hold_id < placed.hold.hold_id);
+            self.holds.insert(place, placed);
         }
         let mut is_reordered = !effects.added_grants.is_empty();
         for (index, grant) in effects.changed_grants {

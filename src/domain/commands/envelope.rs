@@ -5,9 +5,13 @@
 use uuid::Uuid;
 
 use super::advance_period::AdvancePeriod;
+use super::capture_hold::CaptureHold;
 use super::command::Command;
 use super::due_work::Prerequisite;
 use super::expire_grants::ExpireGrants;
+use super::expire_holds::ExpireHolds;
+use super::extend_hold::ExtendHold;
+use super::release_hold::ReleaseHold;
 use super::repay_debt::RepayDebt;
 use super::request::Request;
 use super::warn_of_expiry::WarnOfExpiry;
@@ -93,6 +97,14 @@ impl Envelope {
             Command::DeductCredits(command) => {
                 keys.features.insert(command.feature_code.clone());
             }
+            Command::PlaceHold(command) => {
+                keys.features.insert(command.feature_code.clone());
+            }
+            Command::CaptureHold(CaptureHold { hold_id, .. })
+            | Command::ReleaseHold(ReleaseHold { hold_id })
+            | Command::ExtendHold(ExtendHold { hold_id, .. }) => {
+                keys.holds.insert((self.workspace_id, *hold_id));
+            }
             Command::GrantCredits(command) => keys.features.extend(command.feature_scope.clone()),
             Command::VoidGrant(command) => {
                 keys.grants.insert((self.workspace_id, command.grant_id));
@@ -102,6 +114,7 @@ impl Envelope {
             | Command::ResumeSubscription(_)
             | Command::AdvancePeriod(_)
             | Command::RepayDebt(_)
+            | Command::ExpireHolds(_)
             | Command::ExpireGrants(_)
             | Command::WarnOfExpiry(_) => {}
         }
@@ -119,6 +132,7 @@ impl Envelope {
                 AdvancePeriod::envelope(command_id, self.workspace_id, subscription_id, end, now)
             }
             Prerequisite::Repayment => RepayDebt::envelope(command_id, self.workspace_id, now),
+            Prerequisite::HoldExpiry => ExpireHolds::envelope(command_id, self.workspace_id, now),
             Prerequisite::Expiry => ExpireGrants::envelope(command_id, self.workspace_id, now),
         };
         envelope.causation_id = Some(self.message_id.0);
@@ -150,6 +164,14 @@ impl RepayDebt {
     pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
         let key = IdempotencyKey::system(format_args!("repay {command_id}"));
         Envelope::internal(command_id, workspace_id, key, now, Command::RepayDebt(Self))
+    }
+}
+
+impl ExpireHolds {
+    #[must_use]
+    pub fn envelope(command_id: CommandId, workspace_id: WorkspaceId, now: Timestamp) -> Envelope {
+        let key = IdempotencyKey::system(format_args!("expire holds {command_id}"));
+        Envelope::internal(command_id, workspace_id, key, now, Command::ExpireHolds(Self))
     }
 }
 

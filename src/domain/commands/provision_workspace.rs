@@ -125,6 +125,7 @@ impl ProvisionWorkspace {
             feature_overrides: self.feature_overrides.clone(),
             counters: Vec::new(),
             grants: Vec::new(),
+            holds: Vec::new(),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::effects::Effects;
 use super::refusal::Refusal;
-use super::work::Work;
+use super::work::{Work, until_boundary};
 use crate::domain::receipt::Receipt;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::time::Timestamp;
@@ -17,7 +17,7 @@ pub struct RepayDebt;
 
 impl RepayDebt {
     pub(super) fn is_due(state: &WorkspaceState, now: Timestamp) -> bool {
-        let until = until(state, now);
+        let until = until_boundary(state, now);
         state.credits.debt_credits.is_positive() && state.grants.iter().any(|grant| grant.can_repay_debt(until))
     }
 
@@ -25,14 +25,10 @@ impl RepayDebt {
         if !Self::is_due(state, work.now()) {
             return Ok(None);
         }
-        work.repay_debt(until(state, work.now()))?;
+        let until = until_boundary(state, work.now());
+        work.repay_debt(until)?;
         let receipt = work.internal_receipt();
         // What can be spent has increased by then, if it has changed.
         Ok(Some((work.finish_without_warning(), receipt)))
     }
-}
-
-/// A grant that begins after the end of the period comes after the credits of the next one.
-fn until(state: &WorkspaceState, now: Timestamp) -> Timestamp {
-    if state.subscription.is_boundary_due(now) { state.subscription.period.end } else { now }
 }

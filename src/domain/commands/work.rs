@@ -3,7 +3,11 @@
 //! It borrows the state and copies only what changes: a deduction from a workspace with a thousand grants
 //! copies only the grants that it spends. Only [`Work::book`] writes ledger entries and changes the balance.
 
+mod holds;
+
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -256,7 +260,7 @@ impl<'a> Work<'a> {
 
     pub(super) fn overdraft_left(&self) -> Credits {
         let credits = self.credits();
-        credits.overdraft_limit.minus_or_zero(credits.debt_credits)
+        credits.overdraft_limit.minus_or_zero(credits.debt_credits).minus_or_zero(self.held_overdraft())
     }
 
     /// Writes one ledger entry and updates the balance.
@@ -303,6 +307,19 @@ impl<'a> Work<'a> {
         let share = GrantShare { grant_id: grant.grant_id, source: grant.source, credits: amount };
         self.book(Account::Grant(share.grant_id), credit, amount, effective_at)?;
         Ok(share)
+    }
+
+    /// Takes credits from the overdraft.
+    pub(super) fn borrow(
+        &mut self,
+        amount: Credits,
+        feature_code: &FeatureCode,
+        occurred_at: Timestamp,
+    ) -> Result<(), Refusal> {
+        self.book(Account::Debt, Account::Consumed(feature_code.clone()), amount, occurred_at)?;
+        let credits = self.credits_mut();
+        credits.debt_credits = credits.debt_credits.plus(amount)?;
+        Ok(())
     }
 
     /// Moves the parts of an amount that [`split`] has found to the credit account.
@@ -363,6 +380,11 @@ impl<'a> Work<'a> {
     /// Repays debt from the grants that have begun by then: each when it began, and those that began together in burn
     /// order. Returns how much.
     pub(super) fn repay_debt(&mut self, until: Timestamp) -> Result<Credits, Refusal> {
+        self.repay_debt_since(Timestamp::from_micros(i64::MIN), until)
+    }
+
+    /// Repays debt with credits that came back to their grants then, or have begun since.
+    pub(super) fn repay_debt_since(&mut self, since: Timestamp, until: Timestamp) -> Result<Credits, Refusal> {
         let debt = self.credits().debt_credits;
         if debt.is_zero() {
             return Ok(Credits::ZERO);
@@ -374,23 +396,23 @@ impl<'a> Work<'a> {
         let began_at: Vec<_> = grants.iter().map(|(_, grant)| grant.effective_at).collect();
         let (parts, left) = split(debt, grants.into_iter())?;
         for ((index, part), began_at) in parts.into_iter().zip(began_at) {
-            self.debit_grant(index, part, Account::Debt, began_at)?;
+            self.debit_grant(index, part, Account::Debt, began_at.max(since))?;
         }
         self.credits_mut().debt_credits = left;
         self.update_overdraft_limit();
         Ok(debt.minus(left)?)
     }
 
-    /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt. A
-    /// lower limit does not make the debt due.
+    /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt and what holds
+    /// reserve. A lower limit does not make the debt due, and takes nothing from a hold.
     pub(super) fn update_overdraft_limit(&mut self) {
         let limit = if self.subscription().is_active() {
             self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
         } else {
             Credits::ZERO
         };
-        let credits = self.credits_mut();
-        credits.overdraft_limit = limit.max(credits.debt_credits);
+        let in_use = self.credits().debt_credits.saturating_plus(self.held_overdraft());
+        self.credits_mut().overdraft_limit = limit.max(in_use);
     }
 
     /// Raises a warning for every threshold that the available credits have reached and that was not reported yet. A
@@ -421,6 +443,10 @@ impl<'a> Work<'a> {
                 });
             }
         }
+    }
+
+    pub(super) fn draw_id(&mut self) -> Uuid {
+        self.ids.draw()
     }
 
     pub(super) fn raise(&mut self, event: impl Into<EventData>) {
@@ -474,6 +500,11 @@ pub(super) fn split<'g>(
     Ok((parts, left))
 }
 
+/// Until when due work is looked at: what happened after the end of a period comes after the credits of the next one.
+pub(super) fn until_boundary(state: &WorkspaceState, now: Timestamp) -> Timestamp {
+    if state.subscription.is_boundary_due(now) { state.subscription.period.end } else { now }
+}
+
 /// Whether credits of this source are frozen: the subscription has ended, and its plan freezes them.
 fn is_frozen(subscription: &Subscription, plan: &PlanVersion, source: GrantSource) -> bool {
     !subscription.is_active() && plan.purchased_on_cancel == PurchasedOnCancel::Freeze && source.follows_cancel_policy()
@@ -491,6 +522,7 @@ pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bo
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let counts = |grant: &&Grant| grant.feature_scope.is_none() && is_spendable(state, grant, now);
     let spendable = state.grants.iter().filter(counts).map(|grant| grant.remaining);
-    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
+    let held = state.holds.iter().map(|open| open.hold.overdraft).fold(Credits::ZERO, Credits::saturating_plus);
+    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits).minus_or_zero(held);
     spendable.fold(overdraft_left, Credits::saturating_plus)
 }

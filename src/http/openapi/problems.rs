@@ -14,6 +14,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr};
 
 use crate::domain::event::LimitScope;
+use crate::domain::hold::HoldState;
 use crate::domain::ids::GrantId;
 use crate::domain::rejection::Rejection;
 use crate::domain::text::PaymentReference;
@@ -171,7 +172,8 @@ fn example(code: Code) -> Problem {
         Code::LimitExceeded => Problem::from(&Rejection::LimitExceeded {
             scope: LimitScope::Feature,
             limit: credits("500"),
-            used: credits("499"),
+            used: credits("479"),
+            held: credits("20"),
             requested: credits("2.5"),
             resets_at: Some(at("2026-02-28T09:00:00Z")),
             window_s: None,
@@ -185,6 +187,11 @@ fn example(code: Code) -> Problem {
         }),
         Code::VoidExceedsRemaining => {
             Problem::from(&Rejection::VoidExceedsRemaining { requested: credits("100"), remaining: credits("75") })
+        }
+        Code::HoldOver => Problem::from(&Rejection::HoldOver(HoldState::Released)),
+        Code::HoldExpired => Problem::from(&Rejection::HoldExpired(at("2026-01-31T09:30:00Z"))),
+        Code::CaptureExceedsHold => {
+            Problem::from(&Rejection::CaptureExceedsHold { requested: credits("25"), held: credits("20") })
         }
         Code::VersionMismatch => Problem::from(&Rejection::VersionMismatch { expected: 1, actual: 2 }),
         Code::ResetNotDue => Problem::from(&Rejection::ResetNotDue { ends_at: at("2026-02-28T09:00:00Z") }),

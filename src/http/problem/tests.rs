@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::credits::Credits;
+use crate::domain::ids::HoldId;
 
 fn rejections() -> Vec<(Rejection, u16)> {
     let (one, at) = (Credits::whole(1), Timestamp::from_micros(0));
@@ -42,6 +43,7 @@ fn rejections() -> Vec<(Rejection, u16)> {
                 scope,
                 limit: one,
                 used: one,
+                held: Credits::ZERO,
                 requested: one,
                 resets_at: Some(at),
                 window_s: None,
@@ -51,6 +53,12 @@ fn rejections() -> Vec<(Rejection, u16)> {
         (Rejection::RateExceeded { limit: one, window_s: 60, retry_after_s: 7 }, 429),
         (Rejection::InsufficientCredits { requested: one, available: Credits::ZERO }, 402),
         (Rejection::BalanceOutOfRange, 422),
+        (Rejection::HoldNotFound(HoldId(uuid::Uuid::nil())), 404),
+        (Rejection::HoldOver(HoldState::Captured), 409),
+        (Rejection::HoldExpired(at), 409),
+        (Rejection::CaptureExceedsHold { requested: one, held: Credits::ZERO }, 409),
+        (Rejection::TooManyHolds(1), 409),
+        (Rejection::HoldSpansTooManyGrants(1), 409),
     ]
 }
 

@@ -6,9 +6,10 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::charge::charge;
 use super::reads::state_as_of_now;
 use crate::domain::commands::{
-    Charge, Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
+    Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
 use crate::domain::credits::{Credits, PositiveCredits, Quantity, SentQuantity};
 use crate::domain::grant::{Currency, Grant, GrantSource};
@@ -23,7 +24,7 @@ use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::refuse;
 use crate::http::extract::{WorkspaceCaller, no_query};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::http::render::KeyKind;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
@@ -53,17 +54,9 @@ impl CommandRequest for DeductCreditsRequest {
     const NAME: &'static str = "DeductCredits";
 
     fn into_command(self) -> Result<(Command, Option<Metadata>), Problem> {
-        let charge = match (self.credits, self.quantity) {
-            (Some(credits), None) => Charge::Credits(credits),
-            (None, Some(quantity)) => Charge::Quantity(quantity),
-            (Some(_), Some(_)) | (None, None) => {
-                let detail = "exactly one of credits and quantity is required";
-                return Err(Problem::field(Code::InvalidField, "/credits", detail));
-            }
-        };
         let command = DeductCredits {
             feature_code: self.feature_code,
-            charge,
+            charge: charge(self.credits, self.quantity)?,
             user_id: self.user_id,
             occurred_at: self.occurred_at,
         };
@@ -202,9 +195,10 @@ pub struct CreditsView {
     workspace_id: WorkspaceId,
     /// The balance: what remains of all grants, also of those that begin later, less the debt.
     current_credits: Credits,
-    /// What can be spent now, whatever the feature: the spendable grants for any feature and the rest of the overdraft.
+    /// What can be spent now, whatever the feature: the spendable grants for any feature and the rest of the overdraft,
+    /// without what is held.
     available_credits: Credits,
-    /// The part of the balance that is reserved by holds.
+    /// What open holds reserve, in grants and in the overdraft.
     held_credits: Credits,
     /// What was spent beyond the grants.
     debt_credits: Credits,

@@ -5,11 +5,13 @@
 
 use utoipa_actix_web::service_config::ServiceConfig;
 
+mod charge;
 pub mod credits;
 pub mod events;
 pub mod grants;
 pub mod health;
 mod history;
+pub mod holds;
 pub mod ledger;
 pub mod plans;
 pub mod purchases;
@@ -46,6 +48,12 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(grants::list_grants)
         .service(grants::get_grant)
         .service(grants::void_grant)
+        .service(holds::place_hold)
+        .service(holds::list_holds)
+        .service(holds::get_hold)
+        .service(holds::extend_hold)
+        .service(holds::capture_hold)
+        .service(holds::release_hold)
         .service(usage::list_features)
         .service(usage::list_usage)
         .service(usage::get_usage_log)

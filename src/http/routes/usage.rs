@@ -116,6 +116,8 @@ pub struct FeatureView {
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<UsageLimit>,
     used_this_month: Credits,
+    /// What open holds reserve for it, which counts as used in the limit.
+    held_credits: Credits,
     /// Whether an override of this workspace replaces a term of the plan.
     overridden: bool,
 }
@@ -138,6 +140,7 @@ impl FeatureView {
             unit_price: terms.unit_price,
             limit: terms.limit,
             used_this_month: state.feature_usage(feature_code),
+            held_credits: state.held_on(feature_code),
             overridden: state.feature_overrides.get(feature_code).is_some_and(|own| *own != OverrideTerms::default()),
         }
     }
@@ -153,7 +156,8 @@ impl From<&WorkspaceState> for FeatureList {
 /// List the features
 ///
 /// The current terms and the usage of every feature of the plan and of the workspace's overrides, for this billing
-/// period. A feature that a change of plan has removed is listed as not enabled until the period ends, if it was used.
+/// period. A feature that a change of plan has removed is listed as not enabled until the period ends, if it was used,
+/// and as long as credits are held for it.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
@@ -161,7 +165,8 @@ impl From<&WorkspaceState> for FeatureList {
         "period": {"start": "2026-01-31T09:00:00.000000Z", "end": "2026-02-28T09:00:00.000000Z"},
         "items": [{
             "feature_code": "video.render", "enabled": true, "unit_price": "0.4",
-            "limit": {"credits": "500", "mode": "soft"}, "used_this_month": "2.5", "overridden": true
+            "limit": {"credits": "500", "mode": "soft"}, "used_this_month": "2.5", "held_credits": "20",
+            "overridden": true
         }],
         "has_more": false
     }))),

@@ -2,5 +2,6 @@
 
 mod credits;
 mod grants;
+mod holds;
 mod periods;
 mod subscriptions;

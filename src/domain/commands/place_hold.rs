@@ -1,0 +1,96 @@
+//! PlaceHold: reserves credits for a use whose cost is not known yet.
+//!
+//! It passes all checks of a deduction, and counts in every headroom from then on. The reserved credits stay in the
+//! balance. They do not expire, and neither a reset nor a change of plan takes them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::effects::Effects;
+use super::holding::{receipt, reservable, reserve, shares};
+use super::refusal::Refusal;
+use super::request::Request;
+use super::spending::{Charge, Spending, granted_for};
+use super::work::Work;
+use crate::domain::credits::{Credits, PositiveCredits};
+use crate::domain::event::CreditsHeld;
+use crate::domain::hold::{Hold, HoldDuration, HoldState, MAX_GRANTS_PER_HOLD, MAX_OPEN_HOLDS, OpenHold};
+use crate::domain::ids::HoldId;
+use crate::domain::receipt::Receipt;
+use crate::domain::rejection::Rejection;
+use crate::domain::text::{FeatureCode, UserId};
+
+/// Reserves credits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaceHold {
+    pub feature_code: FeatureCode,
+    pub charge: Charge,
+    /// Reserve less than the charge where there is less, but at least this.
+    pub min_credits: Option<PositiveCredits>,
+    pub duration: HoldDuration,
+    pub user_id: Option<UserId>,
+}
+
+impl PlaceHold {
+    pub(super) fn decide(
+        &self,
+        mut work: Work<'_>,
+        request: &Request<'_>,
+        features: &HashSet<FeatureCode>,
+    ) -> Result<(Effects, Receipt), Refusal> {
+        let spending = Spending::new(&work, &self.feature_code, self.user_id.as_ref(), features)?;
+        let cost = self.charge.cost(&self.feature_code, spending.unit_price())?;
+        if work.credits().open_holds >= MAX_OPEN_HOLDS {
+            return Err(Rejection::TooManyHolds(MAX_OPEN_HOLDS).into());
+        }
+        let reservable = reservable(&work, &self.feature_code);
+        let amount = match self.min_credits {
+            Some(least) => cost.min(spending.headroom().min(reservable).max(least.get())),
+            None => cost,
+        };
+        let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
+        let soft_limits = spending.check(&work, amount, available)?;
+        if amount > reservable {
+            return Err(Rejection::HoldSpansTooManyGrants(MAX_GRANTS_PER_HOLD).into());
+        }
+        let hold_id = HoldId(work.draw_id());
+        let (reserved, overdraft) = reserve(&mut work, hold_id, &self.feature_code, amount)?;
+        spending.count_in_rate_window(&mut work, amount)?;
+        let hold = Hold {
+            workspace_id: request.workspace_id,
+            hold_id,
+            feature_code: self.feature_code.clone(),
+            user_id: self.user_id.clone(),
+            amount,
+            overdraft,
+            unit_price: spending.unit_price(),
+            metadata: request.metadata.cloned().map(Arc::new),
+            command_id: work.command_id(),
+            state: HoldState::Open,
+            expires_at: self.duration.after(work.now()),
+            created_at: work.recorded_at(),
+            closed_at: None,
+            captured: Credits::ZERO,
+            usage_id: None,
+        };
+        let credits = work.credits_mut();
+        credits.held_credits = credits.held_credits.plus(amount)?;
+        credits.open_holds += 1;
+        let grants = shares(&work, &reserved);
+        work.effects_mut().placed_hold = Some(OpenHold { hold: hold.clone(), shares: reserved.into() });
+        let receipt = receipt(&work, &hold, grants);
+        work.raise(CreditsHeld {
+            hold_id,
+            feature_code: hold.feature_code,
+            user_id: hold.user_id,
+            credits: amount,
+            grants: receipt.grants.clone(),
+            overdraft_credits: receipt.overdraft_credits,
+            expires_at: hold.expires_at,
+            available_credits: receipt.available_credits,
+            current_credits: receipt.current_credits,
+        });
+        spending.report(&mut work, soft_limits, amount);
+        Ok((work.finish(), Receipt::Held(receipt)))
+    }
+}
