@@ -1,29 +1,30 @@
 -- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN [FIRST]]
 --
--- With RUN, a deduction is posted to each path, and RUN begins its idempotency key. Without, each path is read. With
--- FIRST, the paths are taken in their order, beginning there. Almost all of a request is prepared beforehand. At the
+-- With RUN, a deduction is posted to each path, a hold of the same size, or the capture of all that is held, as the path
+-- says; RUN begins its idempotency key. Without, each path is read. With FIRST, the paths are taken in their order,
+-- beginning there. Almost all of a request is prepared beforehand. At the
 -- end one line of JSON is printed.
 local body = '{"feature_code":"text.generate","credits":"0.25","user_id":"user-7"}'
-local heads, sent, run, first = {}, 0, nil, nil
+local heads, bodies, sent, run, first = {}, {}, 0, nil, nil
 
 function init(arguments)
     local token = assert(io.open(arguments[1])):read("*l")
     run, first = arguments[3], tonumber(arguments[4])
     local rest = " HTTP/1.1\r\nHost: " .. wrk.host .. "\r\nAuthorization: Bearer " .. token
         .. "\r\nContent-Type: application/json\r\n"
-    if run then
-        rest = rest .. "Content-Length: " .. #body .. "\r\nIdempotency-Key: " .. run .. "-"
-    end
     for path in io.lines(arguments[2]) do
-        heads[#heads + 1] = (run and "POST " or "GET ") .. path .. rest
+        local own = path:find("/capture$") and "{}" or body
+        local mark = run and "Content-Length: " .. #own .. "\r\nIdempotency-Key: " .. run .. "-" or ""
+        heads[#heads + 1] = (run and "POST " or "GET ") .. path .. rest .. mark
+        bodies[#heads] = own
     end
     math.randomseed(run and tonumber(run:sub(1, 8), 16) or os.time())
 end
 
 function request()
     sent = sent + 1
-    local head = heads[first and (first + sent - 1) % #heads + 1 or math.random(#heads)]
-    return run and head .. sent .. "\r\n\r\n" .. body or head .. "\r\n"
+    local n = first and (first + sent - 1) % #heads + 1 or math.random(#heads)
+    return run and heads[n] .. sent .. "\r\n\r\n" .. bodies[n] or heads[n] .. "\r\n"
 end
 
 function done(summary, latency)

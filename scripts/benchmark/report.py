@@ -13,6 +13,7 @@ from statistics import median
 
 from fairness import ALONE, BESIDE, ELSEWHERE, OPS_PROBES, PROBES
 from growth import ENDPOINTS, LITTLE, MUCH
+from holds import CAPTURES, DEDUCTIONS, HOLDS
 from rounds import (CAREFUL, CLIENTS, HOT, MANY, ONE, ONE_REPLICA, SPREAD, SQLITE, SQLITE_HOT, SQLITE_SPREAD, TPCB,
                     TPCB_HOT, TWO_REPLICAS, UNTUNED)
 from servers import ROOT
@@ -51,9 +52,14 @@ FIGURES = {"main": [
     (f"{field[:3]}: {OPS_PROBES} / main port, {database}", (f"{OPS_PROBES}, {database}", ONE),
      (f"{PROBES}, {database}", ONE), field, "")
     for database in ("PostgreSQL", "SQLite") for field in ("p50_ms", "p99_ms")
+], "holds": [
+    (f"{ours} / {DEDUCTIONS}, {database}", (f"{ours}, {database}", CLIENTS), (f"{DEDUCTIONS}, {database}", CLIENTS),
+     "per_s", aim)
+    for database in ("PostgreSQL", "SQLite") for ours, aim in ((HOLDS, "≥ 0.5"), (CAPTURES, "≥ 0.5"))
 ]}
 HEAD = ["figure: ours / baseline", "ratio", "to reach", "", "ours", "baseline"]
-COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth", "fairness": "scripts/bench fairness"}
+COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth", "fairness": "scripts/bench fairness",
+            "holds": "scripts/bench holds"}
 UNITS = {"per_s": (0, "/s"), "each_ms": (3, "ms"), "p50_ms": (2, "ms"), "p99_ms": (2, "ms")}
 
 
