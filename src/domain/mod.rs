@@ -23,6 +23,7 @@ pub mod metadata;
 pub mod partition_head;
 pub mod period;
 pub mod plan;
+pub mod plan_preview;
 pub mod receipt;
 pub mod rejection;
 pub mod snapshot;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 
 use super::config::EngineConfig;
-use super::decide::decide;
+use super::decide::{decide, latest_received_at};
 use super::dependencies::Dependencies;
 use super::reply::{EngineError, Reply};
 use super::state_cache::{ReadPlan, StateCache};
@@ -16,7 +16,6 @@ use crate::domain::change_set::ChangeSet;
 use crate::domain::commands::Envelope;
 use crate::domain::ids::PARTITIONS;
 use crate::domain::snapshot::{KeySet, Snapshot};
-use crate::domain::time::Timestamp;
 use crate::store::StoreError;
 use crate::telemetry::metric;
 
@@ -150,7 +149,7 @@ impl BatchExecutor {
     }
 
     fn decide_all(&self, envelopes: &[&Envelope], snapshot: Snapshot) -> DecidedBatch {
-        let latest = self.latest_received_at(&snapshot);
+        let latest = latest_received_at(&snapshot, self.max_clock_ahead);
         let mut batch = Batch::new(snapshot, &*self.dependencies.render, &*self.dependencies.events);
         let mut answers = Vec::with_capacity(envelopes.len());
         for envelope in envelopes {
@@ -163,11 +162,6 @@ impl BatchExecutor {
         }
         let (changes, snapshot) = batch.finish();
         DecidedBatch { answers, changes, snapshot }
-    }
-
-    /// The latest `received_at` that the clock check allows.
-    fn latest_received_at(&self, snapshot: &Snapshot) -> Option<Timestamp> {
-        Some(snapshot.database_now?.plus(self.max_clock_ahead?))
     }
 }
 

@@ -2,9 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use chrono::TimeDelta;
+
 use super::reply::EngineError;
 use crate::domain::batch::{Batch, Outcome};
 use crate::domain::commands::Envelope;
+use crate::domain::snapshot::Snapshot;
+use crate::domain::time::Timestamp;
+
+/// The latest `received_at` that the clock check allows.
+pub(super) fn latest_received_at(snapshot: &Snapshot, max_clock_ahead: Option<TimeDelta>) -> Option<Timestamp> {
+    Some(snapshot.database_now?.plus(max_clock_ahead?))
+}
 
 /// A panic fails only its own command. It cannot leave the batch half changed: a decision only reads, and its
 /// effects are applied afterwards.

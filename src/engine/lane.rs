@@ -20,7 +20,7 @@ use super::command_queue::{CommandQueue, QueuedCommand};
 use super::config::EngineConfig;
 use super::dependencies::Dependencies;
 use super::partition_breaker::{PartitionBreaker, PartitionState, SLOW_FAILURE};
-use super::reply::{EngineError, Reply};
+use super::reply::{EngineError, outcome};
 use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
 use crate::store::StoreError;
@@ -234,17 +234,7 @@ fn reply_all(commands: Vec<QueuedCommand>, error: EngineError) {
 }
 
 fn reply(command: QueuedCommand, answer: Answer) {
-    let outcome = match &answer {
-        Ok(Reply::Decided { rejection: None, .. }) => "accepted",
-        Ok(Reply::Decided { rejection: Some(rejection), .. }) => rejection.code(),
-        Ok(Reply::Replayed(_)) => "replayed",
-        Ok(Reply::KeyReused) => "key-reused",
-        Ok(Reply::Nothing) => "nothing",
-        Err(EngineError::Overloaded | EngineError::OverShare | EngineError::WaitedTooLong) => "overloaded",
-        Err(EngineError::Stopping) => "stopping",
-        Err(EngineError::Unavailable) => "unavailable",
-        Err(EngineError::Failed) => "failed",
-    };
+    let outcome = outcome(answer.as_ref().map_err(|error| *error));
     let name = command.envelope.command.name();
     metrics::counter!(metric::ENGINE_COMMANDS, "type" => name, "outcome" => outcome).increment(1);
     // A caller that is gone finds the answer under its key.

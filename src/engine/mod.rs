@@ -13,6 +13,7 @@ mod command_queue;
 mod config;
 mod decide;
 mod dependencies;
+mod dry_run;
 mod fair_queue;
 mod lane;
 mod partition_breaker;
@@ -22,6 +23,7 @@ mod state_cache;
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::TimeDelta;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,12 +32,15 @@ use self::command_queue::{CommandQueue, QueuedCommand};
 pub use self::config::EngineConfig;
 pub use self::dependencies::CommitSignal;
 use self::dependencies::Dependencies;
+pub use self::dry_run::{DryRun, DryRunEvent};
 use self::lane::Lane;
+use self::reply::outcome;
 pub use self::reply::{EngineError, Reply};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
 use crate::store::Store;
+use crate::telemetry::metric;
 
 /// The handle to all lanes. Cheap to clone.
 #[derive(Clone)]
@@ -44,6 +49,8 @@ pub struct Engine {
 }
 
 struct Inner {
+    dependencies: Arc<Dependencies>,
+    max_clock_ahead: Option<TimeDelta>,
     /// The queue of each lane.
     queues: Vec<Arc<CommandQueue>>,
     /// Cancelled when a lane ends without being stopped.
@@ -76,7 +83,7 @@ impl Engine {
             })
             .collect();
         tasks.close();
-        Self { inner: Arc::new(Inner { queues, broken, tasks }) }
+        Self { inner: Arc::new(Inner { dependencies, max_clock_ahead: config.max_clock_ahead, queues, broken, tasks }) }
     }
 
     /// Waits until the command is decided and its result is durable.
@@ -87,6 +94,15 @@ impl Engine {
         let (reply_to, answer) = oneshot::channel();
         queue.push(QueuedCommand { envelope, reply_to, queued_at: Instant::now() })?;
         answer.await.map_err(|_| EngineError::Failed)?
+    }
+
+    /// What the command would do now. Nothing is written, and its key is not used.
+    pub async fn dry_run(&self, envelope: &Envelope) -> Result<DryRun, EngineError> {
+        let done = self.inner.dependencies.dry_run(envelope, self.inner.max_clock_ahead).await;
+        let outcome = outcome(done.as_ref().map(|dry_run| &dry_run.reply).map_err(|error| *error));
+        metrics::counter!(metric::ENGINE_DRY_RUNS, "type" => envelope.command.name(), "outcome" => outcome)
+            .increment(1);
+        done
     }
 
     /// Completes when a lane has ended without being stopped, which only a defect can cause. Its partitions get

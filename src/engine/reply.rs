@@ -38,6 +38,21 @@ pub enum EngineError {
     Failed,
 }
 
+/// The outcome of an answer, for metrics.
+pub(super) fn outcome(answer: Result<&Reply, EngineError>) -> &'static str {
+    match answer {
+        Ok(Reply::Decided { rejection: None, .. }) => "accepted",
+        Ok(Reply::Decided { rejection: Some(rejection), .. }) => rejection.code(),
+        Ok(Reply::Replayed(_)) => "replayed",
+        Ok(Reply::KeyReused) => "key-reused",
+        Ok(Reply::Nothing) => "nothing",
+        Err(EngineError::Overloaded | EngineError::OverShare | EngineError::WaitedTooLong) => "overloaded",
+        Err(EngineError::Stopping) => "stopping",
+        Err(EngineError::Unavailable) => "unavailable",
+        Err(EngineError::Failed) => "failed",
+    }
+}
+
 impl From<Outcome> for Reply {
     fn from(outcome: Outcome) -> Self {
         match outcome {

@@ -48,6 +48,7 @@ pub mod body;
 pub mod connection;
 mod decide;
 pub mod docs;
+mod dry_run;
 pub mod extract;
 mod health;
 mod ids;

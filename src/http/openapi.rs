@@ -19,13 +19,16 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::AppExt as _;
 
+use self::dry_run::add_dry_run;
 use self::problems::SharedProblems;
 use super::auth::Scope;
+use super::dry_run::DryRunView;
 use super::problem::{Code, ProblemBody};
 use super::routes;
 use crate::contract;
 use crate::domain::text::IdempotencyKey;
 
+mod dry_run;
 mod problems;
 
 /// Extensions of a route that this module reads and removes.
@@ -54,6 +57,8 @@ pub fn openapi_document() -> OpenApi {
     components.responses = responses;
     let mut schemas = contract::components();
     <ProblemBody<'_> as ToSchema>::schemas(&mut schemas);
+    <DryRunView as ToSchema>::schemas(&mut schemas);
+    schemas.push(("DryRun".to_owned(), DryRunView::schema()));
     schemas.push(("Problem".to_owned(), ProblemBody::schema()));
     components.schemas.extend(schemas);
     let sent = components.schemas.iter_mut().filter(|(name, _)| !name.ends_with("Request"));
@@ -162,7 +167,8 @@ fn description() -> String {
          **Times** are RFC 3339; answers are UTC with microseconds.\n\n\
          **Commands** (POST) need an `Idempotency-Key`. The same key with the same body gets the same answer, byte \
          for byte, with `Idempotency-Replayed: true`. The same key with another body is refused. If you get no answer, \
-         a 408 or a 5xx, retry with the same key: the command runs at most once.\n\n\
+         a 408 or a 5xx, retry with the same key: the command runs at most once. With `?dry_run=true` a command does \
+         nothing and answers what it would do.\n\n\
          **Errors** are `application/problem+json` (RFC 9457); match on `code`. 429 and 503 carry `Retry-After`. \
          Bodies have at most 64 KiB, 16 levels and no unknown fields. Three errors are answered without a body, and the \
          connection is closed: a malformed HTTP request (400), more than 96 headers or 128 KiB of headers (431), and a \
@@ -226,6 +232,11 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
     if let Some(Value::String(scope)) = scope {
         let description = operation.description.take().unwrap_or_default();
         operation.description = Some(format!("{description}\n\nScope: `{scope}`."));
+        match method {
+            HttpMethod::Post => add_dry_run(operation, Code::WorkspaceNotFound),
+            HttpMethod::Put => add_dry_run(operation, Code::PlanNotFound),
+            _ => {}
+        }
         let parameters = operation.parameters.get_or_insert_default();
         parameters.extend(needs_key.then(idempotency_key_parameter).map(RefOr::T));
         parameters.extend(trace_parameters().map(RefOr::T));

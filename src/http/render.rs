@@ -46,6 +46,16 @@ pub enum KeyKind {
     Natural,
 }
 
+impl KeyKind {
+    /// The key was used with another body.
+    pub(super) fn reused(self) -> Problem {
+        Problem::plain(match self {
+            Self::FromCaller => Code::IdempotencyKeyReused,
+            Self::Natural => Code::WorkspaceExists,
+        })
+    }
+}
+
 /// Converts the reply of the engine into a response.
 pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
     match reply {
@@ -54,10 +64,7 @@ pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
             Ok(send(answer, retry_after_s, false))
         }
         Reply::Replayed(answer) => Ok(send(answer, None, true)),
-        Reply::KeyReused => Err(Problem::plain(match key {
-            KeyKind::FromCaller => Code::IdempotencyKeyReused,
-            KeyKind::Natural => Code::WorkspaceExists,
-        })),
+        Reply::KeyReused => Err(key.reused()),
         Reply::Nothing => {
             tracing::error!("a command of a caller was answered like an internal one");
             Err(Problem::plain(Code::InternalError))

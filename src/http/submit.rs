@@ -9,12 +9,14 @@ use utoipa::PartialSchema;
 
 use super::auth::RequiredScope;
 use super::body::{self, Body};
-use super::extract::{RequestContext, WorkspaceCaller, idempotency_key, no_query};
+use super::dry_run::{dry_run, is_dry_run};
+use super::extract::{RequestContext, WorkspaceCaller, idempotency_key};
 use super::problem::{Code, Problem};
 use super::render::{KeyKind, response};
 use super::state::AppState;
 use crate::domain::commands::{Command, Envelope, ProvisionWorkspace};
 use crate::domain::metadata::Metadata;
+use crate::domain::text::IdempotencyKey;
 use crate::engine::{EngineError, Reply};
 
 /// The wire type of a command.
@@ -49,17 +51,22 @@ pub async fn submit_as<R: DeserializeOwned + PartialSchema, S: RequiredScope>(
     (name, may_be_empty): (&str, bool),
     into_command: impl FnOnce(R) -> Result<(Command, Option<Metadata>), Problem>,
 ) -> Result<HttpResponse, Problem> {
-    no_query(&request)?;
+    let is_dry_run = is_dry_run(&request)?;
+    let state = AppState::of(&request);
+    let message_id = state.clock.new_command_id();
     let idempotency_key = match key_kind {
+        // A key that no caller can send, so no stored command has it.
+        KeyKind::FromCaller if is_dry_run => IdempotencyKey::system(format_args!("dry run {message_id}")),
         KeyKind::FromCaller => idempotency_key(request.headers())?,
         KeyKind::Natural => ProvisionWorkspace::idempotency_key(),
     };
-    let state = AppState::of(&request);
-    let _permit = state.limits.commands.acquire(caller.workspace_id)?;
+    // A dry run uses the connections of reads.
+    let in_flight = if is_dry_run { &state.limits.reads } else { &state.limits.commands };
+    let _permit = in_flight.acquire(caller.workspace_id)?;
     let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, name, may_be_empty).await?;
     let (command, metadata) = into_command(value)?;
     let envelope = Envelope {
-        message_id: state.clock.new_command_id(),
+        message_id,
         idempotency_key,
         workspace_id: caller.workspace_id,
         actor: caller.principal.subject.clone(),
@@ -71,6 +78,10 @@ pub async fn submit_as<R: DeserializeOwned + PartialSchema, S: RequiredScope>(
         fingerprint,
         command,
     };
+    if is_dry_run { dry_run(state, &envelope, key_kind).await } else { decide(state, envelope, key_kind).await }
+}
+
+async fn decide(state: &AppState, envelope: Envelope, key_kind: KeyKind) -> Result<HttpResponse, Problem> {
     let decided = state.within(state.decision_timeout, state.engine.decide(envelope)).await;
     let decided = decided.ok_or_else(|| Problem::plain(Code::Unavailable))?;
     match &decided {

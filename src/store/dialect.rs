@@ -75,6 +75,9 @@ pub(super) trait Dialect: Syntax + Send + Sized {
         partitions: &BTreeSet<Partition>,
     ) -> impl Future<Output = Result<(BTreeMap<Partition, PartitionHead>, Option<Timestamp>), StoreError>> + Send;
 
+    /// The database's time, if it has a clock of its own.
+    fn database_now(&mut self) -> impl Future<Output = Result<Option<Timestamp>, StoreError>> + Send;
+
     /// The events of each partition after the given number, at most `limit` of each.
     fn events_after(
         &mut self,

@@ -3,7 +3,7 @@
 //! The heads are locked first, in a statement of their own, because waiting for a lock does not refresh the snapshot of
 //! the statement that waits. The statements after it see what the previous holder has committed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::columns::Fields;
@@ -18,7 +18,8 @@ use crate::domain::cloud_event::EventSource;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
-use crate::domain::ids::WorkspaceId;
+use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
 use crate::domain::subscription::Subscription;
@@ -33,6 +34,25 @@ pub(super) async fn load<D: Dialect>(
     keys: &KeySet,
 ) -> Result<Snapshot, StoreError> {
     let (heads, database_now) = connection.lock_heads(&keys.partitions()).await?;
+    rows_of(connection, cache, keys, (heads, database_now)).await
+}
+
+/// Reads the rows of the keys without locks, for a decision that is not written: nothing is numbered, so it has no heads.
+pub(super) async fn peek<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    keys: &KeySet,
+) -> Result<Snapshot, StoreError> {
+    let database_now = connection.database_now().await?;
+    rows_of(connection, cache, keys, (BTreeMap::new(), database_now)).await
+}
+
+async fn rows_of<D: Dialect>(
+    connection: &mut D,
+    cache: &PlanCache,
+    keys: &KeySet,
+    (heads, database_now): (BTreeMap<Partition, PartitionHead>, Option<Timestamp>),
+) -> Result<Snapshot, StoreError> {
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
     let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&keys.grants)).await?)?;

@@ -110,6 +110,13 @@ pub trait Reads: Send + Sync {
     /// The current state of one workspace, read without locks in one consistent view.
     async fn workspace(&self, workspace_id: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError>;
 
+    /// The rows of the keys, read without locks in one consistent view, and no heads: to decide a command without writing
+    /// anything.
+    async fn snapshot(&self, keys: &KeySet) -> Result<Snapshot, StoreError>;
+
+    /// The last ledger entry of a workspace that was recorded at this instant or before.
+    async fn last_entry(&self, workspace_id: WorkspaceId, at: Timestamp) -> Result<Option<LedgerEntry>, StoreError>;
+
     /// A page of usage logs, optionally of one feature.
     async fn usage(
         &self,

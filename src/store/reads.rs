@@ -11,7 +11,7 @@ use super::columns::{Fields, Stored};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout, with_timeout};
 use super::invariants::INVARIANTS;
-use super::load::{held_shares, states, versions};
+use super::load::{held_shares, peek, states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{
     AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, ListedHold, Order,
@@ -26,7 +26,7 @@ use crate::domain::hold::{Hold, HoldState};
 use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
-use crate::domain::snapshot::WorkspaceState;
+use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
@@ -144,6 +144,19 @@ impl<D: Database> Reads for D {
             Ok(found.remove(&workspace_id).map(|state| *state))
         })
         .await
+    }
+
+    async fn snapshot(&self, keys: &KeySet) -> Result<Snapshot, StoreError> {
+        with_answer_timeout(async {
+            let mut view = self.view().await?;
+            peek(&mut *view, self.plan_cache(), keys).await
+        })
+        .await
+    }
+
+    async fn last_entry(&self, workspace_id: WorkspaceId, at: Timestamp) -> Result<Option<LedgerEntry>, StoreError> {
+        let parameters = Parameters::of(&workspace_id).and(&at);
+        Ok(list(self, &D::Connection::statements().last_entry, parameters).await?.pop())
     }
 
     async fn usage(

@@ -70,7 +70,7 @@ macro_rules! statements {
 statements! {
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
     retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
-    ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, usage_log, events_of_workspace, event, due_boundaries,
+    ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, last_entry, usage_log, events_of_workspace, event, due_boundaries,
     due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants, grants_asc, grants_desc,
     open_grants_asc, open_grants_desc, closed_grants_asc, closed_grants_desc, open_holds, holds, held_shares, holds_asc,
     holds_desc, holds_by_state_asc, holds_by_state_desc, due_holds
@@ -167,6 +167,10 @@ impl Statements {
             ledger_desc: page::<S, LedgerEntry>("ledger_entries_pkey", "", "desc"),
             ledger_of_grant_asc: page::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7", "asc"),
             ledger_of_grant_desc: page::<S, LedgerEntry>("ledger_entries_by_grant", "and t.grant_id = $7", "desc"),
+            last_entry: of::<S, LedgerEntry>(
+                "ledger_entries_pkey",
+                "t.workspace_id = $1 and t.recorded_at <= $2 order by t.recorded_at desc, t.seq desc limit 1",
+            ),
             usage_log: of::<S, UsageLog>(
                 "usage_logs_pkey",
                 "t.workspace_id = $1 and t.recorded_at = $2 and t.seq = $3",

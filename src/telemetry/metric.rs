@@ -49,6 +49,8 @@ metrics_table! {
         "Commands queued in a lane.";
     ENGINE_COMMANDS = "visionscope_engine_commands_total", Counter, Count, ["type", "outcome"],
         "Commands answered, by type and outcome.";
+    ENGINE_DRY_RUNS = "visionscope_engine_dry_runs_total", Counter, Count, ["type", "outcome"],
+        "Dry runs answered, by the type of the command and the outcome that it would have. They are not commands.";
 
     STORE_ERRORS = "visionscope_store_errors_total", Counter, Count, ["kind"],
         "Failed transactions of commands, by kind of error.";

@@ -15,12 +15,11 @@ use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
-use visionscope_billing::domain::snapshot::WorkspaceState;
-
+use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
-use visionscope_billing::engine::{EngineError, Render, Rendered, Reply};
+use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::queries::{
@@ -47,12 +46,19 @@ pub const ACCEPTED_BODY: &str = r#"{"accepted":true}"#;
 pub struct FakeEngine {
     pub script: Mutex<Script>,
     pub seen: Mutex<Vec<Envelope>>,
+    /// The commands of dry runs.
+    pub tried: Mutex<Vec<Envelope>>,
     pub release: tokio::sync::Notify,
 }
 
 impl Default for FakeEngine {
     fn default() -> Self {
-        Self { script: Mutex::new(Script::Accept), seen: Mutex::default(), release: tokio::sync::Notify::new() }
+        Self {
+            script: Mutex::new(Script::Accept),
+            seen: Mutex::default(),
+            tried: Mutex::default(),
+            release: tokio::sync::Notify::new(),
+        }
     }
 }
 
@@ -75,6 +81,13 @@ impl Decide for FakeEngine {
                 Ok(Reply::Decided { answer: accepted, rejection: None })
             }
         }
+    }
+
+    async fn dry_run(&self, envelope: &Envelope) -> Result<DryRun, EngineError> {
+        self.tried.lock().unwrap().push(envelope.clone());
+        let answer = Rendered { status: 200, body: ACCEPTED_BODY.into() };
+        let reply = Reply::Decided { answer, rejection: None };
+        Ok(DryRun { reply, events: Vec::new(), plan_preview: None })
     }
 }
 
@@ -103,6 +116,12 @@ impl Reads for FakeStore {
     async fn workspace(&self, _: WorkspaceId) -> Result<Option<WorkspaceState>, StoreError> {
         self.begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         drop(self.reads.lock().await);
+        self.answer(None)
+    }
+    async fn snapshot(&self, _: &KeySet) -> Result<Snapshot, StoreError> {
+        self.answer(Snapshot::default())
+    }
+    async fn last_entry(&self, _: WorkspaceId, _: Timestamp) -> Result<Option<LedgerEntry>, StoreError> {
         self.answer(None)
     }
     async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<UsageLog>, StoreError> {

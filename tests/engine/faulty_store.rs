@@ -177,6 +177,14 @@ impl Reads for FaultyStore {
         self.inner.workspace(workspace_id).await
     }
 
+    async fn snapshot(&self, keys: &KeySet) -> Result<Snapshot, StoreError> {
+        self.inner.snapshot(keys).await
+    }
+
+    async fn last_entry(&self, id: WorkspaceId, at: Timestamp) -> Result<Option<LedgerEntry>, StoreError> {
+        self.inner.last_entry(id, at).await
+    }
+
     async fn usage(
         &self,
         query: &HistoryQuery,

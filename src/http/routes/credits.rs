@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Deserializer, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::charge::charge;
-use super::reads::state_as_of_now;
+use super::reads::{read, recorded_state, state_as_of_now};
 use crate::domain::commands::{
     Command, DeductCredits, PurchaseCredits, ResetMonthlyCredits, available_credits, is_spendable,
 };
@@ -20,11 +20,11 @@ use crate::domain::plan::UsageLimit;
 use crate::domain::receipt::{DeductReceipt, PurchaseReceipt, ResetReceipt};
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError, PaymentReference, UserId};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MAX_CLOCK_DIFFERENCE, Timestamp};
 use crate::http::auth::scope;
 use crate::http::body::refuse;
-use crate::http::extract::{WorkspaceCaller, no_query};
-use crate::http::problem::Problem;
+use crate::http::extract::{WorkspaceCaller, query};
+use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
@@ -189,6 +189,29 @@ pub struct LowCreditThreshold {
     fired: bool,
 }
 
+/// Which balance. Unknown parameters are refused.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CreditsParams {
+    /// The balance as recorded at this instant, and nothing else (see `CreditsAt`). It must not be in the future. Without
+    /// it, the balance of now with its details.
+    at: Option<Timestamp>,
+}
+
+/// The balance as recorded at an instant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CreditsAt {
+    workspace_id: WorkspaceId,
+    /// The instant that was asked for.
+    at: Timestamp,
+    /// The balance after the last ledger entry until then. 0 before the first.
+    current_credits: Credits,
+    /// When that entry was recorded. Absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recorded_at: Option<Timestamp>,
+}
+
 /// The balance and the usage of a workspace.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CreditsView {
@@ -216,6 +239,14 @@ pub struct CreditsView {
     low_credit_warnings: Vec<LowCreditThreshold>,
     /// The open grants, in the order in which they are spent.
     grants: Vec<GrantView>,
+}
+
+/// The balance of now with its details, or that of an instant.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum CreditsAnswer {
+    Now(Box<CreditsView>),
+    At(CreditsAt),
 }
 
 impl GrantView {
@@ -374,11 +405,12 @@ pub async fn reset_credits(
 /// Read the balance
 ///
 /// The balance, what can be spent now, the period and its limits, the thresholds, and the open grants in the order in
-/// which they are spent: all as of now, also where the end of the period or an expiry is not recorded yet.
+/// which they are spent: all as of now, also where the end of the period or an expiry is not recorded yet. With `at`, only
+/// the balance as it was recorded at that instant: what the ledger shows, whatever was due and not recorded then.
 #[utoipa::path(
     tag = "credits",
-    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id.")),
-    responses((status = 200, description = "The balance.", body = CreditsView, example = json!({
+    params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), CreditsParams),
+    responses((status = 200, description = "The balance.", body = CreditsAnswer, examples(("now" = (summary = "Now", value = json!({
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "current_credits": "997.5", "available_credits": "997.5", "held_credits": "0", "debt_credits": "0",
         "overdraft_limit": "0", "used_this_month": "2.5", "limit": {"credits": "5000", "mode": "hard"},
@@ -390,7 +422,10 @@ pub async fn reset_credits(
             "remaining": "997.5", "held": "0", "priority": 50, "effective_at": "2026-01-31T09:00:00.000000Z",
             "expires_at": "2026-02-28T09:00:00.000000Z", "spendable": true
         }]
-    }))),
+    }))), ("at" = (summary = "At an instant", value = json!({
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "at": "2026-02-01T00:00:00.000000Z",
+        "current_credits": "997.5", "recorded_at": "2026-01-31T09:00:00.000000Z"
+    })))))),
     extensions(("x-scope" = json!("credits:read"))),
     security(("bearer" = []))
 )]
@@ -399,7 +434,27 @@ pub async fn get_credits(
     caller: WorkspaceCaller<scope::CreditsRead>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    no_query(&request)?;
-    let (state, now) = state_as_of_now(AppState::of(&request), caller.workspace_id).await?;
-    private_json(&request, &CreditsView::new(&state, now))
+    let CreditsParams { at } = query(&request)?;
+    let state = AppState::of(&request);
+    let answer = if let Some(at) = at {
+        CreditsAnswer::At(credits_at(state, caller.workspace_id, at).await?)
+    } else {
+        let (state, now) = state_as_of_now(state, caller.workspace_id).await?;
+        CreditsAnswer::Now(Box::new(CreditsView::new(&state, now)))
+    };
+    private_json(&request, &answer)
+}
+
+/// The clock of the caller may be ahead by as much as those of two servers may differ.
+async fn credits_at(state: &AppState, workspace_id: WorkspaceId, at: Timestamp) -> Result<CreditsAt, Problem> {
+    if at > state.clock.now().plus(MAX_CLOCK_DIFFERENCE) {
+        return Err(Problem::parameter(Code::InvalidField, "at", "must not be in the future"));
+    }
+    let last = read(state.store.last_entry(workspace_id, at)).await?;
+    if last.is_none() {
+        recorded_state(state, workspace_id).await?;
+    }
+    let (current_credits, recorded_at) =
+        last.map_or((Credits::ZERO, None), |entry| (entry.balance_after, Some(entry.recorded_at)));
+    Ok(CreditsAt { workspace_id, at, current_credits, recorded_at })
 }

@@ -60,6 +60,8 @@ select set_config('statement_timeout', $1, true), set_config('plan_cache_mode', 
 
 pub(super) const PING: &str = "select 1";
 
+pub(super) const DATABASE_NOW: &str = "select clock_timestamp()";
+
 impl Syntax for PgConnection {
     fn key_list(key: &[KeyColumn]) -> String {
         let arrays = key.iter().zip(1..).map(|((_, kind), n)| format!("${n}::{}[]", kind.sql()));
@@ -121,6 +123,11 @@ impl Dialect for PgConnection {
             database_now = database_now.or(Some(fields.next()?));
         }
         Ok((heads, database_now))
+    }
+
+    async fn database_now(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        let row = sqlx::query(DATABASE_NOW).fetch_one(self).await.map_err(store_error)?;
+        Fields::of(&row).next().map(Some)
     }
 
     async fn events_after(&mut self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {

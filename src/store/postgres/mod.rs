@@ -152,6 +152,7 @@ pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
     let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
-    let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING, dialect::AUDIT_SETTINGS]);
+    let texts =
+        fixed.chain(invariants).chain(looked_up).chain([dialect::PING, dialect::DATABASE_NOW, dialect::AUDIT_SETTINGS]);
     texts.map(str::to_owned).chain(write::statements())
 }

@@ -105,6 +105,11 @@ impl Dialect for SqliteConnection {
         Ok((heads, None))
     }
 
+    /// SQLite has the clock of this machine.
+    async fn database_now(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
+
     /// One statement per partition, because none is a round trip to a server.
     async fn events_after(&mut self, after: &[EventPosition], limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         let mut events = Vec::new();
