@@ -108,3 +108,80 @@ impl PlanSituation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::domain::plan::tests::pro;
+    use crate::domain::subscription::{CreditPolicy, Effective};
+    use crate::domain::tests::World;
+
+    /// Without the limited feature of `pro`, with a rate limit and an overdraft.
+    fn scale() -> PlanVersion {
+        let mut plan = PlanVersion {
+            plan_code: PlanCode::new("scale").unwrap(),
+            allowance: Credits::whole(3000),
+            overdraft_limit: Credits::whole(70),
+            rate_limit: Some(RateLimit { credits: Credits::whole(10), window_s: 60 }),
+            ..pro()
+        };
+        plan.features.remove("upscale");
+        plan
+    }
+
+    /// The preview of a change to the other plan.
+    fn previewed(world: &mut World, effective: Effective) -> Value {
+        let before = world.state().clone();
+        world.change("scale", effective, CreditPolicy::Full).accepted();
+        serde_json::to_value(PlanPreview::new(&before, world.state(), world.now)).unwrap()
+    }
+
+    #[test]
+    fn a_change_now_shows_its_credits_and_one_at_the_end_of_the_period_those_of_now() {
+        for (effective, credits, available) in
+            [(Effective::Immediate, "3000", "3070"), (Effective::PeriodEnd, "1000", "1000")]
+        {
+            let mut world = World::on(pro());
+            world.add_plan(scale());
+            let preview = previewed(&mut world, effective);
+            let upscale = |enabled: bool| {
+                if enabled {
+                    let limit = json!({"credits": "50", "mode": "hard"});
+                    json!({"feature_code": "upscale", "enabled": true, "unit_price": "2", "limit": limit})
+                } else {
+                    json!({"feature_code": "upscale", "enabled": false})
+                }
+            };
+            let render = json!({"feature_code": "render", "enabled": true, "unit_price": "0.5"});
+            let before = json!({
+                "plan_code": "pro", "plan_version": 1, "current_credits": "1000", "available_credits": "1000",
+                "overdraft_limit": "0", "features": [render, upscale(true)]
+            });
+            let after = json!({
+                "plan_code": "scale", "plan_version": 1, "current_credits": credits, "available_credits": available,
+                "overdraft_limit": "70", "rate_limit": {"credits": "10", "window_s": 60},
+                "features": [render, upscale(false)]
+            });
+            let open_holds = json!({"count": 0, "credits": "0"});
+            assert_eq!(preview, json!({"before": before, "after": after, "open_holds": open_holds}));
+        }
+    }
+
+    #[test]
+    fn an_ended_subscription_has_no_limits_before_it_begins_again() {
+        let mut world = World::on(pro());
+        world.add_plan(scale());
+        world.cancel(Effective::Immediate).accepted();
+        let preview = previewed(&mut world, Effective::Immediate);
+        assert_eq!(
+            preview["before"]["features"][1],
+            json!({"feature_code": "upscale", "enabled": true, "unit_price": "2"})
+        );
+        assert_eq!(
+            (&preview["before"]["current_credits"], &preview["after"]["current_credits"]),
+            (&json!("0"), &json!("3000"))
+        );
+    }
+}

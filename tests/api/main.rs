@@ -9,8 +9,10 @@ mod clocks;
 mod commands;
 mod connections;
 mod contract;
+mod credits_at;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod dry_run;
 mod fake;
 mod grants;
 mod harness;

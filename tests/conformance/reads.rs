@@ -1,12 +1,15 @@
 //! Pages, filters, and what is due.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::Account;
+use visionscope_billing::domain::snapshot::Snapshot;
 use visionscope_billing::domain::subscription::SubscriptionStatus;
-use visionscope_billing::domain::text::PaymentReference;
+use visionscope_billing::domain::text::{PaymentReference, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::store::queries::{
@@ -14,7 +17,7 @@ use visionscope_billing::store::queries::{
 };
 
 use crate::database::TestDatabase;
-use crate::fixtures::{World, at, feature, new_grant, plan, workspace, workspace_in, world_of};
+use crate::fixtures::{World, at, feature, keys_of, load, new_grant, plan, workspace, workspace_in, world_of};
 
 /// Seven deductions, one per second. Those of odd seconds are of another feature.
 async fn seven_deductions(db: &impl TestDatabase) -> World {
@@ -57,6 +60,62 @@ pub async fn an_unknown_workspace_is_none(db: &impl TestDatabase) {
     world_of(db.store(), 1).await;
     assert!(db.store().workspace(workspace(0)).await.unwrap().is_some());
     assert_eq!(db.store().workspace(workspace(1)).await.unwrap(), None);
+}
+
+pub async fn a_snapshot_without_locks_has_the_rows_that_are_loaded_with_locks(db: &impl TestDatabase) {
+    let mut world = seven_deductions(db).await;
+    let id = workspace(0);
+    let grant_id = db.store().workspace(id).await.unwrap().unwrap().grants[0].grant_id;
+    let mut keys = keys_of([id, workspace(9)]);
+    keys.grants = [(id, grant_id), (id, GrantId(Uuid::from_u128(9)))].into();
+    keys.payments = [(id, PaymentReference::new("unused").unwrap())].into();
+    keys.plans = ["pro", "none"].map(|code| PlanCode::new(code).unwrap()).into();
+    keys.features = ["render", "rendr"].map(feature).into();
+    let loaded = load(db.store(), &keys).await;
+    assert_eq!((loaded.workspaces.len(), loaded.grant_sources.len(), loaded.features.len()), (1, 1, 1));
+    let expected = Snapshot { heads: BTreeMap::new(), database_now: None, ..loaded };
+    let without_clock = |snapshot: Snapshot| Snapshot { database_now: None, ..snapshot };
+    assert_eq!(without_clock(db.store().snapshot(&keys).await.unwrap()), expected);
+    // It does not wait for who holds the locks, and does not see what is not committed.
+    world.deduct(id, Credits::whole(1), at(20));
+    let mut tx = db.store().begin().await.unwrap();
+    tx.load(&keys_of([id])).await.unwrap();
+    assert_eq!(without_clock(db.store().snapshot(&keys).await.unwrap()), expected);
+    tx.commit(&world.take()).await.unwrap();
+    let left = |snapshot: &Snapshot| snapshot.workspaces[&id].credits.current_credits;
+    let after = db.store().snapshot(&keys).await.unwrap();
+    assert_eq!(left(&expected).minus(Credits::whole(1)).unwrap(), left(&after));
+}
+
+pub async fn the_last_entry_until_an_instant_is_found_in_its_own_workspace(db: &impl TestDatabase) {
+    let mut world = world_of(db.store(), 2).await;
+    world.deduct(workspace(0), Credits::whole(1), at(2));
+    // A command with more than one entry: they share its instant.
+    let command_id = world.command(workspace(0), "PurchaseCredits", "accepted", at(3));
+    for _ in 0..3 {
+        let (debit, credit) = (Account::Issued(GrantSource::Purchase), Account::Expired);
+        world.entry(workspace(0), command_id, debit, credit, Credits::whole(1), at(3));
+    }
+    world.deduct(workspace(1), Credits::whole(7), at(4)).store(db.store()).await;
+    let last = async |nth, until| db.store().last_entry(workspace(nth), until).await.unwrap();
+    let just_before = |seconds| Timestamp::from_micros(at(seconds).micros() - 1);
+    let table = [
+        (0, just_before(0), None),
+        (0, at(0), Some(1)),
+        (0, just_before(2), Some(1)),
+        (0, at(2), Some(2)),
+        (0, just_before(3), Some(2)),
+        (0, at(3), Some(5)),
+        (0, at(100), Some(5)),
+        (1, at(3), Some(1)),
+        (1, at(4), Some(2)),
+        (9, at(100), None),
+    ];
+    for (nth, until, seq) in table {
+        let found = last(nth, until).await;
+        assert_eq!(found.as_ref().map(|entry| entry.seq), seq, "{nth} {until}");
+        assert!(found.is_none_or(|entry| entry.workspace_id == workspace(nth)));
+    }
 }
 
 pub async fn usage_pages_have_no_gap_and_no_repetition_in_either_order(db: &impl TestDatabase) {

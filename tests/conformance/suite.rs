@@ -46,12 +46,14 @@ macro_rules! suite {
             }
             reads {
                 an_unknown_workspace_is_none,
+                a_snapshot_without_locks_has_the_rows_that_are_loaded_with_locks,
                 usage_pages_have_no_gap_and_no_repetition_in_either_order,
                 usage_is_filtered_by_feature_and_time,
                 the_ledger_is_paged_and_filtered_by_grant_and_time,
                 a_page_says_whether_there_is_more,
                 time_ranges_are_exact_at_their_bounds,
                 entries_of_one_instant_are_paged_by_their_numbers,
+                the_last_entry_until_an_instant_is_found_in_its_own_workspace,
                 a_usage_log_is_found_by_its_id_in_its_own_workspace,
                 events_of_one_workspace_go_forwards,
                 events_of_all_are_limited_per_partition,

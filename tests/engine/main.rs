@@ -4,6 +4,7 @@
 
 #[path = "../databases/mod.rs"]
 mod databases;
+mod dry_runs;
 mod fairness;
 mod faults;
 mod faulty_store;

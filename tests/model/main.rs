@@ -1,7 +1,7 @@
 //! Random commands against an independent model, on both databases.
 //!
-//! Each case runs one random history three times. First one command at a time through the engine, compared with the
-//! model after each step. Then the same envelopes in batches on another database, which must give the same answers
+//! Each case runs one random history three times. First one command at a time through the engine, each after its dry run,
+//! compared with the model after each step. Then the same envelopes in batches on another database, which must give the same answers
 //! byte for byte. Then all of them again, which must replay the stored answers. In the end both databases are
 //! audited.
 

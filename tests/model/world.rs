@@ -27,7 +27,7 @@ use visionscope_billing::domain::subscription::{CreditPolicy, Effective};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::workspace::FeatureOverrides;
-use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, Render, Rendered, Reply};
+use visionscope_billing::engine::{CommitSignal, DryRunEvent, Engine, EngineConfig, Render, Rendered, Reply};
 use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::{Database, TestDatabase};
@@ -96,13 +96,13 @@ impl World {
         let mut model = Model::new(plan, START);
         let provision = envelope(workspace_id, START, provision(plan));
         let mut envelopes = vec![provision.clone()];
-        let mut answers = vec![self.submit(&provision).await?];
+        let mut answers = vec![self.try_and_submit(&provision).await?];
         let (mut grants, mut holds) = (Vec::new(), Vec::new());
         for (n, step) in steps.iter().enumerate() {
             let predicted = model.step(step);
             let Some(command) = command(step, number, model.now, &grants, &holds) else { continue };
             let envelope = envelope(workspace_id, model.now, command);
-            let reply = self.submit(&envelope).await?;
+            let reply = self.try_and_submit(&envelope).await.map_err(|error| format!("step {n} {step:?}: {error}"))?;
             let context = format!("step {n} {step:?} of {steps:?} on plan {plan}");
             if outcome(&reply) != predicted {
                 return Err(format!("{context}: got {reply:?}, the model says {predicted}"));
@@ -124,6 +124,34 @@ impl World {
 
     async fn submit(&self, envelope: &Envelope) -> Result<Reply, String> {
         self.engine.submit(envelope.clone()).await.map_err(|error| error.to_string())
+    }
+
+    /// Tries the command without doing it, then does it. The dry run must write nothing and tell all that the command does,
+    /// byte for byte: both have the ids that follow from one envelope.
+    async fn try_and_submit(&self, envelope: &Envelope) -> Result<Reply, String> {
+        let (store, workspace_id) = (&self.serial.store, envelope.workspace_id);
+        let before = store.workspace(workspace_id).await.map_err(|error| error.to_string())?;
+        let dry_run = self.engine.dry_run(envelope).await.map_err(|error| error.to_string())?;
+        if store.workspace(workspace_id).await.map_err(|error| error.to_string())? != before {
+            return Err("a dry run has changed the workspace".into());
+        }
+        let reply = self.submit(envelope).await?;
+        let after = before.map_or(0, |state| state.credits.event_seq);
+        let query = EventQuery::OfWorkspace { workspace_id, after, limit: 10_000 };
+        let raised = store.events(&query).await.map_err(|error| error.to_string())?;
+        let raised: Vec<_> = raised
+            .into_iter()
+            .map(|event| DryRunEvent {
+                event_type: event.event_type,
+                data: event.data,
+                is_due_work: event.causation_id != envelope.message_id.0,
+            })
+            .collect();
+        if (&dry_run.reply, &dry_run.events) == (&reply, &raised) {
+            Ok(reply)
+        } else {
+            Err(format!("the dry run was {dry_run:?}, the command gave {reply:?} and {raised:?}"))
+        }
     }
 
     async fn compare(&self, workspace_id: WorkspaceId, model: &Model, predicted: &str) -> Result<(), String> {
