@@ -13,7 +13,7 @@ from billing_client.api.credits_ import deduct_credits, get_credits
 from billing_client.api.events import list_events
 from billing_client.api.workspaces import put_workspace
 from billing_client.models import (
-    CreditConsumedEvent, DeductByCredits, DeductByQuantity, DeductReceipt, Metadata, Problem, ProblemCode,
+    CreditConsumedEvent, CreditsAt, CreditsView, DeductByCredits, DeductByQuantity, DeductReceipt, DryRun, Metadata, Problem, ProblemCode,
     ProvisionReceipt, PutWorkspaceRequest, UsageLimitExceededEvent, WorkspaceProvisionedEvent,
 )
 
@@ -37,6 +37,12 @@ metadata = Metadata.from_dict({"job": "render-881"})
 deducted = deduct(DeductByQuantity(feature_code="video.render", quantity="3", metadata=metadata))
 assert isinstance(deducted, DeductReceipt) and deducted.credits_ == "1.5", deducted
 
+tried = deduct_credits.sync(
+    workspace_id, client=client, body=DeductByCredits(feature_code="video.render", credits_="31"), dry_run=True,
+    idempotency_key=key(),
+)
+assert isinstance(tried, DryRun) and tried.status == 403 and len(tried.events) == 1, tried
+
 refused = deduct(DeductByCredits(feature_code="video.render", credits_="31"))
 assert isinstance(refused, Problem) and refused.code is ProblemCode.LIMIT_EXCEEDED, refused
 
@@ -47,6 +53,9 @@ assert [type(event) for event in page.items] == [
 consumed = page.items[1]
 assert consumed.data.credits_ == "1.5" and consumed.data.metadata.additional_properties == {"job": "render-881"}
 balance = get_credits.sync(workspace_id, client=client)
+assert isinstance(balance, CreditsView), balance
+earlier = get_credits.sync(workspace_id, client=client, at=created.recorded_at)
+assert isinstance(earlier, CreditsAt) and earlier.current_credits == "100", earlier
 assert page.items[-1].data.current_credits == balance.current_credits == "98.5", balance
 
 # The package checks the attributes and the names of extensions when it builds an event.

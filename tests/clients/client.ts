@@ -6,12 +6,19 @@ import createClient from "openapi-fetch";
 import type { components, paths } from "./api.js";
 
 type Event = components["schemas"]["Event"];
+type DryRun = components["schemas"]["DryRun"];
 type ProblemCode = components["schemas"]["ProblemCode"];
 
 const { BASE_URL, TOKEN } = process.env;
 const client = createClient<paths>({ baseUrl: BASE_URL, headers: { Authorization: `Bearer ${TOKEN}` } });
 const path = { workspace_id: randomUUID() };
 const header = () => ({ "Idempotency-Key": randomUUID() });
+
+/** The receipt of a command that was done. The member `dry_run` tells the answer to a dry run from it. */
+function done<Receipt extends object>(answer: Receipt | DryRun | undefined): Receipt {
+  assert.ok(answer && !("dry_run" in answer));
+  return answer as Receipt;
+}
 
 const created = await client.PUT("/v1/workspaces/{workspace_id}", {
   params: { path },
@@ -23,7 +30,15 @@ const deducted = await client.POST("/v1/workspaces/{workspace_id}/credits/deduct
   params: { path, header: header() },
   body: { feature_code: "video.render", quantity: "3", metadata: { job: "render-881" } },
 });
-assert.equal(deducted.data?.credits, "1.5");
+assert.equal(done(deducted.data).credits, "1.5");
+
+const tried = await client.POST("/v1/workspaces/{workspace_id}/credits/deduct", {
+  params: { path, header: header(), query: { dry_run: true } },
+  body: { feature_code: "video.render", credits: "31" },
+});
+assert.ok(tried.data && "dry_run" in tried.data);
+assert.equal(tried.data.status, 403);
+assert.deepEqual(tried.data.events.map((event) => event.type), ["UsageLimitExceeded"]);
 
 // @ts-expect-error: exactly one of credits and quantity
 const neither: components["schemas"]["DeductCreditsRequest"] = { feature_code: "video.render" };
