@@ -61,9 +61,6 @@ fn of_deductions() -> Vec<EventData> {
     let credits = Credits::from_micro(2_500_000).unwrap();
     vec![
         CreditConsumed {
-            hold_id: None,
-            released_credits: None,
-            uncovered_credits: None,
             feature_code: feature_code.clone(),
             user_id: user_id.clone(),
             credits,

@@ -53,7 +53,7 @@ pub struct DryRunView {
     #[schema(minimum = 200, maximum = 599)]
     status: u16,
     /// What the command would be answered: its receipt, or a problem. Ids, instants and sequence numbers will be others.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, serde_json::Value>)]
     answer: Box<RawValue>,
     /// The events that it would raise, in order.
     events: Vec<DryRunEventView>,
@@ -68,7 +68,7 @@ pub struct DryRunView {
 pub struct DryRunEventView {
     r#type: EventType,
     /// As in the event of this type.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, serde_json::Value>)]
     data: Box<RawValue>,
     /// Whether it tells of work that is due before the command, such as the end of a period, and not of the command itself.
     due_work: bool,

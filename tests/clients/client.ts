@@ -15,9 +15,9 @@ const path = { workspace_id: randomUUID() };
 const header = () => ({ "Idempotency-Key": randomUUID() });
 
 /** The receipt of a command that was done. The member `dry_run` tells the answer to a dry run from it. */
-function done<Receipt extends object>(answer: Receipt | DryRun | undefined): Receipt {
+function done<Answer extends object>(answer: Answer | undefined): Exclude<Answer, DryRun> {
   assert.ok(answer && !("dry_run" in answer));
-  return answer as Receipt;
+  return answer as Exclude<Answer, DryRun>;
 }
 
 const created = await client.PUT("/v1/workspaces/{workspace_id}", {
