@@ -78,6 +78,7 @@ impl World {
                     charge: Charge::Credits(serde_json::from_value("0.000001".into()).unwrap()),
                     user_id: Some(UserId::new("user-42").unwrap()),
                     occurred_at: None,
+                    explain: false,
                 });
                 envelope(self.workspaces[self.next % self.workspaces.len()], None, command)
             })

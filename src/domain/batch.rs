@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::change_set::{ChangeSet, Rows};
 use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
-use super::commands::{Decision, Effects, Envelope, MAX_DUE_COMMANDS, decide};
+use super::commands::{Decision, Effects, Envelope, MAX_DUE_COMMANDS, decide, remedies};
 use super::counter::CounterSubject;
 use super::event::EventData;
+use super::explanation::Explanation;
 use super::grant::Grant;
 use super::hold::{Hold, OpenHold};
 use super::ids::{EventId, GrantId, HoldId, IdSequence, Partition, WorkspaceId};
@@ -52,7 +53,8 @@ pub struct Rendered {
 /// domain does not know HTTP.
 pub trait Render: Send + Sync {
     fn receipt(&self, receipt: &Receipt) -> Rendered;
-    fn rejection(&self, rejection: &Rejection) -> Rendered;
+    /// `explanation` is that of a deduction or a hold.
+    fn rejection(&self, rejection: &Rejection, explanation: Option<&Explanation>) -> Rendered;
 }
 
 /// An event's data could not be serialized or does not match its schema: a defect of the server.
@@ -133,7 +135,7 @@ impl<'a> Batch<'a> {
             return Ok(if same { Outcome::Replayed(answer()) } else { Outcome::KeyReused });
         }
         if let Some(rejection) = self.do_due_work(envelope)? {
-            let answer = self.render.rejection(&rejection);
+            let answer = self.render.rejection(&rejection, None);
             return Ok(Outcome::Refused { rejection, answer });
         }
         match decide(&self.snapshot, envelope) {
@@ -143,8 +145,11 @@ impl<'a> Batch<'a> {
                 self.accept(envelope, *effects, "accepted", answer.clone())?;
                 Ok(Outcome::Accepted(answer))
             }
-            Decision::Refused { rejection, event } => {
-                let answer = self.render.rejection(&rejection);
+            Decision::Refused { rejection, event, mut explanation } => {
+                if let Some(explanation) = &mut explanation {
+                    explanation.remedies = remedies(&self.snapshot, envelope, &rejection);
+                }
+                let answer = self.render.rejection(&rejection, explanation.as_deref());
                 if let Some(state) = self.snapshot.workspaces.get(&envelope.workspace_id)
                     && rejection.is_recorded()
                     && !envelope.command.is_internal()

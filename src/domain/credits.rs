@@ -256,6 +256,11 @@ pub struct PositiveCredits(Credits);
 
 impl PositiveCredits {
     #[must_use]
+    pub fn new(credits: Credits) -> Option<Self> {
+        credits.is_positive().then_some(Self(credits))
+    }
+
+    #[must_use]
     pub const fn get(self) -> Credits {
         self.0
     }

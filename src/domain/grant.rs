@@ -255,6 +255,8 @@ impl Grant {
 }
 
 impl Currency {
+    pub const EUR: Self = Self(*b"EUR");
+
     pub fn new(code: &str) -> Option<Self> {
         let bytes: [u8; 3] = code.as_bytes().try_into().ok()?;
         bytes.iter().all(u8::is_ascii_uppercase).then_some(Self(bytes))

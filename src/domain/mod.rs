@@ -15,6 +15,7 @@ pub mod commands;
 pub mod counter;
 pub mod credits;
 pub mod event;
+pub mod explanation;
 pub mod grant;
 pub mod hold;
 pub mod ids;

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::credits::{Credits, Quantity};
 use super::event::{CreditReset, ExpiringCredits, GrantShare};
+use super::explanation::Explanation;
 use super::grant::GrantSource;
 use super::hold::HoldState;
 use super::ids::{CommandId, GrantId, HoldId, SubscriptionId, WorkspaceId};
@@ -54,6 +55,10 @@ pub struct DeductReceipt {
     pub current_credits: Credits,
     pub used_this_month: Credits,
     pub recorded_at: Timestamp,
+    /// Why it was accepted, if `explain` was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Explanation>)]
+    pub decision: Option<Box<Explanation>>,
 }
 
 /// Credits were bought.
@@ -146,6 +151,10 @@ pub struct HoldReceipt {
     /// The balance, which held credits are part of.
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
+    /// Why it was accepted, if `explain` was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Explanation>)]
+    pub decision: Option<Box<Explanation>>,
 }
 
 /// A hold was captured.

@@ -163,6 +163,22 @@ impl Rejection {
         }
     }
 
+    /// Whether the refusal of a deduction or a hold is explained, with what would help: it is about what the workspace has
+    /// and may use.
+    #[must_use]
+    pub const fn is_explained(&self) -> bool {
+        matches!(
+            self,
+            Self::FeatureDisabled(_)
+                | Self::FeatureNotPriced(_)
+                | Self::LimitExceeded { .. }
+                | Self::RateExceeded { .. }
+                | Self::InsufficientCredits { .. }
+                | Self::TooManyHolds(_)
+                | Self::HoldSpansTooManyGrants(_)
+        )
+    }
+
     /// Whether the refusal is stored under the command's key. It is not stored if there is no workspace to store
     /// it with, if the same command should be tried again later, or if a field or an id must be corrected first.
     #[must_use]

@@ -94,6 +94,8 @@ pub struct Snapshot {
     /// The holds of the keys, and those that ended in this batch. Empty on cached states, as above.
     pub holds: HashMap<(WorkspaceId, HoldId), Hold>,
     pub plans: HashMap<PlanCode, CataloguePlan>,
+    /// The newest version of each plan that is offered, for those who are refused. It may be some seconds old.
+    pub offered_plans: Arc<[Arc<PlanVersion>]>,
     /// The features of the keys that a version of a plan has. Empty on cached states: whoever decides on those that a
     /// feature does not exist is decided again.
     pub features: HashSet<FeatureCode>,

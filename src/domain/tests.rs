@@ -15,6 +15,7 @@ use super::commands::{
     PurchaseCredits,
 };
 use super::event::{EventData, EventType};
+use super::explanation::Explanation;
 use super::grant::Currency;
 use super::ids::{CommandId, WorkspaceId};
 use super::ledger::{Account, LedgerEntry};
@@ -36,8 +37,21 @@ impl Render for PlainRender {
         Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
     }
 
-    fn rejection(&self, rejection: &Rejection) -> Rendered {
+    fn rejection(&self, rejection: &Rejection, _: Option<&Explanation>) -> Rendered {
         Rendered { status: 400, body: rejection.code().into() }
+    }
+}
+
+/// Renders rejections as their explanation.
+pub(crate) struct ExplainingRender;
+
+impl Render for ExplainingRender {
+    fn receipt(&self, receipt: &Receipt) -> Rendered {
+        PlainRender.receipt(receipt)
+    }
+
+    fn rejection(&self, _: &Rejection, explanation: Option<&Explanation>) -> Rendered {
+        Rendered { status: 400, body: serde_json::to_string(&explanation).unwrap() }
     }
 }
 
@@ -47,6 +61,7 @@ impl EventWriter for PlainRender {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct World {
     pub snapshot: Snapshot,
     pub now: Timestamp,
@@ -271,6 +286,7 @@ pub(crate) fn deduct(feature: &str, charge: Charge) -> Command {
         charge,
         user_id: None,
         occurred_at: None,
+        explain: false,
     })
 }
 

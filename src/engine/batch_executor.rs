@@ -148,7 +148,8 @@ impl BatchExecutor {
         Ok(Some(OptimisticWrite { answers, unverified }))
     }
 
-    fn decide_all(&self, envelopes: &[&Envelope], snapshot: Snapshot) -> DecidedBatch {
+    fn decide_all(&self, envelopes: &[&Envelope], mut snapshot: Snapshot) -> DecidedBatch {
+        snapshot.offered_plans = self.dependencies.offered_plans.borrow().clone();
         let latest = latest_received_at(&snapshot, self.max_clock_ahead);
         let mut batch = Batch::new(snapshot, &*self.dependencies.render, &*self.dependencies.events);
         let mut answers = Vec::with_capacity(envelopes.len());

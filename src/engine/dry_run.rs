@@ -45,7 +45,8 @@ impl Dependencies {
     ) -> Result<DryRun, EngineError> {
         let mut keys = KeySet::default();
         envelope.add_keys(&mut keys);
-        let snapshot = self.store.snapshot(&keys).await.map_err(|error| engine_error(&error))?;
+        let mut snapshot = self.store.snapshot(&keys).await.map_err(|error| engine_error(&error))?;
+        snapshot.offered_plans = self.offered_plans.borrow().clone();
         if latest_received_at(&snapshot, max_clock_ahead).is_some_and(|latest| envelope.received_at > latest) {
             tracing::error!("this machine's clock is ahead of the database's; dry runs are refused");
             return Err(EngineError::Unavailable);

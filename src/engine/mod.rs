@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::TimeDelta;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +39,7 @@ pub use self::reply::{EngineError, Reply};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
 use crate::domain::commands::Envelope;
 use crate::domain::ids::Partition;
+use crate::domain::plan::PlanVersion;
 use crate::store::Store;
 use crate::telemetry::metric;
 
@@ -68,7 +69,8 @@ impl Engine {
         events: Arc<dyn EventWriter>,
         signal: Arc<dyn CommitSignal>,
     ) -> Self {
-        let dependencies = Arc::new(Dependencies { store, render, events, signal });
+        let offered_plans = watch::Sender::default();
+        let dependencies = Arc::new(Dependencies { store, render, events, signal, offered_plans });
         let (broken, tasks) = (CancellationToken::new(), TaskTracker::new());
         let queues = (0..config.lanes.max(1))
             .map(|number| {
@@ -103,6 +105,11 @@ impl Engine {
         metrics::counter!(metric::ENGINE_DRY_RUNS, "type" => envelope.command.name(), "outcome" => outcome)
             .increment(1);
         done
+    }
+
+    /// Tells the engine which plans are offered, in their newest versions: refusals name those that would help.
+    pub fn offer_plans(&self, plans: Vec<Arc<PlanVersion>>) {
+        self.inner.dependencies.offered_plans.send_replace(plans.into());
     }
 
     /// Completes when a lane has ended without being stopped, which only a defect can cause. Its partitions get

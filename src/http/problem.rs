@@ -19,6 +19,7 @@ pub use self::code::Code;
 use super::refusal::Refusal;
 use crate::domain::credits::Credits;
 use crate::domain::event::LimitScope;
+use crate::domain::explanation::Explanation;
 use crate::domain::hold::HoldState;
 use crate::domain::ids::GrantId;
 use crate::domain::rejection::Rejection;
@@ -132,6 +133,10 @@ pub struct Members {
     /// When the hold expired.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expired_at: Option<Timestamp>,
+    /// Of a deduction or a hold: what it was checked against, and what would help.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Explanation>)]
+    pub decision: Option<Box<Explanation>>,
     /// The end of the current billing period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_ends_at: Option<Timestamp>,
@@ -345,6 +350,17 @@ impl From<&Rejection> for Problem {
         let problem = Self::new(code, rejection.to_string());
         let members = (members != Members::default()).then(|| Box::new(members));
         Self { members, retry_after_s: retry_after_s.or(problem.retry_after_s), ..problem }
+    }
+}
+
+impl Problem {
+    /// The refusal of a deduction or a hold.
+    #[must_use]
+    pub fn explained(rejection: &Rejection, explanation: &Explanation) -> Self {
+        let problem = Self::from(rejection);
+        let members = problem.members.map(|members| *members).unwrap_or_default();
+        let members = Members { decision: Some(Box::new(explanation.clone())), ..members };
+        Self { members: Some(Box::new(members)), ..problem }
     }
 }
 

@@ -5,6 +5,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::problem::{Code, PROBLEM_JSON, Problem};
+use crate::domain::explanation::Explanation;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::engine::{Render, Rendered, Reply};
@@ -33,8 +34,8 @@ impl Render for JsonRender {
         Rendered { status: status.as_u16(), body }
     }
 
-    fn rejection(&self, rejection: &Rejection) -> Rendered {
-        let problem = Problem::from(rejection);
+    fn rejection(&self, rejection: &Rejection, explanation: Option<&Explanation>) -> Rendered {
+        let problem = explanation.map_or_else(|| rejection.into(), |why| Problem::explained(rejection, why));
         Rendered { status: problem.code.status(), body: problem.to_json() }
     }
 }

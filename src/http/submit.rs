@@ -65,6 +65,7 @@ pub async fn submit_as<R: DeserializeOwned + PartialSchema, S: RequiredScope>(
     let _permit = in_flight.acquire(caller.workspace_id)?;
     let Body { value, fingerprint } = body::read::<R>(&request, &mut payload, name, may_be_empty).await?;
     let (command, metadata) = into_command(value)?;
+    let command = if is_dry_run { command.explained() } else { command };
     let envelope = Envelope {
         message_id,
         idempotency_key,

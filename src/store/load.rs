@@ -71,6 +71,7 @@ async fn rows_of<D: Dialect>(
         grant_sources: grants.iter().map(|grant| ((grant.workspace_id, grant.grant_id), grant.source)).collect(),
         holds: holds.into_iter().map(|hold| ((hold.workspace_id, hold.hold_id), hold)).collect(),
         plans,
+        offered_plans: Arc::default(),
         features,
     })
 }

@@ -71,7 +71,7 @@ impl Decide for FakeEngine {
         match script {
             Script::Accept => Ok(Reply::Decided { answer: accepted, rejection: None }),
             Script::Reject(rejection) => {
-                Ok(Reply::Decided { answer: JsonRender.rejection(&rejection), rejection: Some(rejection) })
+                Ok(Reply::Decided { answer: JsonRender.rejection(&rejection, None), rejection: Some(rejection) })
             }
             Script::Replay => Ok(Reply::Replayed(accepted)),
             Script::KeyReused => Ok(Reply::KeyReused),

@@ -286,6 +286,7 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
         Arc::new(Contract::new()),
         Arc::new(EventBuffer::new()),
     );
+    engine.offer_plans(plans.iter().cloned().map(Arc::new).collect());
     let store = Arc::clone(&database.store);
     let mut server = serve(Arc::new(engine), store, &HttpConfig::default());
     server.database = Some(database);

@@ -12,6 +12,7 @@ mod contract;
 mod credits_at;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod decisions;
 mod dry_run;
 mod fake;
 mod grants;

@@ -77,6 +77,7 @@ async fn books_expired_holds_once() {
             min_credits: None,
             duration: HoldDuration::new(60).unwrap(),
             user_id: None,
+            explain: false,
         };
         for key in ["one", "other"] {
             world.schedule(world.workspace_id, key, Command::PlaceHold(place.clone())).await;

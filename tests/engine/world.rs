@@ -10,6 +10,7 @@ use visionscope_billing::domain::commands::{
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::explanation::Explanation;
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::metadata::Metadata;
@@ -54,7 +55,7 @@ impl Render for TestPorts {
         Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
     }
 
-    fn rejection(&self, rejection: &Rejection) -> Rendered {
+    fn rejection(&self, rejection: &Rejection, _: Option<&Explanation>) -> Rendered {
         Rendered { status: 400, body: rejection.code().to_owned() }
     }
 }
@@ -160,6 +161,7 @@ impl World {
             charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
             user_id: None,
             occurred_at,
+            explain: false,
         });
         self.envelope(workspace_id, key, command)
     }

@@ -15,6 +15,7 @@ use visionscope_billing::domain::commands::{
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventData;
+use visionscope_billing::domain::explanation::Explanation;
 use visionscope_billing::domain::grant::{Currency, GrantedSource, Priority};
 use visionscope_billing::domain::hold::{self, HoldDuration};
 use visionscope_billing::domain::ids::{GrantId, HoldId, WorkspaceId};
@@ -56,7 +57,7 @@ impl Render for TestPorts {
         Rendered { status: 200, body: serde_json::to_string(receipt).unwrap() }
     }
 
-    fn rejection(&self, rejection: &Rejection) -> Rendered {
+    fn rejection(&self, rejection: &Rejection, _: Option<&Explanation>) -> Rendered {
         Rendered { status: 400, body: rejection.code().to_owned() }
     }
 }
@@ -342,6 +343,7 @@ fn command(step: &Step, history: u64, now: i64, grants: &[GrantId], holds: &[Hol
             charge: Charge::Credits(read(amount)),
             user_id: None,
             occurred_at: None,
+            explain: false,
         }),
         Step::OfHolds(step) => hold_command(step, holds),
         Step::ExpireHolds => Command::ExpireHolds(ExpireHolds),
@@ -383,6 +385,7 @@ fn hold_command(step: HoldStep, holds: &[HoldId]) -> Command {
             min_credits: least.map(read),
             duration: HoldDuration::new(seconds).unwrap(),
             user_id: None,
+            explain: false,
         }),
         HoldStep::Capture { number, amount, overrun, late } => Command::CaptureHold(CaptureHold {
             hold_id: hold_id(number),

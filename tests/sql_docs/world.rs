@@ -126,6 +126,7 @@ fn deduct(feature: &str, credits: i64, user: i32) -> Command {
         charge: Charge::Credits(serde_json::from_value(credits.into()).unwrap()),
         user_id: Some(UserId::new(&format!("user-{}", user % 2)).unwrap()),
         occurred_at: None,
+        explain: false,
     })
 }
 

@@ -19,6 +19,7 @@ use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
 use super::void_grant::VoidGrant;
 use super::warn_of_expiry::WarnOfExpiry;
+use crate::domain::text::FeatureCode;
 
 /// One change that a caller or the scheduler wants in one workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +73,26 @@ impl Command {
             Self::ExpireGrants(_) => "ExpireGrants",
             Self::WarnOfExpiry(_) => "WarnOfExpiry",
         }
+    }
+
+    /// The feature that a deduction or a hold is for.
+    pub(super) const fn feature_code(&self) -> Option<&FeatureCode> {
+        match self {
+            Self::DeductCredits(command) => Some(&command.feature_code),
+            Self::PlaceHold(command) => Some(&command.feature_code),
+            _ => None,
+        }
+    }
+
+    /// The same command, whose receipt says why it was accepted.
+    #[must_use]
+    pub fn explained(mut self) -> Self {
+        match &mut self {
+            Self::DeductCredits(command) => command.explain = true,
+            Self::PlaceHold(command) => command.explain = true,
+            _ => {}
+        }
+        self
     }
 
     /// Whether the server sends the command itself. No caller waits for the answer.

@@ -11,6 +11,7 @@ use super::repay_debt::RepayDebt;
 use super::warn_of_expiry::WarnOfExpiry;
 use super::work::Work;
 use crate::domain::event::EventData;
+use crate::domain::explanation::Explanation;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::domain::snapshot::Snapshot;
@@ -21,7 +22,7 @@ pub enum Decision {
     /// Write the effects, and answer with the receipt.
     Accepted { effects: Box<Effects>, receipt: Receipt },
     /// Change no credits. Record the refusal, if it is one that is recorded, and raise its event.
-    Refused { rejection: Rejection, event: Option<EventData> },
+    Refused { rejection: Rejection, event: Option<EventData>, explanation: Option<Box<Explanation>> },
     /// A command of the scheduler that found nothing to do. Nothing is recorded.
     Nothing,
 }
@@ -61,6 +62,10 @@ pub fn decide(snapshot: &Snapshot, envelope: &Envelope) -> Decision {
     match outcome {
         Ok(Some((effects, receipt))) => Decision::Accepted { effects: Box::new(effects), receipt },
         Ok(None) => Decision::Nothing,
-        Err(Refusal { rejection, event }) => Decision::Refused { rejection, event: event.map(|event| *event) },
+        Err(Refusal { rejection, event, explanation }) => {
+            let is_explained = envelope.command.feature_code().is_some() && rejection.is_explained();
+            let explanation = is_explained.then(|| explanation.unwrap_or_default());
+            Decision::Refused { rejection, event: event.map(|event| *event), explanation }
+        }
     }
 }

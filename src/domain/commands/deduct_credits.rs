@@ -29,6 +29,8 @@ pub struct DeductCredits {
     /// When the feature was used, if not now: within [`OCCURRED_AT_MAX_AGE`] before and
     /// [`OCCURRED_AT_MAX_AHEAD`] after the receipt. The charge counts now, in the current period.
     pub occurred_at: Option<Timestamp>,
+    /// Whether the receipt says why it was accepted.
+    pub explain: bool,
 }
 
 impl DeductCredits {
@@ -47,7 +49,11 @@ impl DeductCredits {
         let spending = Spending::new(&work, &self.feature_code, self.user_id.as_ref(), features)?;
         let cost = self.charge.cost(&self.feature_code, spending.unit_price())?;
         let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
-        let soft_limits = spending.check(&work, cost, available)?;
+        let explanation = spending.explain(self.charge, cost, available);
+        let soft_limits = match spending.check(&work, cost, available) {
+            Ok(soft_limits) => soft_limits,
+            Err(refusal) => return Err(refusal.explained(explanation)),
+        };
         let taken = burn(&mut work, &self.feature_code, cost, occurred_at)?;
         count(&mut work, &self.feature_code, cost)?;
         spending.count_in_rate_window(&mut work, cost)?;
@@ -62,7 +68,7 @@ impl DeductCredits {
             hold: None,
         };
         let (usage_id, consumed) = record_usage(&mut work, usage);
-        let receipt = DeductReceipt {
+        let mut receipt = DeductReceipt {
             command_id: work.command_id(),
             workspace_id: request.workspace_id,
             usage_id,
@@ -74,8 +80,13 @@ impl DeductCredits {
             current_credits: consumed.current_credits,
             used_this_month: consumed.used_this_month,
             recorded_at: work.recorded_at(),
+            decision: None,
         };
         spending.report(&mut work, soft_limits, cost);
-        Ok((work.finish(), Receipt::Deducted(receipt)))
+        let effects = work.finish();
+        if self.explain {
+            receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
+        }
+        Ok((effects, Receipt::Deducted(receipt)))
     }
 }

@@ -162,6 +162,7 @@ pub(super) fn receipt(work: &Work<'_>, hold: &Hold, grants: Vec<GrantShare>) -> 
         available_credits: work.available(),
         current_credits: work.credits().current_credits,
         recorded_at: work.recorded_at(),
+        decision: None,
     }
 }
 

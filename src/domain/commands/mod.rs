@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
+mod accepted;
 mod advance_period;
 mod boundary;
 mod cancel_subscription;
@@ -32,6 +33,7 @@ mod provision_workspace;
 mod purchase_credits;
 mod refusal;
 mod release_hold;
+mod remedies;
 mod repay_debt;
 mod request;
 mod reset_monthly_credits;
@@ -63,6 +65,7 @@ pub use self::process_subscription_change::ProcessSubscriptionChange;
 pub use self::provision_workspace::ProvisionWorkspace;
 pub use self::purchase_credits::PurchaseCredits;
 pub use self::release_hold::ReleaseHold;
+pub(in crate::domain) use self::remedies::remedies;
 pub use self::repay_debt::RepayDebt;
 pub use self::reset_monthly_credits::ResetMonthlyCredits;
 pub use self::resume_subscription::ResumeSubscription;

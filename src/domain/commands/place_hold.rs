@@ -29,6 +29,8 @@ pub struct PlaceHold {
     pub min_credits: Option<PositiveCredits>,
     pub duration: HoldDuration,
     pub user_id: Option<UserId>,
+    /// Whether the receipt says why it was accepted.
+    pub explain: bool,
 }
 
 impl PlaceHold {
@@ -49,7 +51,11 @@ impl PlaceHold {
             None => cost,
         };
         let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
-        let soft_limits = spending.check(&work, amount, available)?;
+        let explanation = spending.explain(self.charge, amount, available);
+        let soft_limits = match spending.check(&work, amount, available) {
+            Ok(soft_limits) => soft_limits,
+            Err(refusal) => return Err(refusal.explained(explanation)),
+        };
         if amount > reservable {
             return Err(Rejection::HoldSpansTooManyGrants(MAX_GRANTS_PER_HOLD).into());
         }
@@ -78,7 +84,7 @@ impl PlaceHold {
         credits.open_holds += 1;
         let grants = shares(&work, &reserved);
         work.effects_mut().placed_hold = Some(OpenHold { hold: hold.clone(), shares: reserved.into() });
-        let receipt = receipt(&work, &hold, grants);
+        let mut receipt = receipt(&work, &hold, grants);
         work.raise(CreditsHeld {
             hold_id,
             feature_code: hold.feature_code,
@@ -91,6 +97,10 @@ impl PlaceHold {
             current_credits: receipt.current_credits,
         });
         spending.report(&mut work, soft_limits, amount);
-        Ok((work.finish(), Receipt::Held(receipt)))
+        let effects = work.finish();
+        if self.explain {
+            receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
+        }
+        Ok((effects, Receipt::Held(receipt)))
     }
 }

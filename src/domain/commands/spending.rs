@@ -12,6 +12,7 @@ use super::work::{Work, split};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded};
+use crate::domain::explanation::{self, Explanation};
 use crate::domain::grant::Grant;
 use crate::domain::ledger::Account;
 use crate::domain::plan::{FeatureTerms, LimitMode, RateLimit, UsageLimit};
@@ -65,6 +66,19 @@ impl LimitInForce {
     /// What can be used before the limit is reached.
     fn headroom(&self) -> Credits {
         self.limit.credits.minus_or_zero(self.used).minus_or_zero(self.held)
+    }
+
+    fn explained(&self) -> explanation::LimitInForce {
+        explanation::LimitInForce {
+            limit_scope: self.scope,
+            mode: self.limit.mode,
+            limit_credits: self.limit.credits,
+            used_credits: self.used,
+            held_credits: self.held,
+            headroom_credits: self.headroom(),
+            resets_at: self.resets_at,
+            window_s: self.window_s,
+        }
     }
 
     fn is_hard(&self) -> bool {
@@ -139,6 +153,19 @@ impl<'a> Spending<'a> {
         Ok(to_report)
     }
 
+    /// What a cost is checked against, and nothing of how it is decided.
+    pub(super) fn explain(&self, charge: Charge, cost: Credits, available: Credits) -> Explanation {
+        let quantity = charge.quantity();
+        Explanation {
+            requested_credits: Some(cost),
+            quantity,
+            unit_price: self.terms.unit_price.filter(|_| quantity.is_some()),
+            available_credits: Some(available),
+            limits: self.limits.iter().flatten().map(LimitInForce::explained).collect(),
+            ..Explanation::default()
+        }
+    }
+
     /// Counts what was used or held in the rate window.
     pub(super) fn count_in_rate_window(&self, work: &mut Work<'_>, cost: Credits) -> Result<(), Refusal> {
         let window = self.limits.iter().flatten().find(|limit| limit.scope == LimitScope::Window);
@@ -202,6 +229,7 @@ impl<'a> Spending<'a> {
         Refusal {
             rejection: Rejection::LimitExceeded { scope, limit: credits, used, held, requested, resets_at, window_s },
             event: Some(Box::new(event.into())),
+            explanation: None,
         }
     }
 
@@ -215,6 +243,7 @@ impl<'a> Spending<'a> {
                 available_credits: available,
                 current_credits: work.credits().current_credits,
             }))),
+            explanation: None,
         }
     }
 }

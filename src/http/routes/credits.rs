@@ -47,6 +47,10 @@ pub struct DeductCreditsRequest {
     user_id: Option<UserId>,
     /// When the feature was used: at most 35 days ago and at most 5 minutes in the future. Now by default.
     occurred_at: Option<Timestamp>,
+    /// `true`: the answer says why it was accepted (`decision`). A refusal says it in any case.
+    #[serde(default)]
+    #[schema(required = false, default = false)]
+    explain: bool,
     metadata: Option<Metadata>,
 }
 
@@ -59,6 +63,7 @@ impl CommandRequest for DeductCreditsRequest {
             charge: charge(self.credits, self.quantity)?,
             user_id: self.user_id,
             occurred_at: self.occurred_at,
+            explain: self.explain,
         };
         Ok((Command::DeductCredits(command), self.metadata))
     }

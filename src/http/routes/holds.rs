@@ -48,6 +48,10 @@ pub struct PlaceHoldRequest {
     #[schema(value_type = u32, minimum = 60, maximum = 604_800, default = 3600)]
     expires_in_s: HoldDuration,
     user_id: Option<UserId>,
+    /// `true`: the answer says why it was accepted (`decision`). A refusal says it in any case.
+    #[serde(default)]
+    #[schema(required = false, default = false)]
+    explain: bool,
     metadata: Option<Metadata>,
 }
 
@@ -75,6 +79,7 @@ impl CommandRequest for PlaceHoldRequest {
             min_credits: self.min_credits,
             duration: self.expires_in_s,
             user_id: self.user_id,
+            explain: self.explain,
         };
         Ok((Command::PlaceHold(command), self.metadata))
     }

@@ -301,6 +301,7 @@ fn usage_may_lie_a_bounded_time_in_the_past_or_future() {
             charge: Charge::Credits(json("1")),
             user_id: None,
             occurred_at: Some(occurred_at.parse().unwrap()),
+            explain: false,
         };
         let ran = world.run(Command::DeductCredits(command));
         assert_eq!(matches!(ran.outcome, Outcome::Accepted(_)), good, "{occurred_at}");

@@ -30,6 +30,7 @@ fn place(credits: &str) -> PlaceHold {
         min_credits: None,
         duration: HoldDuration::DEFAULT,
         user_id: None,
+        explain: false,
     }
 }
 

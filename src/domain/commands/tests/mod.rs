@@ -4,4 +4,5 @@ mod credits;
 mod grants;
 mod holds;
 mod periods;
+mod remedies;
 mod subscriptions;
