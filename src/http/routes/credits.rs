@@ -49,7 +49,7 @@ pub struct DeductCreditsRequest {
     occurred_at: Option<Timestamp>,
     /// `true`: the answer says why it was accepted (`decision`). A refusal says it in any case.
     #[serde(default)]
-    #[schema(required = false, default = false)]
+    #[schema(required = false)]
     explain: bool,
     metadata: Option<Metadata>,
 }

@@ -36,9 +36,9 @@ pub struct GrantCreditsRequest {
     /// `promotion` for free credits, `adjustment` for a correction.
     #[serde(deserialize_with = "string_enum")]
     source: GrantedSource,
-    /// Lower is spent first.
+    /// Lower is spent first. 50 by default.
     #[serde(default, deserialize_with = "priority")]
-    #[schema(value_type = i64, minimum = 0, maximum = 100, default = 50)]
+    #[schema(value_type = i64, minimum = 0, maximum = 100, required = false)]
     priority: Priority,
     /// From when on the credits can be spent: at most ten years ahead. Now by default, and where it is in the past.
     effective_at: Option<Timestamp>,

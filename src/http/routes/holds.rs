@@ -43,14 +43,14 @@ pub struct PlaceHoldRequest {
     quantity: Option<Quantity>,
     /// Reserve as much as there is, if it is at least this, and at most `credits` or the price of `quantity`.
     min_credits: Option<PositiveCredits>,
-    /// How long the hold lasts, in seconds: a minute to seven days.
+    /// How long the hold lasts, in seconds: a minute to seven days. An hour by default.
     #[serde(default = "default_duration", deserialize_with = "duration")]
-    #[schema(value_type = u32, minimum = 60, maximum = 604_800, default = 3600)]
+    #[schema(value_type = u32, minimum = 60, maximum = 604_800, required = false)]
     expires_in_s: HoldDuration,
     user_id: Option<UserId>,
     /// `true`: the answer says why it was accepted (`decision`). A refusal says it in any case.
     #[serde(default)]
-    #[schema(required = false, default = false)]
+    #[schema(required = false)]
     explain: bool,
     metadata: Option<Metadata>,
 }
@@ -94,13 +94,13 @@ pub struct CaptureHoldRequest {
     /// How much was used, at the price that the feature had when the hold was placed.
     #[schema(value_type = Option<SentQuantity>)]
     quantity: Option<Quantity>,
-    /// What becomes of the part that is beyond the hold.
+    /// What becomes of the part that is beyond the hold: `charge_available` by default.
     #[serde(default, deserialize_with = "string_enum")]
-    #[schema(required = false, default = "charge_available")]
+    #[schema(required = false)]
     overrun: Overrun,
     /// Charge an expired hold like a deduction of now: at the present price, with all checks, and from the overdraft too.
     #[serde(default)]
-    #[schema(required = false, default = false)]
+    #[schema(required = false)]
     late_capture: bool,
     /// Of the event and the usage log. A usage log without it has that of the hold.
     metadata: Option<Metadata>,
