@@ -12,18 +12,20 @@ use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSou
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
     CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, CreditsHeld,
-    CreditsPurchased, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided, HoldReleased,
-    LimitScope, LowCreditWarning, ReleaseReason, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged,
-    SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    CreditsPurchased, CreditsRefunded, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided,
+    HoldReleased, LimitScope, LowCreditWarning, PurchaseReversed, ReleaseReason, ScheduledKind, SubscriptionChangeKind,
+    SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
-use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, RefundId, ReversalId, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
+use visionscope_billing::domain::reversal::ReversalReason;
 use visionscope_billing::domain::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
 use visionscope_billing::domain::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::usage::UsageId;
 
 /// Set to write the files instead of comparing them.
 const WRITE: &str = "VISIONSCOPE_WRITE_CONTRACTS";
@@ -132,6 +134,42 @@ fn of_holds() -> Vec<EventData> {
             grants: grants(),
             overdraft_credits: Some(credits),
             current_credits: credits,
+        }
+        .into(),
+    ]
+}
+
+fn of_taking_back() -> Vec<EventData> {
+    let credits = Credits::from_micro(2_500_000).unwrap();
+    vec![
+        CreditsRefunded {
+            refund_id: RefundId(Uuid::from_u128(9)),
+            usage_id: UsageId { recorded_at: at(), seq: 1 },
+            feature_code: FeatureCode::new("video.render").unwrap(),
+            user_id: Some(UserId::new("user-7").unwrap()),
+            credits,
+            grants: grants(),
+            overdraft_credits: Some(credits),
+            debt_repaid: Credits::ZERO,
+            reason: Some(Label::new("The render failed").unwrap()),
+            current_credits: credits,
+            used_this_month: Credits::ZERO,
+        }
+        .into(),
+        PurchaseReversed {
+            reversal_id: ReversalId(Uuid::from_u128(10)),
+            grant_id: GrantId(Uuid::from_u128(5)),
+            reason: ReversalReason::Chargeback,
+            credits,
+            amount_minor: 4900,
+            currency: "EUR".into(),
+            credits_removed: credits,
+            credits_owed: Credits::ZERO,
+            credits_written_off: Credits::ZERO,
+            bonus_grant_id: Some(GrantId(Uuid::from_u128(6))),
+            bonus_removed: Credits::ZERO,
+            debt_repaid: Credits::ZERO,
+            current_credits: Credits::from_micro(-1).unwrap(),
         }
         .into(),
     ]
@@ -252,7 +290,7 @@ fn of_subscriptions() -> Vec<EventData> {
 
 /// One of every type.
 fn samples() -> Vec<EventData> {
-    [of_deductions(), of_holds(), of_grants(), of_subscriptions()].concat()
+    [of_deductions(), of_holds(), of_grants(), of_taking_back(), of_subscriptions()].concat()
 }
 
 #[test]

@@ -260,6 +260,38 @@ create table usage_logs (
 );
 create index usage_logs_by_feature on usage_logs (workspace_id, feature_code, recorded_at, seq);
 
+-- What was given back of a usage log. Together it is never more than its credits.
+create table usage_refunds (
+    workspace_id      uuid        not null,
+    usage_recorded_at timestamptz not null,
+    usage_seq         bigint      not null check (usage_seq >= 1),
+    refund_id         uuid        not null,
+    credits           bigint      not null check (credits > 0),
+    is_counted        boolean     not null, -- whether the usage counters of the period fell by it
+    reason            text,
+    command_id        uuid        not null,
+    recorded_at       timestamptz not null,
+    primary key (workspace_id, usage_recorded_at, usage_seq, refund_id)
+);
+
+-- What was taken back of a purchase. Together it is never more than what was bought and paid.
+create table purchase_reversals (
+    workspace_id  uuid        not null,
+    grant_id      uuid        not null, -- of the purchase
+    reversal_id   uuid        not null,
+    credits       bigint      not null check (credits >= 0), -- removed from the grant, owed and written off
+    bonus_credits bigint      not null check (bonus_credits >= 0), -- removed from the grant of the bonus
+    owed          bigint      not null check (owed >= 0), -- what became debt
+    written_off   bigint      not null check (written_off >= 0),
+    amount_minor  bigint      not null check (amount_minor >= 0),
+    reason        text        not null check (reason in ('refund', 'chargeback', 'mistake')),
+    command_id    uuid        not null,
+    recorded_at   timestamptz not null,
+    primary key (workspace_id, grant_id, reversal_id),
+    check (owed + written_off <= credits),
+    check (credits > 0 or amount_minor > 0)
+);
+
 -- Outbox and streams -----------------------------------------------------------------------------------
 
 -- The writers' side of a partition: its head. Every batch locks it first.
@@ -330,6 +362,7 @@ from event_outbox o
 join stream_leases l on l.partition_id = o.partition_id;
 
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
+-- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as
 select workspace_id, date_trunc('day', recorded_at at time zone 'UTC') as day, feature_code,
     sum(credits) / 1e6 as credits, count(*) as deductions
@@ -348,7 +381,7 @@ begin
     foreach t in array array['plan_versions', 'plan_features', 'workspaces', 'workspace_feature_overrides',
         'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'credit_holds',
         'credit_hold_grants', 'commands',
-        'ledger_entries', 'usage_logs', 'event_outbox'] loop
+        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute
@@ -387,7 +420,7 @@ declare
     t text;
 begin
     foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'credit_hold_grants', 'commands',
-        'ledger_entries', 'usage_logs', 'event_outbox'] loop
+        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox'] loop
         execute format('create trigger history_is_immutable before update or delete on %I for each row execute function refuse_change_of_history()', t);
         execute format('create trigger history_is_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
     end loop;

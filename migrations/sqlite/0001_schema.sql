@@ -261,6 +261,38 @@ create table usage_logs (
 ) strict, without rowid;
 create index usage_logs_by_feature on usage_logs (workspace_id, feature_code, recorded_at, seq);
 
+-- What was given back of a usage log. Together it is never more than its credits.
+create table usage_refunds (
+    workspace_id      blob    not null check (length(workspace_id) = 16),
+    usage_recorded_at integer not null,
+    usage_seq         integer not null check (usage_seq >= 1),
+    refund_id         blob    not null check (length(refund_id) = 16),
+    credits           integer not null check (credits > 0),
+    is_counted        integer not null check (is_counted in (0, 1)), -- whether the usage counters of the period fell by it
+    reason            text,
+    command_id        blob    not null check (length(command_id) = 16),
+    recorded_at       integer not null,
+    primary key (workspace_id, usage_recorded_at, usage_seq, refund_id)
+) strict, without rowid;
+
+-- What was taken back of a purchase. Together it is never more than what was bought and paid.
+create table purchase_reversals (
+    workspace_id  blob    not null check (length(workspace_id) = 16),
+    grant_id      blob    not null check (length(grant_id) = 16), -- of the purchase
+    reversal_id   blob    not null check (length(reversal_id) = 16),
+    credits       integer not null check (credits >= 0), -- removed from the grant, owed and written off
+    bonus_credits integer not null check (bonus_credits >= 0), -- removed from the grant of the bonus
+    owed          integer not null check (owed >= 0), -- what became debt
+    written_off   integer not null check (written_off >= 0),
+    amount_minor  integer not null check (amount_minor >= 0),
+    reason        text    not null check (reason in ('refund', 'chargeback', 'mistake')),
+    command_id    blob    not null check (length(command_id) = 16),
+    recorded_at   integer not null,
+    primary key (workspace_id, grant_id, reversal_id),
+    check (owed + written_off <= credits),
+    check (credits > 0 or amount_minor > 0)
+) strict, without rowid;
+
 -- Outbox and streams -----------------------------------------------------------------------------------
 
 -- The writers' side of a partition: its head. Every batch locks it first.
@@ -332,6 +364,7 @@ from event_outbox o
 join stream_leases l on l.partition_id = o.partition_id;
 
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
+-- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as
 select workspace_id, date(recorded_at / 1000000, 'unixepoch') as day, feature_code,
     sum(credits) / 1e6 as credits, count(*) as deductions
@@ -368,6 +401,14 @@ create trigger usage_logs_refuse_update before update on usage_logs
 begin select raise(abort, 'history is immutable: update on usage_logs'); end;
 create trigger usage_logs_refuse_delete before delete on usage_logs
 begin select raise(abort, 'history is immutable: delete on usage_logs'); end;
+create trigger usage_refunds_refuse_update before update on usage_refunds
+begin select raise(abort, 'history is immutable: update on usage_refunds'); end;
+create trigger usage_refunds_refuse_delete before delete on usage_refunds
+begin select raise(abort, 'history is immutable: delete on usage_refunds'); end;
+create trigger purchase_reversals_refuse_update before update on purchase_reversals
+begin select raise(abort, 'history is immutable: update on purchase_reversals'); end;
+create trigger purchase_reversals_refuse_delete before delete on purchase_reversals
+begin select raise(abort, 'history is immutable: delete on purchase_reversals'); end;
 create trigger event_outbox_refuse_update before update on event_outbox
 begin select raise(abort, 'history is immutable: update on event_outbox'); end;
 create trigger event_outbox_refuse_delete before delete on event_outbox

@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use super::sources::words_of;
 use crate::domain::credits::LimitCredits;
 use crate::domain::plan::{
-    FeatureTerms, InvalidPlan, LimitMode, PlanVersion, PurchasedOnCancel, RateLimit, UsageLimit,
+    FeatureTerms, InvalidPlan, LimitMode, PlanVersion, PurchasedOnCancel, RateLimit, ReversalShortfall, UsageLimit,
 };
 use crate::domain::text::{FeatureCode, Label, PlanCode};
 
@@ -70,6 +70,10 @@ struct PlanToml {
     purchased_on_cancel: PurchasedOnCancel,
     #[serde(default = "one_week")]
     expiry_warning_days: u32,
+    #[serde(default = "thirty_days")]
+    refund_validity_days: u32,
+    #[serde(default)]
+    reversal_shortfall: ReversalShortfall,
     #[serde(default)]
     feature: Vec<FeatureToml>,
 }
@@ -106,6 +110,10 @@ const fn one_week() -> u32 {
     7
 }
 
+const fn thirty_days() -> u32 {
+    30
+}
+
 const fn yes() -> bool {
     true
 }
@@ -135,6 +143,8 @@ impl PlanToml {
             low_credit_thresholds: self.low_credit_thresholds.into_iter().map(LimitCredits::get).collect(),
             purchased_on_cancel: self.purchased_on_cancel,
             expiry_warning_days: self.expiry_warning_days,
+            refund_validity_days: self.refund_validity_days,
+            reversal_shortfall: self.reversal_shortfall,
             features: self.feature.into_iter().map(|feature| (feature.code.clone(), feature.into())).collect(),
         }
     }

@@ -9,20 +9,25 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::change_set::{ChangeSet, Rows};
 use super::cloud_event::EventRecord;
 use super::command_record::CommandRecord;
-use super::commands::{Decision, Effects, Envelope, MAX_DUE_COMMANDS, decide, remedies};
+use super::commands::{Command, Decision, Effects, Envelope, MAX_DUE_COMMANDS, RefundUsage, decide, remedies};
 use super::counter::CounterSubject;
+use super::credits::Credits;
 use super::event::EventData;
 use super::explanation::Explanation;
-use super::grant::Grant;
+use super::grant::{Grant, GrantSource};
 use super::hold::{Hold, OpenHold};
 use super::ids::{EventId, GrantId, HoldId, IdSequence, Partition, WorkspaceId};
+use super::ledger::Account;
 use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::receipt::Receipt;
+use super::refund::{RefundableUsage, UsageShare};
 use super::rejection::Rejection;
+use super::reversal::ReversiblePurchase;
 use super::snapshot::{Snapshot, WorkspaceState};
 use super::text::IdempotencyKey;
 use super::time::Timestamp;
+use super::usage::UsageLog;
 use super::workspace::FeatureOverride;
 
 /// The result of one command of a batch.
@@ -89,6 +94,9 @@ impl ChangedRows {
         for grant in effects.changed_grants.values() {
             self.grants.entry(grant.grant_id).or_insert(false);
         }
+        for grant in &effects.reopened_grants {
+            self.grants.entry(grant.grant_id).or_insert(false);
+        }
         self.grants.extend(effects.added_grants.iter().map(|grant| (grant.grant_id, true)));
     }
 }
@@ -103,8 +111,6 @@ pub struct Batch<'a> {
     changed: BTreeMap<WorkspaceId, ChangedRows>,
     /// The holds that were placed or changed.
     holds: BTreeMap<(WorkspaceId, HoldId), (Hold, IsNew)>,
-    /// Grants that were closed in this batch and removed from their states.
-    closed_grants: Vec<Grant>,
     /// The index in `changes.commands` of each command that was recorded in this batch.
     decided: HashMap<(WorkspaceId, IdempotencyKey), usize>,
     changes: ChangeSet,
@@ -120,7 +126,6 @@ impl<'a> Batch<'a> {
             workspaces: BTreeMap::new(),
             changed: BTreeMap::new(),
             holds: BTreeMap::new(),
-            closed_grants: Vec::new(),
             decided: HashMap::new(),
             changes: ChangeSet::default(),
         }
@@ -138,6 +143,7 @@ impl<'a> Batch<'a> {
             let answer = self.render.rejection(&rejection, None);
             return Ok(Outcome::Refused { rejection, answer });
         }
+        self.look_up_usage_of_batch(envelope);
         match decide(&self.snapshot, envelope) {
             Decision::Nothing => Ok(Outcome::Nothing),
             Decision::Accepted { effects, receipt } => {
@@ -193,16 +199,12 @@ impl<'a> Batch<'a> {
                 self.changes.heads.push(*head);
             }
         }
-        for grant in std::mem::take(&mut self.closed_grants) {
-            let is_new = self.changed.get(&grant.workspace_id).and_then(|changed| changed.grants.get(&grant.grant_id));
-            put(&mut self.changes.grants, is_new == Some(&true), grant);
-        }
         for (hold, is_new) in std::mem::take(&mut self.holds).into_values() {
             put(&mut self.changes.holds, is_new, hold);
         }
         for (workspace_id, is_new) in &self.workspaces {
             let Some(state) = self.snapshot.workspaces.get(workspace_id) else { continue };
-            let changed = self.changed.remove(workspace_id).unwrap_or_default();
+            let mut changed = self.changed.remove(workspace_id).unwrap_or_default();
             if *is_new {
                 self.changes.workspaces.push(state.workspace.clone());
                 let overrides = state.feature_overrides.iter().map(|(code, terms)| FeatureOverride {
@@ -221,8 +223,13 @@ impl<'a> Batch<'a> {
                 put(&mut self.changes.counters, *is_new, counter.clone());
             }
             for grant in &state.grants {
-                let Some(is_new) = changed.grants.get(&grant.grant_id) else { continue };
-                put(&mut self.changes.grants, *is_new, grant.clone());
+                let Some(is_new) = changed.grants.remove(&grant.grant_id) else { continue };
+                put(&mut self.changes.grants, is_new, grant.clone());
+            }
+            // The others were closed in this batch and removed from the state.
+            for (grant_id, is_new) in changed.grants {
+                let Some(grant) = self.snapshot.closed_grants.get(&(*workspace_id, grant_id)) else { continue };
+                put(&mut self.changes.grants, is_new, grant.clone());
             }
         }
         (self.changes, self.snapshot)
@@ -307,9 +314,12 @@ impl<'a> Batch<'a> {
 
     fn apply(&mut self, workspace_id: WorkspaceId, mut effects: Effects) {
         self.workspaces.entry(workspace_id).or_insert(effects.workspace.is_some());
+        self.update_look_ups(workspace_id, &effects);
         self.changes.ledger_entries.append(&mut effects.entries);
         self.changes.usage_logs.extend(effects.usage_log.take());
         self.changes.periods.append(&mut effects.periods);
+        self.changes.refunds.extend(effects.refund.take());
+        self.changes.reversals.extend(effects.reversal.take());
         if let Some(state) = effects.new_state() {
             self.snapshot.workspaces.insert(workspace_id, Box::new(state));
         }
@@ -319,11 +329,55 @@ impl<'a> Batch<'a> {
         // Later commands of this batch cannot use the same payment again.
         let payment = |grant: &Grant| Some(((workspace_id, grant.payment_reference.clone()?), grant.grant_id));
         self.snapshot.payments.extend(effects.added_grants.iter().filter_map(payment));
-        // A closed grant leaves its state. Later commands of this batch must still find that it exists.
-        let closed = state.apply(effects);
-        let source = |grant: &Grant| ((workspace_id, grant.grant_id), grant.source);
-        self.snapshot.grant_sources.extend(closed.iter().map(source));
-        self.closed_grants.extend(closed);
+        // A closed grant leaves its state. Later commands of this batch must still find it.
+        let closed = state.apply(effects).into_iter();
+        self.snapshot.closed_grants.extend(closed.map(|grant| ((workspace_id, grant.grant_id), grant)));
+    }
+
+    /// A usage log of this batch was not there to be looked up.
+    fn look_up_usage_of_batch(&mut self, envelope: &Envelope) {
+        let Command::RefundUsage(RefundUsage { usage_id, .. }) = &envelope.command else { return };
+        let (workspace_id, usage_id) = (envelope.workspace_id, *usage_id);
+        let is_named = |log: &&UsageLog| log.workspace_id == workspace_id && log.id() == usage_id;
+        let Some(log) = self.changes.usage_logs.iter().find(is_named) else { return };
+        let ChangeSet { ledger_entries, periods, .. } = &self.changes;
+        self.snapshot.usages.entry((workspace_id, usage_id)).or_insert_with(|| RefundableUsage {
+            log: log.clone(),
+            shares: UsageShare::of_entries(ledger_entries.iter().filter(|entry| entry.command_id == log.command_id)),
+            refunded: Credits::ZERO,
+            is_of_current_period: !periods.iter().any(|p| p.workspace_id == workspace_id && p.usage_seq >= log.seq),
+        });
+    }
+
+    /// Later commands of this batch must see what this one changes of what was looked up.
+    fn update_look_ups(&mut self, workspace_id: WorkspaceId, effects: &Effects) {
+        let Snapshot { usages, purchases, .. } = &mut self.snapshot;
+        if !effects.periods.is_empty() {
+            let of_workspace = usages.iter_mut().filter(|((of, _), _)| *of == workspace_id);
+            of_workspace.for_each(|(_, usage)| usage.is_of_current_period = false);
+        }
+        if let Some(refund) = &effects.refund
+            && let Some(usage) = usages.get_mut(&(workspace_id, refund.usage_id))
+        {
+            usage.refunded = usage.refunded.saturating_plus(refund.credits);
+        }
+        if let Some(reversal) = &effects.reversal
+            && let Some(purchase) = purchases.get_mut(&(workspace_id, reversal.grant_id))
+        {
+            purchase.add(reversal);
+        }
+        let bought = effects.added_grants.iter().filter(|grant| grant.source == GrantSource::Purchase);
+        purchases.extend(bought.map(|grant| ((workspace_id, grant.grant_id), ReversiblePurchase::default())));
+        if purchases.is_empty() {
+            return;
+        }
+        for entry in effects.entries.iter().filter(|entry| entry.accounts.credit == Account::Expired) {
+            if let Some(grant_id) = entry.accounts.grant_id()
+                && let Some(purchase) = purchases.get_mut(&(workspace_id, grant_id))
+            {
+                purchase.expired = purchase.expired.saturating_plus(entry.amount);
+            }
+        }
     }
 
     fn add_holds(&mut self, effects: &Effects) {

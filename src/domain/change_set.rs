@@ -1,7 +1,7 @@
 //! The rows that a batch writes.
 //!
 //! A store knows these rows and no commands. A row that can change is given with all its new values. History
-//! (ledger entries, usage logs, commands, events, periods) is only inserted.
+//! (ledger entries, usage logs, refunds, reversals, commands, events, periods) is only inserted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,6 +14,8 @@ use super::ids::{CommandId, SubscriptionId, WorkspaceId};
 use super::ledger::LedgerEntry;
 use super::partition_head::PartitionHead;
 use super::period::Period;
+use super::refund::UsageRefund;
+use super::reversal::PurchaseReversal;
 use super::subscription::Subscription;
 use super::usage::UsageLog;
 use super::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
@@ -59,6 +61,8 @@ pub struct ChangeSet {
     pub commands: Vec<CommandRecord>,
     pub events: Vec<EventRecord>,
     pub periods: Vec<SubscriptionPeriod>,
+    pub refunds: Vec<UsageRefund>,
+    pub reversals: Vec<PurchaseReversal>,
 }
 
 impl ChangeSet {

@@ -16,13 +16,15 @@ use utoipa::ToSchema;
 
 use super::credits::{Credits, OutOfRange, Quantity};
 use super::grant::GrantSource;
-use super::ids::{GrantId, HoldId};
+use super::ids::{GrantId, HoldId, RefundId, ReversalId};
 use super::metadata::Metadata;
 use super::period::Period;
 use super::plan::FeatureTerms;
+use super::reversal::ReversalReason;
 use super::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
+use super::usage::UsageId;
 
 /// Declares all events: the enum of their types, the enum of their data, and the mapping between them.
 macro_rules! events {
@@ -97,6 +99,8 @@ events! {
     CreditsPurchased 1,
     CreditsGranted 1,
     GrantVoided 1,
+    CreditsRefunded 1,
+    PurchaseReversed 1,
     CreditsExpiring 1,
     CreditsExpired 1,
     CreditReset 1,
@@ -112,6 +116,11 @@ impl EventData {
             Self::CreditsPurchased(data) => (data.credits.plus(data.bonus_credits)?, Credits::ZERO),
             Self::CreditsGranted(data) => (data.credits, Credits::ZERO),
             Self::GrantVoided(data) => (Credits::ZERO, data.credits),
+            Self::CreditsRefunded(data) => (data.credits, Credits::ZERO),
+            Self::PurchaseReversed(data) => {
+                let taken = data.credits_removed.plus(data.credits_owed)?.plus(data.bonus_removed)?;
+                (Credits::ZERO, taken)
+            }
             Self::CreditsExpired(data) => (Credits::ZERO, data.credits),
             Self::CreditReset(data) => (data.granted, data.expired),
             Self::SubscriptionChanged(data) => (data.credits_granted, data.credits_removed),
@@ -348,6 +357,59 @@ pub struct GrantVoided {
     /// What remains of the grant.
     pub remaining_credits: Credits,
     pub reason: Label,
+    pub current_credits: Credits,
+}
+
+/// A deduction or a capture was given back, as a whole or in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreditsRefunded {
+    pub refund_id: RefundId,
+    /// The usage log of what was refunded.
+    pub usage_id: UsageId,
+    pub feature_code: FeatureCode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<UserId>,
+    /// What was given back.
+    pub credits: Credits,
+    /// The grants that the credits went to: those that they came from, or a new one where that has expired.
+    pub grants: Vec<GrantShare>,
+    /// The part that went back to the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    /// What the credits of these grants repaid of other debt at once.
+    pub debt_repaid: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Label>,
+    pub current_credits: Credits,
+    /// It has fallen if the deduction was made in the period that is still the current one.
+    pub used_this_month: Credits,
+}
+
+/// A purchase was taken back, as a whole or in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PurchaseReversed {
+    pub reversal_id: ReversalId,
+    /// The purchase.
+    pub grant_id: GrantId,
+    pub reason: ReversalReason,
+    /// What was reversed: `credits_removed`, `credits_owed` and `credits_written_off`.
+    pub credits: Credits,
+    /// What was reversed of the amount paid, in minor units of the currency.
+    pub amount_minor: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// What was removed from the purchase.
+    pub credits_removed: Credits,
+    /// What was spent and became debt.
+    pub credits_owed: Credits,
+    /// What was spent or has expired, and nobody owes.
+    pub credits_written_off: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bonus_grant_id: Option<GrantId>,
+    /// What was removed from the bonus.
+    pub bonus_removed: Credits,
+    /// What other credits repaid of the debt at once.
+    pub debt_repaid: Credits,
     pub current_credits: Credits,
 }
 

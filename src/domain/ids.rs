@@ -50,6 +50,14 @@ uuid_type!(
     HoldId
 );
 uuid_type!(
+    /// What a refund gave back.
+    RefundId
+);
+uuid_type!(
+    /// What a reversal took back of a purchase.
+    ReversalId
+);
+uuid_type!(
     /// One event, and the key by which a consumer knows it again.
     EventId
 );

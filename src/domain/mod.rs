@@ -26,7 +26,9 @@ pub mod period;
 pub mod plan;
 pub mod plan_preview;
 pub mod receipt;
+pub mod refund;
 pub mod rejection;
+pub mod reversal;
 pub mod snapshot;
 pub mod subscription;
 #[cfg(test)]

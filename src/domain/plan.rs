@@ -78,6 +78,17 @@ pub enum PurchasedOnCancel {
     ExpireAfterDays(u32),
 }
 
+/// What becomes of the spent credits of a purchase that is reversed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReversalShortfall {
+    /// The workspace owes them.
+    #[default]
+    Debt,
+    /// Nobody owes them.
+    WriteOff,
+}
+
 /// What a plan says about one feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FeatureTerms {
@@ -113,12 +124,18 @@ pub struct PlanVersion {
     pub purchased_on_cancel: PurchasedOnCancel,
     /// How many days before credits that belong to no period expire `CreditsExpiring` is raised. 0 for never.
     pub expiry_warning_days: u32,
+    /// How many days credits can be spent that are refunded after the expiry of their grant.
+    pub refund_validity_days: u32,
+    /// What becomes of the spent credits of a purchase that is reversed.
+    pub reversal_shortfall: ReversalShortfall,
     /// Terms by feature code.
     pub features: BTreeMap<FeatureCode, FeatureTerms>,
 }
 
 /// The most days ahead.
 const MAX_EXPIRY_WARNING_DAYS: u32 = 365;
+/// The longest time in which credits can be spent that a refund gives a grant of their own.
+const MAX_REFUND_VALIDITY_DAYS: u32 = 3650;
 
 /// Why a plan cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +181,9 @@ impl PlanVersion {
         if self.expiry_warning_days > MAX_EXPIRY_WARNING_DAYS {
             return refuse("expiry_warning_days", "must be at most 365");
         }
+        if !(1..=MAX_REFUND_VALIDITY_DAYS).contains(&self.refund_validity_days) {
+            return refuse("refund_validity_days", "must be 1 to 3650");
+        }
         if self.amounts().any(|amount| amount < Credits::ZERO) {
             return refuse("amounts", "must not be negative");
         }
@@ -208,6 +228,8 @@ pub(crate) mod tests {
             low_credit_thresholds: vec![Credits::whole(100)],
             purchased_on_cancel: PurchasedOnCancel::Keep,
             expiry_warning_days: 7,
+            refund_validity_days: 30,
+            reversal_shortfall: ReversalShortfall::Debt,
             features: [
                 (FeatureCode::new("render").unwrap(), terms("0.5", None)),
                 (FeatureCode::new("upscale").unwrap(), terms("2", Some(UsageLimit::hard(Credits::whole(50))))),
@@ -232,5 +254,7 @@ pub(crate) mod tests {
             field(|plan| plan.purchased_on_cancel = PurchasedOnCancel::ExpireAfterDays(0)),
             "purchased_on_cancel"
         );
+        assert_eq!(field(|plan| plan.refund_validity_days = 0), "refund_validity_days");
+        assert_eq!(field(|plan| plan.refund_validity_days = 3651), "refund_validity_days");
     }
 }

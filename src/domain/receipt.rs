@@ -8,8 +8,9 @@ use super::event::{CreditReset, ExpiringCredits, GrantShare};
 use super::explanation::Explanation;
 use super::grant::GrantSource;
 use super::hold::HoldState;
-use super::ids::{CommandId, GrantId, HoldId, SubscriptionId, WorkspaceId};
+use super::ids::{CommandId, GrantId, HoldId, RefundId, ReversalId, SubscriptionId, WorkspaceId};
 use super::period::Period;
+use super::reversal::ReversalReason;
 use super::snapshot::WorkspaceState;
 use super::subscription::{PendingView, Subscription, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
@@ -24,6 +25,8 @@ pub enum Receipt {
     Purchased(PurchaseReceipt),
     Granted(GrantReceipt),
     Voided(VoidReceipt),
+    Refunded(RefundReceipt),
+    Reversed(ReversalReceipt),
     Held(HoldReceipt),
     /// A hold was extended or released.
     HoldChanged(HoldReceipt),
@@ -123,6 +126,63 @@ pub struct VoidReceipt {
     /// What remains of the grant.
     pub remaining_credits: Credits,
     pub reason: Label,
+    pub current_credits: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A deduction or a capture was given back, as a whole or in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RefundReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub refund_id: RefundId,
+    /// The usage log of what was refunded.
+    pub usage_id: UsageId,
+    pub feature_code: FeatureCode,
+    /// What was given back.
+    pub credits: Credits,
+    /// The grants that the credits went to: those that they came from, or a new one where that has expired.
+    pub grants: Vec<GrantShare>,
+    /// The part that went back to the overdraft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdraft_credits: Option<Credits>,
+    /// What the credits of these grants repaid of other debt at once.
+    pub debt_repaid: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Label>,
+    pub current_credits: Credits,
+    /// It has fallen if the deduction was made in the period that is still the current one.
+    pub used_this_month: Credits,
+    pub recorded_at: Timestamp,
+}
+
+/// A purchase was taken back, as a whole or in part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ReversalReceipt {
+    pub command_id: CommandId,
+    pub workspace_id: WorkspaceId,
+    pub reversal_id: ReversalId,
+    /// The purchase.
+    pub grant_id: GrantId,
+    pub reason: ReversalReason,
+    /// What was reversed: `credits_removed`, `credits_owed` and `credits_written_off`.
+    pub credits: Credits,
+    /// What was reversed of the amount paid, in minor units of the currency.
+    pub amount_minor: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// What was removed from the purchase.
+    pub credits_removed: Credits,
+    /// What was spent and became debt.
+    pub credits_owed: Credits,
+    /// What was spent or has expired, and nobody owes.
+    pub credits_written_off: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bonus_grant_id: Option<GrantId>,
+    /// What was removed from the bonus.
+    pub bonus_removed: Credits,
+    /// What other credits repaid of the debt at once.
+    pub debt_repaid: Credits,
     pub current_credits: Credits,
     pub recorded_at: Timestamp,
 }

@@ -10,6 +10,7 @@ use super::hold::HoldState;
 use super::ids::{GrantId, HoldId};
 use super::text::{FeatureCode, PaymentReference, PlanCode};
 use super::time::Timestamp;
+use super::usage::UsageId;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
@@ -55,6 +56,14 @@ pub enum Rejection {
     GrantClosed,
     #[error("{requested} credits to void, {remaining} remaining")]
     VoidExceedsRemaining { requested: Credits, remaining: Credits },
+    #[error("there is no usage log {0}")]
+    UsageLogNotFound(UsageId),
+    #[error("{requested} credits to refund, {left} of the usage not refunded yet")]
+    RefundExceedsUsage { requested: Credits, left: Credits },
+    #[error("there is no purchase {0}")]
+    PurchaseNotFound(GrantId),
+    #[error("more than is left of the purchase: {left} credits, paid with {left_minor} in minor units")]
+    ReversalExceedsPurchase { left: Credits, left_minor: i64 },
     /// No version of a plan has it, and this workspace has agreed on no terms for it.
     #[error("there is no feature {0}")]
     FeatureNotFound(FeatureCode),
@@ -147,6 +156,10 @@ impl Rejection {
             Self::GrantNotVoidable(_) => "grant-not-voidable",
             Self::GrantClosed => "grant-closed",
             Self::VoidExceedsRemaining { .. } => "void-exceeds-remaining",
+            Self::UsageLogNotFound(_) => "usage-log-not-found",
+            Self::RefundExceedsUsage { .. } => "refund-exceeds-usage",
+            Self::PurchaseNotFound(_) => "purchase-not-found",
+            Self::ReversalExceedsPurchase { .. } => "reversal-exceeds-purchase",
             Self::FeatureNotFound(_) => "feature-not-found",
             Self::FeatureDisabled(_) => "feature-disabled",
             Self::FeatureNotPriced(_) => "feature-not-priced",
@@ -189,6 +202,8 @@ impl Rejection {
                 | Self::WorkspaceExists
                 | Self::GrantNotFound(_)
                 | Self::HoldNotFound(_)
+                | Self::UsageLogNotFound(_)
+                | Self::PurchaseNotFound(_)
                 | Self::FeatureNotFound(_)
                 | Self::TimeOutOfRange { .. }
                 | Self::RateExceeded { .. }

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use super::command_record::CommandRecord;
 use super::counter::{CounterSubject, UsageCounter};
 use super::credits::Credits;
-use super::grant::{Grant, GrantSource};
+use super::grant::Grant;
 use super::hold::{Hold, OpenHold};
 use super::ids::{GrantId, HoldId, Partition, WorkspaceId};
 use super::metadata::Metadata;
 use super::partition_head::PartitionHead;
 use super::plan::{FeatureTerms, PlanVersion};
+use super::refund::RefundableUsage;
+use super::reversal::ReversiblePurchase;
 use super::subscription::{PendingChange, Subscription};
 use super::text::{FeatureCode, IdempotencyKey, PaymentReference, PlanCode};
 use super::time::{CommandTimes, Timestamp};
+use super::usage::UsageId;
 use super::workspace::{FeatureOverrides, Workspace, WorkspaceCredits, feature_terms};
 
 /// The keys of the rows that a batch needs. The store first locks the partitions of the workspaces, in
@@ -27,8 +30,12 @@ pub struct KeySet {
     pub cached_versions: BTreeMap<WorkspaceId, i64>,
     pub commands: BTreeSet<(WorkspaceId, IdempotencyKey)>,
     pub payments: BTreeSet<(WorkspaceId, PaymentReference)>,
-    /// Grants, to find out which of them exist.
+    /// Grants that may be closed.
     pub grants: BTreeSet<(WorkspaceId, GrantId)>,
+    /// Usage logs to refund, with the grants that they took.
+    pub usages: BTreeSet<(WorkspaceId, UsageId)>,
+    /// Purchases to reverse, with the grants of their bonuses.
+    pub purchases: BTreeSet<(WorkspaceId, GrantId)>,
     pub holds: BTreeSet<(WorkspaceId, HoldId)>,
     /// Plans whose newest version is needed.
     pub plans: BTreeSet<PlanCode>,
@@ -76,6 +83,9 @@ pub struct WorkspaceState {
     pub holds: Vec<OpenHold>,
 }
 
+/// Grants that are not in a state, because they are closed.
+pub type ClosedGrants = HashMap<(WorkspaceId, GrantId), Grant>;
+
 /// What the store loaded for a batch. Commands are decided on it one after the other, and each accepted
 /// command updates it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,9 +98,13 @@ pub struct Snapshot {
     pub commands: HashMap<(WorkspaceId, IdempotencyKey), CommandRecord>,
     /// The grant of each payment that was booked.
     pub payments: HashMap<(WorkspaceId, PaymentReference), GrantId>,
-    /// The sources of the grants of the keys, and of those that were closed in this batch. Like `features`, empty on
-    /// cached states.
-    pub grant_sources: HashMap<(WorkspaceId, GrantId), GrantSource>,
+    /// The grants of the keys, and those that were closed in this batch. A grant that is open is the one in the state:
+    /// what is here may be older. Like `features`, empty on cached states.
+    pub closed_grants: ClosedGrants,
+    /// The usage logs of the keys. Empty on cached states, as above.
+    pub usages: HashMap<(WorkspaceId, UsageId), RefundableUsage>,
+    /// The purchases of the keys. Empty on cached states, as above.
+    pub purchases: HashMap<(WorkspaceId, GrantId), ReversiblePurchase>,
     /// The holds of the keys, and those that ended in this batch. Empty on cached states, as above.
     pub holds: HashMap<(WorkspaceId, HoldId), Hold>,
     pub plans: HashMap<PlanCode, CataloguePlan>,

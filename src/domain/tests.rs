@@ -14,6 +14,7 @@ use super::commands::{
     CancelSubscription, Charge, Command, DeductCredits, Envelope, ProcessSubscriptionChange, ProvisionWorkspace,
     PurchaseCredits,
 };
+use super::credits::Credits;
 use super::event::{EventData, EventType};
 use super::explanation::Explanation;
 use super::grant::Currency;
@@ -22,6 +23,7 @@ use super::ledger::{Account, LedgerEntry};
 use super::metadata::Metadata;
 use super::plan::PlanVersion;
 use super::receipt::Receipt;
+use super::refund::{RefundableUsage, UsageShare};
 use super::rejection::Rejection;
 use super::snapshot::{CataloguePlan, Snapshot, WorkspaceState};
 use super::subscription::{CreditPolicy, Effective};
@@ -148,6 +150,13 @@ impl World {
         let keyed =
             |command: &CommandRecord| ((command.workspace_id, command.idempotency_key.clone()), command.clone());
         self.snapshot.commands.extend(changes.commands.iter().map(keyed));
+        for log in &changes.usage_logs {
+            let entries = changes.ledger_entries.iter().filter(|entry| entry.command_id == log.command_id);
+            let shares = UsageShare::of_entries(entries);
+            let usage =
+                RefundableUsage { log: log.clone(), shares, refunded: Credits::ZERO, is_of_current_period: true };
+            self.snapshot.usages.insert((log.workspace_id, log.id()), usage);
+        }
         self.entries.extend(changes.ledger_entries.clone());
         self.events.extend(changes.events.clone());
         self.audit();

@@ -41,7 +41,7 @@ impl UsageLog {
 
 /// Identifies a usage log of a workspace. Its text is opaque to callers. It is the base64url form of the log's key,
 /// so the row is found without another index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UsageId {
     pub recorded_at: Timestamp,
     pub seq: i64,

@@ -24,6 +24,7 @@ use super::problem::{Code, Problem};
 use super::state::AppState;
 use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
+use crate::domain::usage::UsageId;
 
 /// Added to every request by the middleware.
 #[derive(Clone, Debug)]
@@ -179,6 +180,18 @@ pub fn event_id(request: &HttpRequest) -> Result<EventId, Problem> {
 pub fn grant_id(request: &HttpRequest) -> Result<GrantId, Problem> {
     let text = request.match_info().get("grant_id").unwrap_or_default();
     hyphenated(text).map(GrantId).ok_or_else(|| Problem::plain(Code::GrantNotFound))
+}
+
+/// The purchase in the path, which is the id of its grant. A malformed id gets the same answer as an unknown one.
+pub fn purchase_id(request: &HttpRequest) -> Result<GrantId, Problem> {
+    let text = request.match_info().get("purchase_id").unwrap_or_default();
+    hyphenated(text).map(GrantId).ok_or_else(|| Problem::plain(Code::PurchaseNotFound))
+}
+
+/// The usage log id in the path. A malformed id gets the same answer as an unknown one.
+pub fn usage_id(request: &HttpRequest) -> Result<UsageId, Problem> {
+    let text = request.match_info().get("usage_id").unwrap_or_default();
+    text.parse().map_err(|_| Problem::plain(Code::UsageLogNotFound))
 }
 
 /// The hold id in the path. A malformed id gets the same answer as an unknown one.

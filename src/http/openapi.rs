@@ -249,6 +249,7 @@ fn add_example(parameter: &mut Parameter) {
     let example = match parameter.name.as_str() {
         "workspace_id" if parameter.parameter_in == ParameterIn::Path => "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
         "grant_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000006",
+        "purchase_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000004",
         "hold_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000008",
         "event_id" => "019a0000-0000-7000-8000-000000000007",
         "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",

@@ -99,9 +99,12 @@ pub struct Members {
     pub available_credits: Option<Credits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_credits: Option<Credits>,
-    /// What remains of the grant.
+    /// What remains of the grant, or what is left to refund or to reverse.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remaining_credits: Option<Credits>,
+    /// What is left to reverse of the amount paid, in minor units of the currency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_minor: Option<i64>,
     /// The grant that the payment paid for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grant_id: Option<GrantId>,
@@ -288,8 +291,22 @@ impl From<&Rejection> for Problem {
         if let Rejection::TimeOutOfRange { pointer, detail } = rejection {
             return Self::field(code, *pointer, *detail);
         }
-        let mut members = Members::default();
-        let mut retry_after_s = None;
+        let problem = Self::new(code, rejection.to_string());
+        let members = Members::of(rejection);
+        let retry_after_s = if let Rejection::RateExceeded { retry_after_s, .. } = rejection {
+            Some(*retry_after_s)
+        } else {
+            problem.retry_after_s
+        };
+        let members = (members != Members::default()).then(|| Box::new(members));
+        Self { members, retry_after_s, ..problem }
+    }
+}
+
+impl Members {
+    /// What a caller needs to know of a refusal besides its code.
+    fn of(rejection: &Rejection) -> Self {
+        let mut members = Self::default();
         match rejection {
             Rejection::VersionMismatch { expected, actual } => {
                 members.expected_version = Some(*expected);
@@ -306,10 +323,9 @@ impl From<&Rejection> for Problem {
                 members.resets_at = *resets_at;
                 members.window_s = *window_s;
             }
-            Rejection::RateExceeded { limit, window_s, retry_after_s: seconds } => {
+            Rejection::RateExceeded { limit, window_s, .. } => {
                 members.limit_credits = Some(*limit);
                 members.window_s = Some(*window_s);
-                retry_after_s = Some(*seconds);
             }
             Rejection::PaymentReferenceUsed { grant_id, .. } => members.grant_id = Some(*grant_id),
             Rejection::InsufficientCredits { requested, available } => {
@@ -319,6 +335,14 @@ impl From<&Rejection> for Problem {
             Rejection::VoidExceedsRemaining { requested, remaining } => {
                 members.requested_credits = Some(*requested);
                 members.remaining_credits = Some(*remaining);
+            }
+            Rejection::RefundExceedsUsage { requested, left } => {
+                members.requested_credits = Some(*requested);
+                members.remaining_credits = Some(*left);
+            }
+            Rejection::ReversalExceedsPurchase { left, left_minor } => {
+                members.remaining_credits = Some(*left);
+                members.remaining_minor = Some(*left_minor);
             }
             Rejection::HoldOver(state) => members.hold_state = Some(*state),
             Rejection::HoldExpired(at) => members.expired_at = Some(*at),
@@ -339,6 +363,8 @@ impl From<&Rejection> for Problem {
             | Rejection::GrantNotFound(_)
             | Rejection::GrantNotVoidable(_)
             | Rejection::GrantClosed
+            | Rejection::UsageLogNotFound(_)
+            | Rejection::PurchaseNotFound(_)
             | Rejection::FeatureNotFound(_)
             | Rejection::FeatureDisabled(_)
             | Rejection::FeatureNotPriced(_)
@@ -347,9 +373,7 @@ impl From<&Rejection> for Problem {
             | Rejection::HoldSpansTooManyGrants(_)
             | Rejection::BalanceOutOfRange => {}
         }
-        let problem = Self::new(code, rejection.to_string());
-        let members = (members != Members::default()).then(|| Box::new(members));
-        Self { members, retry_after_s: retry_after_s.or(problem.retry_after_s), ..problem }
+        members
     }
 }
 

@@ -24,6 +24,8 @@ impl Render for JsonRender {
             Receipt::Deducted(_)
             | Receipt::Purchased(_)
             | Receipt::Voided(_)
+            | Receipt::Refunded(_)
+            | Receipt::Reversed(_)
             | Receipt::HoldChanged(_)
             | Receipt::Captured(_)
             | Receipt::Reset(_)

@@ -17,11 +17,14 @@ use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::EventType;
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::hold::HoldState;
-use crate::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, SubscriptionId, WorkspaceId};
+use crate::domain::ids::{
+    CommandId, EventId, GrantId, HoldId, Partition, RefundId, ReversalId, SubscriptionId, WorkspaceId,
+};
 use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
 use crate::domain::period::Period;
 use crate::domain::plan::{LimitMode, UsageLimit};
+use crate::domain::reversal::ReversalReason;
 use crate::domain::subscription::{PendingChange, SubscriptionStatus};
 use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use crate::domain::time::Timestamp;
@@ -190,6 +193,8 @@ stored! {
     CommandId: Uuid, id => id.0, value => Some(Self(value));
     GrantId: Uuid, id => id.0, value => Some(Self(value));
     HoldId: Uuid, id => id.0, value => Some(Self(value));
+    RefundId: Uuid, id => id.0, value => Some(Self(value));
+    ReversalId: Uuid, id => id.0, value => Some(Self(value));
     EventId: Uuid, id => id.0, value => Some(Self(value));
     SubscriptionId: Uuid, id => id.0, value => Some(Self(value));
     Partition: Smallint, partition => partition.stored(), value => u8::try_from(value).ok().and_then(Self::new);
@@ -210,6 +215,7 @@ stored! {
     UserId: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     GrantSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
     HoldState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
+    ReversalReason: Text, reason => reason.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
     SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
     EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
@@ -261,6 +267,19 @@ impl Columns for Period {
 
     fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
         Ok(Self { start: row.next()?, end: row.next()? })
+    }
+}
+
+impl Columns for UsageId {
+    const KINDS: &'static [Kind] = &[Timestamp::KIND, i64::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        self.recorded_at.put(row);
+        self.seq.put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self { recorded_at: row.next()?, seq: row.next()? })
     }
 }
 

@@ -9,9 +9,10 @@ use super::queries::EventPosition;
 use super::statements::{Statement, Statements, Syntax};
 use super::tables::Table;
 use crate::domain::cloud_event::EventRecord;
-use crate::domain::ids::Partition;
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageId;
 
 /// A list of keys. Each has its values in order of the columns.
 #[derive(Debug)]
@@ -24,6 +25,13 @@ impl<'k> Keys<'k> {
 
     pub(super) fn pairs<A: Stored + 'k, B: Stored + 'k>(keys: impl IntoIterator<Item = &'k (A, B)>) -> Self {
         Self(keys.into_iter().map(|(one, other)| vec![one.to_value(), other.to_value()]).collect())
+    }
+
+    pub(super) fn usages(keys: impl IntoIterator<Item = &'k (WorkspaceId, UsageId)>) -> Self {
+        let values = |(workspace_id, usage_id): &'k (WorkspaceId, UsageId)| {
+            vec![workspace_id.to_value(), usage_id.recorded_at.to_value(), usage_id.seq.to_value()]
+        };
+        Self(keys.into_iter().map(values).collect())
     }
 }
 

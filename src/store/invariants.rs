@@ -7,6 +7,13 @@
 //! These statements read whole tables. Both databases understand them. A joined subquery is grouped or distinct, so
 //! that both databases evaluate it once and find its rows by hashing or an index.
 
+mod taking_back;
+
+use self::taking_back::{
+    PURCHASE_IS_NOT_OVER_REVERSED, REFUND_HAS_ENTRIES_AND_EVENT, REVERSAL_HAS_ENTRIES_AND_EVENT,
+    USAGE_IS_NOT_OVER_REFUNDED,
+};
+
 /// The name of each invariant and its statement; `$1` is the most findings to return.
 pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
@@ -28,6 +35,10 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("usage-log-is-sum-of-entries", USAGE_LOG_IS_SUM_OF_ENTRIES),
     ("deduction-has-event", DEDUCTION_HAS_EVENT),
     ("granting-has-entry-and-event", GRANTING_HAS_ENTRY_AND_EVENT),
+    ("usage-is-not-over-refunded", USAGE_IS_NOT_OVER_REFUNDED),
+    ("refund-has-entries-and-event", REFUND_HAS_ENTRIES_AND_EVENT),
+    ("purchase-is-not-over-reversed", PURCHASE_IS_NOT_OVER_REVERSED),
+    ("reversal-has-entries-and-event", REVERSAL_HAS_ENTRIES_AND_EVENT),
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
     ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),
@@ -216,16 +227,23 @@ with current_period as (
     left join current_period p on p.workspace_id = l.workspace_id
     where l.seq > coalesce(p.usage_seq, 0)
     group by l.workspace_id
+), refunded as (
+    select r.workspace_id, sum(r.credits) as credits
+    from usage_refunds r
+    left join current_period p on p.workspace_id = r.workspace_id
+    where r.is_counted and r.usage_seq > coalesce(p.usage_seq, 0)
+    group by r.workspace_id
 )
 select c.workspace_id, cast(null as uuid) as row_id,
-    format('used_this_month is %s, the usage logs of the period say %s', c.used_this_month, coalesce(l.used, 0))
-        as detail
+    format('used_this_month is %s, the usage logs of the period say %s, less %s refunded', c.used_this_month,
+        coalesce(l.used, 0), coalesce(r.credits, 0)) as detail
 from workspace_credits c
 left join logged l on l.workspace_id = c.workspace_id
-where c.used_this_month <> coalesce(l.used, 0)
+left join refunded r on r.workspace_id = c.workspace_id
+where c.used_this_month <> coalesce(l.used, 0) - coalesce(r.credits, 0)
 limit $1";
 
-/// Each counter counts the period that its window names, which may be over.
+/// Each counter counts the period that its window names, which may be over. A refund is counted in the period of its usage.
 const COUNTER_IS_SUM_OF_USAGE_LOGS: &str = "
 with periods as (
     select workspace_id, period_start, usage_seq,
@@ -235,15 +253,20 @@ with periods as (
     select p.* from periods p
     join (select distinct workspace_id, window_start from usage_counters) w
         on w.workspace_id = p.workspace_id and w.window_start = p.period_start
+), refunded as (
+    select workspace_id, usage_recorded_at, usage_seq, sum(credits) as credits
+    from usage_refunds where is_counted group by workspace_id, usage_recorded_at, usage_seq
 ), logged as (
-    select l.workspace_id, p.period_start, l.feature_code, sum(l.credits) as used
+    select l.workspace_id, p.period_start, l.feature_code, sum(l.credits - coalesce(r.credits, 0)) as used
     from usage_logs l
     join counted p on p.workspace_id = l.workspace_id
+    left join refunded r
+        on r.workspace_id = l.workspace_id and r.usage_recorded_at = l.recorded_at and r.usage_seq = l.seq
     where l.seq > p.usage_seq and (p.next_usage_seq is null or l.seq <= p.next_usage_seq)
     group by l.workspace_id, p.period_start, l.feature_code
 )
 select c.workspace_id, cast(null as uuid) as row_id,
-    format('the counter of %s says %s, the usage logs of its window %s', c.subject, c.used_credits,
+    format('the counter of %s says %s, the usage logs of its window less refunds %s', c.subject, c.used_credits,
         coalesce(l.used, 0)) as detail
 from usage_counters c
 left join logged l
@@ -372,6 +395,8 @@ from (
     select 'entry' as what, workspace_id, seq, command_id, recorded_at from ledger_entries
     union all select 'usage log', workspace_id, seq, command_id, recorded_at from usage_logs
     union all select 'period after usage log', workspace_id, usage_seq, command_id, null from subscription_periods
+    union all select 'refund of usage log', workspace_id, usage_seq, command_id, recorded_at from usage_refunds
+    union all select 'reversal of', workspace_id, amount_minor, command_id, recorded_at from purchase_reversals
     union all select 'event', workspace_id, workspace_seq, causation_id, recorded_at from event_outbox
 ) r
 left join (

@@ -16,15 +16,19 @@ use super::states::StateRows;
 use super::tables::Table;
 use crate::domain::cloud_event::EventSource;
 use crate::domain::command_record::CommandRecord;
-use crate::domain::grant::Grant;
+use crate::domain::grant::{Grant, GrantSource};
 use crate::domain::hold::{HeldShare, Hold};
-use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::ids::{GrantId, Partition, WorkspaceId};
+use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::plan::PlanVersion;
+use crate::domain::refund::{RefundableUsage, UsageShare};
+use crate::domain::reversal::ReversiblePurchase;
 use crate::domain::snapshot::{CataloguePlan, KeySet, Snapshot, WorkspaceState};
 use crate::domain::subscription::Subscription;
 use crate::domain::text::{FeatureCode, PlanCode};
 use crate::domain::time::Timestamp;
+use crate::domain::usage::{UsageId, UsageLog};
 use crate::domain::workspace::{Workspace, WorkspaceCredits};
 
 /// Locks the partitions of the keys and reads the rows of the keys.
@@ -55,7 +59,14 @@ async fn rows_of<D: Dialect>(
 ) -> Result<Snapshot, StoreError> {
     let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
     let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
-    let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&keys.grants)).await?)?;
+    let usages = usages(connection, &keys.usages).await?;
+    let (purchases, bonus_grants) = purchases(connection, &keys.purchases).await?;
+    let of_usages = usages.iter().flat_map(|((workspace_id, _), usage)| {
+        usage.shares.iter().filter_map(|share| Some((*workspace_id, share.grant_id?)))
+    });
+    let grants = keys.grants.iter().chain(&keys.purchases).copied().chain(bonus_grants).chain(of_usages);
+    let grants: BTreeSet<_> = grants.collect();
+    let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&grants)).await?)?;
     let holds: Vec<Hold> = rows(&look_up(connection, &D::statements().holds, Keys::pairs(&keys.holds)).await?)?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
     let features = existing_features(connection, cache, &keys.features).await?;
@@ -68,12 +79,61 @@ async fn rows_of<D: Dialect>(
         workspaces,
         commands: commands.into_iter().map(keyed).collect(),
         payments: each(&payments, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?.into_iter().collect(),
-        grant_sources: grants.iter().map(|grant| ((grant.workspace_id, grant.grant_id), grant.source)).collect(),
+        closed_grants: grants.into_iter().map(|grant| ((grant.workspace_id, grant.grant_id), grant)).collect(),
+        usages,
+        purchases,
         holds: holds.into_iter().map(|hold| ((hold.workspace_id, hold.hold_id), hold)).collect(),
         plans,
         offered_plans: Arc::default(),
         features,
     })
+}
+
+/// The usage logs of the keys, with what each took and what was refunded of it.
+async fn usages<D: Dialect>(
+    connection: &mut D,
+    keys: &BTreeSet<(WorkspaceId, UsageId)>,
+) -> Result<HashMap<(WorkspaceId, UsageId), RefundableUsage>, StoreError> {
+    let found = look_up(connection, &D::statements().usages, Keys::usages(keys)).await?;
+    let recorded: BTreeSet<_> = keys.iter().map(|(workspace_id, usage)| (*workspace_id, usage.recorded_at)).collect();
+    let entries = look_up(connection, &D::statements().usage_shares, Keys::pairs(&recorded)).await?;
+    let mut entries: Vec<LedgerEntry> = rows(&entries)?;
+    entries.sort_by_key(|entry| entry.seq);
+    let mut by_usage: HashMap<_, Vec<LedgerEntry>> = HashMap::new();
+    for entry in entries {
+        by_usage.entry((entry.workspace_id, entry.recorded_at)).or_default().push(entry);
+    }
+    let usage = |mut row: Fields<'_>| Ok((UsageLog::take(&mut row)?, row.next()?, row.next()?));
+    let with_shares = |(log, refunded, is_of_current_period): (UsageLog, _, _)| {
+        let entries = by_usage.remove(&(log.workspace_id, log.recorded_at)).unwrap_or_default();
+        let shares = UsageShare::of_entries(entries.iter());
+        ((log.workspace_id, log.id()), RefundableUsage { log, shares, refunded, is_of_current_period })
+    };
+    Ok(each(&found, usage)?.into_iter().map(with_shares).collect())
+}
+
+type Purchases = HashMap<(WorkspaceId, GrantId), ReversiblePurchase>;
+
+/// The purchases of the keys, and the grants of their bonuses.
+async fn purchases<D: Dialect>(
+    connection: &mut D,
+    keys: &BTreeSet<(WorkspaceId, GrantId)>,
+) -> Result<(Purchases, Vec<(WorkspaceId, GrantId)>), StoreError> {
+    let found = look_up(connection, &D::statements().reversible_purchases, Keys::pairs(keys)).await?;
+    let purchase = |mut row: Fields<'_>| {
+        let key: (WorkspaceId, GrantId) = (row.next()?, row.next()?);
+        let (source, bonus_grant_id): (GrantSource, Option<GrantId>) = (row.next()?, row.next()?);
+        let (reversed, amount_minor, expired) = (row.next()?, row.next()?, row.next()?);
+        Ok((key, source, bonus_grant_id, ReversiblePurchase { reversed, amount_minor, expired }))
+    };
+    let (mut purchases, mut bonus_grants) = (HashMap::new(), Vec::new());
+    for (key, source, bonus_grant_id, purchase) in each(&found, purchase)? {
+        if source == GrantSource::Purchase {
+            bonus_grants.extend(bonus_grant_id.map(|grant_id| (key.0, grant_id)));
+            purchases.insert(key, purchase);
+        }
+    }
+    Ok((purchases, bonus_grants))
 }
 
 /// Sends no statement if there are no keys.

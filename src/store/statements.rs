@@ -30,6 +30,8 @@ const OFFERED_PLAN: &[KeyColumn] = &[("plan_code", Kind::Text), ("retired_at", K
 const FEATURE: &[KeyColumn] = &[("feature_code", Kind::Text)];
 const GRANT: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("grant_id", Kind::Uuid)];
 const HOLD: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("hold_id", Kind::Uuid)];
+const RECORDED: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("recorded_at", Kind::Timestamptz)];
+const USAGE: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("recorded_at", Kind::Timestamptz), ("seq", Kind::Bigint)];
 const SETTING: &[KeyColumn] = &[("name", Kind::Text), ("value", Kind::Text)];
 
 /// The parts of a shared statement that each database writes in its own way.
@@ -73,7 +75,7 @@ statements! {
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, last_entry, usage_log, events_of_workspace, event, due_boundaries,
     due_expiries, due_warnings, purchases_asc, purchases_desc, purchase, grants, grants_asc, grants_desc,
     open_grants_asc, open_grants_desc, closed_grants_asc, closed_grants_desc, open_holds, holds, held_shares, holds_asc,
-    holds_desc, holds_by_state_asc, holds_by_state_desc, due_holds
+    holds_desc, holds_by_state_asc, holds_by_state_desc, due_holds, usages, usage_shares, reversible_purchases
 }
 
 const STALE: &str = "
@@ -207,6 +209,9 @@ impl Statements {
             holds_by_state_asc: holds::<S>("credit_holds_by_state", "and t.state = $7", "asc"),
             holds_by_state_desc: holds::<S>("credit_holds_by_state", "and t.state = $7", "desc"),
             due_holds: list("credit_holds_expiring", DUE_HOLDS),
+            usages: lookup::<S>(USAGE, "usage_logs_pkey", &usages()),
+            usage_shares: by_key::<S, LedgerEntry>(RECORDED, "ledger_entries_pkey", CONSUMED),
+            reversible_purchases: reversible_purchases::<S>(),
         }
     }
 }
@@ -234,6 +239,48 @@ join subscriptions s on s.workspace_id = w.workspace_id
 where w.workspace_id = k.workspace_id",
         Subscription::select("s")
     )
+}
+
+/// The entries of a deduction or a capture that say what it took. Each command has an instant of its own.
+const CONSUMED: &str = "and t.credit_account like 'consumed:%'";
+
+/// Usage logs to refund, what was refunded of each, and whether it counts in the current period.
+fn usages() -> String {
+    format!(
+        "select {}, cast(coalesce((
+        select sum(r.credits) from usage_refunds r
+        where r.workspace_id = u.workspace_id and r.usage_recorded_at = u.recorded_at and r.usage_seq = u.seq
+    ), 0) as bigint), u.seq > p.usage_seq
+from {{keys}} cross join usage_logs u
+join subscriptions s on s.workspace_id = u.workspace_id
+join subscription_periods p on p.subscription_id = s.subscription_id and p.period_start = s.period_start
+where u.workspace_id = k.workspace_id and u.recorded_at = k.recorded_at and u.seq = k.seq",
+        UsageLog::select("u")
+    )
+}
+
+/// Purchases to reverse, and other grants of these ids: the source and the bonus of each, what was reversed of it, and what has expired. Nothing expires before the
+/// expiry of its grant, so that the entries of years of spending are not read.
+const REVERSIBLE_PURCHASES: &str = "
+select g.workspace_id, g.grant_id, g.source, g.bonus_grant_id,
+    cast(coalesce((
+        select sum(r.credits) from purchase_reversals r where r.workspace_id = g.workspace_id and r.grant_id = g.grant_id
+    ), 0) as bigint),
+    cast(coalesce((
+        select sum(r.amount_minor) from purchase_reversals r
+        where r.workspace_id = g.workspace_id and r.grant_id = g.grant_id
+    ), 0) as bigint),
+    cast(coalesce((
+        select sum(e.amount) from ledger_entries e {by_grant}
+        where e.workspace_id = g.workspace_id and e.grant_id = g.grant_id and e.grant_id is not null
+            and e.recorded_at >= g.expires_at and e.credit_account = 'expired'
+    ), 0) as bigint)
+from {keys} cross join credit_grants g
+where g.workspace_id = k.workspace_id and g.grant_id = k.grant_id";
+
+fn reversible_purchases<S: Syntax>() -> Statement {
+    let text = REVERSIBLE_PURCHASES.replace("{by_grant}", &S::indexed_by("ledger_entries_by_grant"));
+    lookup::<S>(GRANT, "credit_grants_pkey", &text)
 }
 
 /// The rows of a table that have one of the keys.

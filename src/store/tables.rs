@@ -16,6 +16,8 @@ use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::partition_head::PartitionHead;
+use crate::domain::refund::UsageRefund;
+use crate::domain::reversal::PurchaseReversal;
 use crate::domain::subscription::Subscription;
 use crate::domain::usage::UsageLog;
 use crate::domain::workspace::{FeatureOverride, Workspace, WorkspaceCredits};
@@ -192,6 +194,15 @@ tables! {
 
     usage_logs(workspace_id, recorded_at, seq): UsageLog {
         workspace_id, seq, command_id, feature_code, user_id, credits, quantity, occurred_at, recorded_at, metadata
+    }
+
+    usage_refunds(workspace_id, usage_recorded_at, usage_seq, refund_id): UsageRefund {
+        workspace_id, usage_id [usage_recorded_at, usage_seq], refund_id, credits, is_counted, reason, command_id, recorded_at
+    }
+
+    purchase_reversals(workspace_id, grant_id, reversal_id): PurchaseReversal {
+        workspace_id, grant_id, reversal_id, credits, bonus_credits, owed, written_off, amount_minor, reason, command_id,
+        recorded_at
     }
 
     event_outbox(partition_id, seq): EventRecord {

@@ -14,6 +14,8 @@ pub(super) fn has_only_deduction_rows(changes: &ChangeSet) -> bool {
         credits,
         subscriptions,
         periods,
+        refunds,
+        reversals,
         counters,
         grants,
         holds,
@@ -32,6 +34,8 @@ pub(super) fn has_only_deduction_rows(changes: &ChangeSet) -> bool {
         && feature_overrides.is_empty()
         && subscriptions.is_empty()
         && periods.is_empty()
+        && refunds.is_empty()
+        && reversals.is_empty()
 }
 
 /// Writes the rows that a deduction does not write, in the order of the foreign keys.
@@ -46,5 +50,7 @@ pub(super) async fn write_other_rows<D: Dialect>(connection: &mut D, changes: &C
     connection.insert(&changes.grants.inserted).await?;
     connection.insert(&changes.holds.inserted).await?;
     connection.update(&changes.holds.updated).await?;
-    connection.insert(&changes.held_shares).await
+    connection.insert(&changes.held_shares).await?;
+    connection.insert(&changes.refunds).await?;
+    connection.insert(&changes.reversals).await
 }

@@ -50,6 +50,8 @@ async fn every_command_reaches_the_engine_under_its_name() {
     for (end, body) in [("capture", json!({})), ("extend", json!({"expires_in_s": 60})), ("release", json!({}))] {
         user.post(&path(OWN, &format!("/holds/{FOREIGN}/{end}")), &body).await;
     }
+    user.post(&path(OWN, "/usage/AAZJq1CORAAAAAAAAAAAAQ/refund"), &json!({})).await;
+    user.post(&path(OWN, &format!("/purchases/{FOREIGN}/reverse")), &json!({"reason": "refund"})).await;
     user.post(&path(OWN, "/credits/reset"), &json!({})).await;
     let change = json!({"plan_code": "pro", "effective": "period_end", "credit_policy": "none"});
     user.post(&path(OWN, "/subscription/change"), &change).await;
@@ -68,6 +70,8 @@ async fn every_command_reaches_the_engine_under_its_name() {
             "CaptureHold",
             "ExtendHold",
             "ReleaseHold",
+            "RefundUsage",
+            "ReversePurchase",
             "ResetMonthlyCredits",
             "ProcessSubscriptionChange",
             "CancelSubscription",

@@ -31,7 +31,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 33);
+    assert_eq!(all.len(), 35);
     all
 }
 
@@ -39,7 +39,10 @@ impl Operation {
     async fn call(&self, user: &User<'_>, workspace: &str) -> crate::harness::Answer {
         let path = self.path.replace("{workspace_id}", workspace).replace("{event_id}", &FOREIGN.to_string());
         let path = path.replace("{usage_id}", "AAZJq1CORAAAAAAAAAAAAQ");
-        let path = path.replace("{grant_id}", &FOREIGN.to_string()).replace("{hold_id}", &FOREIGN.to_string());
+        let path = path
+            .replace("{grant_id}", &FOREIGN.to_string())
+            .replace("{purchase_id}", &FOREIGN.to_string())
+            .replace("{hold_id}", &FOREIGN.to_string());
         let path = path.replace("{file_name}", "CreditConsumed.v1.json");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
         match &self.body {
@@ -78,7 +81,7 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (28, 5));
+    assert_eq!((guarded, open), (30, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 
@@ -90,6 +93,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
         let server = start_on(database, &visionscope_billing::config::plans::built_in().unwrap()).await;
         let document = server.anyone().get("/openapi.json").await.json();
         let (mut usage_id, mut event_id, mut grant_id) = (String::new(), String::new(), String::new());
+        let mut purchase_id = String::new();
         let mut hold_ids = [String::new(), String::new()];
         // A parsed document has its paths in another order.
         for path in openapi_document().paths.paths.keys() {
@@ -102,6 +106,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                 let Some(operation) = item.get(method) else { continue };
                 let path = path.replace("{workspace_id}", EXAMPLE).replace("{usage_id}", &usage_id);
                 let path = path.replace("{event_id}", &event_id).replace("{grant_id}", &grant_id);
+                let path = path.replace("{purchase_id}", &purchase_id);
                 let [captured, released] = &hold_ids;
                 let path = path.replace("{hold_id}", if path.ends_with("/release") { released } else { captured });
                 let path = path.replace("{file_name}", "CreditConsumed.v1.json");
@@ -119,6 +124,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                         match path.rsplit('/').next() {
                             Some("usage") => usage_id = first("usage_id"),
                             Some("holds") if method == Method::GET => hold_ids = [0, 1].map(|n| nth(n, "hold_id")),
+                            Some("purchases") => purchase_id = first("grant_id"),
                             Some("grants") => grant_id = first("grant_id"),
                             Some("events") => event_id = first("id"),
                             _ => {}
@@ -160,5 +166,5 @@ async fn the_examples_of_the_document_are_valid_requests() {
         let is_command = operation.body.is_some();
         assert!(answer.status == 200 || (!is_command && answer.status == 404), "{}: {}", operation.name(), answer.text);
     }
-    assert_eq!(fake.engine.seen.lock().unwrap().len(), 13);
+    assert_eq!(fake.engine.seen.lock().unwrap().len(), 15);
 }

@@ -128,6 +128,12 @@ fn commands() -> Vec<(&'static str, Value, u16)> {
         ("/credits/deduct", json!({"feature_code": "rendr", "credits": "1"}), 404),
         ("/credits/purchase", payment("50"), 200),
         ("/credits/purchase", payment("60"), 409),
+        ("/usage/{usage_id}/refund", json!({"credits": "0.5", "reason": "r"}), 200),
+        ("/usage/{usage_id}/refund", json!({"credits": "1.5"}), 409),
+        ("/usage/AAZJq1CORAAAAAAAAAAAAQ/refund", json!({}), 404),
+        ("/purchases/{purchase_id}/reverse", json!({"credits": "20", "reason": "refund"}), 200),
+        ("/purchases/{purchase_id}/reverse", json!({"credits": "31", "reason": "chargeback"}), 409),
+        ("/purchases/00000000-0000-0000-0000-000000000001/reverse", json!({"reason": "mistake"}), 404),
         ("/credits/reset", json!({}), 409),
         ("/grants", json!({"credits": "20", "source": "promotion", "feature_scope": "render", "reason": "r"}), 201),
         ("/grants/{grant_id}/void", json!({"credits": "5", "reason": "r"}), 200),
@@ -166,14 +172,18 @@ async fn a_dry_run_of_every_command_is_what_the_command_then_does() {
         let again = json!({"name": "Acme", "plan_code": "pro"});
         assert_eq!(try_and_do(&server, ("PUT", &workspace), "", &again).await.0["status"], 201);
         let (mut grant_id, mut hold_id) = (String::new(), String::new());
+        let (mut usage_id, mut purchase_id) = (String::new(), String::new());
         let mut tried = 0;
         for (n, (rest, body, status)) in commands().into_iter().enumerate() {
-            let path = path(OWN, &rest.replace("{grant_id}", &grant_id).replace("{hold_id}", &hold_id));
+            let rest_of = rest.replace("{grant_id}", &grant_id).replace("{hold_id}", &hold_id);
+            let path = path(OWN, &rest_of.replace("{usage_id}", &usage_id).replace("{purchase_id}", &purchase_id));
             let (_, done) = try_and_do(&server, ("POST", &path), &format!("key-{n}"), &body).await;
             assert_eq!(done.status.as_u16(), status, "{path} {body}: {}", done.text);
             let receipt = done.json();
             let id = |name: &str| receipt[name].as_str().map(str::to_owned);
             match rest {
+                "/credits/deduct" if status == 200 => usage_id = id("usage_id").unwrap(),
+                "/credits/purchase" if status == 200 => purchase_id = id("grant_id").unwrap(),
                 "/grants" => grant_id = id("grant_id").unwrap(),
                 "/holds" if status == 201 => hold_id = id("hold_id").unwrap(),
                 _ => {}

@@ -13,7 +13,7 @@ use visionscope_billing::domain::cloud_event::EventSource;
 use visionscope_billing::contract::Contract;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::WorkspaceId;
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
 use visionscope_billing::domain::text::{FeatureCode, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::engine::{Engine, EngineConfig};
@@ -308,6 +308,8 @@ pub fn pro() -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(100)],
         expiry_warning_days: 7,
+        refund_validity_days: 30,
+        reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: [(FeatureCode::new("off").unwrap(), off), (FeatureCode::new("render").unwrap(), render)].into(),
     }

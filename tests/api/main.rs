@@ -21,4 +21,5 @@ mod holds;
 mod lists;
 mod main_job;
 mod purchases;
+mod refunds;
 mod service;

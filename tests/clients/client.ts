@@ -67,6 +67,8 @@ function told(event: Event): string {
     case "CreditsPurchased":
     case "CreditsGranted":
     case "GrantVoided":
+    case "CreditsRefunded":
+    case "PurchaseReversed":
     case "CreditsHeld":
     case "HoldReleased":
     case "CreditsExpiring":

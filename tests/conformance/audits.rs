@@ -23,7 +23,7 @@ async fn sound(db: &impl TestDatabase) -> World {
     world
 }
 
-async fn audit(db: &impl TestDatabase) -> Vec<AuditFinding> {
+pub async fn audit(db: &impl TestDatabase) -> Vec<AuditFinding> {
     db.store().audit(MANY).await.unwrap()
 }
 
@@ -32,7 +32,7 @@ async fn found_after(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
     found_after_more(db, fault).await
 }
 
-async fn found_after_more(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
+pub async fn found_after_more(db: &impl TestDatabase, fault: &str) -> Vec<&'static str> {
     db.tamper(fault).await;
     let findings = audit(db).await;
     assert!(findings.iter().all(|finding| !finding.detail.is_empty()));

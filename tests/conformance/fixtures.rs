@@ -11,11 +11,15 @@ use visionscope_billing::domain::credits::{Credits, Quantity};
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{DEFAULT_PRIORITY, Grant, GrantSource};
 use visionscope_billing::domain::hold::{HeldShare, Hold, HoldState, OpenHold};
-use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, SubscriptionId, WorkspaceId};
+use visionscope_billing::domain::ids::{
+    CommandId, EventId, GrantId, HoldId, Partition, RefundId, ReversalId, SubscriptionId, WorkspaceId,
+};
 use visionscope_billing::domain::ledger::{Account, Accounts, LedgerEntry};
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::period::Period;
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall, UsageLimit};
+use visionscope_billing::domain::refund::UsageRefund;
+use visionscope_billing::domain::reversal::{PurchaseReversal, ReversalReason};
 use visionscope_billing::domain::snapshot::{KeySet, Snapshot};
 use visionscope_billing::domain::subscription::{Subscription, SubscriptionStatus};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PlanCode};
@@ -66,6 +70,8 @@ pub fn plan(code: &str, version: i32) -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(100)],
         expiry_warning_days: 7,
+        refund_validity_days: 30,
+        reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::ExpireAfterDays(30),
         features: [
             (feature("render"), FeatureTerms { enabled: true, unit_price: None, limit: None }),
@@ -204,6 +210,58 @@ impl World {
         self.pending.grants.updated.push(Grant { remaining, ..grant.clone() });
         self.event(id, command_id, EventType::GrantVoided, now);
         self
+    }
+
+    /// Gives a part of a deduction of this period back.
+    pub fn refund(&mut self, log: &UsageLog, credits: Credits, now: Timestamp) -> UsageRefund {
+        let id = log.workspace_id;
+        let command_id = self.command(id, "RefundUsage", "accepted", now);
+        let grant = self.grants.get_mut(&id).unwrap().change();
+        grant.remaining = grant.remaining.plus(credits).unwrap();
+        let grant_id = grant.grant_id;
+        let counter = self.counters.get_mut(&id).unwrap().change();
+        counter.used_credits = counter.used_credits.minus(credits).unwrap();
+        let own = self.credits.get_mut(&id).unwrap().change();
+        own.used_this_month = own.used_this_month.minus(credits).unwrap();
+        self.entry(id, command_id, Account::Consumed(feature("render")), Account::Grant(grant_id), credits, now);
+        self.event(id, command_id, EventType::CreditsRefunded, now);
+        let refund = UsageRefund {
+            workspace_id: id,
+            usage_id: log.id(),
+            refund_id: RefundId(self.fresh_id()),
+            credits,
+            is_counted: true,
+            reason: None,
+            command_id,
+            recorded_at: now,
+        };
+        self.pending.refunds.push(refund.clone());
+        refund
+    }
+
+    /// Takes a part of a stored purchase back.
+    pub fn reverse(&mut self, purchase: &Grant, credits: Credits, now: Timestamp) -> PurchaseReversal {
+        let id = purchase.workspace_id;
+        let command_id = self.command(id, "ReversePurchase", "accepted", now);
+        self.entry(id, command_id, Account::Grant(purchase.grant_id), Account::Issued(purchase.source), credits, now);
+        let remaining = purchase.remaining.minus(credits).unwrap();
+        self.pending.grants.updated.push(Grant { remaining, ..purchase.clone() });
+        self.event(id, command_id, EventType::PurchaseReversed, now);
+        let reversal = PurchaseReversal {
+            workspace_id: id,
+            grant_id: purchase.grant_id,
+            reversal_id: ReversalId(self.fresh_id()),
+            credits,
+            bonus_credits: Credits::ZERO,
+            owed: Credits::ZERO,
+            written_off: Credits::ZERO,
+            amount_minor: 7,
+            reason: ReversalReason::Mistake,
+            command_id,
+            recorded_at: now,
+        };
+        self.pending.reversals.push(reversal.clone());
+        reversal
     }
 
     /// A hold of a part of the allowance.

@@ -9,6 +9,7 @@
 mod database;
 #[macro_use]
 mod suite;
+mod taking_back;
 
 mod audits;
 mod fixtures;

@@ -72,7 +72,7 @@ pub async fn a_snapshot_without_locks_has_the_rows_that_are_loaded_with_locks(db
     keys.plans = ["pro", "none"].map(|code| PlanCode::new(code).unwrap()).into();
     keys.features = ["render", "rendr"].map(feature).into();
     let loaded = load(db.store(), &keys).await;
-    assert_eq!((loaded.workspaces.len(), loaded.grant_sources.len(), loaded.features.len()), (1, 1, 1));
+    assert_eq!((loaded.workspaces.len(), loaded.closed_grants.len(), loaded.features.len()), (1, 1, 1));
     let expected = Snapshot { heads: BTreeMap::new(), database_now: None, ..loaded };
     let without_clock = |snapshot: Snapshot| Snapshot { database_now: None, ..snapshot };
     assert_eq!(without_clock(db.store().snapshot(&keys).await.unwrap()), expected);

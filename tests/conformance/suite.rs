@@ -73,6 +73,10 @@ macro_rules! suite {
                 an_open_hold_that_has_expired_is_due,
                 a_hold_that_does_not_match_its_grants_its_events_or_its_usage_is_found,
             }
+            taking_back {
+                refunds_and_reversals_are_summed_up_when_asked_for,
+                a_refund_or_a_reversal_that_does_not_match_is_found,
+            }
             plans {
                 a_plan_is_stored_once_and_again_without_effect,
                 a_version_with_another_definition_is_a_conflict,

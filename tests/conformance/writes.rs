@@ -199,6 +199,11 @@ pub async fn a_second_reset_of_a_period_is_a_conflict(db: &impl TestDatabase) {
 pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     world.deduct(workspace(0), Credits::whole(1), at(1)).hold(workspace(0), Credits::whole(1), at(2));
+    let log = world.pending().usage_logs[0].clone();
+    world.refund(&log, Credits::whole(1), at(3));
+    let purchase = paid_grant(1, GrantSource::Purchase);
+    world.reverse(&purchase, Credits::from_micro(1).unwrap(), at(4));
+    world.pending().grants.updated.retain(|grant| grant.grant_id != purchase.grant_id);
     world.store(db.store()).await;
     let lease = db.store().lease("one", std::time::Duration::from_mins(1)).await.unwrap().remove(3);
     record(db, &lease, 1).await;
@@ -209,6 +214,8 @@ pub async fn history_can_be_neither_updated_nor_deleted(db: &impl TestDatabase) 
         ("ledger_entries", "balance_after"),
         ("usage_logs", "credits"),
         ("credit_hold_grants", "amount"),
+        ("usage_refunds", "credits"),
+        ("purchase_reversals", "owed"),
         ("subscription_periods", "period_end"),
         ("event_outbox", "data"),
         ("stream_batches", "seq_to"),

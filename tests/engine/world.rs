@@ -14,7 +14,7 @@ use visionscope_billing::domain::explanation::Explanation;
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::metadata::Metadata;
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
@@ -232,6 +232,8 @@ fn plan(code: &str, allowance: i64) -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: Vec::new(),
         expiry_warning_days: 7,
+        refund_validity_days: 30,
+        reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: [(FeatureCode::new("render").unwrap(), render)].into(),
     }

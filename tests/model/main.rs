@@ -19,6 +19,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::databases::Database;
 use crate::model::holds::{HoldStep, Overrun};
+use crate::model::taking_back::Reversed;
 use crate::model::{CREDIT, Given, Policy, Step};
 use crate::world::World;
 
@@ -67,6 +68,10 @@ fn capture() -> impl Strategy<Value = Step> {
         .prop_map(|(number, amount, overrun, late)| Step::OfHolds(HoldStep::Capture { number, amount, overrun, late }))
 }
 
+fn reversed() -> impl Strategy<Value = Reversed> {
+    prop_oneof![Just(Reversed::All), amounts().prop_map(Reversed::Credits), (1..=60_i64).prop_map(Reversed::Minor),]
+}
+
 fn steps() -> impl Strategy<Value = Step> {
     let policy = prop_oneof![Just(Policy::None), Just(Policy::Full), Just(Policy::Prorate), Just(Policy::Restart)];
     prop_oneof![
@@ -78,6 +83,9 @@ fn steps() -> impl Strategy<Value = Step> {
         ),
         3 => given().prop_map(Step::Grant),
         2 => (0..6_usize, proptest::option::of(amounts())).prop_map(|(number, amount)| Step::Void { number, amount }),
+        4 => (0..8_usize, proptest::option::of(amounts()))
+            .prop_map(|(number, amount)| Step::Refund { number, amount }),
+        2 => (0..4_usize, reversed()).prop_map(|(number, how)| Step::Reverse { number, how }),
         5 => hold(),
         5 => capture(),
         2 => (0..6_usize).prop_map(|number| Step::OfHolds(HoldStep::Release { number })),

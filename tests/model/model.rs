@@ -2,10 +2,12 @@
 //! workspace, plain integers and UTC, and predicts the outcome and the balance of every command.
 
 pub mod holds;
+pub mod taking_back;
 
 use chrono::{DateTime, Months, Utc};
 
 use self::holds::{Hold, HoldStep};
+use self::taking_back::{Purchase, Reversed, Share, Usage};
 use crate::plans::PLANS;
 
 /// Micro-credits.
@@ -87,6 +89,16 @@ pub enum Step {
         amount: Option<Amount>,
     },
     OfHolds(HoldStep),
+    /// The deductions and captures are numbered in the order in which they were accepted.
+    Refund {
+        number: usize,
+        amount: Option<Amount>,
+    },
+    /// The purchases too.
+    Reverse {
+        number: usize,
+        how: Reversed,
+    },
     ExpireHolds,
     Wait {
         seconds: i64,
@@ -122,6 +134,10 @@ pub struct Model {
     grants: Vec<Grant>,
     next_key: usize,
     holds: Vec<Hold>,
+    usages: Vec<Usage>,
+    purchases: Vec<Purchase>,
+    /// How many periods have begun.
+    periods: usize,
     debt: Amount,
     /// What changes of plan could not take back in this period.
     uncollected: Amount,
@@ -145,6 +161,9 @@ impl Model {
             grants: Vec::new(),
             next_key: 0,
             holds: Vec::new(),
+            usages: Vec::new(),
+            purchases: Vec::new(),
+            periods: 0,
             debt: 0,
             uncollected: 0,
             used: 0,
@@ -218,6 +237,8 @@ impl Model {
         match *step {
             Step::Deduct { second, amount } => self.deduct(second, amount),
             Step::OfHolds(step) => self.hold_step(step),
+            Step::Refund { number, amount } => self.refund(number, amount),
+            Step::Reverse { number, how } => self.reverse(number, how),
             Step::Purchase { amount, bonus, reference, expires_after_days } => {
                 if self.references.contains(&reference) {
                     return "payment-reference-used";
@@ -226,6 +247,7 @@ impl Model {
                 let end = expires_after_days.map(|days| self.now + i64::from(days) * 86_400_000_000);
                 self.grant(Source::Purchase, amount, end, self.decided_at);
                 self.number_last(false);
+                self.purchases.push(Purchase::new(self.next_key - 1, amount, bonus));
                 if let Some(bonus) = bonus {
                     self.grant(Source::Promotion, bonus, end, self.decided_at);
                 }
@@ -286,26 +308,6 @@ impl Model {
         let grant = self.grants.last_mut().unwrap();
         (grant.begins_later, grant.priority, grant.scope) = (begins_at.is_some(), given.priority, given.scope);
         self.repay_debt();
-        "accepted"
-    }
-
-    fn void(&mut self, number: usize, amount: Option<Amount>) -> Predicted {
-        let Some(is_voidable) = self.issued.get(number) else { return "grant-not-found" };
-        if !is_voidable {
-            return "grant-not-voidable";
-        }
-        let held: Vec<usize> = self.open_holds().flat_map(|hold| &hold.shares).map(|(key, _)| *key).collect();
-        let is_open = |grant: &Grant| grant.remaining > 0 || held.contains(&grant.key);
-        let open = self.grants.iter_mut().find(|grant| grant.number == Some(number) && is_open(grant));
-        let Some(grant) = open else { return "grant-closed" };
-        if grant.remaining == 0 {
-            return "void-exceeds-remaining";
-        }
-        let amount = amount.unwrap_or(grant.remaining);
-        if amount > grant.remaining {
-            return "void-exceeds-remaining";
-        }
-        grant.remaining -= amount;
         "accepted"
     }
 
@@ -405,6 +407,7 @@ impl Model {
         let unspent: Amount =
             self.grants.iter().filter(|grant| grant.source == Source::Allowance).map(|grant| grant.remaining).sum();
         self.grants.retain(|grant| !grant.source.is_periodic());
+        self.periods += 1;
         self.used = 0;
         self.used_second = 0;
         self.uncollected = 0;
@@ -434,6 +437,10 @@ impl Model {
 
     fn expire_grants(&mut self) -> Predicted {
         let before = self.grants.len();
+        let expired: Vec<_> = self.grants.iter().filter(|grant| self.is_expiry_due(grant)).copied().collect();
+        for grant in expired {
+            self.note_expired(grant.key, grant.remaining);
+        }
         let lasting = |grant: &Grant| !self.is_expiry_due(grant);
         self.grants = self.grants.iter().copied().filter(lasting).collect();
         if self.grants.len() == before { "nothing" } else { "accepted" }
@@ -514,14 +521,17 @@ impl Model {
         if let Some(refusal) = self.refusal(second, amount) {
             return refusal;
         }
-        self.charge(second, amount);
+        let shares = self.charge(second, amount);
+        self.record_usage(second, shares);
         "accepted"
     }
 
-    fn charge(&mut self, second: bool, amount: Amount) {
-        let (_, left) = self.take(second, amount);
+    /// Returns what it took.
+    fn charge(&mut self, second: bool, amount: Amount) -> Vec<Share> {
+        let (shares, left) = self.take(second, amount);
         self.debt += left;
         self.count(second, amount);
+        self.with_overdraft(shares, left)
     }
 
     fn count(&mut self, second: bool, amount: Amount) {

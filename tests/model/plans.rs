@@ -12,6 +12,8 @@ pub struct Plan {
     /// The limit of the second feature; none if the plan does not have that feature.
     pub second_feature_limit: Option<Amount>,
     pub freezes_on_cancel: bool,
+    /// What was spent of a reversed purchase is written off.
+    pub writes_off: bool,
 }
 
 pub const PLANS: [Plan; 3] = [
@@ -23,6 +25,7 @@ pub const PLANS: [Plan; 3] = [
         monthly_limit: None,
         second_feature_limit: None,
         freezes_on_cancel: false,
+        writes_off: false,
     },
     Plan {
         code: "plus",
@@ -32,6 +35,7 @@ pub const PLANS: [Plan; 3] = [
         monthly_limit: Some(350 * CREDIT),
         second_feature_limit: Some(40 * CREDIT),
         freezes_on_cancel: true,
+        writes_off: false,
     },
     Plan {
         code: "max",
@@ -41,5 +45,6 @@ pub const PLANS: [Plan; 3] = [
         monthly_limit: None,
         second_feature_limit: Some(1000 * CREDIT),
         freezes_on_cancel: false,
+        writes_off: true,
     },
 ];

@@ -10,8 +10,8 @@ use visionscope_billing::domain::batch::{Batch, EventWriter, InvalidEvent, Outco
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::commands::{
     CancelSubscription, CaptureHold, Charge, Command, DeductCredits, Envelope, ExpireGrants, ExpireHolds, ExtendHold,
-    GrantCredits, PlaceHold, ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, ReleaseHold,
-    ResetMonthlyCredits, ResumeSubscription, VoidGrant,
+    GrantCredits, PlaceHold, ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, RefundUsage, ReleaseHold,
+    ResetMonthlyCredits, ResumeSubscription, ReversePurchase, VoidGrant,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventData;
@@ -20,19 +20,22 @@ use visionscope_billing::domain::grant::{Currency, GrantedSource, Priority};
 use visionscope_billing::domain::hold::{self, HoldDuration};
 use visionscope_billing::domain::ids::{GrantId, HoldId, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall, UsageLimit};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
+use visionscope_billing::domain::reversal::{ReversalReason, ReversedAmount};
 use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::domain::subscription::{CreditPolicy, Effective};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::domain::workspace::FeatureOverrides;
 use visionscope_billing::engine::{CommitSignal, DryRunEvent, Engine, EngineConfig, Render, Rendered, Reply};
 use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::{Database, TestDatabase};
 use crate::model::holds::{HoldStep, Overrun};
+use crate::model::taking_back::{PRICE, Reversed};
 use crate::model::{Amount, DAY, Model, Policy, Step};
 use crate::plans::{PLANS, Plan};
 
@@ -98,21 +101,18 @@ impl World {
         let provision = envelope(workspace_id, START, provision(plan));
         let mut envelopes = vec![provision.clone()];
         let mut answers = vec![self.try_and_submit(&provision).await?];
-        let (mut grants, mut holds) = (Vec::new(), Vec::new());
+        let mut ids = Ids::default();
         for (n, step) in steps.iter().enumerate() {
             let predicted = model.step(step);
-            let Some(command) = command(step, number, model.now, &grants, &holds) else { continue };
+            let Some(command) = command(step, number, model.now, &ids) else { continue };
             let envelope = envelope(workspace_id, model.now, command);
             let reply = self.try_and_submit(&envelope).await.map_err(|error| format!("step {n} {step:?}: {error}"))?;
             let context = format!("step {n} {step:?} of {steps:?} on plan {plan}");
             if outcome(&reply) != predicted {
                 return Err(format!("{context}: got {reply:?}, the model says {predicted}"));
             }
-            if matches!(step, Step::Grant(_) | Step::Purchase { .. }) && predicted == "accepted" {
-                grants.push(GrantId(id_in(&reply, "grant_id")));
-            }
-            if matches!(step, Step::OfHolds(HoldStep::Place { .. })) && predicted == "accepted" {
-                holds.push(HoldId(id_in(&reply, "hold_id")));
+            if predicted == "accepted" {
+                ids.add(step, &reply);
             }
             self.compare(workspace_id, &model, predicted).await.map_err(|error| format!("{context}: {error}"))?;
             envelopes.push(envelope);
@@ -254,6 +254,35 @@ impl World {
     }
 }
 
+/// What the commands of a history may name, in the order of its recording.
+#[derive(Default)]
+struct Ids {
+    /// Those that callers have given or bought.
+    grants: Vec<GrantId>,
+    purchases: Vec<GrantId>,
+    holds: Vec<HoldId>,
+    usages: Vec<UsageId>,
+}
+
+impl Ids {
+    /// Adds what an accepted step has made.
+    fn add(&mut self, step: &Step, reply: &Reply) {
+        match step {
+            Step::Grant(_) => self.grants.push(GrantId(id_in(reply, "grant_id"))),
+            Step::Purchase { .. } => {
+                self.grants.push(GrantId(id_in(reply, "grant_id")));
+                self.purchases.push(GrantId(id_in(reply, "grant_id")));
+            }
+            Step::OfHolds(HoldStep::Place { .. }) => self.holds.push(HoldId(id_in(reply, "hold_id"))),
+            Step::Deduct { .. } | Step::OfHolds(HoldStep::Capture { .. }) => {
+                let receipt: serde_json::Value = serde_json::from_str(body(reply)).unwrap();
+                self.usages.push(receipt["usage_id"].as_str().unwrap().parse().unwrap());
+            }
+            _ => {}
+        }
+    }
+}
+
 fn outcome(reply: &Reply) -> &'static str {
     match reply {
         Reply::Decided { rejection: None, .. } => "accepted",
@@ -313,8 +342,7 @@ fn provision(plan: usize) -> Command {
     })
 }
 
-/// `grants` are those that callers have given or bought so far, and `holds` those that they have placed.
-fn command(step: &Step, history: u64, now: i64, grants: &[GrantId], holds: &[HoldId]) -> Option<Command> {
+fn command(step: &Step, history: u64, now: i64, ids: &Ids) -> Option<Command> {
     let at = |micros| Timestamp::from_micros(micros);
     let effective = |now: bool| if now { Effective::Immediate } else { Effective::PeriodEnd };
     Some(match *step {
@@ -345,7 +373,13 @@ fn command(step: &Step, history: u64, now: i64, grants: &[GrantId], holds: &[Hol
             occurred_at: None,
             explain: false,
         }),
-        Step::OfHolds(step) => hold_command(step, holds),
+        Step::OfHolds(step) => hold_command(step, &ids.holds),
+        Step::Refund { number, amount } => Command::RefundUsage(RefundUsage {
+            usage_id: ids.usages.get(number).copied().unwrap_or(UsageId { recorded_at: at(START), seq: 1 }),
+            credits: amount.map(read),
+            reason: None,
+        }),
+        Step::Reverse { number, how } => reversal(number, how, ids),
         Step::ExpireHolds => Command::ExpireHolds(ExpireHolds),
         Step::Grant(given) => {
             let begins_at = given.begins_after_days.map(|days| now + i64::from(days) * DAY);
@@ -361,18 +395,30 @@ fn command(step: &Step, history: u64, now: i64, grants: &[GrantId], holds: &[Hol
             })
         }
         Step::Void { number, amount } => Command::VoidGrant(VoidGrant {
-            grant_id: grants.get(number).copied().unwrap_or(GrantId(Uuid::from_u128(1))),
+            grant_id: ids.grants.get(number).copied().unwrap_or(GrantId(Uuid::from_u128(1))),
             credits: amount.map(read),
             reason: Label::new("model").unwrap(),
         }),
         Step::Purchase { amount, bonus, reference, expires_after_days } => Command::PurchaseCredits(PurchaseCredits {
             credits: read(amount),
             bonus_credits: bonus.map(read),
-            amount_minor: 100,
+            amount_minor: PRICE,
             currency: Currency::new("EUR").unwrap(),
             payment_reference: PaymentReference::new(&format!("pay-{history}-{reference}")).unwrap(),
             expires_at: expires_after_days.map(|days| Timestamp::from_micros(now + i64::from(days) * DAY)),
         }),
+    })
+}
+
+fn reversal(number: usize, how: Reversed, ids: &Ids) -> Command {
+    Command::ReversePurchase(ReversePurchase {
+        grant_id: ids.purchases.get(number).copied().unwrap_or(GrantId(Uuid::from_u128(1))),
+        amount: match how {
+            Reversed::All => ReversedAmount::All,
+            Reversed::Credits(amount) => ReversedAmount::Credits(read(amount)),
+            Reversed::Minor(minor) => ReversedAmount::Minor(minor),
+        },
+        reason: ReversalReason::Chargeback,
     })
 }
 
@@ -427,6 +473,8 @@ fn plan_version(plan: &Plan) -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: vec![Credits::whole(50), Credits::whole(10)],
         expiry_warning_days: 7,
+        refund_validity_days: 30,
+        reversal_shortfall: if plan.writes_off { ReversalShortfall::WriteOff } else { ReversalShortfall::Debt },
         purchased_on_cancel: if plan.freezes_on_cancel { PurchasedOnCancel::Freeze } else { PurchasedOnCancel::Keep },
         features,
     }

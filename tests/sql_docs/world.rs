@@ -11,7 +11,7 @@ use visionscope_billing::domain::commands::{
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::{CommandId, WorkspaceId};
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, UsageLimit};
+use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall, UsageLimit};
 use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
 use visionscope_billing::domain::time::Timestamp;
@@ -145,6 +145,8 @@ fn plan() -> PlanVersion {
         rate_limit: None,
         low_credit_thresholds: Vec::new(),
         expiry_warning_days: 7,
+        refund_validity_days: 30,
+        reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::Keep,
         features: ["render", "upscale"].map(|code| (FeatureCode::new(code).unwrap(), enabled)).into(),
     }

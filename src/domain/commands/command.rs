@@ -13,10 +13,12 @@ use super::place_hold::PlaceHold;
 use super::process_subscription_change::ProcessSubscriptionChange;
 use super::provision_workspace::ProvisionWorkspace;
 use super::purchase_credits::PurchaseCredits;
+use super::refund_usage::RefundUsage;
 use super::release_hold::ReleaseHold;
 use super::repay_debt::RepayDebt;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
+use super::reverse_purchase::ReversePurchase;
 use super::void_grant::VoidGrant;
 use super::warn_of_expiry::WarnOfExpiry;
 use crate::domain::text::FeatureCode;
@@ -28,6 +30,8 @@ pub enum Command {
     PurchaseCredits(PurchaseCredits),
     GrantCredits(GrantCredits),
     VoidGrant(VoidGrant),
+    RefundUsage(RefundUsage),
+    ReversePurchase(ReversePurchase),
     PlaceHold(PlaceHold),
     CaptureHold(CaptureHold),
     ReleaseHold(ReleaseHold),
@@ -58,6 +62,8 @@ impl Command {
             Self::PurchaseCredits(_) => "PurchaseCredits",
             Self::GrantCredits(_) => "GrantCredits",
             Self::VoidGrant(_) => "VoidGrant",
+            Self::RefundUsage(_) => "RefundUsage",
+            Self::ReversePurchase(_) => "ReversePurchase",
             Self::PlaceHold(_) => "PlaceHold",
             Self::CaptureHold(_) => "CaptureHold",
             Self::ReleaseHold(_) => "ReleaseHold",
@@ -115,6 +121,8 @@ impl Command {
             | Self::PurchaseCredits(_)
             | Self::GrantCredits(_)
             | Self::VoidGrant(_)
+            | Self::RefundUsage(_)
+            | Self::ReversePurchase(_)
             | Self::PlaceHold(_)
             | Self::CaptureHold(_)
             | Self::ReleaseHold(_)

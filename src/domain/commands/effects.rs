@@ -11,6 +11,8 @@ use crate::domain::hold::{Hold, OpenHold};
 use crate::domain::ids::{EventId, HoldId};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::plan::PlanVersion;
+use crate::domain::refund::UsageRefund;
+use crate::domain::reversal::PurchaseReversal;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::subscription::{PendingChange, Subscription};
 use crate::domain::time::Timestamp;
@@ -36,6 +38,8 @@ pub struct Effects {
     pub counters: BTreeMap<CounterSubject, UsageCounter>,
     /// Changed grants, by their index in the state's `grants`.
     pub changed_grants: BTreeMap<usize, Grant>,
+    /// Closed grants that have credits again. They come back into the state.
+    pub reopened_grants: Vec<Grant>,
     pub added_grants: Vec<Grant>,
     pub placed_hold: Option<OpenHold>,
     /// Changed holds. Those that are over leave the state.
@@ -44,6 +48,8 @@ pub struct Effects {
     pub usage_log: Option<UsageLog>,
     pub events: Vec<(EventId, EventData)>,
     pub periods: Vec<SubscriptionPeriod>,
+    pub refund: Option<UsageRefund>,
+    pub reversal: Option<PurchaseReversal>,
 }
 
 impl Effects {
@@ -61,6 +67,7 @@ impl Effects {
             pending_plan: None,
             counters: BTreeMap::new(),
             changed_grants: BTreeMap::new(),
+            reopened_grants: Vec::new(),
             added_grants: Vec::new(),
             placed_hold: None,
             changed_holds: BTreeMap::new(),
@@ -68,6 +75,8 @@ impl Effects {
             usage_log: None,
             events: Vec::new(),
             periods: Vec::new(),
+            refund: None,
+            reversal: None,
         }
     }
 
@@ -117,12 +126,13 @@ impl WorkspaceState {
             let place = self.holds.partition_point(|open| open.hold.hold_id < placed.hold.hold_id);
             self.holds.insert(place, placed);
         }
-        let mut is_reordered = !effects.added_grants.is_empty();
+        let mut is_reordered = !(effects.reopened_grants.is_empty() && effects.added_grants.is_empty());
         for (index, grant) in effects.changed_grants {
             let Some(slot) = self.grants.get_mut(index) else { continue };
             is_reordered |= slot.expires_at != grant.expires_at;
             *slot = grant;
         }
+        self.grants.extend(effects.reopened_grants);
         self.grants.extend(effects.added_grants);
         let closed = self.grants.extract_if(.., |grant| !grant.is_open()).collect();
         if is_reordered {

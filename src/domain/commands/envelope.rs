@@ -109,6 +109,12 @@ impl Envelope {
             Command::VoidGrant(command) => {
                 keys.grants.insert((self.workspace_id, command.grant_id));
             }
+            Command::RefundUsage(command) => {
+                keys.usages.insert((self.workspace_id, command.usage_id));
+            }
+            Command::ReversePurchase(command) => {
+                keys.purchases.insert((self.workspace_id, command.grant_id));
+            }
             Command::ResetMonthlyCredits(_)
             | Command::CancelSubscription(_)
             | Command::ResumeSubscription(_)

@@ -112,7 +112,7 @@ pub(super) fn settle_returned(work: &mut Work<'_>, returned: &[GrantShare], at: 
 
 /// Whether a grant cannot be spent any more. One of a period ends with it, also where the period ended early or by a
 /// clock that is ahead.
-fn has_ended(work: &Work<'_>, grant: &Grant, at: Timestamp) -> bool {
+pub(super) fn has_ended(work: &Work<'_>, grant: &Grant, at: Timestamp) -> bool {
     let subscription = work.subscription();
     let is_of_past_period =
         || !subscription.is_active() || grant.expires_at.is_some_and(|end| end <= subscription.period.start);

@@ -2,19 +2,18 @@
 //!
 //! The credits go back to the account that they were issued from. What was spent stays spent.
 
-use std::collections::HashMap;
-
 use super::effects::Effects;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::Work;
 use crate::domain::credits::PositiveCredits;
 use crate::domain::event::GrantVoided;
-use crate::domain::grant::{Grant, GrantSource};
-use crate::domain::ids::{GrantId, WorkspaceId};
+use crate::domain::grant::Grant;
+use crate::domain::ids::GrantId;
 use crate::domain::ledger::Account;
 use crate::domain::receipt::{Receipt, VoidReceipt};
 use crate::domain::rejection::Rejection;
+use crate::domain::snapshot::ClosedGrants;
 use crate::domain::text::Label;
 
 /// Takes back credits of a promotion or an adjustment.
@@ -27,22 +26,18 @@ pub struct VoidGrant {
 }
 
 impl VoidGrant {
-    /// `sources` has the grants that are not in the state because they are closed.
     pub(super) fn decide(
         &self,
         mut work: Work<'_>,
         request: &Request<'_>,
-        sources: &HashMap<(WorkspaceId, GrantId), GrantSource>,
+        closed: &ClosedGrants,
     ) -> Result<(Effects, Receipt), Refusal> {
         let now = work.now();
         let is_named = |(_, grant): &(usize, &Grant)| grant.grant_id == self.grant_id;
         let open = work.grants().find(is_named).map(|(index, grant)| (index, grant.clone()));
-        let source = match &open {
-            Some((_, grant)) => grant.source,
-            None => {
-                *sources.get(&(request.workspace_id, self.grant_id)).ok_or(Rejection::GrantNotFound(self.grant_id))?
-            }
-        };
+        let closed = closed.get(&(request.workspace_id, self.grant_id));
+        let grant = open.as_ref().map(|(_, grant)| grant).or(closed);
+        let source = grant.ok_or(Rejection::GrantNotFound(self.grant_id))?.source;
         if !source.is_voidable() {
             return Err(Rejection::GrantNotVoidable(source).into());
         }

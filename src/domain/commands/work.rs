@@ -14,10 +14,7 @@ use super::refusal::Refusal;
 use super::request::Request;
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::Credits;
-use crate::domain::event::{
-    EventData, ExpiringCredits, GrantShare, LowCreditWarning, ScheduledKind, SubscriptionChangeKind,
-    SubscriptionChanged, SubscriptionSummary,
-};
+use crate::domain::event::{EventData, GrantShare, LowCreditWarning, ScheduledKind};
 use crate::domain::grant::{CostBasis, Grant, GrantSource, Priority};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
@@ -39,9 +36,6 @@ pub(super) struct Work<'a> {
     ids: IdSequence,
     effects: Effects,
 }
-
-/// How many grants an event of a subscription lists.
-const MAX_EXPIRING_LISTED: usize = 50;
 
 /// What a new grant needs beyond its source and amount.
 pub(super) struct GrantTerms {
@@ -132,44 +126,6 @@ impl<'a> Work<'a> {
         subscription
     }
 
-    pub(super) fn summary(&self) -> SubscriptionSummary {
-        let subscription = self.subscription();
-        SubscriptionSummary {
-            plan_code: subscription.plan_code.clone(),
-            plan_version: subscription.plan_version,
-            status: subscription.status,
-            period: subscription.period,
-            version: subscription.version,
-        }
-    }
-
-    /// The event of a change that was made. The command adds the fields that are empty here.
-    pub(super) fn subscription_changed(
-        &self,
-        change: SubscriptionChangeKind,
-        effective_at: Timestamp,
-        before: SubscriptionSummary,
-    ) -> SubscriptionChanged {
-        SubscriptionChanged {
-            change,
-            effective_at,
-            before,
-            after: self.summary(),
-            pending: self.subscription().pending(),
-            withdrawn: None,
-            credit_policy: None,
-            features: Vec::new(),
-            credits_granted: Credits::ZERO,
-            credits_removed: Credits::ZERO,
-            credits_uncollected: Credits::ZERO,
-            credits_set_off: Credits::ZERO,
-            expiring: self.expiring(),
-            frozen_credits: self.frozen_credits(),
-            current_credits: self.credits().current_credits,
-            reason: None,
-        }
-    }
-
     /// What was scheduled when the command began and is no longer scheduled.
     pub(super) fn withdrawn(&self) -> Option<ScheduledKind> {
         let before = self.state.subscription.pending_change.as_ref()?;
@@ -208,30 +164,16 @@ impl<'a> Work<'a> {
     pub(super) fn grants(&self) -> impl Iterator<Item = (usize, &Grant)> {
         let existing = self.state.grants.iter().enumerate();
         let current = existing.map(|(index, grant)| (index, self.effects.changed_grants.get(&index).unwrap_or(grant)));
-        let first_added = self.state.grants.len();
-        current.chain(self.effects.added_grants.iter().enumerate().map(move |(n, grant)| (first_added + n, grant)))
+        let new = self.effects.reopened_grants.iter().chain(&self.effects.added_grants);
+        current.chain((self.state.grants.len()..).zip(new))
     }
 
     pub(super) fn change_grant(&mut self, index: usize) -> Option<&mut Grant> {
         if let Some(added) = index.checked_sub(self.state.grants.len()) {
-            return self.effects.added_grants.get_mut(added);
+            return self.effects.reopened_grants.iter_mut().chain(&mut self.effects.added_grants).nth(added);
         }
         let existing = self.state.grants.get(index)?;
         Some(self.effects.changed_grants.entry(index).or_insert_with(|| existing.clone()))
-    }
-
-    /// The credits that belong to no period and expire, the soonest first.
-    pub(super) fn expiring(&self) -> Vec<ExpiringCredits> {
-        let expiring = |(_, grant): (usize, &Grant)| {
-            let Grant { grant_id, source, remaining, expires_at, .. } = grant;
-            let is_expiring = remaining.is_positive() && !source.is_periodic() && !grant.is_expired(self.now());
-            let expires_at = expires_at.filter(|_| is_expiring)?;
-            Some(ExpiringCredits { grant_id: *grant_id, source: *source, credits: *remaining, expires_at })
-        };
-        let mut expiring: Vec<_> = self.grants().filter_map(expiring).collect();
-        expiring.sort_by_key(|credits| (credits.expires_at, credits.grant_id));
-        expiring.truncate(MAX_EXPIRING_LISTED);
-        expiring
     }
 
     /// The credits that are frozen until the workspace subscribes again.
@@ -340,10 +282,21 @@ impl<'a> Work<'a> {
         amount: Credits,
         terms: GrantTerms,
     ) -> Result<GrantId, Refusal> {
+        self.issue_from(Account::Issued(source), source, amount, terms)
+    }
+
+    /// Issues a grant of credits that come from another account.
+    pub(super) fn issue_from(
+        &mut self,
+        debit: Account,
+        source: GrantSource,
+        amount: Credits,
+        terms: GrantTerms,
+    ) -> Result<GrantId, Refusal> {
         let grant_id = terms.grant_id.unwrap_or_else(|| GrantId(self.ids.draw()));
         let effective_at = terms.effective_at;
         let (payment_reference, cost_basis) = terms.payment.unzip();
-        self.book(Account::Issued(source), Account::Grant(grant_id), amount, effective_at.min(self.now()))?;
+        self.book(debit, Account::Grant(grant_id), amount, effective_at.min(self.now()))?;
         let mut grant = Grant {
             workspace_id: self.state.workspace.workspace_id,
             grant_id,

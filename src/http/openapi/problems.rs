@@ -188,6 +188,12 @@ fn example(code: Code) -> Problem {
         Code::VoidExceedsRemaining => {
             Problem::from(&Rejection::VoidExceedsRemaining { requested: credits("100"), remaining: credits("75") })
         }
+        Code::RefundExceedsUsage => {
+            Problem::from(&Rejection::RefundExceedsUsage { requested: credits("2.5"), left: credits("1.5") })
+        }
+        Code::ReversalExceedsPurchase => {
+            Problem::from(&Rejection::ReversalExceedsPurchase { left: credits("250"), left_minor: 2450 })
+        }
         Code::HoldOver => Problem::from(&Rejection::HoldOver(HoldState::Released)),
         Code::HoldExpired => Problem::from(&Rejection::HoldExpired(at("2026-01-31T09:30:00Z"))),
         Code::CaptureExceedsHold => {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::domain::credits::Credits;
 use crate::domain::ids::HoldId;
+use crate::domain::usage::UsageId;
 
 fn rejections() -> Vec<(Rejection, u16)> {
     let (one, at) = (Credits::whole(1), Timestamp::from_micros(0));
@@ -36,6 +37,10 @@ fn rejections() -> Vec<(Rejection, u16)> {
         (Rejection::GrantNotVoidable(crate::domain::grant::GrantSource::Purchase), 409),
         (Rejection::GrantClosed, 409),
         (Rejection::VoidExceedsRemaining { requested: one, remaining: Credits::ZERO }, 409),
+        (Rejection::UsageLogNotFound(UsageId { recorded_at: at, seq: 1 }), 404),
+        (Rejection::RefundExceedsUsage { requested: one, left: Credits::ZERO }, 409),
+        (Rejection::PurchaseNotFound(GrantId(uuid::Uuid::nil())), 404),
+        (Rejection::ReversalExceedsPurchase { left: one, left_minor: 0 }, 409),
         (Rejection::FeatureDisabled(feature()), 403),
         (Rejection::FeatureNotPriced(feature()), 422),
         (

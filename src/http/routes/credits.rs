@@ -71,7 +71,7 @@ impl CommandRequest for DeductCreditsRequest {
 
 /// What was paid, in minor units.
 #[derive(Clone, Copy, Debug)]
-struct AmountMinor(i64);
+pub(super) struct AmountMinor(pub(super) i64);
 
 impl<'de> Deserialize<'de> for AmountMinor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

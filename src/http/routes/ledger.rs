@@ -49,6 +49,7 @@ pub struct EntryView {
     seq: i64,
     command_id: CommandId,
     /// The account that the amount is taken from: `issued:<source>`, `grant`, `held`, `consumed:<feature>`, `expired` or `debt`.
+    /// Refunds take from `consumed:<feature>`.
     #[schema(example = "grant")]
     debit_account: String,
     /// The account that the amount is added to. Named like `debit_account`.

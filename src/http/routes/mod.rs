@@ -57,6 +57,8 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(usage::list_features)
         .service(usage::list_usage)
         .service(usage::get_usage_log)
+        .service(usage::refund_usage)
+        .service(purchases::reverse_purchase)
         .service(ledger::list_ledger)
         .service(subscription::change_subscription)
         .service(subscription::cancel_subscription)

@@ -35,6 +35,7 @@ pub struct PlanList {
             "rollover_cap": "200", "overdraft_limit": "0",
             "rate_limit": {"credits": "100", "window_s": 60}, "low_credit_thresholds": ["100"],
             "purchased_on_cancel": "keep", "expiry_warning_days": 7,
+            "refund_validity_days": 30, "reversal_shortfall": "debt",
             "features": {"video.render": {
                 "enabled": true, "unit_price": "0.5", "limit": {"credits": "500", "mode": "soft"}
             }}

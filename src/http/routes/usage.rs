@@ -1,28 +1,32 @@
 //! Usage logs, and the features of a workspace.
 
-use actix_web::{HttpRequest, HttpResponse, get};
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
 use super::reads::{read, state_as_of_now};
-use crate::domain::credits::{Credits, Quantity};
+use crate::domain::commands::{Command, RefundUsage};
+use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::ids::{CommandId, WorkspaceId};
 use crate::domain::metadata::Metadata;
 use crate::domain::period::Period;
 use crate::domain::plan::UsageLimit;
+use crate::domain::receipt::RefundReceipt;
 use crate::domain::snapshot::WorkspaceState;
-use crate::domain::text::{FeatureCode, UserId};
+use crate::domain::text::{FeatureCode, Label, UserId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{UsageId, UsageLog};
 use crate::domain::workspace::OverrideTerms;
 use crate::http::auth::scope;
-use crate::http::extract::{WorkspaceCaller, no_query, query};
+use crate::http::extract::{WorkspaceCaller, no_query, query, usage_id};
 use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::{Code, Problem};
+use crate::http::render::KeyKind;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
+use crate::http::submit::submit_as;
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -102,6 +106,18 @@ impl HistoryRow for UsageLog {
     fn place_and_id(&self) -> ([i64; 2], Uuid) {
         ([self.recorded_at.micros(), self.seq], self.command_id.0)
     }
+}
+
+/// What to give back of a deduction or a capture.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefundUsageRequest {
+    /// At most what was not refunded yet. All of it by default.
+    credits: Option<PositiveCredits>,
+    /// For people to read.
+    #[schema(example = "The render failed")]
+    reason: Option<Label>,
+    metadata: Option<Metadata>,
 }
 
 /// The current terms of one feature, and its usage in this period.
@@ -238,9 +254,53 @@ pub async fn get_usage_log(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
-    let no_such_log = || Problem::plain(Code::UsageLogNotFound);
-    // A malformed id gets the same answer as an unknown one.
-    let usage_id: UsageId = request.match_info().query("usage_id").parse().map_err(|_| no_such_log())?;
+    let usage_id = usage_id(&request)?;
     let found = read(AppState::of(&request).store.usage_log(caller.workspace_id, usage_id)).await?;
-    private_json(&request, &UsageLogView::from(found.ok_or_else(no_such_log)?))
+    private_json(&request, &UsageLogView::from(found.ok_or_else(|| Problem::plain(Code::UsageLogNotFound))?))
+}
+
+/// Refund a usage
+///
+/// Gives a deduction or a capture back, as a whole or in part. All its refunds together are never more than it was. The
+/// credits go back to the grants that they came from, the last that was taken first, as if the deduction had been smaller.
+/// Where such a grant has expired or its period is over, and where an overdraft was repaid meanwhile, they go to a new
+/// `adjustment` grant, which is valid for the plan's `refund_validity_days`. Refunded credits repay debt before they can be
+/// spent. `used_this_month` falls if the deduction was made in the period that is still the current one. A canceled
+/// subscription accepts refunds too. Raises `CreditsRefunded`.
+#[utoipa::path(
+    tag = "usage",
+    params(
+        ("workspace_id" = WorkspaceId, Path, description = "The workspace's id."),
+        ("usage_id" = UsageId, Path, description = "The usage log of the deduction or the capture.")
+    ),
+    request_body(content = RefundUsageRequest, example = json!({"credits": "1", "reason": "The render failed"})),
+    responses((status = 200, description = "The credits were given back.", body = RefundReceipt, example = json!({
+        "command_id": "019a0000-0000-7000-8000-000000000001",
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10",
+        "refund_id": "019a0000-0000-7000-8000-000000000009", "usage_id": "AAZJq1CORAAAAAAAAAAAAQ",
+        "feature_code": "video.render", "credits": "1",
+        "grants": [{
+            "grant_id": "019a0000-0000-7000-8000-000000000005", "source": "promotion", "credits": "1"
+        }],
+        "debt_repaid": "0", "reason": "The render failed", "current_credits": "1073.5", "used_this_month": "1.5",
+        "recorded_at": "2026-01-31T09:00:00.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!(["usage-log-not-found", "refund-exceeds-usage", "too-many-grants"])),
+        ("x-scope" = json!("credits:grant"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/workspaces/{workspace_id}/usage/{usage_id}/refund")]
+pub async fn refund_usage(
+    caller: WorkspaceCaller<scope::CreditsGrant>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    let usage_id = usage_id(&request)?;
+    let into_command = |RefundUsageRequest { credits, reason, metadata }| {
+        Ok((Command::RefundUsage(RefundUsage { usage_id, credits, reason }), metadata))
+    };
+    let name = format!("RefundUsage {usage_id}");
+    submit_as(caller, KeyKind::FromCaller, request, payload, (&name, true), into_command).await
 }

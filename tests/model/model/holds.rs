@@ -114,20 +114,23 @@ impl Model {
         self.holds[number].state = HoldState::Over;
         let mut left = cost.min(hold.amount);
         self.count(hold.second, left);
-        let mut rest = Vec::new();
+        let (mut rest, mut taken) = (Vec::new(), Vec::new());
         for (key, share) in hold.shares {
             let part = left.min(share);
             left -= part;
+            taken.push((key, part));
             rest.push((key, share - part));
         }
         self.debt += left;
+        let mut taken = self.with_overdraft(taken, left);
         self.repay_debt();
         let excess = cost - hold.amount;
         if excess > 0 && self.has_feature(hold.second) {
             let overdraft = if overrun == Overrun::Overdraft { self.overdraft_left() } else { 0 };
             let passes = self.headroom(hold.second).min(self.granted(hold.second) + overdraft);
-            self.charge(hold.second, excess.min(passes));
+            taken.extend(self.charge(hold.second, excess.min(passes)));
         }
+        self.record_usage(hold.second, taken);
         self.give_back(&rest, self.now);
         "accepted"
     }
@@ -156,6 +159,8 @@ impl Model {
             let lives = |grant: &&mut Grant| grant.key == *key && grant.expires_at.is_none_or(|end| end > at);
             if let Some(grant) = self.grants.iter_mut().find(lives) {
                 grant.remaining += amount;
+            } else {
+                self.note_expired(*key, *amount);
             }
         }
         let now = std::mem::replace(&mut self.now, at);

@@ -6,3 +6,4 @@ mod holds;
 mod periods;
 mod remedies;
 mod subscriptions;
+mod taking_back;
