@@ -43,6 +43,8 @@ pub use self::settings::half_of_the_processors;
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// Time limit for the last commands, after the last request was accepted.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
+/// How often a replica looks which plans are offered.
+const OFFERED_PLANS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A running server.
 pub struct App {
@@ -167,6 +169,8 @@ impl App {
 
         let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
         let health = Arc::new(Health::default());
+        engine.offer_plans(store.plans().await?);
+        background_tasks.spawn(follow_offered_plans(Arc::clone(&store), engine.clone(), background.clone()));
         start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
         watch_database(&store, &health, &background, &background_tasks);
@@ -337,6 +341,20 @@ fn start_publisher(
     let outbox: Arc<dyn Store> = Arc::clone(store);
     let publisher = Publisher::new(outbox, stream, event_buffer.clone(), Arc::clone(clock), config);
     Ok(Some(publisher.spawn(stop.clone())))
+}
+
+/// Tells the engine which plans are offered: another replica may offer others.
+async fn follow_offered_plans(store: Arc<dyn Store>, engine: Engine, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
+        }
+        match store.plans().await {
+            Ok(plans) => engine.offer_plans(plans),
+            Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
+        }
+    }
 }
 
 fn start_scheduler(

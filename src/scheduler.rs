@@ -1,4 +1,4 @@
-//! The scheduler: tells the engine which plans are offered, and submits commands for ended periods, and for expired holds and grants, to the engine.
+//! The scheduler: submits commands for ended periods, and for expired holds and grants, to the engine.
 //!
 //! Every replica runs one, without coordination: the command for a boundary has a fixed idempotency key, and a
 //! second expiry of the same grants finds nothing to do. Due work is read from the database without locks; the
@@ -71,12 +71,10 @@ impl Scheduler {
     /// one kind of due work cannot be read, the others are still done.
     pub async fn tick(&self) -> Result<usize, StoreError> {
         let limit = self.config.max_workspaces;
-        let offered = self.store.plans().await.map(|plans| self.engine.offer_plans(plans));
         let boundaries = self.submit_all(self.store.due_boundaries(self.clock.now(), limit).await).await;
         let holds = self.submit_all(self.store.due_holds(self.clock.now(), limit).await).await;
         let expiries = self.submit_all(self.store.due_expiries(self.clock.now(), limit).await).await;
         let warnings = self.submit_all(self.store.due_warnings(self.clock.now(), limit).await).await;
-        offered?;
         Ok(boundaries? + holds? + expiries? + warnings?)
     }
 

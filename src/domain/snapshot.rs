@@ -175,6 +175,13 @@ impl WorkspaceState {
         counter.map_or(Credits::ZERO, |counter| counter.used_in(self.subscription.period.start))
     }
 
+    /// How far the balance may go below zero by the terms of the workspace or of its plan.
+    #[must_use]
+    pub fn agreed_overdraft(&self) -> Credits {
+        let agreed = self.workspace.overdraft_limit_override.unwrap_or(self.plan.overdraft_limit);
+        if self.subscription.is_active() { agreed } else { Credits::ZERO }
+    }
+
     /// What open holds reserve for a feature.
     #[must_use]
     pub fn held_on(&self, code: &FeatureCode) -> Credits {

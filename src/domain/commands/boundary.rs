@@ -13,7 +13,7 @@ use super::work::{GrantTerms, Work};
 use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::credits::Credits;
 use crate::domain::event::{CreditReset, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged};
-use crate::domain::grant::{Grant, GrantSource};
+use crate::domain::grant::GrantSource;
 use crate::domain::ids::GrantId;
 use crate::domain::ledger::Account;
 use crate::domain::period::Period;
@@ -108,7 +108,7 @@ pub(super) fn begin_period(work: &mut Work<'_>, period: Period) -> Result<Credit
     Ok(reset)
 }
 
-/// Closes all grants that belong to the ending period. Up to `rollover_cap` of the unspent allowance is moved
+/// Closes all grants that belong to the ending period, but for what is held: that ends when its hold gives it back. Up to `rollover_cap` of the unspent allowance is moved
 /// to the account that the new rollover grant is issued from. The rest expires, and so do credits that were
 /// already rolled over once. Returns (rolled over, expired).
 fn close_periodic_grants(
@@ -122,7 +122,6 @@ fn close_periodic_grants(
         .filter(|(_, grant)| grant.source.is_periodic() && grant.remaining.is_positive())
         .map(|(index, grant)| (index, grant.source, grant.remaining))
         .collect();
-    end_held_grants(work, at);
     for (index, source, remaining) in open {
         let room = if source == GrantSource::Allowance { rollover_cap.minus(rolled_over)? } else { Credits::ZERO };
         let rolled = remaining.min(room);
@@ -137,18 +136,6 @@ fn close_periodic_grants(
         }
     }
     Ok((rolled_over, expired))
-}
-
-/// What is held of the ending period does not roll over: it expires when its hold releases it.
-fn end_held_grants(work: &mut Work<'_>, at: Timestamp) {
-    let is_held = |grant: &Grant| grant.source.is_periodic() && grant.held.is_positive();
-    let is_later = |grant: &Grant| grant.expires_at.is_none_or(|end| end > at);
-    let held = work.grants().filter(|(_, grant)| is_held(grant) && is_later(grant)).map(|(index, _)| index);
-    for index in held.collect::<Vec<_>>() {
-        if let Some(grant) = work.change_grant(index) {
-            grant.expires_at = Some(at);
-        }
-    }
 }
 
 /// Sets the period and counts usage from zero. The counters of features need no reset, because each names the

@@ -19,6 +19,7 @@ use super::repay_debt::RepayDebt;
 use super::reset_monthly_credits::ResetMonthlyCredits;
 use super::resume_subscription::ResumeSubscription;
 use super::reverse_purchase::ReversePurchase;
+use super::spending::Charge;
 use super::void_grant::VoidGrant;
 use super::warn_of_expiry::WarnOfExpiry;
 use crate::domain::text::FeatureCode;
@@ -87,6 +88,16 @@ impl Command {
             Self::DeductCredits(command) => Some(&command.feature_code),
             Self::PlaceHold(command) => Some(&command.feature_code),
             _ => None,
+        }
+    }
+
+    /// Whether the price of a feature decides what it costs.
+    pub(super) const fn is_by_quantity(&self) -> bool {
+        match self {
+            Self::DeductCredits(DeductCredits { charge, .. }) | Self::PlaceHold(PlaceHold { charge, .. }) => {
+                matches!(charge, Charge::Quantity(_))
+            }
+            _ => false,
         }
     }
 

@@ -47,9 +47,11 @@ impl DeductCredits {
             return Err(Rejection::TimeOutOfRange { pointer: "/occurred_at", detail }.into());
         }
         let spending = Spending::new(&work, &self.feature_code, self.user_id.as_ref(), features)?;
-        let cost = self.charge.cost(&self.feature_code, spending.unit_price())?;
         let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
-        let explanation = spending.explain(self.charge, cost, available);
+        let explain = |cost| spending.explain(self.charge, cost, available);
+        let cost = self.charge.cost(&self.feature_code, spending.unit_price());
+        let cost = cost.map_err(|rejection| Refusal::from(rejection).explained(explain(None)))?;
+        let explanation = explain(Some(cost));
         let soft_limits = match spending.check(&work, cost, available) {
             Ok(soft_limits) => soft_limits,
             Err(refusal) => return Err(refusal.explained(explanation)),

@@ -110,12 +110,13 @@ pub(super) fn settle_returned(work: &mut Work<'_>, returned: &[GrantShare], at: 
     Ok(())
 }
 
-/// Whether a grant cannot be spent any more. One of a period ends with it, also where the period ended early or by a
-/// clock that is ahead.
+/// Whether a grant cannot be spent any more. One of a period ends with it, also where the period ended early.
 pub(super) fn has_ended(work: &Work<'_>, grant: &Grant, at: Timestamp) -> bool {
     let subscription = work.subscription();
-    let is_of_past_period =
-        || !subscription.is_active() || grant.expires_at.is_some_and(|end| end <= subscription.period.start);
+    let is_of_past_period = || {
+        let start = subscription.period.start;
+        !subscription.is_active() || grant.created_at < start || grant.expires_at.is_some_and(|end| end <= start)
+    };
     grant.is_expired(at) || (grant.source.is_periodic() && is_of_past_period())
 }
 

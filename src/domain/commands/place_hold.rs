@@ -41,23 +41,27 @@ impl PlaceHold {
         features: &HashSet<FeatureCode>,
     ) -> Result<(Effects, Receipt), Refusal> {
         let spending = Spending::new(&work, &self.feature_code, self.user_id.as_ref(), features)?;
-        let cost = self.charge.cost(&self.feature_code, spending.unit_price())?;
+        let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
+        let explain = |cost| spending.explain(self.charge, cost, available);
+        let cost = self.charge.cost(&self.feature_code, spending.unit_price());
+        let cost = cost.map_err(|rejection| Refusal::from(rejection).explained(explain(None)))?;
         if work.credits().open_holds >= MAX_OPEN_HOLDS {
-            return Err(Rejection::TooManyHolds(MAX_OPEN_HOLDS).into());
+            let refusal = Refusal::from(Rejection::TooManyHolds(MAX_OPEN_HOLDS));
+            return Err(refusal.explained(explain(Some(cost))));
         }
         let reservable = reservable(&work, &self.feature_code);
         let amount = match self.min_credits {
             Some(least) => cost.min(spending.headroom().min(reservable).max(least.get())),
             None => cost,
         };
-        let available = granted_for(&work, &self.feature_code).saturating_plus(work.overdraft_left());
-        let explanation = spending.explain(self.charge, amount, available);
+        let explanation = explain(Some(amount));
         let soft_limits = match spending.check(&work, amount, available) {
             Ok(soft_limits) => soft_limits,
             Err(refusal) => return Err(refusal.explained(explanation)),
         };
         if amount > reservable {
-            return Err(Rejection::HoldSpansTooManyGrants(MAX_GRANTS_PER_HOLD).into());
+            let refusal = Refusal::from(Rejection::HoldSpansTooManyGrants(MAX_GRANTS_PER_HOLD));
+            return Err(refusal.explained(explanation));
         }
         let hold_id = HoldId(work.draw_id());
         let (reserved, overdraft) = reserve(&mut work, hold_id, &self.feature_code, amount)?;

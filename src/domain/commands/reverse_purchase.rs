@@ -56,7 +56,8 @@ impl ReversePurchase {
         let shortfall = part.credits.minus(removed)?;
         let owed = match work.plan().reversal_shortfall {
             ReversalShortfall::Debt => shortfall.min(spent),
-            ReversalShortfall::WriteOff => Credits::ZERO,
+            // What is held is not spent yet: it would come back for nothing.
+            ReversalShortfall::WriteOff => shortfall.min(purchase.held),
         };
         owe(&mut work, owed)?;
         let debt_repaid = work.repay_debt_since(now, now)?;

@@ -154,10 +154,10 @@ impl<'a> Spending<'a> {
     }
 
     /// What a cost is checked against, and nothing of how it is decided.
-    pub(super) fn explain(&self, charge: Charge, cost: Credits, available: Credits) -> Explanation {
+    pub(super) fn explain(&self, charge: Charge, cost: Option<Credits>, available: Credits) -> Explanation {
         let quantity = charge.quantity();
         Explanation {
-            requested_credits: Some(cost),
+            requested_credits: cost,
             quantity,
             unit_price: self.terms.unit_price.filter(|_| quantity.is_some()),
             available_credits: Some(available),

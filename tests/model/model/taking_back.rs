@@ -167,9 +167,10 @@ impl Model {
             }
         }
         let spent = (amount - remaining - purchase.expired - purchase.reversed).max(0);
-        if !PLANS[self.plan].writes_off {
-            self.debt += (part - removed).min(spent);
-        }
+        let shares = self.open_holds().flat_map(|hold| &hold.shares);
+        let held: Amount = shares.filter(|(key, _)| *key == purchase.key).map(|(_, amount)| amount).sum();
+        let owed = if PLANS[self.plan].writes_off { held } else { spent };
+        self.debt += (part - removed).min(owed);
         (self.purchases[number].reversed, self.purchases[number].minor) = (reversed, minor);
         self.repay_debt();
         "accepted"

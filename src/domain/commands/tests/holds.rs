@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::domain::commands::{
-    CaptureHold, Charge, Command, ExpireHolds, ExtendHold, PlaceHold, ReleaseHold, available_credits,
+    CaptureHold, Charge, Command, ExpireHolds, ExtendHold, PlaceHold, RefundUsage, ReleaseHold, available_credits,
 };
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{
@@ -391,6 +391,18 @@ fn a_hold_survives_a_restart_and_its_old_allowance_does_not() {
     let ran = world.release(hold_id).accepted();
     assert_eq!(ran.events(), [HoldReleased, CreditsExpired], "the period of the held credits has ended early");
     assert_eq!(world.balance(), "1200");
+}
+
+#[test]
+fn a_refund_after_a_restart_does_not_bring_the_old_period_back() {
+    let mut world = World::on(plan());
+    let deducted = world.deduct("render", "50").accepted().receipt()["usage_id"].clone();
+    world.add_plan(PlanVersion { plan_code: crate::domain::text::PlanCode::new("big").unwrap(), ..plan() });
+    world.at("2026-01-31T00:10:00Z").change("big", Effective::Immediate, CreditPolicy::Restart).accepted();
+    let usage_id = serde_json::from_value(deducted).unwrap();
+    let refund = RefundUsage { usage_id, credits: None, reason: None };
+    let ran = world.run(Command::RefundUsage(refund)).accepted();
+    assert_eq!(ran.receipt()["grants"][0]["source"], json!("adjustment"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::domain::batch::{Batch, Outcome};
 use crate::domain::commands::{
     CancelSubscription, Charge, Command, DeductCredits, GrantCredits, PlaceHold, ProcessSubscriptionChange,
+    ReversePurchase,
 };
 use crate::domain::credits::Credits;
 use crate::domain::explanation::Remedy;
@@ -15,6 +16,7 @@ use crate::domain::grant::{GrantedSource, Priority};
 use crate::domain::hold::HoldDuration;
 use crate::domain::plan::tests::pro;
 use crate::domain::plan::{FeatureTerms, PlanVersion, RateLimit, UsageLimit};
+use crate::domain::reversal::{ReversalReason, ReversedAmount};
 use crate::domain::subscription::{CreditPolicy, Effective};
 use crate::domain::tests::{ExplainingRender, PlainRender, World, json as parsed, purchase};
 use crate::domain::text::{FeatureCode, Label, PlanCode};
@@ -43,6 +45,7 @@ fn small() -> PlanVersion {
 /// Everything that `small` has not.
 fn large() -> PlanVersion {
     let mut plan = named("large", pro());
+    plan.overdraft_limit = Credits::whole(20);
     plan.features.get_mut("upscale").unwrap().limit = None;
     plan
 }
@@ -147,10 +150,10 @@ fn a_refusal_names_what_would_help() {
             large(),
             Some("990"),
             "render",
-            "15",
+            "35",
             json!([wait(period_end), {"kind": "buy_credits", "credits": "5"}, change("yearly", "restart")]),
         ),
-        (large(), None, "render", "1200.5", json!([{"kind": "buy_credits", "credits": "200.5"}])),
+        (large(), None, "render", "1220.5", json!([{"kind": "buy_credits", "credits": "200.5"}])),
     ] {
         let others = [small(), large(), yearly()].into_iter().filter(|other| other.plan_code != plan.plan_code);
         let others: Vec<_> = others.collect();
@@ -203,6 +206,7 @@ enum Before {
     Hold(bool, u32, i64),
     Buy(u32),
     GrantLater(u32, i64),
+    Reverse,
     Change(usize, CreditPolicy),
     Cancel,
     Wait(i64),
@@ -215,6 +219,7 @@ fn before() -> impl Strategy<Value = Before> {
         3 => (any::<bool>(), 1..120_u32, 60..100_000_i64).prop_map(|(render, credits, s)| Before::Hold(render, credits, s)),
         1 => (1..100_u32).prop_map(Before::Buy),
         1 => (1..100_u32, 1..40 * 86_400_i64).prop_map(|(credits, s)| Before::GrantLater(credits, s)),
+        1 => Just(Before::Reverse),
         1 => (0..3_usize, policy).prop_map(|(plan, policy)| Before::Change(plan, policy)),
         1 => Just(Before::Cancel),
         2 => prop_oneof![1..90_i64, 1..40 * 86_400_i64].prop_map(Before::Wait),
@@ -271,6 +276,11 @@ impl World {
                 credit_policy: *credit_policy,
                 expected_version: None,
             }),
+            Before::Reverse => {
+                let Some((_, grant_id)) = self.snapshot.purchases.keys().max() else { return };
+                let (amount, reason) = (ReversedAmount::All, ReversalReason::Chargeback);
+                Command::ReversePurchase(ReversePurchase { grant_id: *grant_id, amount, reason })
+            }
             Before::Cancel => Command::CancelSubscription(CancelSubscription {
                 effective: Effective::Immediate,
                 reason: None,
