@@ -84,6 +84,12 @@ impl Credits {
         self.0 > 0
     }
 
+    /// The amount, or nothing if it is zero or less: for a part that is named only where there is one.
+    #[must_use]
+    pub fn positive(self) -> Option<Self> {
+        self.is_positive().then_some(self)
+    }
+
     /// `part / whole` of this amount, rounded down to a micro-credit: the amount for a part of a period.
     /// `part` is clamped to `0..=whole`.
     #[must_use]

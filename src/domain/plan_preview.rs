@@ -79,8 +79,7 @@ impl PlanPreview {
             open_holds: OpenHolds { count: credits.open_holds, credits: credits.held_credits },
         };
         if after.pending_plan().is_some() {
-            preview.after.overdraft_limit =
-                after.workspace.overdraft_limit_override.unwrap_or(new_plan.overdraft_limit);
+            preview.after.overdraft_limit = after.workspace.overdraft_limit(new_plan);
         }
         preview
     }
@@ -90,7 +89,7 @@ impl PlanSituation {
     /// The credits of a state, and the terms of a plan for its workspace. An ended subscription has no limits.
     fn new(state: &WorkspaceState, plan: &PlanVersion, codes: &BTreeSet<&FeatureCode>, now: Timestamp) -> Self {
         let is_active = state.subscription.is_active();
-        let monthly_limit = state.workspace.monthly_limit_override.map(UsageLimit::hard).or(plan.monthly_limit);
+        let monthly_limit = state.workspace.monthly_limit(plan);
         let feature = |code: &FeatureCode| {
             let terms = feature_terms(plan, &state.feature_overrides, code);
             let FeatureTerms { enabled, unit_price, limit } = terms.unwrap_or_default();

@@ -178,8 +178,7 @@ impl WorkspaceState {
     /// How far the balance may go below zero by the terms of the workspace or of its plan.
     #[must_use]
     pub fn agreed_overdraft(&self) -> Credits {
-        let agreed = self.workspace.overdraft_limit_override.unwrap_or(self.plan.overdraft_limit);
-        if self.subscription.is_active() { agreed } else { Credits::ZERO }
+        if self.subscription.is_active() { self.workspace.overdraft_limit(&self.plan) } else { Credits::ZERO }
     }
 
     /// What open holds reserve for a feature.
@@ -187,6 +186,12 @@ impl WorkspaceState {
     pub fn held_on(&self, code: &FeatureCode) -> Credits {
         let held = self.holds.iter().map(|open| &open.hold).filter(|hold| hold.feature_code == *code);
         held.map(|hold| hold.amount).fold(Credits::ZERO, Credits::saturating_plus)
+    }
+
+    /// What open holds reserve of the overdraft.
+    #[must_use]
+    pub fn held_overdraft(&self) -> Credits {
+        self.holds.iter().map(|open| open.hold.overdraft).fold(Credits::ZERO, Credits::saturating_plus)
     }
 
     /// The features to list, in order: those of the plan, those with an override, those that were used in this period, and

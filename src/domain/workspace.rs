@@ -30,6 +30,18 @@ impl Workspace {
     pub fn partition(&self) -> Partition {
         Partition::of(self.workspace_id)
     }
+
+    /// The monthly limit in force under a plan: the workspace's own, which is hard, or the plan's.
+    #[must_use]
+    pub fn monthly_limit(&self, plan: &PlanVersion) -> Option<UsageLimit> {
+        self.monthly_limit_override.map(UsageLimit::hard).or(plan.monthly_limit)
+    }
+
+    /// How far the balance may go below zero under a plan: the workspace's own limit, or the plan's.
+    #[must_use]
+    pub fn overdraft_limit(&self, plan: &PlanVersion) -> Credits {
+        self.overdraft_limit_override.unwrap_or(plan.overdraft_limit)
+    }
 }
 
 /// The balance of a workspace and the last numbers of its gap-free sequences. All of them are derived from history,

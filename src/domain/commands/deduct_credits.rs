@@ -51,11 +51,8 @@ impl DeductCredits {
         let explain = |cost| spending.explain(self.charge, cost, available);
         let cost = self.charge.cost(&self.feature_code, spending.unit_price());
         let cost = cost.map_err(|rejection| Refusal::from(rejection).explained(explain(None)))?;
-        let explanation = explain(Some(cost));
-        let soft_limits = match spending.check(&work, cost, available) {
-            Ok(soft_limits) => soft_limits,
-            Err(refusal) => return Err(refusal.explained(explanation)),
-        };
+        let soft_limits = spending.check(&work, cost, available);
+        let soft_limits = soft_limits.map_err(|refusal| refusal.explained(explain(Some(cost))))?;
         let taken = burn(&mut work, &self.feature_code, cost, occurred_at)?;
         count(&mut work, &self.feature_code, cost)?;
         spending.count_in_rate_window(&mut work, cost)?;
@@ -87,6 +84,7 @@ impl DeductCredits {
         spending.report(&mut work, soft_limits, cost);
         let effects = work.finish();
         if self.explain {
+            let explanation = explain(Some(cost));
             receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
         }
         Ok((effects, Receipt::Deducted(receipt)))

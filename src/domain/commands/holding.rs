@@ -141,7 +141,7 @@ pub(super) fn release(
         user_id: hold.user_id.clone(),
         credits: hold.amount,
         grants: grants.clone(),
-        overdraft_credits: positive(hold.overdraft),
+        overdraft_credits: hold.overdraft.positive(),
         current_credits: work.credits().current_credits,
     });
     settle_returned(work, &grants, at)?;
@@ -158,7 +158,7 @@ pub(super) fn receipt(work: &Work<'_>, hold: &Hold, grants: Vec<GrantShare>) -> 
         user_id: hold.user_id.clone(),
         credits: hold.amount,
         grants,
-        overdraft_credits: positive(hold.overdraft),
+        overdraft_credits: hold.overdraft.positive(),
         expires_at: hold.expires_at,
         available_credits: work.available(),
         current_credits: work.credits().current_credits,
@@ -174,8 +174,4 @@ pub(super) fn shares(work: &Work<'_>, shares: &[HeldShare]) -> Vec<GrantShare> {
         Some(GrantShare { grant_id: share.grant_id, source: grant.source, credits: share.amount })
     };
     shares.iter().filter_map(with_source).collect()
-}
-
-pub(super) fn positive(credits: Credits) -> Option<Credits> {
-    Some(credits).filter(|credits| credits.is_positive())
 }

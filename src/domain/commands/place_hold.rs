@@ -54,14 +54,11 @@ impl PlaceHold {
             Some(least) => cost.min(spending.headroom().min(reservable).max(least.get())),
             None => cost,
         };
-        let explanation = explain(Some(amount));
-        let soft_limits = match spending.check(&work, amount, available) {
-            Ok(soft_limits) => soft_limits,
-            Err(refusal) => return Err(refusal.explained(explanation)),
-        };
+        let soft_limits = spending.check(&work, amount, available);
+        let soft_limits = soft_limits.map_err(|refusal| refusal.explained(explain(Some(amount))))?;
         if amount > reservable {
             let refusal = Refusal::from(Rejection::HoldSpansTooManyGrants(MAX_GRANTS_PER_HOLD));
-            return Err(refusal.explained(explanation));
+            return Err(refusal.explained(explain(Some(amount))));
         }
         let hold_id = HoldId(work.draw_id());
         let (reserved, overdraft) = reserve(&mut work, hold_id, &self.feature_code, amount)?;
@@ -103,6 +100,7 @@ impl PlaceHold {
         spending.report(&mut work, soft_limits, amount);
         let effects = work.finish();
         if self.explain {
+            let explanation = explain(Some(amount));
             receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
         }
         Ok((effects, Receipt::Held(receipt)))

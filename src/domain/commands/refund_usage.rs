@@ -12,7 +12,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use super::effects::Effects;
-use super::holding::{has_ended, positive};
+use super::holding::has_ended;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::{GrantTerms, Work};
@@ -84,7 +84,7 @@ impl RefundUsage {
             feature_code: feature_code.clone(),
             credits,
             grants,
-            overdraft_credits: positive(overdraft),
+            overdraft_credits: overdraft.positive(),
             debt_repaid,
             reason: self.reason.clone(),
             current_credits: work.credits().current_credits,

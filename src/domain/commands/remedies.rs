@@ -124,10 +124,9 @@ impl Refused<'_> {
             decided.is_ok_and(|(effects, _)| self.passes_after(effects))
         };
         // The debt beyond what is agreed, or held, has to be repaid first: what it lends ends with it.
-        let held =
-            self.state.holds.iter().map(|open| open.hold.overdraft).fold(Credits::ZERO, Credits::saturating_plus);
         let credits = &self.state.credits;
-        let beyond = credits.overdraft_limit.minus_or_zero(self.state.agreed_overdraft().max(held));
+        let beyond =
+            credits.overdraft_limit.minus_or_zero(self.state.agreed_overdraft().max(self.state.held_overdraft()));
         let candidates = [missing, missing.saturating_plus(beyond.min(credits.debt_credits))];
         candidates.into_iter().find(is_enough).map(|credits| Remedy::BuyCredits { credits })
     }

@@ -271,8 +271,7 @@ fn limits(work: &Work<'_>, feature_code: &FeatureCode, terms: FeatureTerms) -> [
         let held = work.held_on(feature_code);
         in_force(LimitScope::Feature, limit, counter.used_credits, held, counter.reported_limit)
     });
-    let own = work.workspace().monthly_limit_override.map(UsageLimit::hard);
-    let of_workspace = own.or(work.plan().monthly_limit).map(|limit| {
+    let of_workspace = work.workspace().monthly_limit(work.plan()).map(|limit| {
         let credits = work.credits();
         in_force(LimitScope::Workspace, limit, credits.used_this_month, credits.held_credits, credits.reported_limit)
     });

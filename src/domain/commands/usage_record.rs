@@ -52,7 +52,7 @@ pub(super) fn record_usage(work: &mut Work<'_>, usage: Usage<'_>) -> (UsageId, C
         credits: usage.credits,
         quantity: usage.quantity,
         grants: usage.taken.grants,
-        overdraft_credits: Some(usage.taken.overdraft).filter(|overdraft| overdraft.is_positive()),
+        overdraft_credits: usage.taken.overdraft.positive(),
         hold_id: usage.hold.map(|(hold_id, _)| hold_id),
         released_credits: usage.hold.map(|(_, capture)| capture.released),
         uncovered_credits: usage.hold.map(|(_, capture)| capture.uncovered),

@@ -360,7 +360,7 @@ impl<'a> Work<'a> {
     /// reserve. A lower limit does not make the debt due, and takes nothing from a hold.
     pub(super) fn update_overdraft_limit(&mut self) {
         let limit = if self.subscription().is_active() {
-            self.state.workspace.overdraft_limit_override.unwrap_or(self.plan().overdraft_limit)
+            self.state.workspace.overdraft_limit(self.plan())
         } else {
             Credits::ZERO
         };
@@ -475,7 +475,7 @@ pub fn is_spendable(state: &WorkspaceState, grant: &Grant, now: Timestamp) -> bo
 pub fn available_credits(state: &WorkspaceState, now: Timestamp) -> Credits {
     let counts = |grant: &&Grant| grant.feature_scope.is_none() && is_spendable(state, grant, now);
     let spendable = state.grants.iter().filter(counts).map(|grant| grant.remaining);
-    let held = state.holds.iter().map(|open| open.hold.overdraft).fold(Credits::ZERO, Credits::saturating_plus);
-    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits).minus_or_zero(held);
+    let overdraft_left = state.credits.overdraft_limit.minus_or_zero(state.credits.debt_credits);
+    let overdraft_left = overdraft_left.minus_or_zero(state.held_overdraft());
     spendable.fold(overdraft_left, Credits::saturating_plus)
 }

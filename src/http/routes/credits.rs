@@ -286,7 +286,7 @@ impl CreditsView {
             debt_credits: credits.debt_credits,
             overdraft_limit: credits.overdraft_limit,
             used_this_month: credits.used_this_month,
-            limit: state.workspace.monthly_limit_override.map(UsageLimit::hard).or(state.plan.monthly_limit),
+            limit: state.workspace.monthly_limit(&state.plan),
             uncollected_credits: credits.uncollected_credits,
             period: state.subscription.period,
             low_credit_warnings: thresholds

@@ -217,7 +217,7 @@ impl HoldView {
             user_id: hold.user_id,
             credits: hold.amount,
             grants: shares.iter().map(held).collect(),
-            overdraft_credits: Some(hold.overdraft).filter(|overdraft| overdraft.is_positive()),
+            overdraft_credits: hold.overdraft.positive(),
             unit_price: hold.unit_price,
             expires_at: hold.expires_at,
             created_at: hold.created_at,
