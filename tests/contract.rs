@@ -139,7 +139,7 @@ fn of_holds() -> Vec<EventData> {
     ]
 }
 
-fn of_taking_back() -> Vec<EventData> {
+fn of_refunds_and_reversals() -> Vec<EventData> {
     let credits = Credits::from_micro(2_500_000).unwrap();
     vec![
         CreditsRefunded {
@@ -290,7 +290,7 @@ fn of_subscriptions() -> Vec<EventData> {
 
 /// One of every type.
 fn samples() -> Vec<EventData> {
-    [of_deductions(), of_holds(), of_grants(), of_taking_back(), of_subscriptions()].concat()
+    [of_deductions(), of_holds(), of_grants(), of_refunds_and_reversals(), of_subscriptions()].concat()
 }
 
 #[test]

@@ -8,8 +8,7 @@
 //! can be summed up ([`EventData::balance_change`]), and whoever does it can see after each that nothing is missing.
 //!
 //! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry, or the
-//! release of a hold after it),
-//! `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
+//! release of a hold after it), `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -406,7 +405,7 @@ pub struct PurchaseReversed {
     pub credits_written_off: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bonus_grant_id: Option<GrantId>,
-    /// What was removed from the bonus.
+    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
     pub bonus_removed: Credits,
     /// What other credits repaid of the debt at once.
     pub debt_repaid: Credits,

@@ -179,7 +179,7 @@ pub struct ReversalReceipt {
     pub credits_written_off: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bonus_grant_id: Option<GrantId>,
-    /// What was removed from the bonus.
+    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
     pub bonus_removed: Credits,
     /// What other credits repaid of the debt at once.
     pub debt_repaid: Credits,

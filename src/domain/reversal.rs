@@ -60,7 +60,7 @@ pub struct PurchaseReversal {
     pub reversal_id: ReversalId,
     /// What was reversed: what was removed from the grant, what is owed, and what was written off.
     pub credits: Credits,
-    /// What was removed from the bonus.
+    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
     pub bonus_credits: Credits,
     /// What became debt.
     pub owed: Credits,

@@ -7,9 +7,9 @@
 //! These statements read whole tables. Both databases understand them. A joined subquery is grouped or distinct, so
 //! that both databases evaluate it once and find its rows by hashing or an index.
 
-mod taking_back;
+mod refunds_and_reversals;
 
-use self::taking_back::{
+use self::refunds_and_reversals::{
     PURCHASE_IS_NOT_OVER_REVERSED, REFUND_HAS_ENTRIES_AND_EVENT, REVERSAL_HAS_ENTRIES_AND_EVENT,
     USAGE_IS_NOT_OVER_REFUNDED,
 };

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 
 pub use self::error::StoreError;
 use self::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
-    PartitionStatus, Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
+    Page, PartitionStatus, Publication, Purchase, Recorded,
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
@@ -29,7 +29,7 @@ use crate::domain::plan::PlanVersion;
 use crate::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{UsageId, UsageLog};
+use crate::domain::usage::UsageId;
 
 mod columns;
 mod dialect;
@@ -122,10 +122,10 @@ pub trait Reads: Send + Sync {
         &self,
         query: &HistoryQuery,
         feature_code: Option<&FeatureCode>,
-    ) -> Result<Page<UsageLog>, StoreError>;
+    ) -> Result<Page<ListedUsage>, StoreError>;
 
     /// One usage log.
-    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError>;
+    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<ListedUsage>, StoreError>;
 
     /// A page of ledger entries, optionally of one grant.
     async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError>;

@@ -7,10 +7,12 @@ use uuid::Uuid;
 
 use super::columns::Fields;
 use super::error::StoreError;
+use crate::domain::credits::Credits;
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::{Partition, SubscriptionId, WorkspaceId};
 use crate::domain::time::Timestamp;
+use crate::domain::usage::UsageLog;
 
 /// The key of a row in a workspace's history. All rows of a command share `recorded_at`; `seq` orders them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,11 +107,21 @@ impl<T> Page<T> {
     }
 }
 
-/// A purchase: the grant that was bought, and that of its bonus.
+/// A usage log, and what was given back of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedUsage {
+    pub log: UsageLog,
+    pub refunded: Credits,
+}
+
+/// A purchase: the grant that was bought, that of its bonus, and what was reversed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purchase {
     pub grant: Grant,
     pub bonus: Option<Grant>,
+    pub reversed: Credits,
+    /// Of the amount paid.
+    pub reversed_minor: i64,
 }
 
 /// Which grants a list has.

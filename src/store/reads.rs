@@ -14,14 +14,15 @@ use super::invariants::INVARIANTS;
 use super::load::{held_shares, peek, states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{
-    AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, ListedHold, Order,
-    Page, Purchase,
+    AuditFinding, DueWork, DueWorkspace, EventQuery, GrantFilter, HistoryPosition, HistoryQuery, ListedHold,
+    ListedUsage, Order, Page, Purchase,
 };
 use super::statements::Statement;
 use super::tables::Table;
 use super::{EXPIRIES_PER_WORKSPACE, Reads};
 use crate::domain::cloud_event::EventRecord;
-use crate::domain::grant::Grant;
+use crate::domain::credits::Credits;
+use crate::domain::grant::{Grant, GrantSource};
 use crate::domain::hold::{Hold, HoldState};
 use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::ledger::LedgerEntry;
@@ -79,20 +80,51 @@ async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
     Ok(Page::of(list(database, statement, parameters).await?, query.limit))
 }
 
-/// Reads the bonuses that came with bought grants.
-async fn with_bonuses<D: Database>(database: &D, bought: Vec<Grant>) -> Result<Vec<Purchase>, StoreError> {
-    let bonus_key = |grant: &Grant| Some((grant.workspace_id, grant.bonus_grant_id?));
-    let keys: Vec<_> = bought.iter().filter_map(bonus_key).collect();
-    let mut bonuses: HashMap<(WorkspaceId, GrantId), Grant> = HashMap::new();
-    if !keys.is_empty() {
-        let found = with_answer_timeout(async {
-            let statement = &D::Connection::statements().grants;
-            rows(&database.reader().await?.look_up(statement, &Keys::pairs(&keys)).await?)
-        });
-        bonuses.extend(found.await?.into_iter().map(|grant: Grant| ((grant.workspace_id, grant.grant_id), grant)));
+/// Rows by their keys, from one statement. None is sent if there are no keys.
+async fn look_up<D: Database, T>(
+    database: &D,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
+) -> Result<Vec<T>, StoreError> {
+    if keys.0.is_empty() {
+        return Ok(Vec::new());
     }
-    let with_bonus = |grant: Grant| Purchase { bonus: bonus_key(&grant).and_then(|key| bonuses.remove(&key)), grant };
-    Ok(bought.into_iter().map(with_bonus).collect())
+    with_answer_timeout(async { each(&database.reader().await?.look_up(statement, &keys).await?, read) }).await
+}
+
+/// Reads what was refunded of the usage logs.
+async fn with_refunds<D: Database>(database: &D, logs: Vec<UsageLog>) -> Result<Vec<ListedUsage>, StoreError> {
+    let keys: Vec<_> = logs.iter().map(|log| (log.workspace_id, log.id())).collect();
+    let refunded = |mut row: Fields<'_>| Ok((UsageLog::take(&mut row)?.id(), row.next()?));
+    let found = look_up(database, &D::Connection::statements().usages, Keys::usages(&keys), refunded).await?;
+    let refunds: HashMap<UsageId, Credits> = found.into_iter().collect();
+    let with_refund =
+        |log: UsageLog| ListedUsage { refunded: refunds.get(&log.id()).copied().unwrap_or_default(), log };
+    Ok(logs.into_iter().map(with_refund).collect())
+}
+
+/// Reads the bonuses that came with bought grants, and what was reversed.
+async fn as_purchases<D: Database>(database: &D, bought: Vec<Grant>) -> Result<Vec<Purchase>, StoreError> {
+    let statements = D::Connection::statements();
+    let bonus_key = |grant: &Grant| Some((grant.workspace_id, grant.bonus_grant_id?));
+    let bonuses: Vec<_> = bought.iter().filter_map(bonus_key).collect();
+    let bonuses = look_up(database, &statements.grants, Keys::pairs(&bonuses), |mut row| Grant::take(&mut row)).await?;
+    let mut bonuses: HashMap<_, _> = bonuses.into_iter().map(|bonus| (bonus.grant_id, bonus)).collect();
+    let keys: Vec<_> = bought.iter().map(|grant| (grant.workspace_id, grant.grant_id)).collect();
+    let reversed = |mut row: Fields<'_>| {
+        let (_, grant_id): (WorkspaceId, GrantId) = (row.next()?, row.next()?);
+        let (_, _): (GrantSource, Option<GrantId>) = (row.next()?, row.next()?);
+        Ok((grant_id, (row.next()?, row.next()?)))
+    };
+    let reversed = look_up(database, &statements.reversible_purchases, Keys::pairs(&keys), reversed).await?;
+    let reversed: HashMap<GrantId, (Credits, i64)> = reversed.into_iter().collect();
+    let purchase = |grant: Grant| {
+        let (reversed, reversed_minor) = reversed.get(&grant.grant_id).copied().unwrap_or_default();
+        let bonus = grant.bonus_grant_id.and_then(|grant_id| bonuses.remove(&grant_id));
+        Purchase { grant, bonus, reversed, reversed_minor }
+    };
+    Ok(bought.into_iter().map(purchase).collect())
 }
 
 /// Reads what the holds reserve of grants.
@@ -163,18 +195,20 @@ impl<D: Database> Reads for D {
         &self,
         query: &HistoryQuery,
         feature_code: Option<&FeatureCode>,
-    ) -> Result<Page<UsageLog>, StoreError> {
+    ) -> Result<Page<ListedUsage>, StoreError> {
         let statements = D::Connection::statements();
         let orders = match feature_code {
             None => [&statements.usage_asc, &statements.usage_desc],
             Some(_) => [&statements.usage_of_feature_asc, &statements.usage_of_feature_desc],
         };
-        page(self, orders, query, feature_code).await
+        let Page { rows, has_more } = page(self, orders, query, feature_code).await?;
+        Ok(Page { rows: with_refunds(self, rows).await?, has_more })
     }
 
-    async fn usage_log(&self, workspace_id: WorkspaceId, id: UsageId) -> Result<Option<UsageLog>, StoreError> {
+    async fn usage_log(&self, workspace_id: WorkspaceId, id: UsageId) -> Result<Option<ListedUsage>, StoreError> {
         let parameters = Parameters::of(&workspace_id).and(&id.recorded_at).and(&id.seq);
-        Ok(list(self, &D::Connection::statements().usage_log, parameters).await?.pop())
+        let found = list(self, &D::Connection::statements().usage_log, parameters).await?;
+        Ok(with_refunds(self, found).await?.pop())
     }
 
     async fn ledger(&self, query: &HistoryQuery, grant_id: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {
@@ -242,7 +276,7 @@ impl<D: Database> Reads for D {
         let statements = D::Connection::statements();
         let orders = [&statements.purchases_asc, &statements.purchases_desc];
         let Page { rows, has_more } = page(self, orders, query, None::<&GrantId>).await?;
-        Ok(Page { rows: with_bonuses(self, rows).await?, has_more })
+        Ok(Page { rows: as_purchases(self, rows).await?, has_more })
     }
 
     async fn purchase(
@@ -252,7 +286,7 @@ impl<D: Database> Reads for D {
     ) -> Result<Option<Purchase>, StoreError> {
         let parameters = Parameters::of(&workspace_id).and(payment_reference);
         let found = list(self, &D::Connection::statements().purchase, parameters).await?;
-        Ok(with_bonuses(self, found).await?.pop())
+        Ok(as_purchases(self, found).await?.pop())
     }
 
     async fn grants(&self, query: &HistoryQuery, filter: GrantFilter) -> Result<Page<Grant>, StoreError> {
@@ -274,11 +308,8 @@ impl<D: Database> Reads for D {
     }
 
     async fn grant(&self, workspace_id: WorkspaceId, grant_id: GrantId) -> Result<Option<Grant>, StoreError> {
-        let found = with_answer_timeout(async {
-            let statement = &D::Connection::statements().grants;
-            rows(&self.reader().await?.look_up(statement, &Keys::pairs(&[(workspace_id, grant_id)])).await?)
-        });
-        Ok(found.await?.pop())
+        let (statement, key) = (&D::Connection::statements().grants, [(workspace_id, grant_id)]);
+        Ok(look_up(self, statement, Keys::pairs(&key), |mut row| Grant::take(&mut row)).await?.pop())
     }
 
     async fn holds(&self, query: &HistoryQuery, state: Option<HoldState>) -> Result<Page<ListedHold>, StoreError> {
@@ -292,11 +323,9 @@ impl<D: Database> Reads for D {
     }
 
     async fn hold(&self, workspace_id: WorkspaceId, hold_id: HoldId) -> Result<Option<ListedHold>, StoreError> {
-        let found = with_answer_timeout(async {
-            let statement = &D::Connection::statements().holds;
-            rows(&self.reader().await?.look_up(statement, &Keys::pairs(&[(workspace_id, hold_id)])).await?)
-        });
-        Ok(with_shares(self, found.await?).await?.pop())
+        let (statement, key) = (&D::Connection::statements().holds, [(workspace_id, hold_id)]);
+        let found = look_up(self, statement, Keys::pairs(&key), |mut row| Hold::take(&mut row)).await?;
+        Ok(with_shares(self, found).await?.pop())
     }
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditFinding>, StoreError> {

@@ -259,8 +259,8 @@ where u.workspace_id = k.workspace_id and u.recorded_at = k.recorded_at and u.se
     )
 }
 
-/// Purchases to reverse, and other grants of these ids: the source and the bonus of each, what was reversed of it, and what has expired. Nothing expires before the
-/// expiry of its grant, so that the entries of years of spending are not read.
+/// Purchases to reverse, and other grants of these ids: the source and the bonus of each, what was reversed of it, and
+/// what has expired. Nothing expires before the expiry of its grant, so the entries of years of spending are not read.
 const REVERSIBLE_PURCHASES: &str = "
 select g.workspace_id, g.grant_id, g.source, g.bonus_grant_id,
     cast(coalesce((

@@ -18,13 +18,13 @@ use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::domain::usage::{UsageId, UsageLog};
+use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
-    PartitionStatus, Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
+    Page, PartitionStatus, Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -124,10 +124,10 @@ impl Reads for FakeStore {
     async fn last_entry(&self, _: WorkspaceId, _: Timestamp) -> Result<Option<LedgerEntry>, StoreError> {
         self.answer(None)
     }
-    async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<UsageLog>, StoreError> {
+    async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<ListedUsage>, StoreError> {
         self.answer(Page { rows: vec![], has_more: false })
     }
-    async fn usage_log(&self, _: WorkspaceId, _: UsageId) -> Result<Option<UsageLog>, StoreError> {
+    async fn usage_log(&self, _: WorkspaceId, _: UsageId) -> Result<Option<ListedUsage>, StoreError> {
         self.answer(None)
     }
     async fn ledger(&self, _: &HistoryQuery, _: Option<GrantId>) -> Result<Page<LedgerEntry>, StoreError> {

@@ -83,8 +83,16 @@ async fn a_refund_goes_back_in_the_reverse_order_of_what_was_taken() {
         let more = refund(&server, &usage, json!({"credits": "4.000001"})).await;
         more.is_problem(409, "refund-exceeds-usage");
         assert_eq!(more.json()["remaining_credits"], "4");
+        let usage_id = usage["usage_id"].as_str().unwrap();
+        let shown = async || {
+            let one = get(&server, &format!("/usage/{usage_id}")).await["refunded_credits"].clone();
+            assert_eq!(get(&server, "/usage").await["items"][0]["refunded_credits"], one);
+            one
+        };
+        assert_eq!(shown().await, "26");
         let rest = refund(&server, &usage, json!({})).await.json();
         assert_eq!((shares(&rest), &rest["used_this_month"]), (vec![("promotion", "4")], &json!("0")));
+        assert_eq!(shown().await, "30");
         assert_eq!(get(&server, "/features").await["items"][1]["used_this_month"], "0");
         refund(&server, &usage, json!({})).await.is_problem(409, "refund-exceeds-usage");
         assert_eq!(get(&server, "/credits").await["current_credits"], "25");
@@ -190,6 +198,8 @@ async fn a_purchase_is_reversed_in_parts_with_its_bonus() {
                 (&json!("20.01"), &json!(667))
             );
         }
+        let shown = &get(&server, "/purchases").await["items"][0];
+        assert_eq!((&shown["reversed_credits"], &shown["reversed_minor"]), (&json!("9.99"), &json!(333)));
         let rest = reverse(&server, &bought, json!({"reason": "chargeback"})).await.json();
         assert_eq!((&rest["credits_removed"], &rest["bonus_removed"]), (&json!("20.01"), &json!("6.67")));
         assert_eq!((&rest["amount_minor"], &rest["current_credits"]), (&json!(667), &json!("0")));

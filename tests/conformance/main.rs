@@ -9,7 +9,7 @@
 mod database;
 #[macro_use]
 mod suite;
-mod taking_back;
+mod refunds_and_reversals;
 
 mod audits;
 mod fixtures;

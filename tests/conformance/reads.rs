@@ -45,8 +45,8 @@ async fn usage(db: &impl TestDatabase, query: &HistoryQuery) -> Vec<i64> {
 
 async fn usage_of(db: &impl TestDatabase, query: &HistoryQuery, code: Option<&str>) -> Vec<i64> {
     let logs = db.store().usage(query, code.map(feature).as_ref()).await.unwrap().rows;
-    assert!(logs.iter().all(|log| log.workspace_id == query.workspace_id));
-    logs.iter().map(|log| log.seq).collect()
+    assert!(logs.iter().all(|usage| usage.log.workspace_id == query.workspace_id));
+    logs.iter().map(|usage| usage.log.seq).collect()
 }
 
 async fn ledger(db: &impl TestDatabase, query: &HistoryQuery, grant_id: Option<GrantId>) -> Vec<i64> {
@@ -245,8 +245,8 @@ pub async fn entries_of_one_instant_are_paged_by_their_numbers(db: &impl TestDat
 
 pub async fn a_usage_log_is_found_by_its_id_in_its_own_workspace(db: &impl TestDatabase) {
     seven_deductions(db).await;
-    let log = db.store().usage(&newest(1), None).await.unwrap().rows.remove(0);
-    let found = async |id, usage_id| db.store().usage_log(id, usage_id).await.unwrap();
+    let log = db.store().usage(&newest(1), None).await.unwrap().rows.remove(0).log;
+    let found = async |id, usage_id| db.store().usage_log(id, usage_id).await.unwrap().map(|usage| usage.log);
     assert_eq!(found(workspace(0), log.id()).await, Some(log.clone()));
     assert_ne!(found(workspace(1), log.id()).await, Some(log.clone()), "the other one has its own");
     assert_eq!(found(workspace(9), log.id()).await, None);
@@ -420,8 +420,9 @@ pub async fn purchases_are_paged_with_their_bonuses_and_found_by_their_payments(
     world.store(db.store()).await;
     let query = HistoryQuery::newest(id, 2);
     let page = db.store().purchases(&query).await.unwrap();
-    let plain = |grant: &Grant| Purchase { grant: grant.clone(), bonus: None };
-    let second = Purchase { grant: with_bonus, bonus: Some(bonus) };
+    let plain =
+        |grant: &Grant| Purchase { grant: grant.clone(), bonus: None, reversed: Credits::ZERO, reversed_minor: 0 };
+    let second = Purchase { grant: with_bonus.clone(), bonus: Some(bonus), ..plain(&with_bonus) };
     assert_eq!((page.rows, page.has_more), (vec![plain(&all[2]), second.clone()], true));
     let start_at = Some(HistoryPosition { recorded_at: at(2), seq: 2 });
     let page =

@@ -76,7 +76,8 @@ async fn assert_history_survives(
     usage_logs.reverse();
     let query = HistoryQuery::newest(workspace_id, 100);
     assert_eq!(db.store().ledger(&query, None).await.unwrap().rows, entries);
-    assert_eq!(db.store().usage(&query, None).await.unwrap().rows, usage_logs);
+    let listed = db.store().usage(&query, None).await.unwrap().rows;
+    assert_eq!(listed.into_iter().map(|usage| usage.log).collect::<Vec<_>>(), usage_logs);
 }
 
 fn metadata() -> Metadata {

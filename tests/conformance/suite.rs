@@ -33,6 +33,7 @@ macro_rules! suite {
                 a_workspace_with_another_version_is_a_conflict,
                 stale_workspaces_are_found_by_their_version,
                 an_optimistic_write_matches_a_locked_one,
+                an_optimistic_write_of_other_rows_matches_too,
                 a_used_idempotency_key_is_a_conflict_and_nothing_is_written,
                 a_used_payment_reference_is_a_conflict_and_nothing_is_written,
                 a_promotion_may_share_the_payment_reference_of_its_purchase,
@@ -73,7 +74,7 @@ macro_rules! suite {
                 an_open_hold_that_has_expired_is_due,
                 a_hold_that_does_not_match_its_grants_its_events_or_its_usage_is_found,
             }
-            taking_back {
+            refunds_and_reversals {
                 refunds_and_reversals_are_summed_up_when_asked_for,
                 a_refund_or_a_reversal_that_does_not_match_is_found,
             }

@@ -8,6 +8,7 @@ use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::EventType;
 use visionscope_billing::domain::grant::{Grant, GrantSource};
 use visionscope_billing::domain::ids::{GrantId, Partition};
+use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::domain::subscription::Subscription;
 use visionscope_billing::domain::text::{IdempotencyKey, PaymentReference};
 use visionscope_billing::store::{StoreError, WriteTx};
@@ -97,6 +98,29 @@ pub async fn an_optimistic_write_matches_a_locked_one(db: &impl TestDatabase) {
     }
     let events = db.store().read(second.heads[0].partition, 0, 100).await.unwrap();
     assert_eq!(events[events.len() - second.events.len()..], second.events);
+}
+
+/// With rows that a deduction does not write: holds, refunds and reversals.
+pub async fn an_optimistic_write_of_other_rows_matches_too(db: &impl TestDatabase) {
+    let id = workspace(0);
+    let mut world = world_of(db.store(), 1).await;
+    let open = world.hold(id, Credits::whole(2), at(1));
+    let placed = world.take();
+    let released = world.release(&open, at(2));
+    let used = world.deduct(id, Credits::whole(3), at(3)).pending().usage_logs[0].clone();
+    let refund = world.refund(&used, Credits::whole(1), at(4));
+    let ended = world.take();
+    let refused = |written| matches!(written, Err(StoreError::Conflict(_)));
+    assert!(db.store().write(&ended).await.is_err(), "out of its turn: there is no such hold");
+    db.store().write(&placed).await.unwrap();
+    assert_eq!(load(db.store(), &keys_of([id])).await.workspaces[&id].holds, [open]);
+    assert!(refused(db.store().write(&placed).await), "twice");
+    db.store().write(&ended).await.unwrap();
+    let keys = KeySet { holds: [(id, released.hold_id)].into(), usages: [(id, used.id())].into(), ..keys_of([id]) };
+    let loaded = load(db.store(), &keys).await;
+    assert_eq!(loaded.holds[&(id, released.hold_id)], released);
+    assert_eq!(loaded.usages[&(id, used.id())].refunded, refund.credits);
+    assert!(loaded.workspaces[&id].holds.is_empty());
 }
 
 pub async fn a_used_idempotency_key_is_a_conflict_and_nothing_is_written(db: &impl TestDatabase) {

@@ -18,10 +18,10 @@ use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::domain::usage::{UsageId, UsageLog};
+use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::store::queries::{
-    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, Page,
-    PartitionStatus, Publication, Purchase, Recorded,
+    AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
+    Page, PartitionStatus, Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -189,11 +189,11 @@ impl Reads for FaultyStore {
         &self,
         query: &HistoryQuery,
         feature_code: Option<&FeatureCode>,
-    ) -> Result<Page<UsageLog>, StoreError> {
+    ) -> Result<Page<ListedUsage>, StoreError> {
         self.inner.usage(query, feature_code).await
     }
 
-    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<UsageLog>, StoreError> {
+    async fn usage_log(&self, workspace_id: WorkspaceId, usage_id: UsageId) -> Result<Option<ListedUsage>, StoreError> {
         self.inner.usage_log(workspace_id, usage_id).await
     }
 

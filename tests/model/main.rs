@@ -19,7 +19,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::databases::Database;
 use crate::model::holds::{HoldStep, Overrun};
-use crate::model::taking_back::Reversed;
+use crate::model::refunds_and_reversals::Reversed;
 use crate::model::{CREDIT, Given, Policy, Step};
 use crate::world::World;
 

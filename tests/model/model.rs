@@ -2,12 +2,12 @@
 //! workspace, plain integers and UTC, and predicts the outcome and the balance of every command.
 
 pub mod holds;
-pub mod taking_back;
+pub mod refunds_and_reversals;
 
 use chrono::{DateTime, Months, Utc};
 
 use self::holds::{Hold, HoldStep};
-use self::taking_back::{Purchase, Reversed, Share, Usage};
+use self::refunds_and_reversals::{Purchase, Reversed, Share, Usage};
 use crate::plans::PLANS;
 
 /// Micro-credits.

@@ -35,7 +35,7 @@ use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::{Database, TestDatabase};
 use crate::model::holds::{HoldStep, Overrun};
-use crate::model::taking_back::{PRICE, Reversed};
+use crate::model::refunds_and_reversals::{PRICE, Reversed};
 use crate::model::{Amount, DAY, Model, Policy, Step};
 use crate::plans::{PLANS, Plan};
 

@@ -21,8 +21,18 @@ use crate::page::{Question, map, questions, recommended_settings, role_statement
 use crate::world::{DEDUCTIONS, OTHERS, fill};
 
 /// Tables that only grow. No question may read one of them whole, unless it says so.
-const GROWING: [&str; 6] =
-    ["commands", "ledger_entries", "usage_logs", "event_outbox", "stream_batches", "credit_grants"];
+const GROWING: [&str; 10] = [
+    "commands",
+    "ledger_entries",
+    "usage_logs",
+    "usage_refunds",
+    "purchase_reversals",
+    "event_outbox",
+    "stream_batches",
+    "credit_grants",
+    "credit_holds",
+    "credit_hold_grants",
+];
 /// What PostgreSQL says to a user without the privilege, and in a transaction that only reads.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 const READ_ONLY_TRANSACTION: &str = "25006";

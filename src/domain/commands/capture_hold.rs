@@ -7,10 +7,10 @@
 use std::collections::HashSet;
 
 use super::effects::Effects;
-use super::holding::{Found, PastHolds, close, find, return_held, settle_returned};
+use super::held_credits::{Found, PastHolds, close, find, return_held, settle_returned};
 use super::refusal::Refusal;
 use super::request::Request;
-use super::spending::{Charge, LimitInForce, Spending, Taken, burn, count, granted_for};
+use super::spending::{Charge, CheckedLimit, Spending, Taken, burn, count, granted_for};
 use super::usage_record::{Capture, Usage, record_usage};
 use super::work::Work;
 use crate::domain::credits::Credits;
@@ -36,7 +36,7 @@ struct Deducted<'a> {
     credits: Credits,
     taken: Taken,
     spending: Spending<'a>,
-    soft_limits: Vec<LimitInForce>,
+    soft_limits: Vec<CheckedLimit>,
 }
 
 impl CaptureHold {

@@ -85,7 +85,8 @@ impl DeductCredits {
         let effects = work.finish();
         if self.explain {
             let explanation = explain(Some(cost));
-            receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
+            let overdraft = receipt.overdraft_credits;
+            receipt.decision = Some(Spending::accepted(explanation, &receipt.grants, overdraft, &effects));
         }
         Ok((effects, Receipt::Deducted(receipt)))
     }

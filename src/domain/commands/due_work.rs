@@ -1,7 +1,7 @@
 //! Due work: a period that has ended, debt that a grant repays when it begins, and holds and credits that have expired.
 //!
-//! The scheduler books it by internal commands, except for a repayment, but it may be late. So every other command books it first, and every
-//! read does the same in memory. Whoever comes first, callers see the same balance.
+//! The scheduler books it by internal commands, except for a repayment. But it may be late. So every other command books
+//! it first, and every read does the same in memory. Whoever comes first, callers see the same balance.
 
 use uuid::Uuid;
 

@@ -5,7 +5,7 @@
 //! nothing had been late.
 
 use super::effects::Effects;
-use super::holding::release;
+use super::held_credits::release;
 use super::refusal::Refusal;
 use super::work::{Work, until_boundary};
 use crate::domain::event::ReleaseReason;

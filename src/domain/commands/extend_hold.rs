@@ -1,7 +1,7 @@
 //! ExtendHold: lets a hold expire later. It never expires earlier than before.
 
 use super::effects::Effects;
-use super::holding::{Found, PastHolds, find, receipt, shares};
+use super::held_credits::{Found, PastHolds, find, receipt, shares};
 use super::refusal::Refusal;
 use super::work::Work;
 use crate::domain::hold::{Hold, HoldDuration};

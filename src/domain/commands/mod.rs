@@ -4,13 +4,11 @@
 //! One file per command. Each is a struct with its checked fields and a function that takes a
 //! `Work` (one workspace with the changes of the decision so far) and returns a receipt
 //! or a [`Rejection`](super::rejection::Rejection). The commands do not know each other; code that several
-//! of them share is in `boundary`, `due_work`, `holding`, `plan_terms`, `spending`, `subscription_commands` and
-//! `usage_record`. `command` lists them all,
-//! `envelope` wraps them, and `decide` calls them.
+//! of them share is in `boundary`, `due_work`, `held_credits`, `plan_terms`, `spending`, `subscription_commands` and
+//! `usage_record`. `command` lists them all, `envelope` wraps them, and `decide` calls them.
 //!
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
-mod accepted;
 mod advance_period;
 mod boundary;
 mod cancel_subscription;
@@ -25,7 +23,7 @@ mod expire_grants;
 mod expire_holds;
 mod extend_hold;
 mod grant_credits;
-mod holding;
+mod held_credits;
 mod place_hold;
 mod plan_terms;
 mod process_subscription_change;

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::effects::Effects;
-use super::holding::{receipt, reservable, reserve, shares};
+use super::held_credits::{receipt, reservable, reserve, shares};
 use super::refusal::Refusal;
 use super::request::Request;
 use super::spending::{Charge, Spending, granted_for};
@@ -101,7 +101,8 @@ impl PlaceHold {
         let effects = work.finish();
         if self.explain {
             let explanation = explain(Some(amount));
-            receipt.decision = Some(explanation.accepted(&receipt.grants, receipt.overdraft_credits, &effects));
+            let overdraft = receipt.overdraft_credits;
+            receipt.decision = Some(Spending::accepted(explanation, &receipt.grants, overdraft, &effects));
         }
         Ok((effects, Receipt::Held(receipt)))
     }

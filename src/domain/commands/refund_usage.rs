@@ -12,7 +12,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use super::effects::Effects;
-use super::holding::has_ended;
+use super::held_credits::has_ended;
 use super::refusal::Refusal;
 use super::request::Request;
 use super::work::{GrantTerms, Work};

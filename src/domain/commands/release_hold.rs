@@ -1,7 +1,7 @@
 //! ReleaseHold: gives up a hold. Its credits can be spent again.
 
 use super::effects::Effects;
-use super::holding::{PastHolds, find, receipt, release};
+use super::held_credits::{PastHolds, find, receipt, release};
 use super::refusal::Refusal;
 use super::work::Work;
 use crate::domain::event::ReleaseReason;

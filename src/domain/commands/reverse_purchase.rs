@@ -2,7 +2,8 @@
 //!
 //! What remains of the purchase is removed first, and of its bonus a part in proportion. What was spent becomes debt or
 //! is written off, as the plan says. The debt may pass the overdraft limit: the limit rises with it. Other credits
-//! repay it at once. What has expired nobody owes, and neither what was spent of the bonus, which was free.
+//! repay it at once. What has expired nobody owes, and neither what was spent of the bonus, which was free. What is
+//! held becomes debt in any case, which it repays if its hold gives it back.
 
 use super::effects::Effects;
 use super::refusal::Refusal;
@@ -50,16 +51,20 @@ impl ReversePurchase {
         remove(&mut work, index, GrantSource::Purchase, removed)?;
         let mut bonus_removed = Credits::ZERO;
         if let Some((index, bonus)) = bonus {
-            bonus_removed = before.part_of_bonus(&purchase, &bonus, part.credits)?.min(bonus.remaining);
-            remove(&mut work, index, bonus.source, bonus_removed)?;
+            let of_bonus = before.part_of_bonus(&purchase, &bonus, part.credits)?;
+            let remaining = of_bonus.min(bonus.remaining);
+            remove(&mut work, index, bonus.source, remaining)?;
+            // What is held is not spent yet: it would come back for nothing.
+            let held = of_bonus.minus(remaining)?.min(bonus.held);
+            owe(&mut work, held, bonus.source)?;
+            bonus_removed = remaining.plus(held)?;
         }
         let shortfall = part.credits.minus(removed)?;
         let owed = match work.plan().reversal_shortfall {
             ReversalShortfall::Debt => shortfall.min(spent),
-            // What is held is not spent yet: it would come back for nothing.
             ReversalShortfall::WriteOff => shortfall.min(purchase.held),
         };
-        owe(&mut work, owed)?;
+        owe(&mut work, owed, GrantSource::Purchase)?;
         let debt_repaid = work.repay_debt_since(now, now)?;
         let reversal = PurchaseReversal {
             workspace_id: request.workspace_id,
@@ -99,11 +104,11 @@ fn remove(work: &mut Work<'_>, index: Option<usize>, source: GrantSource, credit
 }
 
 /// Makes debt, which may pass the overdraft limit.
-fn owe(work: &mut Work<'_>, owed: Credits) -> Result<(), Refusal> {
+fn owe(work: &mut Work<'_>, owed: Credits, source: GrantSource) -> Result<(), Refusal> {
     if owed.is_zero() {
         return Ok(());
     }
-    work.book(Account::Debt, Account::Issued(GrantSource::Purchase), owed, work.now())?;
+    work.book(Account::Debt, Account::Issued(source), owed, work.now())?;
     let credits = work.credits_mut();
     credits.debt_credits = credits.debt_credits.plus(owed)?;
     work.update_overdraft_limit();

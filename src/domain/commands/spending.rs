@@ -7,12 +7,13 @@
 
 use std::collections::HashSet;
 
+use super::effects::Effects;
 use super::refusal::Refusal;
 use super::work::{Work, split};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
 use crate::domain::event::{CreditLimitExceeded, EventData, GrantShare, LimitScope, UsageLimitExceeded};
-use crate::domain::explanation::{self, Explanation};
+use crate::domain::explanation::{Explanation, LimitInForce};
 use crate::domain::grant::Grant;
 use crate::domain::ledger::Account;
 use crate::domain::plan::{FeatureTerms, LimitMode, RateLimit, UsageLimit};
@@ -46,9 +47,9 @@ impl Charge {
     }
 }
 
-/// A limit as a command finds it.
+/// A limit that a command is checked against, as the command finds it.
 #[derive(Clone, Copy)]
-pub(super) struct LimitInForce {
+pub(super) struct CheckedLimit {
     scope: LimitScope,
     limit: UsageLimit,
     used: Credits,
@@ -62,14 +63,14 @@ pub(super) struct LimitInForce {
     is_reported: bool,
 }
 
-impl LimitInForce {
+impl CheckedLimit {
     /// What can be used before the limit is reached.
     fn headroom(&self) -> Credits {
         self.limit.credits.minus_or_zero(self.used).minus_or_zero(self.held)
     }
 
-    fn explained(&self) -> explanation::LimitInForce {
-        explanation::LimitInForce {
+    fn explained(&self) -> LimitInForce {
+        LimitInForce {
             limit_scope: self.scope,
             mode: self.limit.mode,
             limit_credits: self.limit.credits,
@@ -92,7 +93,7 @@ pub(super) struct Spending<'a> {
     user_id: Option<&'a UserId>,
     terms: FeatureTerms,
     /// In the order of the checks. An ended subscription has none.
-    limits: [Option<LimitInForce>; 3],
+    limits: [Option<CheckedLimit>; 3],
 }
 
 impl<'a> Spending<'a> {
@@ -122,7 +123,7 @@ impl<'a> Spending<'a> {
     /// The most that passes all limits.
     pub(super) fn headroom(&self) -> Credits {
         let hard = self.limits.iter().flatten().filter(|limit| limit.is_hard());
-        hard.map(LimitInForce::headroom).fold(Credits::MAX, Credits::min)
+        hard.map(CheckedLimit::headroom).fold(Credits::MAX, Credits::min)
     }
 
     /// Checks a cost against the limits and what is available. Returns the soft limits to report.
@@ -131,7 +132,7 @@ impl<'a> Spending<'a> {
         work: &Work<'_>,
         cost: Credits,
         available: Credits,
-    ) -> Result<Vec<LimitInForce>, Refusal> {
+    ) -> Result<Vec<CheckedLimit>, Refusal> {
         let limits = || self.limits.iter().flatten();
         // A cost that is larger than a whole limit never passes. So no other limit is checked before: its refusal would
         // name a time.
@@ -161,15 +162,30 @@ impl<'a> Spending<'a> {
             quantity,
             unit_price: self.terms.unit_price.filter(|_| quantity.is_some()),
             available_credits: Some(available),
-            limits: self.limits.iter().flatten().map(LimitInForce::explained).collect(),
+            limits: self.limits.iter().flatten().map(CheckedLimit::explained).collect(),
             ..Explanation::default()
         }
+    }
+
+    /// The explanation of what was accepted: what bears it, and the warnings that it raises.
+    pub(super) fn accepted(
+        explanation: Explanation,
+        grants: &[GrantShare],
+        overdraft_credits: Option<Credits>,
+        effects: &Effects,
+    ) -> Box<Explanation> {
+        let threshold = |(_, event): &(_, EventData)| match event {
+            EventData::LowCreditWarning(warning) => Some(warning.threshold_credits),
+            _ => None,
+        };
+        let thresholds_crossed = effects.events.iter().filter_map(threshold).collect();
+        Box::new(Explanation { grants: grants.to_vec(), overdraft_credits, thresholds_crossed, ..explanation })
     }
 
     /// Counts what was used or held in the rate window.
     pub(super) fn count_in_rate_window(&self, work: &mut Work<'_>, cost: Credits) -> Result<(), Refusal> {
         let window = self.limits.iter().flatten().find(|limit| limit.scope == LimitScope::Window);
-        if let Some(LimitInForce { used, resets_at, window_s: Some(window_s), .. }) = window {
+        if let Some(CheckedLimit { used, resets_at, window_s: Some(window_s), .. }) = window {
             let length = i64::from(*window_s) * 1_000_000;
             let credits = work.credits_mut();
             credits.rate_window_start = Timestamp::from_micros(resets_at.micros() - length);
@@ -179,7 +195,7 @@ impl<'a> Spending<'a> {
     }
 
     /// Raises the event of each soft limit that the cost has exceeded, and notes that it was raised.
-    pub(super) fn report(&self, work: &mut Work<'_>, limits: Vec<LimitInForce>, cost: Credits) {
+    pub(super) fn report(&self, work: &mut Work<'_>, limits: Vec<CheckedLimit>, cost: Credits) {
         for limit in limits {
             if limit.scope == LimitScope::Feature {
                 let mut counter = work.counter(&subject(self.feature_code));
@@ -196,7 +212,7 @@ impl<'a> Spending<'a> {
     fn limit_event(
         &self,
         work: &Work<'_>,
-        limit: &LimitInForce,
+        limit: &CheckedLimit,
         cost: Credits,
         resets_at: Option<Timestamp>,
     ) -> UsageLimitExceeded {
@@ -218,11 +234,11 @@ impl<'a> Spending<'a> {
     fn limit_exceeded(
         &self,
         work: &Work<'_>,
-        limit: &LimitInForce,
+        limit: &CheckedLimit,
         requested: Credits,
         resets_at: Option<Timestamp>,
     ) -> Refusal {
-        let LimitInForce { scope, limit: UsageLimit { credits, .. }, held, window_s, .. } = *limit;
+        let CheckedLimit { scope, limit: UsageLimit { credits, .. }, held, window_s, .. } = *limit;
         // What was used in a rate window says nothing about a cost that is larger than the whole window.
         let used = if scope == LimitScope::Window { Credits::ZERO } else { limit.used };
         let event = UsageLimitExceeded { used_credits: used, ..self.limit_event(work, limit, requested, resets_at) };
@@ -253,11 +269,11 @@ fn subject(feature_code: &FeatureCode) -> CounterSubject {
 }
 
 /// The limits in force, in the order of the checks.
-fn limits(work: &Work<'_>, feature_code: &FeatureCode, terms: FeatureTerms) -> [Option<LimitInForce>; 3] {
+fn limits(work: &Work<'_>, feature_code: &FeatureCode, terms: FeatureTerms) -> [Option<CheckedLimit>; 3] {
     if !work.subscription().is_active() {
         return [None; 3];
     }
-    let in_force = |scope, limit: UsageLimit, used, held, reported_limit| LimitInForce {
+    let in_force = |scope, limit: UsageLimit, used, held, reported_limit| CheckedLimit {
         scope,
         limit,
         used,
@@ -279,7 +295,7 @@ fn limits(work: &Work<'_>, feature_code: &FeatureCode, terms: FeatureTerms) -> [
 }
 
 /// The limit of the current rate window. Windows are aligned to the Unix epoch.
-fn rate_window(work: &Work<'_>, rate: RateLimit) -> LimitInForce {
+fn rate_window(work: &Work<'_>, rate: RateLimit) -> CheckedLimit {
     let now = work.now();
     let window_s = rate.window_s.max(1);
     let length = i64::from(window_s) * 1_000_000;
@@ -290,7 +306,7 @@ fn rate_window(work: &Work<'_>, rate: RateLimit) -> LimitInForce {
     let (current, stored) = (window_of(now), window_of(credits.rate_window_start));
     let is_stored = stored >= current && stored <= now.plus(MAX_CLOCK_DIFFERENCE);
     let (start, used) = if is_stored { (stored, credits.rate_window_used) } else { (current, Credits::ZERO) };
-    LimitInForce {
+    CheckedLimit {
         scope: LimitScope::Window,
         limit: UsageLimit::hard(rate.credits),
         used,
@@ -301,7 +317,7 @@ fn rate_window(work: &Work<'_>, rate: RateLimit) -> LimitInForce {
     }
 }
 
-fn rate_exceeded(work: &Work<'_>, window: &LimitInForce) -> Rejection {
+fn rate_exceeded(work: &Work<'_>, window: &CheckedLimit) -> Rejection {
     let left_micros = window.resets_at.micros().saturating_sub(work.now().micros());
     let window_s = window.window_s.unwrap_or_default();
     let retry_after_s = u32::try_from(left_micros.div_euclid(1_000_000) + 1).unwrap_or(window_s);

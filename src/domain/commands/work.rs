@@ -356,6 +356,24 @@ impl<'a> Work<'a> {
         Ok(debt.minus(left)?)
     }
 
+    /// Repays debt with credits of one grant that is for any feature. Returns how much.
+    pub(super) fn repay_debt_from(
+        &mut self,
+        index: usize,
+        credits: Credits,
+        at: Timestamp,
+    ) -> Result<Credits, Refusal> {
+        let repays = self.grants().any(|(n, grant)| n == index && grant.feature_scope.is_none());
+        let debt = self.credits().debt_credits;
+        let part = if repays { credits.min(debt) } else { Credits::ZERO };
+        if part.is_positive() {
+            self.debit_grant(index, part, Account::Debt, at)?;
+            self.credits_mut().debt_credits = debt.minus(part)?;
+            self.update_overdraft_limit();
+        }
+        Ok(part)
+    }
+
     /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt and what holds
     /// reserve. A lower limit does not make the debt due, and takes nothing from a hold.
     pub(super) fn update_overdraft_limit(&mut self) {

@@ -97,6 +97,10 @@ pub struct PurchaseView {
     bonus_grant_id: Option<GrantId>,
     bonus_credits: Credits,
     remaining_bonus_credits: Credits,
+    /// What was taken back of it.
+    reversed_credits: Credits,
+    /// The part of `amount_minor` that was given back.
+    reversed_minor: i64,
     /// The amount paid, in minor units of the currency.
     amount_minor: i64,
     /// ISO 4217.
@@ -122,7 +126,7 @@ pub struct PurchasePage {
 }
 
 impl PurchaseView {
-    fn new(Purchase { grant, bonus }: Purchase, now: Timestamp) -> Self {
+    fn new(Purchase { grant, bonus, reversed, reversed_minor }: Purchase, now: Timestamp) -> Self {
         // An expiry that is not recorded yet is shown as recorded.
         let remaining = |grant: &Grant| if grant.is_expiry_due(now) { Credits::ZERO } else { grant.remaining };
         let (amount_minor, currency) =
@@ -134,6 +138,8 @@ impl PurchaseView {
             bonus_grant_id: grant.bonus_grant_id,
             bonus_credits: bonus.as_ref().map_or(Credits::ZERO, |bonus| bonus.amount),
             remaining_bonus_credits: bonus.as_ref().map_or(Credits::ZERO, remaining),
+            reversed_credits: reversed,
+            reversed_minor,
             amount_minor,
             currency,
             payment_reference: grant.payment_reference.unwrap_or_else(|| PaymentReference::from_stored("")),
@@ -160,7 +166,7 @@ impl HistoryRow for Purchase {
         "items": [{
             "grant_id": "019a0000-0000-7000-8000-000000000004", "credits": "500", "remaining_credits": "500",
             "bonus_grant_id": "019a0000-0000-7000-8000-000000000005", "bonus_credits": "50",
-            "remaining_bonus_credits": "47.5", "amount_minor": 4900, "currency": "EUR", "payment_reference": "pay_2f6d",
+            "remaining_bonus_credits": "47.5", "reversed_credits": "0", "reversed_minor": 0, "amount_minor": 4900, "currency": "EUR", "payment_reference": "pay_2f6d",
             "metadata": {"order": "1042"}, "recorded_at": "2026-01-31T09:00:00.000000Z"
         }],
         "has_more": false

@@ -17,7 +17,7 @@ use crate::domain::receipt::RefundReceipt;
 use crate::domain::snapshot::WorkspaceState;
 use crate::domain::text::{FeatureCode, Label, UserId};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{UsageId, UsageLog};
+use crate::domain::usage::UsageId;
 use crate::domain::workspace::OverrideTerms;
 use crate::http::auth::scope;
 use crate::http::extract::{WorkspaceCaller, no_query, query, usage_id};
@@ -27,6 +27,7 @@ use crate::http::render::KeyKind;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::http::submit::submit_as;
+use crate::store::queries::ListedUsage;
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -52,7 +53,7 @@ pub struct UsageParams {
     feature_code: Option<FeatureCode>,
 }
 
-/// One accepted deduction.
+/// One accepted deduction or capture.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UsageLog)]
 pub struct UsageLogView {
@@ -64,6 +65,8 @@ pub struct UsageLogView {
     #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<UserId>,
     credits: Credits,
+    /// What was given back of it.
+    refunded_credits: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     quantity: Option<Quantity>,
     /// When the feature was used.
@@ -85,8 +88,8 @@ pub struct UsagePage {
     next: Option<Cursor>,
 }
 
-impl From<UsageLog> for UsageLogView {
-    fn from(log: UsageLog) -> Self {
+impl From<ListedUsage> for UsageLogView {
+    fn from(ListedUsage { log, refunded }: ListedUsage) -> Self {
         Self {
             usage_id: log.id(),
             seq: log.seq,
@@ -94,6 +97,7 @@ impl From<UsageLog> for UsageLogView {
             feature_code: log.feature_code,
             user_id: log.user_id,
             credits: log.credits,
+            refunded_credits: refunded,
             quantity: log.quantity,
             occurred_at: log.occurred_at,
             recorded_at: log.recorded_at,
@@ -102,9 +106,9 @@ impl From<UsageLog> for UsageLogView {
     }
 }
 
-impl HistoryRow for UsageLog {
+impl HistoryRow for ListedUsage {
     fn place_and_id(&self) -> ([i64; 2], Uuid) {
-        ([self.recorded_at.micros(), self.seq], self.command_id.0)
+        ([self.log.recorded_at.micros(), self.log.seq], self.log.command_id.0)
     }
 }
 
@@ -201,14 +205,14 @@ pub async fn list_features(
 
 /// List the usage
 ///
-/// The accepted deductions, in the order of recording.
+/// The accepted deductions and captures, in the order of recording.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageParams),
     responses((status = 200, description = "A page of usage logs.", body = UsagePage, example = json!({
         "items": [{
             "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001", "feature_code": "video.render",
-            "user_id": "user-7", "credits": "2.5", "occurred_at": "2026-01-31T09:00:00.000000Z",
+            "user_id": "user-7", "credits": "2.5", "refunded_credits": "0", "occurred_at": "2026-01-31T09:00:00.000000Z",
             "recorded_at": "2026-01-31T09:00:00.000000Z", "metadata": {"job": "render-881"}
         }],
         "has_more": true, "next": "Ck5MKUMuywG3iIqdcoMk4wAGSatQjkQAAAAAAAAAAAE"
@@ -232,7 +236,7 @@ pub async fn list_usage(
 
 /// Get a usage log
 ///
-/// One accepted deduction, by its `usage_id`.
+/// One accepted deduction or capture, by its `usage_id`.
 #[utoipa::path(
     tag = "usage",
     params(
@@ -242,7 +246,7 @@ pub async fn list_usage(
     responses((status = 200, description = "The usage log.", body = UsageLogView, example = json!({
         "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001",
         "feature_code": "video.render", "user_id": "user-7", "credits": "2.5",
-        "occurred_at": "2026-01-31T09:00:00.000000Z", "recorded_at": "2026-01-31T09:00:00.000000Z",
+        "refunded_credits": "1", "occurred_at": "2026-01-31T09:00:00.000000Z", "recorded_at": "2026-01-31T09:00:00.000000Z",
         "metadata": {"job": "render-881"}
     }))),
     extensions(("x-problems" = json!(["usage-log-not-found"])), ("x-scope" = json!("usage:read"))),

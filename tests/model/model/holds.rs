@@ -16,6 +16,8 @@ pub struct Hold {
     pub amount: Amount,
     /// The grants by their keys, in burn order.
     pub shares: Vec<(usize, Amount)>,
+    /// The grants that were for one feature only.
+    scoped: Vec<usize>,
     pub overdraft: Amount,
     pub expires_at: i64,
     state: HoldState,
@@ -63,6 +65,12 @@ impl Model {
         self.holds.iter().filter(|hold| hold.state == HoldState::Open)
     }
 
+    /// What open holds reserve of a grant.
+    pub fn held_of(&self, key: usize) -> Amount {
+        let shares = self.open_holds().flat_map(|hold| &hold.shares);
+        shares.filter(|share| share.0 == key).map(|(_, amount)| amount).sum()
+    }
+
     pub fn hold_step(&mut self, step: HoldStep) -> Predicted {
         let (number, seconds) = match step {
             HoldStep::Place { second, amount, least, seconds } => return self.hold(second, amount, least, seconds),
@@ -94,8 +102,9 @@ impl Model {
             return refusal;
         }
         let (shares, overdraft) = self.take(second, amount);
+        let scoped = self.grants.iter().filter(|grant| grant.scope.is_some()).map(|grant| grant.key).collect();
         let expires_at = self.now + seconds * 1_000_000;
-        self.holds.push(Hold { second, amount, shares, overdraft, expires_at, state: HoldState::Open });
+        self.holds.push(Hold { second, amount, shares, scoped, overdraft, expires_at, state: HoldState::Open });
         "accepted"
     }
 
@@ -131,7 +140,7 @@ impl Model {
             taken.extend(self.charge(hold.second, excess.min(passes)));
         }
         self.record_usage(hold.second, taken);
-        self.give_back(&rest, self.now);
+        self.give_back(number, &rest, self.now);
         "accepted"
     }
 
@@ -150,17 +159,19 @@ impl Model {
     fn release(&mut self, number: usize, at: i64) {
         self.holds[number].state = HoldState::Over;
         let shares = std::mem::take(&mut self.holds[number].shares);
-        self.give_back(&shares, at);
+        self.give_back(number, &shares, at);
     }
 
-    /// What was held of a grant that has ended meanwhile is gone. The rest repays debt at once.
-    fn give_back(&mut self, shares: &[(usize, Amount)], at: i64) {
+    /// All of it repays debt at once. What is left of a grant that has ended meanwhile is gone.
+    fn give_back(&mut self, number: usize, shares: &[(usize, Amount)], at: i64) {
         for (key, amount) in shares {
             let lives = |grant: &&mut Grant| grant.key == *key && grant.expires_at.is_none_or(|end| end > at);
             if let Some(grant) = self.grants.iter_mut().find(lives) {
                 grant.remaining += amount;
             } else {
-                self.note_expired(*key, *amount);
+                let part = if self.holds[number].scoped.contains(key) { 0 } else { self.debt.min(*amount) };
+                self.debt -= part;
+                self.note_expired(*key, *amount - part);
             }
         }
         let now = std::mem::replace(&mut self.now, at);

@@ -4,6 +4,6 @@ mod credits;
 mod grants;
 mod holds;
 mod periods;
+mod refunds_and_reversals;
 mod remedies;
 mod subscriptions;
-mod taking_back;

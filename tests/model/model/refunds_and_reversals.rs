@@ -161,15 +161,16 @@ impl Model {
             grant.remaining -= removed;
         }
         if let Some((key, bonus)) = purchase.bonus {
-            let of_bonus = bonus * reversed / amount - bonus * purchase.reversed / amount;
+            let mut left = bonus * reversed / amount - bonus * purchase.reversed / amount;
             if let Some(grant) = self.living(key) {
-                grant.remaining -= of_bonus.min(grant.remaining);
+                let part = left.min(grant.remaining);
+                grant.remaining -= part;
+                left -= part;
             }
+            self.debt += left.min(self.held_of(key));
         }
         let spent = (amount - remaining - purchase.expired - purchase.reversed).max(0);
-        let shares = self.open_holds().flat_map(|hold| &hold.shares);
-        let held: Amount = shares.filter(|(key, _)| *key == purchase.key).map(|(_, amount)| amount).sum();
-        let owed = if PLANS[self.plan].writes_off { held } else { spent };
+        let owed = if PLANS[self.plan].writes_off { self.held_of(purchase.key) } else { spent };
         self.debt += (part - removed).min(owed);
         (self.purchases[number].reversed, self.purchases[number].minor) = (reversed, minor);
         self.repay_debt();

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::commands::{CaptureHold, Charge, Command, PlaceHold, PurchaseCredits, RefundUsage, ReversePurchase};
+use crate::domain::commands::{
+    CaptureHold, Charge, Command, PlaceHold, PurchaseCredits, RefundUsage, ReleaseHold, ReversePurchase,
+};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{
     CreditConsumed, CreditReset, CreditsRefunded, LowCreditWarning, PurchaseReversed,
@@ -61,6 +63,19 @@ impl World {
         let Command::PurchaseCredits(command) = purchase(credits, reference) else { unreachable!() };
         let command = PurchaseCredits { bonus_credits: bonus.map(parsed), ..command };
         grant_id(&self.run(Command::PurchaseCredits(command)).accepted())
+    }
+
+    fn hold_for_a_week(&mut self, credits: &str) -> HoldId {
+        let hold = PlaceHold {
+            feature_code: FeatureCode::new("render").unwrap(),
+            charge: Charge::Credits(parsed(credits)),
+            min_credits: None,
+            duration: HoldDuration::new(7 * 24 * 3600).unwrap(),
+            user_id: None,
+            explain: false,
+        };
+        let placed = self.run(Command::PlaceHold(hold)).accepted();
+        HoldId(placed.receipt()["hold_id"].as_str().unwrap().parse().unwrap())
     }
 
     fn figures(&self) -> [String; 3] {
@@ -122,16 +137,7 @@ fn an_overdraft_that_was_repaid_meanwhile_comes_back_as_credits() {
 fn a_capture_can_be_refunded_too() {
     let mut world = World::on(plan());
     world.buy("100", None, "p");
-    let hold = PlaceHold {
-        feature_code: FeatureCode::new("render").unwrap(),
-        charge: Charge::Credits(parsed("40")),
-        min_credits: None,
-        duration: HoldDuration::DEFAULT,
-        user_id: None,
-        explain: false,
-    };
-    let placed = world.run(Command::PlaceHold(hold)).accepted();
-    let hold_id = HoldId(placed.receipt()["hold_id"].as_str().unwrap().parse().unwrap());
+    let hold_id = world.hold_for_a_week("40");
     let charge = Some(Charge::Credits(parsed("70")));
     let capture = CaptureHold { hold_id, charge, overrun: Overrun::ChargeAvailable, late_capture: false };
     let captured = usage_id(&world.run(Command::CaptureHold(capture)).accepted());
@@ -237,4 +243,30 @@ fn a_reversal_warns_like_a_deduction_and_a_refund_arms_the_warning_again() {
     assert_eq!(ran.events(), [PurchaseReversed, LowCreditWarning]);
     assert_eq!(world.refund(deducted, None).accepted().events(), [CreditsRefunded]);
     assert_eq!(world.deduct("render", "100").accepted().events(), [CreditConsumed, LowCreditWarning]);
+}
+
+/// What is held would come back for nothing. So it is owed, and repays that when it comes back, whatever became of its
+/// grant meanwhile.
+#[test]
+fn a_reversal_of_what_is_held_leaves_nothing_and_no_debt_if_it_is_not_used() {
+    for shortfall in [ReversalShortfall::Debt, ReversalShortfall::WriteOff] {
+        for has_expired in [false, true] {
+            let mut world =
+                World::on(PlanVersion { reversal_shortfall: shortfall, overdraft_limit: Credits::ZERO, ..plan() });
+            let Command::PurchaseCredits(command) = purchase("100", "p") else { unreachable!() };
+            let expires_at = Some("2026-02-05T00:00:00Z".parse().unwrap());
+            let command = PurchaseCredits { bonus_credits: Some(parsed("20")), expires_at, ..command };
+            let bought = grant_id(&world.run(Command::PurchaseCredits(command)).accepted());
+            let hold_id = world.hold_for_a_week("110");
+            let ran = world.reverse(bought, ReversedAmount::All).accepted();
+            let receipt = ran.receipt();
+            let figures = ["credits_removed", "credits_owed", "bonus_removed"].map(|field| &receipt[field]);
+            assert_eq!(figures, [&json!("10"), &json!("90"), &json!("20")]);
+            if has_expired {
+                world.at("2026-02-06T00:00:00Z");
+            }
+            world.run(Command::ReleaseHold(ReleaseHold { hold_id })).accepted();
+            assert_eq!(world.figures(), ["0", "0", "0"].map(str::to_owned), "{shortfall:?} {has_expired}");
+        }
+    }
 }

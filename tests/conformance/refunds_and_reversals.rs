@@ -10,6 +10,7 @@ use visionscope_billing::domain::reversal::{PurchaseReversal, ReversalReason, Re
 use visionscope_billing::domain::text::Label;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
+use visionscope_billing::store::queries::{HistoryQuery, ListedUsage};
 
 use crate::audits::{audit, found_after_more};
 use crate::database::TestDatabase;
@@ -67,6 +68,11 @@ pub async fn refunds_and_reversals_are_summed_up_when_asked_for(db: &impl TestDa
         assert!(snapshot.closed_grants.contains_key(&(id, grant_id)), "{grant_id}");
     }
     assert_eq!(snapshot.closed_grants.len(), 3);
+    let listed = db.store().usage_log(id, log.id()).await.unwrap();
+    assert_eq!(listed, Some(ListedUsage { log, refunded }));
+    let listed = db.store().purchases(&HistoryQuery::newest(id, 10)).await.unwrap().rows;
+    let reversed: Vec<_> = listed.iter().map(|bought| (bought.reversed, bought.reversed_minor)).collect();
+    assert_eq!(reversed, [(Credits::whole(5), 14)]);
     let reasons = "select cast(count(*) as bigint) from usage_refunds where reason = 'Zoë' and not is_counted";
     assert_eq!(db.integers(reasons).await, [[1]]);
 }

@@ -90,15 +90,17 @@ pub(super) fn return_held(
     parts.map(|(grant_id, part)| work.debit_held(grant_id, part, Account::Grant(grant_id), at)).collect()
 }
 
-/// Books what follows from credits that went back to their grants: those of a grant that has ended meanwhile expire at
-/// once, and the others repay debt.
+/// Books what follows from credits that went back to their grants: they repay debt, and what is left of a grant that has
+/// ended meanwhile expires at once. So a reversal of held credits leaves no debt if they were not used in the end.
 pub(super) fn settle_returned(work: &mut Work<'_>, returned: &[GrantShare], at: Timestamp) -> Result<(), Refusal> {
     let mut expired = Vec::new();
     for share in returned {
         let found = work.grants().find(|(_, grant)| grant.grant_id == share.grant_id);
         let ended = found.filter(|(_, grant)| has_ended(work, grant, at)).map(|(index, _)| index);
-        if let Some(index) = ended {
-            expired.push(work.debit_grant(index, share.credits, Account::Expired, at)?);
+        let Some(index) = ended else { continue };
+        let left = share.credits.minus(work.repay_debt_from(index, share.credits, at)?)?;
+        if left.is_positive() {
+            expired.push(work.debit_grant(index, left, Account::Expired, at)?);
         }
     }
     if !expired.is_empty() {

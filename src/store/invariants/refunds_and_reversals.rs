@@ -63,7 +63,7 @@ left join (
 left join (
     select workspace_id, command_id,
         sum(case when debit_account = 'grant' and credit_account = 'issued:purchase' then amount else 0 end) as removed,
-        sum(case when debit_account = 'debt' then amount else 0 end) as owed,
+        sum(case when debit_account = 'debt' and credit_account = 'issued:purchase' then amount else 0 end) as owed,
         sum(case when credit_account = 'issued:promotion' then amount else 0 end) as bonus
     from ledger_entries
     where debit_account in ('grant', 'debt') and credit_account in ('issued:purchase', 'issued:promotion')
