@@ -81,15 +81,11 @@ impl Refused<'_> {
     /// The earliest instant at which the request would pass without anybody's help.
     fn wait(self, rejection: &Rejection) -> Option<Remedy> {
         let now = self.envelope.received_at;
-        let begins = self.state.grants.iter().map(|grant| grant.effective_at);
-        let expires = self.state.holds.iter().map(|open| open.hold.expires_at);
-        let changes = begins.chain(expires).filter(|_| !matches!(rejection, Rejection::RateExceeded { .. }));
-        let mut instants: Vec<_> = changes.chain(self.window_end()).filter(|at| *at > now).collect();
-        instants.sort_unstable();
-        instants.dedup();
-        instants.truncate(MAX_INSTANTS);
+        let mut instants = self.changes(rejection);
+        instants.extend(self.window_end());
         let period = self.state.subscription.is_active().then_some(self.state.subscription.period.end);
-        instants.extend(period.filter(|end| *end > now));
+        instants.extend(period.filter(|_| self.period_may_help(rejection)));
+        instants.retain(|at| *at > now);
         instants.sort_unstable();
         let mut state = self.state.clone();
         for at in instants {
@@ -99,6 +95,43 @@ impl Refused<'_> {
             }
         }
         None
+    }
+
+    /// When grants begin and holds expire, from the first instant on at which that may be enough.
+    fn changes(self, rejection: &Rejection) -> Vec<Timestamp> {
+        let missing = match rejection {
+            Rejection::InsufficientCredits { requested, available } => requested.minus_or_zero(*available),
+            Rejection::LimitExceeded { limit, used, held, requested, .. } => {
+                used.saturating_plus(*held).saturating_plus(*requested).minus_or_zero(*limit)
+            }
+            Rejection::RateExceeded { .. } => return Vec::new(),
+            _ => Credits::ZERO,
+        };
+        let begins = self.state.grants.iter().map(|grant| (grant.effective_at, grant.remaining));
+        let expires = self.state.holds.iter().map(|open| (open.hold.expires_at, open.hold.amount));
+        let is_later = |(at, _): &(Timestamp, Credits)| *at > self.envelope.received_at;
+        let mut changes: Vec<_> = begins.chain(expires).filter(is_later).collect();
+        changes.sort_unstable();
+        let mut sum = Credits::ZERO;
+        let mut is_enough = |(at, credits): (Timestamp, Credits)| {
+            sum = sum.saturating_plus(credits);
+            (sum >= missing).then_some(at)
+        };
+        let mut instants: Vec<_> = changes.into_iter().filter_map(&mut is_enough).collect();
+        instants.dedup();
+        instants.truncate(MAX_INSTANTS);
+        instants
+    }
+
+    /// Whether the end of the period is worth trying. Passing it is costly where many holds expire before.
+    fn period_may_help(self, rejection: &Rejection) -> bool {
+        let Rejection::InsufficientCredits { requested, .. } = rejection else { return true };
+        let plans = [Some(&self.state.plan), self.state.pending_plan()];
+        let plans = plans.into_iter().flatten();
+        let of_plans = plans.map(|plan| plan.allowance.saturating_plus(plan.overdraft_limit));
+        let of_grants = self.state.grants.iter().map(|grant| grant.remaining.saturating_plus(grant.held));
+        let own = self.state.workspace.overdraft_limit_override.unwrap_or(Credits::ZERO);
+        of_plans.chain(of_grants).fold(own, Credits::saturating_plus) >= *requested
     }
 
     /// The end of the rate window that the command falls into.
