@@ -12,9 +12,9 @@ use visionscope_billing::domain::cloud_event::{CloudEvent, EventRecord, EventSou
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
     CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, CreditsHeld,
-    CreditsPurchased, CreditsRefunded, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare, GrantVoided,
-    HoldReleased, LimitScope, LowCreditWarning, PurchaseReversed, ReleaseReason, ScheduledKind, SubscriptionChangeKind,
-    SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    CreditsPurchased, CreditsRefunded, DebtRepaid, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare,
+    GrantVoided, HoldReleased, LimitScope, LowCreditWarning, PurchaseReversed, ReleaseReason, ScheduledKind,
+    SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
 use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, RefundId, ReversalId, WorkspaceId};
@@ -168,6 +168,7 @@ fn of_refunds_and_reversals() -> Vec<EventData> {
             credits_written_off: Credits::ZERO,
             bonus_grant_id: Some(GrantId(Uuid::from_u128(6))),
             bonus_removed: Credits::ZERO,
+            bonus_owed: Credits::ZERO,
             debt_repaid: Credits::ZERO,
             current_credits: Credits::from_micro(-1).unwrap(),
         }
@@ -216,6 +217,7 @@ fn of_grants() -> Vec<EventData> {
         }
         .into(),
         CreditsExpired { credits, grants: grants(), current_credits: Credits::ZERO }.into(),
+        DebtRepaid { credits, grants: grants(), debt_credits: Credits::ZERO, current_credits: Credits::ZERO }.into(),
         CreditsExpiring {
             grant_id: GrantId(Uuid::from_u128(5)),
             source: GrantSource::Promotion,

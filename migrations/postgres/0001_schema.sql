@@ -280,7 +280,8 @@ create table purchase_reversals (
     grant_id      uuid        not null, -- of the purchase
     reversal_id   uuid        not null,
     credits       bigint      not null check (credits >= 0), -- removed from the grant, owed and written off
-    bonus_credits bigint      not null check (bonus_credits >= 0), -- taken of the bonus: removed from its grant, or owed as far as it was held
+    bonus_credits bigint      not null check (bonus_credits >= 0), -- removed from the grant of the bonus
+    bonus_owed    bigint      not null check (bonus_owed >= 0), -- what was held of the bonus and became debt
     owed          bigint      not null check (owed >= 0), -- what became debt
     written_off   bigint      not null check (written_off >= 0),
     amount_minor  bigint      not null check (amount_minor >= 0),

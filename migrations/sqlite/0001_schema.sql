@@ -281,7 +281,8 @@ create table purchase_reversals (
     grant_id      blob    not null check (length(grant_id) = 16), -- of the purchase
     reversal_id   blob    not null check (length(reversal_id) = 16),
     credits       integer not null check (credits >= 0), -- removed from the grant, owed and written off
-    bonus_credits integer not null check (bonus_credits >= 0), -- taken of the bonus: removed from its grant, or owed as far as it was held
+    bonus_credits integer not null check (bonus_credits >= 0), -- removed from the grant of the bonus
+    bonus_owed    integer not null check (bonus_owed >= 0), -- what was held of the bonus and became debt
     owed          integer not null check (owed >= 0), -- what became debt
     written_off   integer not null check (written_off >= 0),
     amount_minor  integer not null check (amount_minor >= 0),

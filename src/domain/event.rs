@@ -102,6 +102,7 @@ events! {
     PurchaseReversed 1,
     CreditsExpiring 1,
     CreditsExpired 1,
+    DebtRepaid 1,
     CreditReset 1,
     SubscriptionChanged 1,
     WorkspaceProvisioned 1,
@@ -117,8 +118,8 @@ impl EventData {
             Self::GrantVoided(data) => (Credits::ZERO, data.credits),
             Self::CreditsRefunded(data) => (data.credits, Credits::ZERO),
             Self::PurchaseReversed(data) => {
-                let taken = data.credits_removed.plus(data.credits_owed)?.plus(data.bonus_removed)?;
-                (Credits::ZERO, taken)
+                let bonus = data.bonus_removed.plus(data.bonus_owed)?;
+                (Credits::ZERO, data.credits_removed.plus(data.credits_owed)?.plus(bonus)?)
             }
             Self::CreditsExpired(data) => (Credits::ZERO, data.credits),
             Self::CreditReset(data) => (data.granted, data.expired),
@@ -129,7 +130,8 @@ impl EventData {
             | Self::CreditLimitExceeded(_)
             | Self::LowCreditWarning(_)
             | Self::UsageLimitExceeded(_)
-            | Self::CreditsExpiring(_) => (Credits::ZERO, Credits::ZERO),
+            | Self::CreditsExpiring(_)
+            | Self::DebtRepaid(_) => (Credits::ZERO, Credits::ZERO),
         };
         added.minus(taken)
     }
@@ -405,8 +407,10 @@ pub struct PurchaseReversed {
     pub credits_written_off: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bonus_grant_id: Option<GrantId>,
-    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
+    /// What was removed from the bonus.
     pub bonus_removed: Credits,
+    /// What is held of the bonus and became debt.
+    pub bonus_owed: Credits,
     /// What other credits repaid of the debt at once.
     pub debt_repaid: Credits,
     pub current_credits: Credits,
@@ -430,6 +434,19 @@ pub struct CreditsExpiring {
 pub struct CreditsExpired {
     pub credits: Credits,
     pub grants: Vec<GrantShare>,
+    pub current_credits: Credits,
+}
+
+/// Credits of grants repaid debt. The balance stays the same, because debt is taken off it: raised by every command that
+/// repays some, after its other events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DebtRepaid {
+    /// What was repaid.
+    pub credits: Credits,
+    /// The grants that the credits were taken from.
+    pub grants: Vec<GrantShare>,
+    /// What is left of the debt.
+    pub debt_credits: Credits,
     pub current_credits: Credits,
 }
 

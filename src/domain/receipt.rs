@@ -179,8 +179,10 @@ pub struct ReversalReceipt {
     pub credits_written_off: Credits,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bonus_grant_id: Option<GrantId>,
-    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
+    /// What was removed from the bonus.
     pub bonus_removed: Credits,
+    /// What is held of the bonus and became debt.
+    pub bonus_owed: Credits,
     /// What other credits repaid of the debt at once.
     pub debt_repaid: Credits,
     pub current_credits: Credits,

@@ -60,8 +60,10 @@ pub struct PurchaseReversal {
     pub reversal_id: ReversalId,
     /// What was reversed: what was removed from the grant, what is owed, and what was written off.
     pub credits: Credits,
-    /// What was taken of the bonus: what remained of it was removed, and what is held became debt.
+    /// What was removed from the grant of the bonus.
     pub bonus_credits: Credits,
+    /// What was held of the bonus and became debt.
+    pub bonus_owed: Credits,
     /// What became debt.
     pub owed: Credits,
     pub written_off: Credits,

@@ -201,8 +201,8 @@ tables! {
     }
 
     purchase_reversals(workspace_id, grant_id, reversal_id): PurchaseReversal {
-        workspace_id, grant_id, reversal_id, credits, bonus_credits, owed, written_off, amount_minor, reason, command_id,
-        recorded_at
+        workspace_id, grant_id, reversal_id, credits, bonus_credits, bonus_owed, owed, written_off, amount_minor, reason,
+        command_id, recorded_at
     }
 
     event_outbox(partition_id, seq): EventRecord {

@@ -73,6 +73,7 @@ function told(event: Event): string {
     case "HoldReleased":
     case "CreditsExpiring":
     case "CreditsExpired":
+    case "DebtRepaid":
     case "CreditReset":
     case "SubscriptionChanged":
       return event.data.current_credits;

@@ -253,6 +253,7 @@ impl World {
             reversal_id: ReversalId(self.fresh_id()),
             credits,
             bonus_credits: Credits::ZERO,
+            bonus_owed: Credits::ZERO,
             owed: Credits::ZERO,
             written_off: Credits::ZERO,
             amount_minor: 7,

@@ -45,7 +45,8 @@ pub async fn refunds_and_reversals_are_summed_up_when_asked_for(db: &impl TestDa
     let part = world.reverse(&purchase, Credits::whole(2), at(6));
     let (owed, written_off) = (Credits::whole(1), Credits::from_micro(1).unwrap());
     let reason = ReversalReason::Chargeback;
-    world.pending().reversals[0] = PurchaseReversal { bonus_credits: owed, owed, written_off, reason, ..part.clone() };
+    world.pending().reversals[0] =
+        PurchaseReversal { bonus_credits: owed, bonus_owed: owed, owed, written_off, reason, ..part.clone() };
     world.reverse(&purchase, Credits::whole(3), at(7));
     world.pending().grants.updated.truncate(1);
     let command_id = part.command_id;

@@ -11,6 +11,7 @@
 mod databases;
 mod model;
 mod plans;
+mod told_grants;
 mod world;
 
 use proptest::collection::vec;

@@ -31,13 +31,14 @@ use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::domain::workspace::FeatureOverrides;
 use visionscope_billing::engine::{CommitSignal, DryRunEvent, Engine, EngineConfig, Render, Rendered, Reply};
-use visionscope_billing::store::queries::EventQuery;
+use visionscope_billing::store::queries::{EventQuery, GrantFilter, HistoryQuery};
 
 use crate::databases::{Database, TestDatabase};
 use crate::model::holds::{HoldStep, Overrun};
 use crate::model::refunds_and_reversals::{PRICE, Reversed};
 use crate::model::{Amount, DAY, Model, Policy, Step};
 use crate::plans::{PLANS, Plan};
+use crate::told_grants::{Told, ToldGrants};
 
 /// 2026-01-15T12:00:00Z. Every month has that day.
 const START: i64 = 1_768_478_400_000_000;
@@ -174,16 +175,27 @@ impl World {
         Ok(())
     }
 
-    /// Reads all events of the workspace back, and checks that each carries the balance after what it tells.
+    /// Reads all events of the workspace back, and checks that each carries the balance after what it tells, and that
+    /// together they tell what became of each grant.
     async fn sum_up(&self, workspace_id: WorkspaceId) -> Result<(), String> {
         let store = &self.serial.store;
         let query = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 10_000 };
-        let mut balance = Credits::ZERO;
+        let (mut balance, mut told) = (Credits::ZERO, ToldGrants::default());
         for event in store.events(&query).await.map_err(|error| error.to_string())? {
             let data = EventData::parse(event.event_type, &event.data).map_err(|error| error.to_string())?;
             balance = balance.plus(data.balance_change().unwrap()).unwrap();
             if data.current_credits() != balance {
                 return Err(format!("the events sum up to {balance}, and one says {data:?}"));
+            }
+            told.tell(&data);
+        }
+        let all = HistoryQuery::newest(workspace_id, 10_000);
+        let grants = store.grants(&all, GrantFilter::All).await.map_err(|error| error.to_string())?.rows;
+        for grant in grants.iter().filter(|grant| !grant.source.is_periodic()) {
+            let stored = Told { remaining: grant.remaining.micro(), held: grant.held.micro() };
+            let told = told.of(grant.grant_id);
+            if *told != stored {
+                return Err(format!("the events tell {told:?} of a grant that is {grant:?}"));
             }
         }
         let state = store.workspace(workspace_id).await.unwrap().unwrap();

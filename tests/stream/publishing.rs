@@ -124,12 +124,13 @@ async fn several_publishers_with_the_same_lease_double_nothing() {
     let (p, q) = (partition(8), partition(9));
     // Every publisher gets every lease again and again, so no lease stays in force for long.
     outbox.ignores_leases.store(true, Ordering::SeqCst);
-    let config = PublisherConfig { lease_ttl: Duration::from_millis(30), ..test_config() };
+    // Long enough to record something within, also where tests share the processors.
+    let config = PublisherConfig { lease_ttl: Duration::from_millis(150), ..test_config() };
     let running: Vec<_> = (0..3).map(|_| RunningPublisher::start(&outbox, &stream, config)).collect();
     for _ in 0..60 {
         outbox.commit(p, 37);
         outbox.commit(q, 3);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(15)).await;
     }
     outbox.ignores_leases.store(false, Ordering::SeqCst);
     eventually("all is recorded", async || outbox.published_seq(p) == 60 * 37 && outbox.published_seq(q) == 180).await;

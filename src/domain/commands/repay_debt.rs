@@ -1,8 +1,8 @@
 //! RepayDebt: repays debt with grants that have begun since the debt was made.
 //!
 //! A grant that begins later repays nothing before. From then on it repays debt before it can be spent, as other new
-//! credits do. No event is raised, because the balance does not change. The scheduler does not send this command: the
-//! next command of the workspace comes after it, and reads show it as done.
+//! credits do. The scheduler does not send this command: the next command of the workspace comes after it, and reads show
+//! it as done.
 
 use super::effects::Effects;
 use super::refusal::Refusal;

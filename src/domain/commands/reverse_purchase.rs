@@ -49,15 +49,14 @@ impl ReversePurchase {
         let (now, available) = (work.now(), work.available());
         let removed = part.credits.min(purchase.remaining);
         remove(&mut work, index, GrantSource::Purchase, removed)?;
-        let mut bonus_removed = Credits::ZERO;
+        let (mut bonus_removed, mut bonus_owed) = (Credits::ZERO, Credits::ZERO);
         if let Some((index, bonus)) = bonus {
             let of_bonus = before.part_of_bonus(&purchase, &bonus, part.credits)?;
-            let remaining = of_bonus.min(bonus.remaining);
-            remove(&mut work, index, bonus.source, remaining)?;
+            bonus_removed = of_bonus.min(bonus.remaining);
+            remove(&mut work, index, bonus.source, bonus_removed)?;
             // What is held is not spent yet: it would come back for nothing.
-            let held = of_bonus.minus(remaining)?.min(bonus.held);
-            owe(&mut work, held, bonus.source)?;
-            bonus_removed = remaining.plus(held)?;
+            bonus_owed = of_bonus.minus(bonus_removed)?.min(bonus.held);
+            owe(&mut work, bonus_owed, bonus.source)?;
         }
         let shortfall = part.credits.minus(removed)?;
         let owed = match work.plan().reversal_shortfall {
@@ -72,6 +71,7 @@ impl ReversePurchase {
             reversal_id: ReversalId(work.draw_id()),
             credits: part.credits,
             bonus_credits: bonus_removed,
+            bonus_owed,
             owed,
             written_off: shortfall.minus(owed)?,
             amount_minor: part.amount_minor,
@@ -136,6 +136,7 @@ fn receipt(
         credits_written_off: reversal.written_off,
         bonus_grant_id: purchase.bonus_grant_id,
         bonus_removed: reversal.bonus_credits,
+        bonus_owed: reversal.bonus_owed,
         debt_repaid,
         current_credits: work.credits().current_credits,
         recorded_at: reversal.recorded_at,
@@ -155,6 +156,7 @@ fn event(receipt: &ReversalReceipt) -> PurchaseReversed {
         credits_written_off: receipt.credits_written_off,
         bonus_grant_id: receipt.bonus_grant_id,
         bonus_removed: receipt.bonus_removed,
+        bonus_owed: receipt.bonus_owed,
         debt_repaid: receipt.debt_repaid,
         current_credits: receipt.current_credits,
     }

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::request::Request;
 use crate::domain::counter::{CounterSubject, UsageCounter};
 use crate::domain::credits::Credits;
-use crate::domain::event::{EventData, GrantShare, LowCreditWarning, ScheduledKind};
+use crate::domain::event::{DebtRepaid, EventData, GrantShare, LowCreditWarning, ScheduledKind};
 use crate::domain::grant::{CostBasis, Grant, GrantSource, Priority};
 use crate::domain::ids::{CommandId, EventId, GrantId, IdSequence};
 use crate::domain::ledger::{Account, Accounts, LedgerEntry};
@@ -35,6 +35,8 @@ pub(super) struct Work<'a> {
     times: CommandTimes,
     ids: IdSequence,
     effects: Effects,
+    /// What grants have repaid of the debt.
+    repaid: Vec<GrantShare>,
 }
 
 /// What a new grant needs beyond its source and amount.
@@ -74,6 +76,7 @@ impl<'a> Work<'a> {
             times,
             ids: IdSequence::new(request.command_id),
             effects: Effects::unchanged(state, times.recorded_at),
+            repaid: Vec::new(),
         }
     }
 
@@ -349,9 +352,8 @@ impl<'a> Work<'a> {
         let began_at: Vec<_> = grants.iter().map(|(_, grant)| grant.effective_at).collect();
         let (parts, left) = split(debt, grants.into_iter())?;
         for ((index, part), began_at) in parts.into_iter().zip(began_at) {
-            self.debit_grant(index, part, Account::Debt, began_at.max(since))?;
+            self.repay(index, part, began_at.max(since))?;
         }
-        self.credits_mut().debt_credits = left;
         self.update_overdraft_limit();
         Ok(debt.minus(left)?)
     }
@@ -364,14 +366,33 @@ impl<'a> Work<'a> {
         at: Timestamp,
     ) -> Result<Credits, Refusal> {
         let repays = self.grants().any(|(n, grant)| n == index && grant.feature_scope.is_none());
-        let debt = self.credits().debt_credits;
-        let part = if repays { credits.min(debt) } else { Credits::ZERO };
+        let part = if repays { credits.min(self.credits().debt_credits) } else { Credits::ZERO };
         if part.is_positive() {
-            self.debit_grant(index, part, Account::Debt, at)?;
-            self.credits_mut().debt_credits = debt.minus(part)?;
+            self.repay(index, part, at)?;
             self.update_overdraft_limit();
         }
         Ok(part)
+    }
+
+    fn repay(&mut self, index: usize, part: Credits, at: Timestamp) -> Result<(), Refusal> {
+        let share = self.debit_grant(index, part, Account::Debt, at)?;
+        let credits = self.credits_mut();
+        credits.debt_credits = credits.debt_credits.minus(part)?;
+        match self.repaid.iter_mut().find(|repaid| repaid.grant_id == share.grant_id) {
+            Some(repaid) => repaid.credits = repaid.credits.plus(part)?,
+            None => self.repaid.push(share),
+        }
+        Ok(())
+    }
+
+    fn report_repayment(&mut self) {
+        let grants = std::mem::take(&mut self.repaid);
+        if !grants.is_empty() {
+            let sum = |sum: Credits, share: &GrantShare| sum.saturating_plus(share.credits);
+            let (credits, balance) = (grants.iter().fold(Credits::ZERO, sum), self.credits());
+            let (debt_credits, current_credits) = (balance.debt_credits, balance.current_credits);
+            self.raise(DebtRepaid { credits, grants, debt_credits, current_credits });
+        }
     }
 
     /// Sets the overdraft limit in force: the workspace's own or the plan's, but at least the current debt and what holds
@@ -431,8 +452,9 @@ impl<'a> Work<'a> {
         self.effects.events.insert(0, (event_id, event.into()));
     }
 
-    /// Ends every accepted command: updates the low-credit alerts, and returns the effects.
+    /// Ends every accepted command: reports what was repaid, updates the low-credit alerts, and returns the effects.
     pub(super) fn finish(mut self) -> Effects {
+        self.report_repayment();
         self.update_low_credit_alerts();
         self.effects
     }
@@ -449,7 +471,8 @@ impl<'a> Work<'a> {
 
     /// Ends a command that leaves the available credits as they are, or creates the workspace. However few credits there
     /// are, it warns nobody.
-    pub(super) fn finish_without_warning(self) -> Effects {
+    pub(super) fn finish_without_warning(mut self) -> Effects {
+        self.report_repayment();
         self.effects
     }
 }

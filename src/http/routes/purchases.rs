@@ -217,7 +217,7 @@ pub async fn list_purchases(
         "reversal_id": "019a0000-0000-7000-8000-00000000000a", "grant_id": "019a0000-0000-7000-8000-000000000004",
         "reason": "refund", "credits": "50", "amount_minor": 490, "currency": "EUR", "credits_removed": "50",
         "credits_owed": "0", "credits_written_off": "0", "bonus_grant_id": "019a0000-0000-7000-8000-000000000005",
-        "bonus_removed": "5", "debt_repaid": "0", "current_credits": "1018.5",
+        "bonus_removed": "5", "bonus_owed": "0", "debt_repaid": "0", "current_credits": "1018.5",
         "recorded_at": "2026-01-31T09:00:00.000000Z"
     }))),
     extensions(

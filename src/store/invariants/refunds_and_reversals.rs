@@ -57,7 +57,7 @@ select c.workspace_id, cast(null as uuid) as row_id,
 from commands c
 left join (
     select workspace_id, command_id, count(*) as reversals, sum(credits - owed - written_off) as removed,
-        sum(owed) as owed, sum(bonus_credits) as bonus
+        sum(owed) as owed, sum(bonus_credits + bonus_owed) as bonus
     from purchase_reversals group by workspace_id, command_id
 ) r on r.workspace_id = c.workspace_id and r.command_id = c.command_id
 left join (

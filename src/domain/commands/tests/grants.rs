@@ -7,7 +7,8 @@ use crate::domain::batch::Outcome;
 use crate::domain::commands::{Command, GrantCredits, VoidGrant, WarnOfExpiry, available_credits};
 use crate::domain::credits::Credits;
 use crate::domain::event::EventType::{
-    CreditConsumed, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, GrantVoided, LowCreditWarning,
+    CreditConsumed, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, DebtRepaid, GrantVoided,
+    LowCreditWarning,
 };
 use crate::domain::grant::{GrantedSource, MAX_OPEN_GRANTS, Priority};
 use crate::domain::ids::GrantId;
@@ -212,7 +213,10 @@ fn a_grant_repays_debt_and_one_that_begins_later_repays_it_then() {
     world.at("2026-02-11T00:00:00Z");
     assert_eq!(world.state().clone().as_of(world.now).credits.debt_credits, Credits::whole(20));
     let ran = world.deduct("render", "1").accepted();
-    assert_eq!(ran.events(), [CreditConsumed]);
+    assert_eq!(ran.events(), [DebtRepaid, CreditConsumed]);
+    let told = ran.data(DebtRepaid);
+    assert_eq!((&told["credits"], &told["debt_credits"]), (&json!("50"), &json!("20")));
+    assert_eq!((&told["grants"][0]["credits"], told["grants"].as_array().unwrap().len()), (&json!("50"), 1));
     let repaid = &ran.changes.ledger_entries[0];
     assert_eq!((&repaid.accounts.credit, repaid.amount), (&Account::Debt, Credits::whole(50)));
     assert_eq!(repaid.effective_at, "2026-02-10T00:00:00Z".parse().unwrap());
@@ -230,13 +234,14 @@ fn a_grant_repays_debt_when_it_begins_also_where_it_has_expired_or_a_period_has_
     let mut world = World::on(plan());
     scheduled(&mut world);
     let ran = world.at("2026-02-21T00:00:00Z").deduct("render", "1").accepted();
-    assert_eq!((ran.events(), world.balance().as_str()), (vec![CreditConsumed], "-21"), "nothing was left to expire");
+    let events = vec![DebtRepaid, CreditConsumed];
+    assert_eq!((ran.events(), world.balance().as_str()), (events, "-21"), "nothing was left to expire");
     // Recorded after two boundaries, it still comes before the allowance of the first.
     let mut world = World::on(PlanVersion { allowance: Credits::whole(40), rollover_cap: Credits::ZERO, ..plan() });
     world.deduct("render", "40").accepted();
     scheduled(&mut world);
     let ran = world.at("2026-04-01T00:00:00Z").deduct("render", "1").accepted();
-    assert_eq!(ran.events(), [CreditReset, CreditReset, CreditConsumed]);
+    assert_eq!(ran.events(), [DebtRepaid, CreditReset, CreditReset, DebtRepaid, CreditConsumed]);
     let resets: Vec<_> = ran.changes.events.iter().filter(|event| event.event_type == CreditReset).collect();
     let repaid: Vec<Value> = resets.iter().map(|event| serde_json::from_str(&event.data).unwrap()).collect();
     let repaid: Vec<_> = repaid.iter().map(|data| data["debt_repaid"].as_str().unwrap()).collect();

@@ -260,8 +260,9 @@ fn a_reversal_of_what_is_held_leaves_nothing_and_no_debt_if_it_is_not_used() {
             let hold_id = world.hold_for_a_week("110");
             let ran = world.reverse(bought, ReversedAmount::All).accepted();
             let receipt = ran.receipt();
-            let figures = ["credits_removed", "credits_owed", "bonus_removed"].map(|field| &receipt[field]);
-            assert_eq!(figures, [&json!("10"), &json!("90"), &json!("20")]);
+            let figures =
+                ["credits_removed", "credits_owed", "bonus_removed", "bonus_owed"].map(|field| &receipt[field]);
+            assert_eq!(figures, [&json!("10"), &json!("90"), &json!("0"), &json!("20")]);
             if has_expired {
                 world.at("2026-02-06T00:00:00Z");
             }
