@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Mode};
+use crate::consumers::{self, ConsumersConfig, Wakeup};
 use crate::contract::Contract;
 use crate::demo::{self, Demo};
 use crate::domain::cloud_event::{EventRecord, EventSource};
@@ -28,7 +29,7 @@ use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle,
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
-use crate::store::{Store, StoreError};
+use crate::store::{ServerStore, Store, StoreError};
 use crate::stream::redis::{RedisConfig, RedisStream};
 use crate::stream::{EventStream, StreamError};
 use crate::telemetry;
@@ -77,7 +78,7 @@ pub enum Purpose {
 }
 
 /// Opens the store that is configured.
-pub async fn open_store(config: &Config, purpose: Purpose) -> Result<Arc<dyn Store>, StoreError> {
+pub async fn open_store(config: &Config, purpose: Purpose) -> Result<Arc<dyn ServerStore>, StoreError> {
     let database = &config.database;
     if let Some(url) = &database.url {
         let postgres = PostgresConfig {
@@ -137,7 +138,7 @@ pub fn signing_key(config: &Config) -> Result<KeyConfig, StartError> {
 }
 
 /// Opens an existing store, so that a command in the wrong folder does not create an empty database.
-pub async fn open_existing_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+pub async fn open_existing_store(config: &Config) -> Result<Arc<dyn ServerStore>, StartError> {
     let path = &config.database.path;
     if config.database.url.is_none() && !path.exists() {
         return Err(StartError::NoDatabase(path.clone()));
@@ -151,7 +152,8 @@ impl App {
         let mode = config.mode()?;
         let plans = config.read_plans()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_store(config, Purpose::Serve).await?;
+        let database = open_store(config, Purpose::Serve).await?;
+        let store: Arc<dyn Store> = Arc::clone(&database) as _;
         store.migrate().await?;
         let source = event_source(config, &*store).await?;
         store.put_plans(&plans, clock.now()).await?;
@@ -165,13 +167,16 @@ impl App {
         let event_buffer = EventBuffer::new();
         let publishing = CancellationToken::new();
         let publisher = start_publisher(config, &source, &store, &event_buffer, &clock, &publishing)?;
-        let engine = start_engine(config, &store, &event_buffer);
+        let wakeup = Wakeup::default();
+        let committed = Committed { events: event_buffer, consumers: wakeup.clone() };
+        let engine = start_engine(config, &store, committed);
 
         let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
         let health = Arc::new(Health::default());
         engine.offer_plans(store.plans().await?);
         background_tasks.spawn(follow_offered_plans(Arc::clone(&store), engine.clone(), background.clone()));
         start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
+        start_consumers(config, database, &clock, wakeup, &background, &background_tasks);
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
         watch_database(&store, &health, &background, &background_tasks);
         let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
@@ -285,6 +290,19 @@ impl CommitSignal for EventBuffer {
     }
 }
 
+/// Tells the publisher and the consumers of this process what it has committed.
+struct Committed {
+    events: EventBuffer,
+    consumers: Wakeup,
+}
+
+impl CommitSignal for Committed {
+    fn committed(&self, events: Vec<EventRecord>) {
+        self.consumers.committed(&events);
+        self.events.committed(events);
+    }
+}
+
 /// Waits until a server ends, for ever if there is none.
 async fn ended(server: Option<&mut http::Running>) -> io::Result<()> {
     match server {
@@ -304,7 +322,7 @@ fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), (SocketAddr,
     bind().map_err(|error| (address, error))
 }
 
-fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuffer) -> Engine {
+fn start_engine(config: &Config, store: &Arc<dyn Store>, committed: Committed) -> Engine {
     let engine = EngineConfig {
         lanes: config.engine.lanes.map_or_else(|| settings::default_lanes(config), usize::from),
         queue_capacity: config.engine.queue_capacity,
@@ -312,8 +330,7 @@ fn start_engine(config: &Config, store: &Arc<dyn Store>, event_buffer: &EventBuf
         cache_bytes: usize::from(config.engine.memory_mb) << 20,
         max_clock_ahead: Some(MAX_CLOCK_DIFFERENCE),
     };
-    let signal: Arc<dyn CommitSignal> = Arc::new(event_buffer.clone());
-    Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), signal)
+    Engine::start(&engine, Arc::clone(store), Arc::new(JsonRender), Arc::new(Contract::new()), Arc::new(committed))
 }
 
 fn start_publisher(
@@ -355,6 +372,19 @@ async fn follow_offered_plans(store: Arc<dyn Store>, engine: Engine, stop: Cance
             Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
         }
     }
+}
+
+fn start_consumers(
+    config: &Config,
+    store: Arc<dyn ServerStore>,
+    clock: &Arc<dyn Clock>,
+    wakeup: Wakeup,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let paces = if config.database.url.is_some() { ConsumersConfig::shared() } else { ConsumersConfig::embedded() };
+    let consumers = consumers::run(store, Arc::clone(clock), wakeup, paces, stop.clone());
+    tasks.spawn(consumers);
 }
 
 fn start_scheduler(

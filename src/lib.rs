@@ -1,12 +1,14 @@
 //! VisionScope Billing: usage credits and events.
 //!
-//! Data flows one way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`].
+//! Data flows one way: HTTP → [`engine`] → [`domain`] → [`store`] → outbox → [`publisher`] → [`stream`], and from the outbox
+//! to the figures of the [`consumers`].
 //! No module knows one to its left; only [`app`] knows all.
 
 pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod consumers;
 pub mod contract;
 pub mod demo;
 pub mod domain;

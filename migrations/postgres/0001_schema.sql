@@ -362,6 +362,156 @@ select o.*, o.seq <= coalesce((
 from event_outbox o
 join stream_leases l on l.partition_id = o.partition_id;
 
+-- Consumers ---------------------------------------------------------------------------------------------
+
+-- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
+-- beside it.
+create table consumers (
+    consumer              text not null check (consumer in ('analytics')),
+    version               integer not null check (version >= 1),
+    fold_version          integer not null, -- the version of the server's code that makes these figures
+    building_version      integer check (building_version > version),
+    building_fold_version integer,
+    state                 text not null check (state in ('running', 'paused', 'tripped')),
+    reason                text, -- why it does not run
+    changed_by            text,
+    changed_at            timestamptz not null,
+    primary key (consumer),
+    check ((building_version is null) = (building_fold_version is null))
+);
+
+-- How far each build of a consumer is in a partition. Only who moves it from where it is has taken these events.
+create table consumer_cursors (
+    consumer      text not null references consumers,
+    version       integer not null,
+    partition_id  smallint not null check (partition_id between 0 and 15),
+    seq           bigint not null check (seq >= 0), -- the last event that was taken
+    last_event_id uuid,
+    epoch         bigint not null, -- raised when a workspace is parked or set free
+    waiting_for   text, -- the type and the schema version that the next event has, and this server does not know
+    updated_at    timestamptz not null,
+    primary key (consumer, version, partition_id)
+) with (fillfactor = 10);
+
+-- Who takes the events of a partition. Leases only save work.
+create table consumer_leases (
+    partition_id smallint not null references outbox_partitions,
+    owner        text,
+    leased_until timestamptz not null,
+    primary key (partition_id)
+) with (fillfactor = 10);
+
+-- Events that a consumer could not take.
+create table dead_letters (
+    dead_letter_id  uuid not null,
+    consumer        text not null references consumers,
+    version         integer not null,
+    workspace_id    uuid not null,
+    partition_id    smallint not null check (partition_id between 0 and 15),
+    seq             bigint not null,
+    workspace_seq   bigint not null,
+    event_id        uuid not null,
+    event_type      text not null,
+    fingerprint     text not null, -- the same for letters with one cause
+    error_class     text not null,
+    error           text not null,
+    attempts        integer not null check (attempts >= 1),
+    first_failed_at timestamptz not null,
+    last_failed_at  timestamptz not null,
+    state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
+    primary key (dead_letter_id)
+);
+
+create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
+
+-- Workspaces that a consumer leaves out, from the event of the dead letter on.
+create table parked_workspaces (
+    consumer       text not null references consumers,
+    version        integer not null,
+    workspace_id   uuid not null,
+    partition_id   smallint not null check (partition_id between 0 and 15),
+    workspace_seq  bigint not null check (workspace_seq >= 1), -- the next event of it to take
+    dead_letter_id uuid not null references dead_letters,
+    since          timestamptz not null,
+    primary key (consumer, version, workspace_id)
+);
+
+-- The usage of a feature by a workspace on one day, in UTC, by when it was charged.
+create table usage_days (
+    version      integer not null,
+    workspace_id uuid not null,
+    day          timestamptz not null,
+    feature_code text not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    credits      bigint not null check (credits >= 0), -- what was charged; refunds are not taken off
+    refunded     bigint not null check (refunded >= 0), -- what was given back on that day
+    quantity     bigint not null check (quantity >= 0),
+    deductions   bigint not null check (deductions >= 0),
+    refused      bigint not null check (refused >= 0),
+    primary key (version, workspace_id, day, feature_code)
+) with (fillfactor = 80);
+
+-- The usage of a feature on a plan in one hour. The figure of the server is the sum over the partitions.
+create table usage_hours (
+    version      integer not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    hour         timestamptz not null,
+    plan_code    text not null,
+    feature_code text not null,
+    credits      bigint not null check (credits >= 0),
+    deductions   bigint not null check (deductions >= 0),
+    refused      bigint not null check (refused >= 0),
+    primary key (version, partition_id, hour, plan_code, feature_code)
+) with (fillfactor = 50);
+
+-- Payments and workspaces of a plan on one day, in minor units of the currency. The row without a currency counts
+-- workspaces.
+create table revenue_days (
+    version             integer not null,
+    partition_id        smallint not null check (partition_id between 0 and 15),
+    day                 timestamptz not null,
+    plan_code           text not null,
+    currency            text not null,
+    purchases           bigint not null check (purchases >= 0),
+    credits_sold        bigint not null check (credits_sold >= 0),
+    paid_minor          bigint not null check (paid_minor >= 0),
+    returned_minor      bigint not null check (returned_minor >= 0),
+    recognised_minor    bigint not null, -- what was earned, less what refunds of usage took back
+    active_workspaces   bigint not null check (active_workspaces >= 0),
+    new_workspaces      bigint not null check (new_workspaces >= 0),
+    canceled_workspaces bigint not null check (canceled_workspaces >= 0),
+    primary key (version, partition_id, day, plan_code, currency)
+) with (fillfactor = 50);
+
+-- What analytics must know of a workspace to take its next event.
+create table analytics_workspaces (
+    version      integer not null,
+    workspace_id uuid not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    plan_code    text not null,
+    active_day   timestamptz, -- the last day on which it used credits
+    primary key (version, workspace_id)
+) with (fillfactor = 90);
+
+-- How much of each purchase was earned so far.
+create table purchase_revenue (
+    version          integer not null,
+    workspace_id     uuid not null,
+    grant_id         uuid not null,
+    partition_id     smallint not null check (partition_id between 0 and 15),
+    currency         text not null check (length(currency) = 3),
+    amount_minor     bigint not null check (amount_minor >= 0), -- what was paid and not given back
+    credits          bigint not null check (credits >= 0), -- what was bought and not reversed
+    used             bigint not null, -- spent, expired, or used to repay debt
+    recognised_minor bigint not null,
+    primary key (version, workspace_id, grant_id)
+) with (fillfactor = 80);
+
+insert into consumers (consumer, version, fold_version, state, changed_at) values ('analytics', 1, 1, 'running', now());
+insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+select c.consumer, c.version, p.partition_id, 0, 0, now() from consumers c cross join outbox_partitions p;
+insert into consumer_leases (partition_id, leased_until) select partition_id, '-infinity' from outbox_partitions;
+
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 -- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as
@@ -382,7 +532,8 @@ begin
     foreach t in array array['plan_versions', 'plan_features', 'workspaces', 'workspace_feature_overrides',
         'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'credit_holds',
         'credit_hold_grants', 'commands',
-        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox'] loop
+        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
+        'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute

@@ -364,6 +364,157 @@ select o.*, o.seq <= coalesce((
 from event_outbox o
 join stream_leases l on l.partition_id = o.partition_id;
 
+-- Consumers ---------------------------------------------------------------------------------------------
+
+-- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
+-- beside it.
+create table consumers (
+    consumer              text not null check (consumer in ('analytics')),
+    version               integer not null check (version >= 1),
+    fold_version          integer not null, -- the version of the server's code that makes these figures
+    building_version      integer check (building_version > version),
+    building_fold_version integer,
+    state                 text not null check (state in ('running', 'paused', 'tripped')),
+    reason                text, -- why it does not run
+    changed_by            text,
+    changed_at            integer not null,
+    primary key (consumer),
+    check ((building_version is null) = (building_fold_version is null))
+) strict, without rowid;
+
+-- How far each build of a consumer is in a partition. Only who moves it from where it is has taken these events.
+create table consumer_cursors (
+    consumer      text not null references consumers,
+    version       integer not null,
+    partition_id  integer not null check (partition_id between 0 and 15),
+    seq           integer not null check (seq >= 0), -- the last event that was taken
+    last_event_id blob check (length(last_event_id) = 16),
+    epoch         integer not null, -- raised when a workspace is parked or set free
+    waiting_for   text, -- the type and the schema version that the next event has, and this server does not know
+    updated_at    integer not null,
+    primary key (consumer, version, partition_id)
+) strict, without rowid;
+
+-- Who takes the events of a partition. Leases only save work.
+create table consumer_leases (
+    partition_id integer not null references outbox_partitions,
+    owner        text,
+    leased_until integer not null,
+    primary key (partition_id)
+) strict, without rowid;
+
+-- Events that a consumer could not take.
+create table dead_letters (
+    dead_letter_id  blob not null check (length(dead_letter_id) = 16),
+    consumer        text not null references consumers,
+    version         integer not null,
+    workspace_id    blob not null check (length(workspace_id) = 16),
+    partition_id    integer not null check (partition_id between 0 and 15),
+    seq             integer not null,
+    workspace_seq   integer not null,
+    event_id        blob not null check (length(event_id) = 16),
+    event_type      text not null,
+    fingerprint     text not null, -- the same for letters with one cause
+    error_class     text not null,
+    error           text not null,
+    attempts        integer not null check (attempts >= 1),
+    first_failed_at integer not null,
+    last_failed_at  integer not null,
+    state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
+    primary key (dead_letter_id)
+) strict, without rowid;
+
+create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
+
+-- Workspaces that a consumer leaves out, from the event of the dead letter on.
+create table parked_workspaces (
+    consumer       text not null references consumers,
+    version        integer not null,
+    workspace_id   blob not null check (length(workspace_id) = 16),
+    partition_id   integer not null check (partition_id between 0 and 15),
+    workspace_seq  integer not null check (workspace_seq >= 1), -- the next event of it to take
+    dead_letter_id blob not null check (length(dead_letter_id) = 16) references dead_letters,
+    since          integer not null,
+    primary key (consumer, version, workspace_id)
+) strict, without rowid;
+
+-- The usage of a feature by a workspace on one day, in UTC, by when it was charged.
+create table usage_days (
+    version      integer not null,
+    workspace_id blob not null check (length(workspace_id) = 16),
+    day          integer not null,
+    feature_code text not null,
+    partition_id integer not null check (partition_id between 0 and 15),
+    credits      integer not null check (credits >= 0), -- what was charged; refunds are not taken off
+    refunded     integer not null check (refunded >= 0), -- what was given back on that day
+    quantity     integer not null check (quantity >= 0),
+    deductions   integer not null check (deductions >= 0),
+    refused      integer not null check (refused >= 0),
+    primary key (version, workspace_id, day, feature_code)
+) strict, without rowid;
+
+-- The usage of a feature on a plan in one hour. The figure of the server is the sum over the partitions.
+create table usage_hours (
+    version      integer not null,
+    partition_id integer not null check (partition_id between 0 and 15),
+    hour         integer not null,
+    plan_code    text not null,
+    feature_code text not null,
+    credits      integer not null check (credits >= 0),
+    deductions   integer not null check (deductions >= 0),
+    refused      integer not null check (refused >= 0),
+    primary key (version, partition_id, hour, plan_code, feature_code)
+) strict, without rowid;
+
+-- Payments and workspaces of a plan on one day, in minor units of the currency. The row without a currency counts
+-- workspaces.
+create table revenue_days (
+    version             integer not null,
+    partition_id        integer not null check (partition_id between 0 and 15),
+    day                 integer not null,
+    plan_code           text not null,
+    currency            text not null,
+    purchases           integer not null check (purchases >= 0),
+    credits_sold        integer not null check (credits_sold >= 0),
+    paid_minor          integer not null check (paid_minor >= 0),
+    returned_minor      integer not null check (returned_minor >= 0),
+    recognised_minor    integer not null, -- what was earned, less what refunds of usage took back
+    active_workspaces   integer not null check (active_workspaces >= 0),
+    new_workspaces      integer not null check (new_workspaces >= 0),
+    canceled_workspaces integer not null check (canceled_workspaces >= 0),
+    primary key (version, partition_id, day, plan_code, currency)
+) strict, without rowid;
+
+-- What analytics must know of a workspace to take its next event.
+create table analytics_workspaces (
+    version      integer not null,
+    workspace_id blob not null check (length(workspace_id) = 16),
+    partition_id integer not null check (partition_id between 0 and 15),
+    plan_code    text not null,
+    active_day   integer, -- the last day on which it used credits
+    primary key (version, workspace_id)
+) strict, without rowid;
+
+-- How much of each purchase was earned so far.
+create table purchase_revenue (
+    version          integer not null,
+    workspace_id     blob not null check (length(workspace_id) = 16),
+    grant_id         blob not null check (length(grant_id) = 16),
+    partition_id     integer not null check (partition_id between 0 and 15),
+    currency         text not null check (length(currency) = 3),
+    amount_minor     integer not null check (amount_minor >= 0), -- what was paid and not given back
+    credits          integer not null check (credits >= 0), -- what was bought and not reversed
+    used             integer not null, -- spent, expired, or used to repay debt
+    recognised_minor integer not null,
+    primary key (version, workspace_id, grant_id)
+) strict, without rowid;
+
+insert into consumers (consumer, version, fold_version, state, changed_at)
+values ('analytics', 1, 1, 'running', unixepoch() * 1000000);
+insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+select c.consumer, c.version, p.partition_id, 0, 0, unixepoch() * 1000000 from consumers c cross join outbox_partitions p;
+insert into consumer_leases (partition_id, leased_until) select partition_id, 0 from outbox_partitions;
+
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 -- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as

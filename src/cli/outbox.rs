@@ -48,7 +48,7 @@ impl Selection {
 }
 
 pub(super) async fn run(config: &Config, action: &Action) -> Outcome {
-    let store = open_existing_store(config).await?;
+    let store: Arc<dyn Store> = open_existing_store(config).await?;
     let outcome = run_on(config, &store, action).await;
     store.close().await;
     outcome

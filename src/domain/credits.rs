@@ -131,6 +131,22 @@ impl Quantity {
     }
 }
 
+/// A sum of amounts, or of quantities, in millionths. It may be larger than a single one can be.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DecimalSum(i64);
+
+impl DecimalSum {
+    #[allow(clippy::unnecessary_wraps, reason = "every sum is in range, and the decimals share their parser")]
+    pub const fn from_micro(micro: i64) -> Result<Self, OutOfRange> {
+        Ok(Self(micro))
+    }
+
+    #[must_use]
+    pub const fn of_micro(micro: i64) -> Self {
+        Self(micro)
+    }
+}
+
 /// Parses a plain decimal: an optional minus, digits, and at most six places. No exponent, no
 /// plus, no space, no leading or trailing point.
 fn parse_micro(text: &str) -> Result<i64, FieldError> {
@@ -254,6 +270,7 @@ macro_rules! decimal {
 }
 
 decimal!(Credits, "An amount of credits", "12.5");
+decimal!(DecimalSum, "A sum of amounts or of quantities", "1012.5");
 decimal!(Quantity, "A quantity of what the feature counts", "3");
 
 /// A [`Credits`] that a caller sends as an amount: more than zero. A decimal string or an integer.

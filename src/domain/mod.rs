@@ -12,6 +12,7 @@ pub mod change_set;
 pub mod cloud_event;
 pub mod command_record;
 pub mod commands;
+pub mod consumers;
 pub mod counter;
 pub mod credits;
 pub mod event;

@@ -85,6 +85,80 @@ impl Timestamp {
     }
 }
 
+/// A day in UTC. Its text is `YYYY-MM-DD`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(Timestamp);
+
+impl Day {
+    const MICROS: i64 = 86_400_000_000;
+
+    /// The day that an instant is in.
+    #[must_use]
+    pub fn of(at: Timestamp) -> Self {
+        Self(Timestamp::from_micros(at.micros().div_euclid(Self::MICROS) * Self::MICROS))
+    }
+
+    /// Its first instant.
+    #[must_use]
+    pub const fn start(self) -> Timestamp {
+        self.0
+    }
+
+    /// So many days later.
+    #[must_use]
+    pub fn plus(self, days: i64) -> Self {
+        Self::of(self.0.plus(TimeDelta::days(days)))
+    }
+
+    /// How many days the other one is later.
+    #[must_use]
+    pub fn days_to(self, other: Self) -> i64 {
+        other.0.micros().saturating_sub(self.0.micros()) / Self::MICROS
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.to_datetime().format("%Y-%m-%d"))
+    }
+}
+
+impl fmt::Debug for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Day {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Day {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // The parser alone would accept signs, spaces and fewer digits.
+        let is_plain = text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        let at = is_plain.then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
+        let refuse = || FieldError::new(FieldCode::Invalid, "must be a day, such as 2026-01-31");
+        at.map(Self::of).ok_or_else(|| de::Error::custom(refuse()))
+    }
+}
+
+impl PartialSchema for Day {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Date)))
+            .description(Some("A day in UTC."))
+            .examples([serde_json::json!("2026-01-31")])
+            .into()
+    }
+}
+
+impl ToSchema for Day {}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_datetime().to_rfc3339_opts(SecondsFormat::Micros, true))

@@ -99,9 +99,9 @@ pub trait RequiredScope: 'static {
 scopes! {
     /// Deduct credits.
     CreditsWrite "credits:write",
-    /// Book purchases.
+    /// Book and reverse purchases.
     CreditsPurchase "credits:purchase",
-    /// Grant credits, and void what was granted.
+    /// Grant credits, void what was granted, and refund usage.
     CreditsGrant "credits:grant",
     /// Start a billing period that is due.
     CreditsReset "credits:reset",
@@ -112,6 +112,8 @@ scopes! {
     SubscriptionRead "subscription:read",
     /// Read usage logs and the terms of features.
     UsageRead "usage:read",
+    /// Read the figures that this server makes of its events.
+    AnalyticsRead "analytics:read",
     EventsRead "events:read",
     PlansRead "plans:read",
     /// Provision workspaces.

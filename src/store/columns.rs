@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::plan_rows::Terms;
+use crate::domain::consumers::{Consumer, ConsumerState, LetterState};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::EventType;
@@ -216,6 +217,9 @@ stored! {
     GrantSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
     HoldState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     ReversalReason: Text, reason => reason.as_str().into(), value => Self::from_stored(&value);
+    Consumer: Text, consumer => consumer.as_str().into(), value => Self::from_stored(&value);
+    ConsumerState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
+    LetterState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
     SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
     EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::columns::{Fields, Kind, ReadValue, Stored, Value};
+use super::consumer_statements::ConsumerStatements;
 use super::error::StoreError;
 use super::queries::EventPosition;
 use super::statements::{Statement, Statements, Syntax};
@@ -25,6 +26,12 @@ impl<'k> Keys<'k> {
 
     pub(super) fn pairs<A: Stored + 'k, B: Stored + 'k>(keys: impl IntoIterator<Item = &'k (A, B)>) -> Self {
         Self(keys.into_iter().map(|(one, other)| vec![one.to_value(), other.to_value()]).collect())
+    }
+
+    pub(super) fn triples<A: Stored + 'k, B: Stored + 'k, C: Stored + 'k>(
+        keys: impl IntoIterator<Item = &'k (A, B, C)>,
+    ) -> Self {
+        Self(keys.into_iter().map(|(one, two, three)| vec![one.to_value(), two.to_value(), three.to_value()]).collect())
     }
 
     pub(super) fn usages(keys: impl IntoIterator<Item = &'k (WorkspaceId, UsageId)>) -> Self {
@@ -56,6 +63,8 @@ pub(super) trait Dialect: Syntax + Send + Sized {
 
     fn statements() -> &'static Statements;
 
+    fn consumer_statements() -> &'static ConsumerStatements;
+
     fn look_up(
         &mut self,
         statement: &'static Statement,
@@ -76,6 +85,12 @@ pub(super) trait Dialect: Syntax + Send + Sized {
 
     /// Updates rows by their keys, if there are any. Each must exist.
     fn update<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Inserts rows, or replaces what is stored.
+    fn put<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Inserts rows, or adds their figures to what is stored.
+    fn add<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Locks and reads the heads of the partitions. Also returns the database's time, if it has a clock of its own.
     fn lock_heads(

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use self::consumers::Consumption;
 pub use self::error::StoreError;
+pub use self::figures::Figures;
 use self::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
@@ -32,8 +34,13 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 
 mod columns;
+mod consumer_statements;
+pub mod consumers;
+mod consumption;
 mod dialect;
 mod error;
+mod figure_reads;
+pub mod figures;
 mod invariants;
 mod load;
 mod plan_cache;
@@ -60,7 +67,7 @@ pub fn tables() -> Vec<(&'static str, Vec<&'static str>)> {
 
 /// The write side, for the engine.
 #[async_trait]
-pub trait Store: Reads + Outbox {
+pub trait Store: Reads + Outbox + Figures {
     /// Begins a transaction. Dropping it rolls back.
     async fn begin(&self) -> Result<Box<dyn WriteTx>, StoreError>;
 
@@ -91,6 +98,11 @@ pub trait Store: Reads + Outbox {
     /// Closes all connections.
     async fn close(&self);
 }
+
+/// All that a database can do, for the server that composes its parts.
+pub trait ServerStore: Store + Consumption {}
+
+impl<S: Store + Consumption> ServerStore for S {}
 
 /// One write transaction.
 #[async_trait]

@@ -52,15 +52,16 @@ pub(super) struct Statement {
     pub(super) index: &'static str,
 }
 
+/// Declares a set of statements by their names.
 macro_rules! statements {
-    ($($name:ident),+) => {
-        /// The statements as one database writes them.
+    ($(#[$doc:meta])* $set:ident: $($name:ident),+) => {
+        $(#[$doc])*
         #[derive(Debug)]
-        pub(super) struct Statements {
+        pub(super) struct $set {
             $(pub(super) $name: Statement),+
         }
 
-        impl Statements {
+        impl $set {
             /// Each text and its index, for tests.
             pub(super) fn all(&self) -> Vec<(&str, &'static str)> {
                 vec![$((self.$name.text.as_str(), self.$name.index)),+]
@@ -69,7 +70,11 @@ macro_rules! statements {
     };
 }
 
+pub(super) use statements;
+
 statements! {
+    /// The statements as one database writes them.
+    Statements:
     commands, workspaces, overrides, counters, open_grants, stale, payments, plans, versions, features, offer_plans,
     retire_others, existing_features, keep_setting, setting, offered_plans, usage_asc, usage_desc, usage_of_feature_asc, usage_of_feature_desc, ledger_asc,
     ledger_desc, ledger_of_grant_asc, ledger_of_grant_desc, last_entry, usage_log, events_of_workspace, event, due_boundaries,
@@ -216,17 +221,17 @@ impl Statements {
     }
 }
 
-fn list(index: &'static str, text: &str) -> Statement {
+pub(super) fn list(index: &'static str, text: &str) -> Statement {
     Statement { text: text.to_owned(), key: &[], index }
 }
 
-fn lookup<S: Syntax>(key: &'static [KeyColumn], index: &'static str, text: &str) -> Statement {
+pub(super) fn lookup<S: Syntax>(key: &'static [KeyColumn], index: &'static str, text: &str) -> Statement {
     let text = text.replace("{keys}", &S::key_list(key)).replace("{index}", &hint::<S>(index));
     Statement { text, key, index }
 }
 
 /// A primary key is used without a hint.
-fn hint<S: Syntax>(index: &str) -> String {
+pub(super) fn hint<S: Syntax>(index: &str) -> String {
     if index.ends_with("_pkey") { String::new() } else { S::indexed_by(index) }
 }
 
@@ -284,7 +289,7 @@ fn reversible_purchases<S: Syntax>() -> Statement {
 }
 
 /// The rows of a table that have one of the keys.
-fn by_key<S: Syntax, T: Table>(key: &'static [KeyColumn], index: &'static str, filter: &str) -> Statement {
+pub(super) fn by_key<S: Syntax, T: Table>(key: &'static [KeyColumn], index: &'static str, filter: &str) -> Statement {
     let (columns, table) = (T::select("t"), T::NAME);
     let is_key: Vec<_> = key.iter().map(|(name, _)| format!("t.{name} = k.{name}")).collect();
     let is_key = is_key.join(" and ");

@@ -10,6 +10,9 @@ use super::plan_rows::{PlanFeatureRow, PlanVersionRow};
 use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
+use crate::domain::consumers::{
+    DeadLetter, ParkedWorkspace, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity,
+};
 use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
@@ -61,6 +64,13 @@ pub(super) trait Visitor {
 /// A list of columns, each formatted by the function from its place and itself.
 pub(super) fn list(columns: &[Column], write: impl Fn(usize, &Column) -> String) -> String {
     columns.iter().enumerate().map(|(place, column)| write(place, column)).collect::<Vec<_>>().join(", ")
+}
+
+/// What an insert does where the key is taken: it sets each column that can change.
+pub(super) fn on_conflict<T: Table>(set: impl Fn(&str) -> String) -> String {
+    let mut columns = T::columns();
+    columns.retain(|column| !T::KEY.contains(&column.name) && !T::FIXED.contains(&column.name));
+    format!("on conflict ({}) do update set {}", T::KEY.join(", "), list(&columns, |_, column| set(column.name)))
 }
 
 fn kinds_of<Row, Field: Columns>(_: fn(&Row) -> &Field) -> &'static [Kind] {
@@ -208,6 +218,36 @@ tables! {
     event_outbox(partition_id, seq): EventRecord {
         partition [partition_id], seq, event_id, workspace_id, workspace_seq, event_type, schema_version, recorded_at, correlation_id,
         causation_id, traceparent, data
+    }
+
+    dead_letters(dead_letter_id) fixed(first_failed_at): DeadLetter {
+        dead_letter_id, consumer, version, workspace_id, partition [partition_id], seq, workspace_seq, event_id, event_type,
+        fingerprint, error_class, error, attempts, first_failed_at, last_failed_at, state
+    }
+
+    parked_workspaces(consumer, version, workspace_id): ParkedWorkspace {
+        consumer, version, workspace_id, partition [partition_id], workspace_seq, dead_letter_id, since
+    }
+
+    usage_days(version, workspace_id, day, feature_code) fixed(partition_id): UsageDay {
+        version, workspace_id, day, feature_code, partition [partition_id], credits, refunded, quantity, deductions, refused
+    }
+
+    usage_hours(version, partition_id, hour, plan_code, feature_code): UsageHour {
+        version, partition [partition_id], hour, plan_code, feature_code, credits, deductions, refused
+    }
+
+    revenue_days(version, partition_id, day, plan_code, currency): RevenueDay {
+        version, partition [partition_id], day, plan_code, currency, purchases, credits_sold, paid_minor, returned_minor,
+        recognised_minor, active_workspaces, new_workspaces, canceled_workspaces
+    }
+
+    analytics_workspaces(version, workspace_id) fixed(partition_id): WorkspaceActivity {
+        version, workspace_id, partition [partition_id], plan_code, active_day
+    }
+
+    purchase_revenue(version, workspace_id, grant_id) fixed(partition_id, currency): PurchaseRevenue {
+        version, workspace_id, grant_id, partition [partition_id], currency, amount_minor, credits, used, recognised_minor
     }
 
     outbox_partitions(partition_id): PartitionHead {

@@ -74,6 +74,15 @@ metrics_table! {
     GROUP_LAG_EVENTS = "visionscope_group_lag_events", Gauge, Count, ["group"],
         "Events after the last one that was delivered to a consumer group, summed over the partitions in which the group was seen. A group that is lost with its stream keeps its position and falls behind. At most 100 groups have a series of their own; the others together are `_others`.";
 
+    CONSUMER_LAG_EVENTS = "visionscope_consumer_lag_events", Gauge, Count, ["consumer"],
+        "Stored events that a consumer of this server has not taken yet, of all partitions.";
+    CONSUMER_EVENTS = "visionscope_consumer_events_total", Counter, Count, ["consumer"],
+        "Events that a consumer of this process has taken, or left out because it does not read their type.";
+    CONSUMER_PARKED_WORKSPACES = "visionscope_consumer_parked_workspaces", Gauge, Count, ["consumer"],
+        "Workspaces whose events a consumer leaves out, because it could not take one of them.";
+    CONSUMER_DEAD_LETTERS = "visionscope_consumer_dead_letters_total", Counter, Count, ["consumer"],
+        "Events that a consumer of this process could not take.";
+
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
         "Commands of the scheduler that took effect: periods begun (`boundary`), expiries booked (`expiry`), expiries announced (`expiry_warning`).";
 

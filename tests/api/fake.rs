@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
+use visionscope_billing::domain::consumers::Consumer;
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -22,11 +23,12 @@ use visionscope_billing::domain::usage::UsageId;
 use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
+use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
 };
-use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
+use visionscope_billing::store::{Figures, Outbox, Reads, Store, StoreError, WriteTx};
 
 /// The next reply of the engine.
 #[derive(Clone)]
@@ -177,6 +179,19 @@ impl Reads for FakeStore {
     }
     async fn ping(&self) -> Result<(), StoreError> {
         self.answer(())
+    }
+}
+
+#[async_trait]
+impl Figures for FakeStore {
+    async fn as_of(&self, _: Consumer, _: WorkspaceId) -> Result<AsOf, StoreError> {
+        self.answer(AsOf { version: 1, seq: 0, waiting_since: None, is_parked: false })
+    }
+    async fn event_seq(&self, _: WorkspaceId, _: i64) -> Result<Option<i64>, StoreError> {
+        self.answer(None)
+    }
+    async fn usage_figures(&self, _: i32, _: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use visionscope_billing::clock::{Clock, ManualClock, SystemClock};
+use visionscope_billing::consumers::{self, ConsumersConfig, Wakeup};
 use visionscope_billing::domain::cloud_event::EventSource;
 
 use visionscope_billing::contract::Contract;
@@ -57,6 +60,7 @@ pub struct TestServer {
     stop: StopHandle,
     /// Kept until the server ends. None with a fake store.
     database: Option<TestDatabase>,
+    consumers: Option<AbortHandle>,
 }
 
 /// Starts a server over an engine and a store.
@@ -94,7 +98,7 @@ pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    TestServer { address, clock, health, client, stop: stop.recv().unwrap(), database: None }
+    TestServer { address, clock, health, client, stop: stop.recv().unwrap(), database: None, consumers: None }
 }
 
 impl TestServer {
@@ -107,6 +111,9 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         drop(self.stop.stop_now());
+        if let Some(consumers) = &self.consumers {
+            consumers.abort();
+        }
     }
 }
 
@@ -287,9 +294,20 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
         Arc::new(EventBuffer::new()),
     );
     engine.offer_plans(plans.iter().cloned().map(Arc::new).collect());
+    let consumers = ConsumersConfig { beat: Duration::from_millis(5), ..ConsumersConfig::embedded() };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let running = consumers::run(
+        Arc::clone(&database.server_store),
+        clock,
+        Wakeup::default(),
+        consumers,
+        CancellationToken::new(),
+    );
+    let running = tokio::spawn(running).abort_handle();
     let store = Arc::clone(&database.store);
     let mut server = serve(Arc::new(engine), store, &HttpConfig::default());
     server.database = Some(database);
+    server.consumers = Some(running);
     server
 }
 

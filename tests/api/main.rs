@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where something is not as it should be")]
 
+mod analytics;
 mod as_of_now;
 mod auth;
 mod bad_input;

@@ -15,9 +15,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
-use visionscope_billing::store::Store;
 use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
+use visionscope_billing::store::{ServerStore, Store};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
@@ -28,6 +28,8 @@ pub enum Database {
 /// A database for one test, and the store on it.
 pub struct TestDatabase {
     pub store: Arc<dyn Store>,
+    /// The same store, for what only the server itself does.
+    pub server_store: Arc<dyn ServerStore>,
     kind: Kind,
 }
 
@@ -52,20 +54,24 @@ impl Database {
                 let config = SqliteConfig { readers: 2, ..SqliteConfig::new(folder.path().join("test.db")) };
                 let store = SqliteStore::open(&config).await.unwrap();
                 store.migrate().await.unwrap();
-                TestDatabase { store: Arc::new(store), kind: Kind::Sqlite(folder) }
+                TestDatabase::new(Arc::new(store), Kind::Sqlite(folder))
             }
             Self::Postgres => {
                 let template = TEMPLATE.get_or_init(make_template).await;
                 let name = fresh_name("test");
                 admin(&format!("create database {name} template {template}")).await;
                 let store = connect(&name).await;
-                TestDatabase { store: Arc::new(store), kind: Kind::Postgres(name) }
+                TestDatabase::new(Arc::new(store), Kind::Postgres(name))
             }
         }
     }
 }
 
 impl TestDatabase {
+    fn new(store: Arc<dyn ServerStore>, kind: Kind) -> Self {
+        Self { store: Arc::clone(&store) as Arc<dyn Store>, server_store: store, kind }
+    }
+
     /// A second store on the same database: another replica.
     pub async fn replica(&self) -> Arc<dyn Store> {
         match &self.kind {

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
+use visionscope_billing::domain::consumers::Consumer;
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -19,11 +20,12 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
+use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
 };
-use visionscope_billing::store::{Outbox, Reads, Store, StoreError, WriteTx};
+use visionscope_billing::store::{Figures, Outbox, Reads, Store, StoreError, WriteTx};
 
 /// What happens to one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,6 +261,21 @@ impl Reads for FaultyStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.inner.ping().await
+    }
+}
+
+#[async_trait]
+impl Figures for FaultyStore {
+    async fn as_of(&self, consumer: Consumer, workspace_id: WorkspaceId) -> Result<AsOf, StoreError> {
+        self.inner.as_of(consumer, workspace_id).await
+    }
+
+    async fn event_seq(&self, workspace_id: WorkspaceId, workspace_seq: i64) -> Result<Option<i64>, StoreError> {
+        self.inner.event_seq(workspace_id, workspace_seq).await
+    }
+
+    async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
+        self.inner.usage_figures(version, query).await
     }
 }
 

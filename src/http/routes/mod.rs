@@ -5,6 +5,7 @@
 
 use utoipa_actix_web::service_config::ServiceConfig;
 
+pub mod analytics;
 mod charge;
 pub mod credits;
 pub mod events;
@@ -60,6 +61,7 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(usage::refund_usage)
         .service(purchases::reverse_purchase)
         .service(ledger::list_ledger)
+        .service(analytics::get_usage_analytics)
         .service(subscription::change_subscription)
         .service(subscription::cancel_subscription)
         .service(subscription::resume_subscription)

@@ -123,7 +123,7 @@ impl Drop for Held {
 }
 
 /// A connection in a transaction. Dropping it rolls back.
-pub(super) struct Transaction(Option<Held>);
+pub(in crate::store) struct Transaction(Option<Held>);
 
 impl Transaction {
     pub(super) fn connection(&mut self) -> &mut PgConnection {

@@ -18,6 +18,8 @@ use crate::store::plan_cache::PlanCache;
 
 /// The longest statement timeout that can be configured: less than [`ANSWER_TIMEOUT`](crate::store::error::ANSWER_TIMEOUT).
 pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Connections for transactions that no caller waits for.
+const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long a returned connection may take to answer a ping.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long migrating may take, including the wait for another replica that migrates.
@@ -103,6 +105,8 @@ pub struct PostgresStore {
     pub(super) writes: Writers,
     /// For reads and the publisher.
     pub(super) reads: PgPool,
+    /// For transactions that no caller waits for.
+    pub(super) background: Writers,
     pub(super) plans: Arc<PlanCache>,
 }
 
@@ -117,9 +121,10 @@ impl PostgresStore {
     pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
         let options = config.connect_options()?;
         let reads = Self::pool(config, config.read_connections).connect_lazy_with(options.clone());
+        let background = Writers::new(options.clone(), BACKGROUND_CONNECTIONS, config.acquire_timeout)?;
         let writes = Writers::new(options, config.max_connections, config.acquire_timeout)?;
         writes.take().await?.give_back();
-        Ok(Self { writes, reads, plans: Arc::default() })
+        Ok(Self { writes, reads, background, plans: Arc::default() })
     }
 
     fn pool(config: &PostgresConfig, connections: u32) -> PgPoolOptions {

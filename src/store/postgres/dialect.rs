@@ -10,12 +10,13 @@ use sqlx::postgres::{PgConnection, PgRow, Postgres};
 
 use super::database::{BEGIN_READING, PostgresStore};
 use super::error::store_error;
-use super::rows::{BindColumn, array, bind, bind_keys, insert, update, write_rows};
+use super::rows::{BindColumn, add, array, bind, bind_keys, insert, put, update, write_rows};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
 use crate::store::columns::Fields;
+use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
@@ -26,10 +27,12 @@ use crate::store::tables::Table;
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<PgConnection>);
 
+static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<PgConnection>);
+
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(LOCK_HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_AFTER.as_str(), "event_outbox_pkey")];
-    STATEMENTS.all().into_iter().chain(own).collect()
+    STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(own).collect()
 }
 
 static LOCK_HEADS: LazyLock<String> = LazyLock::new(|| {
@@ -82,6 +85,10 @@ impl Dialect for PgConnection {
         &STATEMENTS
     }
 
+    fn consumer_statements() -> &'static ConsumerStatements {
+        &OF_CONSUMERS
+    }
+
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<PgRow>, StoreError> {
         let statement = bind_keys(sqlx::query(statement.text.as_str()), statement.key, keys);
         statement.fetch_all(self).await.map_err(store_error)
@@ -104,6 +111,14 @@ impl Dialect for PgConnection {
 
     async fn update<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
         write_rows(self, update::<T>(&array::<T>(1)), rows).await
+    }
+
+    async fn put<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, put::<T>(1), rows).await
+    }
+
+    async fn add<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, add::<T>(1), rows).await
     }
 
     async fn lock_heads(

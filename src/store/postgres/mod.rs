@@ -33,6 +33,7 @@ use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
 mod connection;
+mod consumers;
 mod database;
 mod dialect;
 mod error;
@@ -135,6 +136,7 @@ impl Store for PostgresStore {
     async fn close(&self) {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.reads.close()).await;
         self.writes.close();
+        self.background.close();
     }
 }
 
@@ -149,7 +151,8 @@ pub fn indexes() -> Vec<(&'static str, &'static str)> {
 /// Every statement of this store, for the test that prepares them.
 #[doc(hidden)]
 pub fn statements() -> impl Iterator<Item = String> {
-    let fixed = [database::STATEMENTS, connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
+    let fixed = [database::STATEMENTS, connection::STATEMENTS, consumers::STATEMENTS, outbox::STATEMENTS];
+    let fixed = fixed.into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
     let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
     let texts =

@@ -22,7 +22,7 @@ use crate::store::columns::{Kind, ReadValue, Value, WriteValue};
 use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
-use crate::store::tables::{Table, list};
+use crate::store::tables::{Table, list, on_conflict};
 
 /// Binds a column of keys as an array of its type.
 macro_rules! array_of {
@@ -47,6 +47,17 @@ pub(super) fn insert<T: Table>(parameter: usize) -> String {
     let (table, row_type) = (T::NAME, T::ROW_TYPE);
     let (names, values) = (list(&columns, |_, column| column.name.into()), T::select("n"));
     format!("insert into {table} ({names}) select {values} from unnest(${parameter}::{row_type}[]) n")
+}
+
+/// The statement that inserts the rows of an array, or replaces what is stored.
+pub(super) fn put<T: Table>(parameter: usize) -> String {
+    format!("{} {}", insert::<T>(parameter), on_conflict::<T>(|name| format!("{name} = excluded.{name}")))
+}
+
+/// The statement that inserts the rows of an array, or adds their figures to what is stored.
+pub(super) fn add<T: Table>(parameter: usize) -> String {
+    let sum = |name: &str| format!("{name} = {}.{name} + excluded.{name}", T::NAME);
+    format!("{} {}", insert::<T>(parameter), on_conflict::<T>(sum))
 }
 
 /// The statement that updates rows by their keys from a `from` item.
@@ -103,6 +114,7 @@ pub(super) fn bind_keys<'q>(mut statement: Statement<'q>, key: &[KeyColumn], key
         let values = || keys.0.iter().filter_map(|values| values.get(place));
         statement = match kind {
             Kind::Uuid => array_of!(statement, values, Value::Uuid(id) => *id),
+            Kind::Smallint => array_of!(statement, values, Value::Smallint(number) => *number),
             Kind::Integer => array_of!(statement, values, Value::Integer(number) => *number),
             Kind::Bigint => array_of!(statement, values, Value::Bigint(number) => *number),
             Kind::Timestamptz => array_of!(statement, values, Value::Timestamptz(at) => at.to_datetime()),

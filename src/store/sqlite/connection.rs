@@ -12,7 +12,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{
@@ -29,6 +29,9 @@ pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
 
 /// How long a transaction waits for the writing connection: the time of many batches.
 const WRITER_WAIT: Duration = Duration::from_millis(500);
+/// How long a transaction in the background lets others go first, and how often it looks.
+const BACKGROUND_WAIT: Duration = Duration::from_millis(50);
+const BACKGROUND_PAUSE: Duration = Duration::from_millis(1);
 /// How long a read waits for a free connection.
 const READER_WAIT: Duration = Duration::from_millis(500);
 /// How long SQLite waits for a lock of another process (`visionscope verify`, a backup).
@@ -106,6 +109,8 @@ pub(super) struct Writer {
     /// Statements to run on every new connection.
     prepare: &'static [String],
     slot: Slot,
+    /// How many wait for the connection.
+    waiting: AtomicUsize,
     is_closed: AtomicBool,
 }
 
@@ -118,7 +123,8 @@ impl Writer {
             .pragma("journal_size_limit", LOG_SIZE_LIMIT.to_string())
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string());
         let connection = connect(&options, prepare).await.map_err(|error| naming(path, error))?;
-        Ok(Self { options, prepare, slot: Arc::new(Mutex::new(Some(connection))), is_closed: AtomicBool::new(false) })
+        let slot = Arc::new(Mutex::new(Some(connection)));
+        Ok(Self { options, prepare, slot, waiting: AtomicUsize::new(0), is_closed: AtomicBool::new(false) })
     }
 
     /// Waits for the connection and begins a transaction that may write.
@@ -126,6 +132,15 @@ impl Writer {
         let mut transaction = self.acquire().await?;
         sqlx::query(BEGIN).execute(transaction.connection()).await.map_err(store_error)?;
         Ok(transaction)
+    }
+
+    /// Begins a transaction of work that no caller waits for. Commands that wait go first, but not for ever.
+    pub(super) async fn begin_background(&self) -> Result<Transaction, StoreError> {
+        let begun = Instant::now();
+        while self.waiting.load(Ordering::Relaxed) > 0 && begun.elapsed() < BACKGROUND_WAIT {
+            tokio::time::sleep(BACKGROUND_PAUSE).await;
+        }
+        self.begin().await
     }
 
     /// Applies the migrations, each in its own transaction.
@@ -150,9 +165,10 @@ impl Writer {
 
     /// Waits for the connection, outside a transaction.
     pub(super) async fn acquire(&self) -> Result<Transaction, StoreError> {
-        let mut slot = timeout(WRITER_WAIT, Arc::clone(&self.slot).lock_owned())
-            .await
-            .map_err(|_| StoreError::Unavailable("the writing connection is busy".into()))?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let locked = timeout(WRITER_WAIT, Arc::clone(&self.slot).lock_owned()).await;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut slot = locked.map_err(|_| StoreError::Unavailable("the writing connection is busy".into()))?;
         if self.is_closed.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the database is closed".into()));
         }
@@ -178,7 +194,7 @@ struct Held {
 }
 
 /// The writing connection in use. Dropping it rolls back, or closes the connection if no transaction has begun.
-pub(super) struct Transaction(Option<Held>);
+pub(in crate::store) struct Transaction(Option<Held>);
 
 impl Transaction {
     pub(super) fn connection(&mut self) -> &mut SqliteConnection {

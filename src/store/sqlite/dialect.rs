@@ -11,11 +11,12 @@ use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use super::connection::limit as limit_time;
 use super::database::{BEGIN_READING, SqliteStore};
 use super::error::store_error;
-use super::rows::{bind, element, insert, json_of, keys_json, update, write_rows};
+use super::rows::{add, bind, element, insert, json_of, keys_json, put, update, write_rows};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
+use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
 use crate::store::plan_cache::PlanCache;
@@ -26,10 +27,12 @@ use crate::store::tables::{Column, Table, list};
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<SqliteConnection>);
 
+static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<SqliteConnection>);
+
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_OF_PARTITION.as_str(), "event_outbox_pkey")];
-    STATEMENTS.all().into_iter().chain(own).collect()
+    STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(own).collect()
 }
 
 static HEADS: LazyLock<String> = LazyLock::new(|| {
@@ -63,6 +66,10 @@ impl Dialect for SqliteConnection {
         &STATEMENTS
     }
 
+    fn consumer_statements() -> &'static ConsumerStatements {
+        &OF_CONSUMERS
+    }
+
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<SqliteRow>, StoreError> {
         let statement = sqlx::query(statement.text.as_str()).bind(keys_json(statement.key, keys));
         statement.fetch_all(self).await.map_err(store_error)
@@ -87,6 +94,14 @@ impl Dialect for SqliteConnection {
 
     async fn update<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
         write_rows(self, update::<T>("?1"), rows).await
+    }
+
+    async fn put<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, put::<T>("?1"), rows).await
+    }
+
+    async fn add<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_rows(self, add::<T>("?1"), rows).await
     }
 
     /// Locks nothing: a write transaction holds the write lock since it began. SQLite has the clock of this machine.

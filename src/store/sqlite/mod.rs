@@ -32,6 +32,7 @@ use crate::store::write::has_only_deduction_rows;
 use crate::store::{Store, WriteTx, invariants};
 
 mod connection;
+mod consumers;
 mod database;
 mod dialect;
 mod error;
@@ -134,7 +135,7 @@ pub fn indexes() -> Vec<(&'static str, &'static str)> {
 /// Every statement of this store, for the test that prepares them.
 #[doc(hidden)]
 pub fn statements() -> impl Iterator<Item = String> {
-    let fixed = [connection::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
+    let fixed = [connection::STATEMENTS, consumers::STATEMENTS, outbox::STATEMENTS].into_iter().flatten().copied();
     let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
     let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
     let texts = fixed.chain(invariants).chain(looked_up).chain([dialect::PING]);

@@ -15,7 +15,7 @@ use crate::store::columns::{Columns, Kind, ReadValue, Value, WriteValue};
 use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
-use crate::store::tables::{Column, Table, list};
+use crate::store::tables::{Column, Table, list, on_conflict};
 
 /// An estimate of the text of one row, so that few batches grow their buffer.
 const ROW_BYTES: usize = 256;
@@ -28,6 +28,17 @@ pub(super) fn insert<T: Table>(rows: &str) -> String {
     let columns = T::columns();
     let (names, values) = (list(&columns, |_, column| column.name.into()), list(&columns, element));
     format!("insert into {} ({names}) select {values} from jsonb_each({rows}) where true", T::NAME)
+}
+
+/// The statement that inserts the rows of a JSON array, or replaces what is stored.
+pub(super) fn put<T: Table>(rows: &str) -> String {
+    format!("{} {}", insert::<T>(rows), on_conflict::<T>(|name| format!("{name} = excluded.{name}")))
+}
+
+/// The statement that inserts the rows of a JSON array, or adds their figures to what is stored.
+pub(super) fn add<T: Table>(rows: &str) -> String {
+    let sum = |name: &str| format!("{name} = {}.{name} + excluded.{name}", T::NAME);
+    format!("{} {}", insert::<T>(rows), on_conflict::<T>(sum))
 }
 
 /// The statement that updates rows by their keys from a JSON array.

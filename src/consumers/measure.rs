@@ -1,0 +1,41 @@
+//! The metrics of the consumers.
+
+use std::collections::BTreeMap;
+
+use metrics::{counter, gauge};
+
+use super::positions::Positions;
+use crate::domain::consumers::{Build, Consumer};
+use crate::domain::ids::Partition;
+use crate::store::consumers::Advance;
+use crate::telemetry::metric;
+
+/// How far each consumer is behind, and how many workspaces it leaves out.
+pub(super) fn report(positions: &Positions, heads: &BTreeMap<Partition, i64>) {
+    let mut of_consumers: BTreeMap<Consumer, (i64, usize)> = BTreeMap::new();
+    for registered in positions.consumers.values() {
+        let build = Build { consumer: registered.consumer, version: registered.version };
+        let (lag, parked) = of_consumers.entry(registered.consumer).or_default();
+        for (partition, head) in heads {
+            let Some(position) = positions.of_builds.get(&(*partition, build)) else { continue };
+            *lag += head.saturating_sub(position.seq).max(0);
+            *parked += position.parked.len();
+        }
+    }
+    for (consumer, (lag, parked)) in of_consumers {
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 events are out of reach")]
+        gauge!(metric::CONSUMER_LAG_EVENTS, "consumer" => consumer.as_str()).set(lag as f64);
+        let parked = u32::try_from(parked).unwrap_or(u32::MAX);
+        gauge!(metric::CONSUMER_PARKED_WORKSPACES, "consumer" => consumer.as_str()).set(f64::from(parked));
+    }
+}
+
+pub(super) fn count(advances: &[Advance]) {
+    for advance in advances {
+        let consumer = advance.build.consumer.as_str();
+        let events = u64::try_from(advance.to.saturating_sub(advance.from)).unwrap_or_default();
+        counter!(metric::CONSUMER_EVENTS, "consumer" => consumer).increment(events);
+        let letters = u64::try_from(advance.letters.len()).unwrap_or(u64::MAX);
+        counter!(metric::CONSUMER_DEAD_LETTERS, "consumer" => consumer).increment(letters);
+    }
+}

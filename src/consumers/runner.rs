@@ -1,0 +1,325 @@
+//! The loop of the consumers: leases, beats, and what happens when a beat fails.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::config::ConsumersConfig;
+use super::measure;
+use super::positions::Positions;
+use super::step::{Step, by_step};
+use super::wakeup::Wakeup;
+use crate::clock::Clock;
+use crate::domain::consumers::{Build, ConsumerKeys, ConsumerRows, Fact, Fault, keys};
+use crate::domain::ids::Partition;
+use crate::store::consumers::Advance;
+use crate::store::queries::EventPosition;
+use crate::store::{ServerStore, StoreError};
+
+/// How often everything is read again: what other replicas and operators have changed.
+const REFRESH: Duration = Duration::from_secs(1);
+/// How often a lease is renewed within its lifetime.
+const RENEWALS_PER_TTL: u32 = 3;
+/// How long releasing the leases may take when the server stops.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The fewest events that one beat reads of a partition.
+const MIN_EVENTS: u32 = 16;
+/// How many workspaces may be parked within [`PARKING_WINDOW`] before the consumer is tripped.
+const MAX_PARKED: usize = 20;
+const PARKING_WINDOW: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
+/// A build is switched to when it is less than so many events behind in every partition.
+const NEARLY_BUILT: i64 = 1000;
+/// The first and the longest pause after a failure. There is no last attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+pub(super) struct Runner {
+    store: Arc<dyn ServerStore>,
+    clock: Arc<dyn Clock>,
+    wakeup: Wakeup,
+    config: ConsumersConfig,
+    owner: String,
+    leased: BTreeSet<Partition>,
+    positions: Positions,
+    heads: BTreeMap<Partition, i64>,
+    /// Where a build met an event that is newer than this version of the server: it does not look there again.
+    newer_at: HashMap<(Partition, Build), i64>,
+    next_lease: Instant,
+    next_refresh: Instant,
+}
+
+/// What a turn has done.
+enum Turn {
+    /// Events were taken, in so much time.
+    Busy(Duration),
+    Idle,
+}
+
+impl Runner {
+    pub(super) fn new(
+        store: Arc<dyn ServerStore>,
+        clock: Arc<dyn Clock>,
+        wakeup: Wakeup,
+        config: ConsumersConfig,
+    ) -> Self {
+        let (owner, now) = (clock.new_id().to_string(), Instant::now());
+        Self {
+            store,
+            clock,
+            wakeup,
+            config,
+            owner,
+            leased: BTreeSet::new(),
+            positions: Positions::default(),
+            heads: BTreeMap::new(),
+            newer_at: HashMap::new(),
+            next_lease: now,
+            next_refresh: now,
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff: Option<ExponentialBackoff> = None;
+        loop {
+            let begun = Instant::now();
+            let turn = tokio::select! {
+                () = stop.cancelled() => break,
+                turn = self.turn() => turn,
+            };
+            let pause = match turn {
+                Ok(Turn::Busy(transaction)) => {
+                    let pause = transaction * self.config.pause_factor;
+                    pause.max(self.config.beat.saturating_sub(begun.elapsed()))
+                }
+                Ok(Turn::Idle) => {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = self.wakeup.wait() => {}
+                        () = sleep(self.next_refresh.saturating_duration_since(Instant::now())) => {}
+                    }
+                    // Commits of one beat are taken together.
+                    self.config.beat
+                }
+                Err(error) => {
+                    if backoff.is_none() {
+                        tracing::warn!(%error, "the consumers cannot go on; trying again");
+                    }
+                    self.forget();
+                    let pauses = backoff.get_or_insert_with(pauses);
+                    let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(pause) => continue,
+                    }
+                }
+            };
+            if backoff.take().is_some() {
+                tracing::info!("the consumers go on");
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sleep(pause) => {}
+            }
+        }
+        let released = timeout(RELEASE_TIMEOUT, self.store.release_consumer_leases(&self.owner)).await;
+        if !matches!(released, Ok(Ok(()))) {
+            tracing::warn!("the leases of the consumers could not be released; they expire");
+        }
+    }
+
+    /// Reads everything again before the next step.
+    fn forget(&mut self) {
+        (self.next_lease, self.next_refresh) = (Instant::now(), Instant::now());
+    }
+
+    async fn turn(&mut self) -> Result<Turn, StoreError> {
+        let now = Instant::now();
+        if self.next_lease <= now {
+            let leased = self.store.lease_consumers(&self.owner, self.config.lease_ttl).await?;
+            self.leased = leased.into_iter().collect();
+            self.next_lease = now + self.config.lease_ttl / RENEWALS_PER_TTL;
+        }
+        if self.next_refresh <= now {
+            self.refresh().await?;
+            self.next_refresh = now + REFRESH;
+        }
+        let steps = self.next_steps().await?;
+        if steps.is_empty() {
+            return Ok(Turn::Idle);
+        }
+        let begun = Instant::now();
+        self.take(steps).await?;
+        Ok(Turn::Busy(begun.elapsed()))
+    }
+
+    async fn refresh(&mut self) -> Result<(), StoreError> {
+        self.positions = Positions::read(&*self.store).await?;
+        let heads = self.store.heads().await?;
+        self.heads = heads.into_iter().map(|head| (head.partition, head.seq)).collect();
+        measure::report(&self.positions, &self.heads);
+        self.switch_builds().await?;
+        self.trip_consumers().await
+    }
+
+    /// The last known event of a partition.
+    fn head(&self, partition: Partition) -> i64 {
+        self.heads.get(&partition).copied().unwrap_or_default().max(self.wakeup.head(partition))
+    }
+
+    /// Reads the events after every position that is behind. Builds at one position share the read.
+    async fn next_steps(&self) -> Result<Vec<Step>, StoreError> {
+        let mut behind: BTreeMap<(Partition, i64), Vec<Build>> = BTreeMap::new();
+        for (partition, build, position) in self.positions.running() {
+            let is_newer = self.newer_at.get(&(partition, build)) == Some(&position.seq);
+            if self.leased.contains(&partition) && position.seq < self.head(partition) && !is_newer {
+                behind.entry((partition, position.seq)).or_default().push(build);
+            }
+        }
+        let limit = self.config.max_events / u32::try_from(behind.len().max(1)).unwrap_or(u32::MAX);
+        let limit = limit.max(MIN_EVENTS);
+        let mut steps = Vec::new();
+        // One read takes one position of each partition.
+        while !behind.is_empty() {
+            let mut after: Vec<EventPosition> = Vec::new();
+            for (partition, seq) in behind.keys() {
+                if after.last().is_none_or(|position| position.partition != *partition) {
+                    after.push(EventPosition { partition: *partition, seq: *seq });
+                }
+            }
+            let mut facts: BTreeMap<Partition, Vec<Fact>> = BTreeMap::new();
+            for event in self.store.read_each(&after, limit).await? {
+                facts.entry(event.partition).or_default().push(Fact::new(event));
+            }
+            for EventPosition { partition, seq } in after {
+                let builds = behind.remove(&(partition, seq)).unwrap_or_default();
+                let facts: Arc<[Fact]> = facts.remove(&partition).unwrap_or_default().into();
+                let of_builds = builds.into_iter().map(|build| Step::new(build, partition, seq, &facts));
+                steps.extend(of_builds.filter(|step| !step.facts.is_empty() || step.newer.is_some()));
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Takes the steps in one transaction. If the database refuses their rows, the event is found by halving.
+    async fn take(&mut self, steps: Vec<Step>) -> Result<(), StoreError> {
+        let mut queue = VecDeque::from([steps]);
+        while let Some(steps) = queue.pop_front() {
+            let advances = self.fold(&steps).await?;
+            match self.store.advance_consumers(&advances).await {
+                Ok(()) => self.advanced(&advances),
+                Err(StoreError::Corrupt(text)) => match halves(&steps) {
+                    Some(halves) => halves.into_iter().rev().for_each(|half| queue.push_front(half)),
+                    None => self.give_up(&steps, text).await?,
+                },
+                Err(StoreError::Conflict(text)) => {
+                    tracing::debug!(text, "another replica has taken these events");
+                    self.forget();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fold(&self, steps: &[Step]) -> Result<Vec<Advance>, StoreError> {
+        let mut wanted = ConsumerKeys::default();
+        for step in steps {
+            keys(step.build, &step.facts, &mut wanted);
+        }
+        let rows = by_step(self.store.consumer_rows(&wanted).await?);
+        let (none, now) = (ConsumerRows::default(), self.clock.now());
+        let advance = |step: &Step| {
+            let position = self.positions.of_builds.get(&(step.partition, step.build))?;
+            let rows = rows.get(&(step.build.version, step.partition)).unwrap_or(&none);
+            Some(step.fold(position, rows, now))
+        };
+        Ok(steps.iter().filter_map(advance).collect())
+    }
+
+    /// Leaves the only event of the only step out.
+    async fn give_up(&mut self, steps: &[Step], text: String) -> Result<(), StoreError> {
+        let fault = Fault { class: Fault::REFUSED, text };
+        let Some(step) = steps.first() else { return Ok(()) };
+        let Some(position) = self.positions.of_builds.get(&(step.partition, step.build)) else { return Ok(()) };
+        let advance = step.without_event(position, &fault, self.clock.now());
+        self.store.advance_consumers(std::slice::from_ref(&advance)).await?;
+        self.advanced(&[advance]);
+        Ok(())
+    }
+
+    /// Notes what was written.
+    fn advanced(&mut self, advances: &[Advance]) {
+        for advance in advances {
+            let key = (advance.partition, advance.build);
+            if advance.waiting_for.is_some() {
+                self.newer_at.insert(key, advance.to);
+            }
+            let Some(position) = self.positions.of_builds.get_mut(&key) else { continue };
+            (position.seq, position.last_event_id) = (advance.to, advance.last_event_id);
+            position.waiting_for.clone_from(&advance.waiting_for);
+            for letter in &advance.letters {
+                position.parked.insert(letter.workspace_id, letter.last_failed_at);
+                tracing::error!(
+                    consumer = advance.build.consumer.as_str(), event_id = %letter.event_id,
+                    workspace_id = %letter.workspace_id, error_class = letter.error_class, error = letter.error,
+                    "an event cannot be taken; later events of its workspace wait"
+                );
+            }
+        }
+        measure::count(advances);
+    }
+
+    /// Switches to builds that have caught up.
+    async fn switch_builds(&mut self) -> Result<(), StoreError> {
+        let is_near = |(partition, build): (&Partition, Build)| {
+            let position = self.positions.of_builds.get(&(*partition, build));
+            position.is_some_and(|position| position.seq + NEARLY_BUILT > self.head(*partition))
+        };
+        let building = self.positions.consumers.values().filter_map(|registered| {
+            Some(Build { consumer: registered.consumer, version: registered.building_version? })
+        });
+        let built: Vec<_> =
+            building.filter(|build| self.heads.keys().all(|partition| is_near((partition, *build)))).collect();
+        for build in built {
+            self.store.switch_consumer(build).await?;
+            tracing::info!(consumer = build.consumer.as_str(), version = build.version, "the new figures are in use");
+            self.forget();
+        }
+        Ok(())
+    }
+
+    /// Stops consumers that cannot take the events of many workspaces: the fault is theirs.
+    async fn trip_consumers(&mut self) -> Result<(), StoreError> {
+        let since = self.clock.now().minus(PARKING_WINDOW);
+        let mut parked: BTreeMap<Build, usize> = BTreeMap::new();
+        for (_, build, position) in self.positions.running() {
+            *parked.entry(build).or_default() += position.parked.values().filter(|at| **at > since).count();
+        }
+        for (build, count) in parked.into_iter().filter(|(_, count)| *count > MAX_PARKED) {
+            let reason = format!("the events of {count} workspaces could not be taken within five minutes");
+            self.store.trip_consumer(build.consumer, &reason, self.clock.now()).await?;
+            tracing::error!(consumer = build.consumer.as_str(), reason, "the consumer stands still");
+            self.forget();
+        }
+        Ok(())
+    }
+}
+
+fn pauses() -> ExponentialBackoff {
+    let pauses = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
+    pauses.with_jitter().without_max_times().build()
+}
+
+/// The first and the second half of some steps, or of the events of a single one. None if it has one event.
+fn halves(steps: &[Step]) -> Option<[Vec<Step>; 2]> {
+    if let [step] = steps {
+        return step.halves().map(|[first, second]| [vec![first], vec![second]]);
+    }
+    let (first, second) = steps.split_at(steps.len() / 2);
+    Some([first.to_vec(), second.to_vec()])
+}

@@ -1,0 +1,82 @@
+//! Runs the fold of a consumer over some events of a partition.
+
+use super::analytics::{self, Analytics};
+use super::consumer::{Build, Consumer};
+use super::fact::{Fact, FactData};
+use super::fold::Fold;
+use super::letter::Fault;
+use super::rows::{ConsumerKeys, ConsumerRows};
+use crate::domain::cloud_event::EventRecord;
+use crate::domain::event::EventType;
+
+impl Consumer {
+    /// Whether it makes something of events of this type.
+    #[must_use]
+    pub const fn reads(self, event_type: EventType) -> bool {
+        match self {
+            Self::Analytics => analytics::reads(event_type),
+        }
+    }
+}
+
+/// The outcome of a fold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Folded {
+    Rows(ConsumerRows),
+    /// The event with this index cannot be taken. Nothing must be written.
+    Faulted {
+        index: usize,
+        fault: Fault,
+    },
+}
+
+/// The first event whose data is newer than this version of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newer {
+    pub event_type: &'static str,
+    pub schema_version: i16,
+}
+
+/// How many of the events come before the first that the consumer reads and that is newer than it. A consumer waits there:
+/// it is never wrong, and a newer version of the server goes on.
+#[must_use]
+pub fn up_to_newer(consumer: Consumer, facts: &[Fact]) -> (usize, Option<Newer>) {
+    let is_newer = |fact: &Fact| matches!(fact.data, FactData::Newer) && consumer.reads(fact.event.event_type);
+    let Some(index) = facts.iter().position(is_newer) else { return (facts.len(), None) };
+    let event = &facts[index].event;
+    (index, Some(Newer { event_type: event.event_type.as_str(), schema_version: event.schema_version }))
+}
+
+/// Adds the keys of the rows that the fold of these events must know.
+pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
+    for fact in facts.iter().filter(|fact| build.consumer.reads(fact.event.event_type)) {
+        let FactData::Known(data) = &fact.data else { continue };
+        match build.consumer {
+            Consumer::Analytics => Analytics::add_keys(build.version, fact, data, keys),
+        }
+    }
+}
+
+/// Folds these events, except those that are left out. `rows` are those of [`keys`] that exist.
+pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, is_left_out: impl Fn(&EventRecord) -> bool) -> Folded {
+    match build.consumer {
+        Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, is_left_out),
+    }
+}
+
+fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], is_left_out: impl Fn(&EventRecord) -> bool) -> Folded {
+    for (index, fact) in facts.iter().enumerate() {
+        if !consumer.reads(fact.event.event_type) || is_left_out(&fact.event) {
+            continue;
+        }
+        let taken = match &fact.data {
+            FactData::Known(data) => fold.take(fact, data),
+            FactData::Newer => Err(Fault::contradiction("the data has a newer schema")),
+            FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
+        };
+        if let Err(fault) = taken {
+            return Folded::Faulted { index, fault };
+        }
+    }
+    Folded::Rows(fold.finish())
+}

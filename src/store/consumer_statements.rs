@@ -1,0 +1,121 @@
+//! The statements of the consumers and of their figures, which both databases share.
+
+use super::columns::Kind;
+use super::statements::{KeyColumn, Statement, Syntax, by_key, hint, list, lookup, statements};
+use super::tables::Table;
+use crate::domain::consumers::{ParkedWorkspace, PurchaseRevenue, WorkspaceActivity};
+
+const BUILD: &[KeyColumn] = &[("consumer", Kind::Text), ("version", Kind::Integer)];
+const CURSOR: &[KeyColumn] = &[
+    ("consumer", Kind::Text),
+    ("version", Kind::Integer),
+    ("partition_id", Kind::Smallint),
+    ("seq", Kind::Bigint),
+    ("epoch", Kind::Bigint),
+    ("seq_to", Kind::Bigint),
+    ("last_event_id", Kind::Uuid),
+    ("waiting_for", Kind::Text),
+    ("updated_at", Kind::Timestamptz),
+];
+const TRIPPED: &[KeyColumn] =
+    &[("consumer", Kind::Text), ("reason", Kind::Text), ("changed_by", Kind::Text), ("changed_at", Kind::Timestamptz)];
+const OF_WORKSPACE: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Kind::Uuid)];
+const OF_GRANT: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Kind::Uuid), ("grant_id", Kind::Uuid)];
+
+statements! {
+    /// The statements of the consumers, as one database writes them.
+    ConsumerStatements:
+    consumers, consumer_cursors, parked_workspaces, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
+    as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
+}
+
+const CONSUMERS: &str = "
+select consumer, version, fold_version, building_version, building_fold_version, state, reason, changed_by, changed_at
+from consumers order by consumer";
+
+const CONSUMER_CURSORS: &str = "
+select consumer, version, partition_id, seq, last_event_id, epoch, waiting_for, updated_at from consumer_cursors";
+
+/// Of a consumer ($1), a partition ($2) and a workspace in it ($3).
+const AS_OF: &str = "
+select c.version, k.seq,
+    (select o.recorded_at from event_outbox o where o.partition_id = $2 and o.seq > k.seq order by o.seq limit 1),
+    exists (
+        select 1 from parked_workspaces p
+        where p.consumer = $1 and p.version = c.version and p.workspace_id = $3
+    )
+from consumers c
+join consumer_cursors k on k.consumer = c.consumer and k.version = c.version and k.partition_id = $2
+where c.consumer = $1";
+
+/// Moves each cursor that is where the fold began. A row for each that has moved.
+const ADVANCE_CURSORS: &str = "
+update consumer_cursors as c
+set seq = k.seq_to, last_event_id = k.last_event_id, waiting_for = k.waiting_for, updated_at = k.updated_at
+from {keys}
+where c.consumer = k.consumer and c.version = k.version and c.partition_id = k.partition_id and c.seq = k.seq
+    and c.epoch = k.epoch
+returning 1";
+
+const SWITCH_CONSUMER: &str = "
+update consumers as c
+set version = c.building_version, fold_version = c.building_fold_version, building_version = null,
+    building_fold_version = null
+from {keys}
+where c.consumer = k.consumer and c.building_version = k.version
+returning 1";
+
+const TRIP_CONSUMER: &str = "
+update consumers as c
+set state = 'tripped', reason = k.reason, changed_by = k.changed_by, changed_at = k.changed_at
+from {keys}
+where c.consumer = k.consumer and c.state = 'running'
+returning 1";
+
+impl ConsumerStatements {
+    pub(super) fn new<S: Syntax>() -> Self {
+        Self {
+            consumers: list("", CONSUMERS),
+            consumer_cursors: list("", CONSUMER_CURSORS),
+            parked_workspaces: list("", &format!("select {} from parked_workspaces t", ParkedWorkspace::select("t"))),
+            advance_cursors: lookup::<S>(CURSOR, "consumer_cursors_pkey", ADVANCE_CURSORS),
+            switch_consumer: lookup::<S>(BUILD, "consumers_pkey", SWITCH_CONSUMER),
+            trip_consumer: lookup::<S>(TRIPPED, "consumers_pkey", TRIP_CONSUMER),
+            activities: by_key::<S, WorkspaceActivity>(OF_WORKSPACE, "analytics_workspaces_pkey", ""),
+            revenues: by_key::<S, PurchaseRevenue>(OF_GRANT, "purchase_revenue_pkey", ""),
+            as_of: list("consumer_cursors_pkey", AS_OF),
+            event_seq: list(
+                "event_outbox_workspace",
+                &format!(
+                    "select t.seq from event_outbox t {} where t.workspace_id = $1 and t.workspace_seq = $2",
+                    hint::<S>("event_outbox_workspace")
+                ),
+            ),
+            usage_by_day_and_feature: usage_figures(
+                "u.day, u.feature_code, u.credits, u.refunded, u.quantity, u.deductions, u.refused",
+                "and (u.day, u.feature_code) >= ($6, $7) order by u.day, u.feature_code",
+            ),
+            usage_by_day: usage_sums("u.day, null", "and u.day >= $6 group by u.day order by u.day"),
+            usage_by_feature: usage_sums(
+                "null, u.feature_code",
+                "and u.feature_code >= $6 group by u.feature_code order by u.feature_code",
+            ),
+            usage_in_total: usage_sums("null, null", ""),
+        }
+    }
+}
+
+/// Usage of a build ($1) and a workspace ($2) on days from $3 to before $4: at most $5 rows.
+fn usage_figures(columns: &str, rest: &str) -> Statement {
+    let text = format!(
+        "select {columns} from usage_days u
+where u.version = $1 and u.workspace_id = $2 and u.day >= $3 and u.day < $4 {rest} limit $5"
+    );
+    list("usage_days_pkey", &text)
+}
+
+fn usage_sums(group: &str, rest: &str) -> Statement {
+    let sum = |column: &str| format!("cast(coalesce(sum(u.{column}), 0) as bigint)");
+    let sums = ["credits", "refunded", "quantity", "deductions", "refused"].map(sum).join(", ");
+    usage_figures(&format!("{group}, {sums}"), rest)
+}

@@ -1,0 +1,151 @@
+//! The store as the consumers of this server see it.
+//!
+//! A build's rows of a partition are written only together with its cursor, and a cursor moves only from where it was when
+//! the rows were made. So rows that were read before are still right when they are written, without any lock.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::columns::{Fields, Stored, Value};
+use super::error::StoreError;
+use crate::domain::consumers::{
+    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, DeadLetter, ParkedWorkspace,
+};
+use crate::domain::ids::{EventId, Partition};
+use crate::domain::time::Timestamp;
+
+/// The store as the consumers of this server see it.
+#[async_trait]
+pub trait Consumption: Send + Sync {
+    /// Leases every partition that is free or this owner's. Returns those that it has now.
+    async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError>;
+
+    async fn release_consumer_leases(&self, owner: &str) -> Result<(), StoreError>;
+
+    async fn consumers(&self) -> Result<Vec<Registered>, StoreError>;
+
+    /// The cursors of all builds.
+    async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError>;
+
+    async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError>;
+
+    /// Those of the rows that exist.
+    async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError>;
+
+    /// Writes what the consumers made of some events, all of it or nothing. It is a conflict if a cursor is not where the
+    /// fold began.
+    async fn advance_consumers(&self, advances: &[Advance]) -> Result<(), StoreError>;
+
+    /// Reads the figures of this build from now on. Nothing happens if it is not the one that is being built.
+    async fn switch_consumer(&self, build: Build) -> Result<(), StoreError>;
+
+    /// Stops a running consumer because it seems to be wrong.
+    async fn trip_consumer(&self, consumer: Consumer, reason: &str, now: Timestamp) -> Result<(), StoreError>;
+}
+
+/// A consumer, and its builds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    pub consumer: Consumer,
+    /// The build whose figures are read.
+    pub version: i32,
+    /// The version of the fold that makes them.
+    pub fold_version: i32,
+    pub building_version: Option<i32>,
+    pub building_fold_version: Option<i32>,
+    pub state: ConsumerState,
+    pub reason: Option<String>,
+    pub changed_by: Option<String>,
+    pub changed_at: Timestamp,
+}
+
+impl Registered {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            consumer: row.next()?,
+            version: row.next()?,
+            fold_version: row.next()?,
+            building_version: row.next()?,
+            building_fold_version: row.next()?,
+            state: row.next()?,
+            reason: row.next()?,
+            changed_by: row.next()?,
+            changed_at: row.next()?,
+        })
+    }
+
+    /// Whether this version of the server makes rows of that build. Another version may fold otherwise.
+    #[must_use]
+    pub fn folds(&self, version: i32) -> bool {
+        let fold_version = if version == self.version {
+            Some(self.fold_version)
+        } else {
+            self.building_fold_version.filter(|_| self.building_version == Some(version))
+        };
+        fold_version == Some(self.consumer.fold_version())
+    }
+}
+
+/// Where a build is in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerCursor {
+    pub build: Build,
+    pub partition: Partition,
+    /// The last event that was taken.
+    pub seq: i64,
+    pub last_event_id: Option<EventId>,
+    /// Raised when a workspace is parked or set free.
+    pub epoch: i64,
+    /// The type and the schema version of the next event, if this server does not know it.
+    pub waiting_for: Option<String>,
+    pub updated_at: Timestamp,
+}
+
+impl ConsumerCursor {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            build: Build { consumer: row.next()?, version: row.next()? },
+            partition: row.next()?,
+            seq: row.next()?,
+            last_event_id: row.next()?,
+            epoch: row.next()?,
+            waiting_for: row.next()?,
+            updated_at: row.next()?,
+        })
+    }
+}
+
+/// What a build made of the events after its cursor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advance {
+    pub build: Build,
+    pub partition: Partition,
+    /// Of the cursor, when the fold began.
+    pub epoch: i64,
+    pub from: i64,
+    pub to: i64,
+    pub last_event_id: Option<EventId>,
+    pub waiting_for: Option<String>,
+    pub rows: ConsumerRows,
+    /// Events that could not be taken. Their workspaces are parked.
+    pub letters: Vec<DeadLetter>,
+    pub at: Timestamp,
+}
+
+impl Advance {
+    /// In the order of the statement's key.
+    pub(super) fn key(&self) -> Vec<Value<'_>> {
+        vec![
+            self.build.consumer.to_value(),
+            self.build.version.to_value(),
+            self.partition.to_value(),
+            self.from.to_value(),
+            self.epoch.to_value(),
+            self.to.to_value(),
+            self.last_event_id.to_value(),
+            self.waiting_for.to_value(),
+            self.at.to_value(),
+        ]
+    }
+}

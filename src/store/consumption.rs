@@ -1,0 +1,164 @@
+//! What the consumers read and write, with the statements that both databases share.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::columns::Stored;
+use super::consumers::{Advance, ConsumerCursor, Consumption, Registered};
+use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::error::{StoreError, with_answer_timeout};
+use super::queries::micros_of;
+use super::reads::Database;
+use super::statements::Statement;
+use super::tables::Table;
+use crate::domain::consumers::{
+    Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace, PurchaseRevenue, WorkspaceActivity,
+};
+use crate::domain::ids::Partition;
+use crate::domain::time::Timestamp;
+
+/// Who stopped a consumer that was tripped.
+const SERVER: &str = "server";
+
+/// A database with connections for work that no caller waits for.
+pub(super) trait Background: Database {
+    type Tx: BackgroundTx<Connection = Self::Connection>;
+
+    /// Begins a transaction. Commands that wait for a connection go first.
+    fn begin_background(&self) -> impl Future<Output = Result<Self::Tx, StoreError>> + Send;
+
+    /// The statements that take and release the leases: each database reads its own clock.
+    fn lease_statements(&self) -> [&'static str; 2];
+}
+
+/// Dropping it rolls back.
+pub(super) trait BackgroundTx: Send {
+    type Connection: Dialect;
+
+    fn connection(&mut self) -> &mut Self::Connection;
+
+    fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Runs one statement on these keys in a transaction of its own. Returns how many rows it says it has changed.
+async fn change<D: Background>(
+    database: &D,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+) -> Result<usize, StoreError> {
+    with_answer_timeout(async {
+        let mut tx = database.begin_background().await?;
+        let changed = tx.connection().look_up(statement, &keys).await?.len();
+        tx.commit().await?;
+        Ok(changed)
+    })
+    .await
+}
+
+#[async_trait]
+impl<D: Background> Consumption for D {
+    async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError> {
+        let [take, _] = self.lease_statements();
+        let (owner, ttl) = (owner.to_owned(), micros_of(ttl));
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let found = tx.connection().list(take, Parameters::of(&owner).and(&ttl)).await?;
+            tx.commit().await?;
+            each(&found, |mut row| row.next())
+        })
+        .await
+    }
+
+    async fn release_consumer_leases(&self, owner: &str) -> Result<(), StoreError> {
+        let [_, release] = self.lease_statements();
+        let owner = owner.to_owned();
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            tx.connection().list(release, Parameters::of(&owner)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn consumers(&self) -> Result<Vec<Registered>, StoreError> {
+        let statement = &D::Connection::consumer_statements().consumers.text;
+        with_answer_timeout(async {
+            each(&self.reader().await?.list(statement, Parameters::default()).await?, Registered::read)
+        })
+        .await
+    }
+
+    async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError> {
+        let statement = &D::Connection::consumer_statements().consumer_cursors.text;
+        with_answer_timeout(async {
+            each(&self.reader().await?.list(statement, Parameters::default()).await?, ConsumerCursor::read)
+        })
+        .await
+    }
+
+    async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError> {
+        let statement = &D::Connection::consumer_statements().parked_workspaces.text;
+        with_answer_timeout(async { rows(&self.reader().await?.list(statement, Parameters::default()).await?) }).await
+    }
+
+    async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError> {
+        let statements = D::Connection::consumer_statements();
+        with_answer_timeout(async {
+            let mut view = self.view().await?;
+            let activities: Vec<WorkspaceActivity> =
+                of_keys(&mut *view, &statements.activities, Keys::pairs(&keys.activities)).await?;
+            let revenues: Vec<PurchaseRevenue> =
+                of_keys(&mut *view, &statements.revenues, Keys::triples(&keys.revenues)).await?;
+            Ok(ConsumerRows { activities, revenues, ..ConsumerRows::default() })
+        })
+        .await
+    }
+
+    async fn advance_consumers(&self, advances: &[Advance]) -> Result<(), StoreError> {
+        let mut all = ConsumerRows::default();
+        for advance in advances {
+            all.add(advance.rows.clone());
+        }
+        let letters: Vec<_> = advances.iter().flat_map(|advance| advance.letters.iter().cloned()).collect();
+        let parked: Vec<_> = letters.iter().map(ParkedWorkspace::behind).collect();
+        let cursors = Keys(advances.iter().map(Advance::key).collect());
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let connection = tx.connection();
+            let moved =
+                connection.look_up(&D::Connection::consumer_statements().advance_cursors, &cursors).await?.len();
+            if moved != advances.len() {
+                return Err(StoreError::Conflict("a cursor is elsewhere".into()));
+            }
+            connection.put(&all.activities).await?;
+            connection.put(&all.revenues).await?;
+            connection.add(&all.usage_days).await?;
+            connection.add(&all.usage_hours).await?;
+            connection.add(&all.revenue_days).await?;
+            connection.put(&letters).await?;
+            connection.put(&parked).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn switch_consumer(&self, build: Build) -> Result<(), StoreError> {
+        let keys = Keys(vec![vec![build.consumer.to_value(), build.version.to_value()]]);
+        change(self, &D::Connection::consumer_statements().switch_consumer, keys).await.map(|_| ())
+    }
+
+    async fn trip_consumer(&self, consumer: Consumer, reason: &str, now: Timestamp) -> Result<(), StoreError> {
+        let (reason, by) = (reason.to_owned(), SERVER.to_owned());
+        let keys = Keys(vec![vec![consumer.to_value(), reason.to_value(), by.to_value(), now.to_value()]]);
+        change(self, &D::Connection::consumer_statements().trip_consumer, keys).await.map(|_| ())
+    }
+}
+
+async fn of_keys<C: Dialect, T: Table>(
+    connection: &mut C,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+) -> Result<Vec<T>, StoreError> {
+    if keys.0.is_empty() { Ok(Vec::new()) } else { rows(&connection.look_up(statement, &keys).await?) }
+}

@@ -1,0 +1,57 @@
+//! Reading the figures, with the statements that both databases share.
+
+use async_trait::async_trait;
+
+use super::columns::Fields;
+use super::dialect::{Dialect, Parameters, each};
+use super::error::{StoreError, with_answer_timeout};
+use super::figures::{AsOf, Figures, UsageFigure, UsageFigures, UsageGroup};
+use super::queries::Page;
+use super::reads::Database;
+use super::statements::Statement;
+use crate::domain::consumers::Consumer;
+use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::text::FeatureCode;
+use crate::domain::time::Timestamp;
+
+#[async_trait]
+impl<D: Database> Figures for D {
+    async fn as_of(&self, consumer: Consumer, workspace_id: WorkspaceId) -> Result<AsOf, StoreError> {
+        let partition = Partition::of(workspace_id);
+        let parameters = Parameters::of(&consumer).and(&partition).and(&workspace_id);
+        let found = list(self, &D::Connection::consumer_statements().as_of, parameters, |mut row| {
+            Ok(AsOf { version: row.next()?, seq: row.next()?, waiting_since: row.next()?, is_parked: row.next()? })
+        });
+        let missing = || StoreError::Corrupt(format!("the cursor of {} is missing", consumer.as_str()));
+        found.await?.pop().ok_or_else(missing)
+    }
+
+    async fn event_seq(&self, workspace_id: WorkspaceId, workspace_seq: i64) -> Result<Option<i64>, StoreError> {
+        let parameters = Parameters::of(&workspace_id).and(&workspace_seq);
+        Ok(list(self, &D::Connection::consumer_statements().event_seq, parameters, |mut row| row.next()).await?.pop())
+    }
+
+    async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
+        let statements = D::Connection::consumer_statements();
+        let one_more = i64::from(query.limit) + 1;
+        let before_all = (Timestamp::MIN, FeatureCode::from_stored(""));
+        let (day, feature_code) = query.start_at.as_ref().unwrap_or(&before_all);
+        let all = Parameters::of(&version).and(&query.workspace_id).and(&query.from).and(&query.to).and(&one_more);
+        let (statement, parameters) = match query.group {
+            UsageGroup::DayAndFeature => (&statements.usage_by_day_and_feature, all.and(day).and(feature_code)),
+            UsageGroup::Day => (&statements.usage_by_day, all.and(day)),
+            UsageGroup::Feature => (&statements.usage_by_feature, all.and(feature_code)),
+            UsageGroup::Nothing => (&statements.usage_in_total, all),
+        };
+        Ok(Page::of(list(self, statement, parameters, UsageFigure::read).await?, query.limit))
+    }
+}
+
+async fn list<D: Database, T>(
+    database: &D,
+    statement: &'static Statement,
+    parameters: Parameters<'_>,
+    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
+) -> Result<Vec<T>, StoreError> {
+    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
+}

@@ -1,0 +1,88 @@
+//! The figures of the consumers, as the API reads them.
+
+use async_trait::async_trait;
+
+use super::columns::Fields;
+use super::error::StoreError;
+use super::queries::Page;
+use crate::domain::consumers::Consumer;
+use crate::domain::ids::WorkspaceId;
+use crate::domain::text::FeatureCode;
+use crate::domain::time::Timestamp;
+
+/// The figures that consumers have made.
+#[async_trait]
+pub trait Figures: Send + Sync {
+    /// How far a consumer's figures of a workspace are.
+    async fn as_of(&self, consumer: Consumer, workspace_id: WorkspaceId) -> Result<AsOf, StoreError>;
+
+    /// The number in its partition of a workspace's event, if it is stored.
+    async fn event_seq(&self, workspace_id: WorkspaceId, workspace_seq: i64) -> Result<Option<i64>, StoreError>;
+
+    /// The usage of a workspace by the build of that version.
+    async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError>;
+}
+
+/// How far the figures of a workspace are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    /// The build whose figures are read.
+    pub version: i32,
+    /// The last event of the workspace's partition that was taken.
+    pub seq: i64,
+    /// When the first event was recorded that was not taken.
+    pub waiting_since: Option<Timestamp>,
+    /// Since one of them could not be taken, the workspace's events are left out.
+    pub is_parked: bool,
+}
+
+/// What the usage is summed up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageGroup {
+    DayAndFeature,
+    Day,
+    Feature,
+    Nothing,
+}
+
+/// The usage of a workspace on some days.
+#[derive(Clone, Debug)]
+pub struct UsageFigures {
+    pub workspace_id: WorkspaceId,
+    /// The first instant of the first day.
+    pub from: Timestamp,
+    /// The first instant after the last day.
+    pub to: Timestamp,
+    pub group: UsageGroup,
+    /// The page begins with this row, or with the next one.
+    pub start_at: Option<(Timestamp, FeatureCode)>,
+    pub limit: u32,
+}
+
+/// The usage of one group. What it is not grouped by is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageFigure {
+    pub day: Option<Timestamp>,
+    pub feature_code: Option<FeatureCode>,
+    /// In micro-credits, as the other amounts.
+    pub credits: i64,
+    pub refunded: i64,
+    /// In millionths.
+    pub quantity: i64,
+    pub deductions: i64,
+    pub refused: i64,
+}
+
+impl UsageFigure {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            day: row.next()?,
+            feature_code: row.next()?,
+            credits: row.next()?,
+            refunded: row.next()?,
+            quantity: row.next()?,
+            deductions: row.next()?,
+            refused: row.next()?,
+        })
+    }
+}
