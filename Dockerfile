@@ -8,9 +8,9 @@ WORKDIR /build
 # The dependencies first, in a layer of their own: it is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
-RUN mkdir -p src benches/hot_path \
+RUN mkdir -p src benches/hot_path examples/rust \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs benches/hot_path/main.rs benches/one_transaction.rs \
+    && touch src/lib.rs benches/hot_path/main.rs benches/one_transaction.rs examples/rust/main.rs \
     && cargo build --release --locked \
     && rm -r src
 

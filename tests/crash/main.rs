@@ -10,6 +10,8 @@ mod failover;
 mod greedy;
 mod load;
 mod processes;
+mod reference_consumers;
+mod reference_processes;
 mod rolling;
 
 use std::time::Duration;

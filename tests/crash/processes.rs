@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -19,12 +19,28 @@ fn free_port() -> u16 {
 }
 
 /// A process that is killed when it is dropped.
-struct KillOnDrop(Child);
+pub struct KillOnDrop(pub Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl KillOnDrop {
+    /// Sends SIGTERM and waits until the process has ended.
+    pub async fn terminate(mut self, within: Duration) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < within, "the process does not stop");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -259,14 +275,7 @@ impl Billing {
 
     /// Stops the server with SIGTERM and waits until it has ended.
     pub async fn terminate(&mut self) {
-        let mut process = self.process.take().expect("the server runs");
-        rustix::process::kill_process(rustix::process::Pid::from_child(&process.0), rustix::process::Signal::TERM)
-            .unwrap();
-        let started = Instant::now();
-        while process.0.try_wait().unwrap().is_none() {
-            assert!(started.elapsed() < STOP_TIMEOUT, "the server does not stop");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.process.take().expect("the server runs").terminate(STOP_TIMEOUT).await;
     }
 
     /// The memory of the process that is in use.
@@ -329,5 +338,10 @@ impl Billing {
 
     pub fn stop(&mut self) {
         self.process = None;
+    }
+
+    /// The file of the embedded database.
+    pub fn sqlite_file(&self) -> PathBuf {
+        self.folder.path().join("data/visionscope.db")
     }
 }
