@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis::{Client, FromRedisValue, cmd};
+use futures::future::join_all;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
@@ -139,9 +140,9 @@ impl Group {
 
     /// Stops all consumers with SIGTERM.
     pub async fn terminate(&mut self) {
-        for (name, consumer) in std::mem::take(&mut self.consumers) {
-            let status = consumer.terminate(STOP_TIMEOUT).await;
-            assert!(status.success(), "{:?} {name} ends with {status}: {}", self.language, self.log());
+        let consumers = std::mem::take(&mut self.consumers).into_values();
+        for status in join_all(consumers.map(|consumer| consumer.terminate(STOP_TIMEOUT))).await {
+            assert!(status.success(), "{:?} ends with {status}: {}", self.language, self.log());
         }
     }
 
