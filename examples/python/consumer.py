@@ -94,12 +94,12 @@ def apply(db, event):
     if event["type"] != "CreditConsumed":
         return
     data = event["data"]
-    if data["feature_code"] == FAIL_FEATURE:
-        raise ValueError("FAIL_FEATURE names this feature")
     micro_credits = int(decimal.Decimal(data["credits"]).scaleb(6))
     db.execute(
         "insert into consumed values (?, ?, ?) on conflict do update set micro_credits = micro_credits + excluded.micro_credits",
         (event["workspaceid"], data["feature_code"], micro_credits))
+    if data["feature_code"] == FAIL_FEATURE:
+        raise ValueError("FAIL_FEATURE names this feature")
 
 
 class Store:

@@ -71,14 +71,14 @@ async fn apply(db: &mut SqliteConnection, text: &str, fail_feature: Option<&str>
         value[name].as_str().map(str::to_owned).ok_or_else(|| WorkError::Fault(format!("there is no {name}")))
     };
     let (workspace_id, feature_code) = (field(&event, "workspaceid")?, field(&event["data"], "feature_code")?);
-    if fail_feature == Some(feature_code.as_str()) {
-        return Err(WorkError::Fault("FAIL_FEATURE names this feature".to_owned()));
-    }
     let credits = field(&event["data"], "credits")?;
     let micro_credits = micro_credits(&credits).ok_or_else(|| WorkError::Fault(format!("{credits:?} is no amount")))?;
     let statement = "insert into consumed values (?, ?, ?)
         on conflict do update set micro_credits = micro_credits + excluded.micro_credits";
-    sqlx::query(statement).bind(workspace_id).bind(feature_code).bind(micro_credits).execute(db).await?;
+    sqlx::query(statement).bind(workspace_id).bind(&feature_code).bind(micro_credits).execute(db).await?;
+    if fail_feature == Some(feature_code.as_str()) {
+        return Err(WorkError::Fault("FAIL_FEATURE names this feature".to_owned()));
+    }
     Ok(())
 }
 
