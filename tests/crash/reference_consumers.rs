@@ -433,3 +433,28 @@ async fn an_event_that_two_reference_consumers_have_at_once_counts_once() {
         assert_eq!(group.figures().await, world.expected, "{:?}", group.language);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reference_consumer_ends_with_a_clear_error_if_a_person_must_act() {
+    let mut world = World::create().await;
+    for group in &mut world.groups {
+        group.start("one");
+    }
+    let first = deduct(&world.client, 0, FEATURES[0], 1, "first").await;
+    add(&mut world.expected, first);
+    world.wait_until_equal("started").await;
+    world.terminate_consumers().await;
+    for group in &world.groups {
+        group.fails_to_start(Some(("BILLING_TOKEN", "")), "BILLING_TOKEN is not set").await;
+        group.fails_to_start(Some(("BILLING_TOKEN", "wrong")), "401").await;
+        group.fails_to_start(Some(("IDLE_LIMIT_S", "soon")), "soon").await;
+        // The server's database has another event at that place, or has fewer events.
+        for change in ["event_id = 'another'", "sequence = sequence + 1000"] {
+            let mut database = group.database().await;
+            let update = format!("update positions set {change}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(update)).execute(&mut database).await.unwrap();
+            database.close().await.unwrap();
+            group.fails_to_start(None, "the server's database was restored").await;
+        }
+    }
+}

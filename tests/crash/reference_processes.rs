@@ -146,6 +146,23 @@ impl Group {
         }
     }
 
+    /// Starts a consumer that must end by itself with an error that says this.
+    pub async fn fails_to_start(&self, setting: Option<(&str, &str)>, says: &str) {
+        let mut command = self.command();
+        command.envs(setting).env("CONSUMER_NAME", "one").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = KillOnDrop(command.spawn().unwrap());
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = process.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < STOP_TIMEOUT, "{:?} does not end: {says}", self.language);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let error = std::io::read_to_string(process.0.stderr.take().unwrap()).unwrap();
+        assert!(!status.success() && error.contains(says), "{:?}: {status}: {error}", self.language);
+    }
+
     /// From now on nothing fails, and what has failed is tried again.
     pub fn replay(&mut self) {
         self.environment.retain(|(name, _)| *name != "FAIL_FEATURE");
