@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
 
     key("limits.workspace_in_flight", "1024", "Commands of one workspace at once, per replica, 1 to 100000."),
-    key("limits.workspace_reads", "32", "Reads of one workspace at once, per replica, 1 to 100000. Tokens for all workspaces count together when they read events."),
+    key("limits.workspace_reads", "32", "Reads of one workspace at once, per replica, 1 to 100000. An [export](EXPORTS.md) counts until its last byte. Tokens for all workspaces count together when they read events."),
     key("limits.workspace_rate_per_s", "50000", "Requests of one workspace in a second, per replica, 1 to 10000000."),
 
     key("telemetry.log_format", "text", "`text` or `json`."),

@@ -10,14 +10,16 @@ use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::Method;
-use actix_web::http::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt as _;
 use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
 
+use super::accept::preferred;
 use super::auth::{Principal, RequiredScope, TokenCheck, TokenError, Verifier};
 use super::body::field_errors::{SerdeFieldError, last_key};
+use super::export::ListForm;
 use super::ids::hyphenated;
 use super::limits::Permit;
 use super::problem::{Code, Problem};
@@ -25,6 +27,9 @@ use super::state::AppState;
 use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 use crate::domain::usage::UsageId;
+
+/// What most operations answer with.
+const JSON_ONLY: [(&str, ()); 1] = [("application/json", ())];
 
 /// Added to every request by the middleware.
 #[derive(Clone, Debug)]
@@ -58,27 +63,50 @@ pub struct WorkspaceCaller<S> {
     _read: Option<Permit>,
 }
 
+/// A caller of a list that is also exported, with the form of the answer that it prefers.
+#[derive(Debug)]
+pub struct ListCaller<S> {
+    pub caller: WorkspaceCaller<S>,
+    pub form: ListForm,
+}
+
 /// Ready at once, unless the key of the token must be fetched.
 type ExtractorFuture<T> = Either<Ready<Result<T, Problem>>, LocalBoxFuture<'static, Result<T, Problem>>>;
 
 impl<S: RequiredScope> Caller<S> {
     fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
         require_scope::<S>(&principal)?;
-        require_json_accepted(request.headers())?;
+        require_accepted(request.headers(), &JSON_ONLY)?;
         Ok(Self { principal, scope: PhantomData })
     }
 }
 
 impl<S: RequiredScope> WorkspaceCaller<S> {
     fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+        Self::authorize_for(request, principal, &JSON_ONLY).map(|(caller, ())| caller)
+    }
+
+    /// Answers have one of these media types. The caller's is what it prefers.
+    fn authorize_for<T: Copy>(
+        request: &HttpRequest,
+        principal: Arc<Principal>,
+        media_types: &[(&str, T)],
+    ) -> Result<(Self, T), Problem> {
         require_scope::<S>(&principal)?;
         let workspace_id = workspace_id(request.match_info().get("workspace_id").unwrap_or_default())?;
         require_workspace(&principal, workspace_id)?;
-        require_json_accepted(request.headers())?;
+        let wanted = require_accepted(request.headers(), media_types)?;
         let limits = &AppState::of(request).limits;
         limits.check_rate(workspace_id)?;
         let read = if *request.method() == Method::GET { Some(limits.reads.acquire(workspace_id)?) } else { None };
-        Ok(Self { principal, workspace_id, scope: PhantomData, _read: read })
+        Ok((Self { principal, workspace_id, scope: PhantomData, _read: read }, wanted))
+    }
+}
+
+impl<S: RequiredScope> ListCaller<S> {
+    fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+        let (caller, form) = WorkspaceCaller::authorize_for(request, principal, &ListForm::MEDIA_TYPES)?;
+        Ok(Self { caller, form })
     }
 }
 
@@ -92,6 +120,15 @@ impl<S: RequiredScope> FromRequest for Caller<S> {
 }
 
 impl<S: RequiredScope> FromRequest for WorkspaceCaller<S> {
+    type Error = Problem;
+    type Future = ExtractorFuture<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        authenticate(request, Self::authorize)
+    }
+}
+
+impl<S: RequiredScope> FromRequest for ListCaller<S> {
     type Error = Problem;
     type Future = ExtractorFuture<Self>;
 
@@ -200,30 +237,9 @@ pub fn hold_id(request: &HttpRequest) -> Result<HoldId, Problem> {
     hyphenated(text).map(HoldId).ok_or_else(|| Problem::plain(Code::HoldNotFound))
 }
 
-/// Answers are JSON. A caller that does not accept JSON gets 406 before anything is done.
-fn require_json_accepted(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut values = headers.get_all(ACCEPT).peekable();
-    if values.peek().is_none() {
-        return Ok(());
-    }
-    let ranges = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    // The most specific range that includes JSON decides (RFC 9110, section 12.5.1).
-    match ranges.filter_map(json_range).max() {
-        Some((_, true)) => Ok(()),
-        Some((_, false)) | None => Err(Problem::plain(Code::NotAcceptable)),
-    }
-}
-
-/// If a media range includes JSON: how specific it is, and whether its weight is above zero.
-fn json_range(range: &str) -> Option<(usize, bool)> {
-    let mut parts = range.split(';').map(str::trim);
-    let media_type = parts.next().unwrap_or_default();
-    let specificity =
-        ["*/*", "application/*", "application/json"].iter().position(|kind| media_type.eq_ignore_ascii_case(kind))?;
-    let excluded = parts
-        .filter_map(|parameter| parameter.split_once('='))
-        .any(|(name, weight)| name.eq_ignore_ascii_case("q") && weight.parse().is_ok_and(|weight: f32| weight <= 0.0));
-    Some((specificity, !excluded))
+/// A caller that accepts none of the media types gets 406 before anything is done.
+fn require_accepted<T: Copy>(headers: &HeaderMap, media_types: &[(&str, T)]) -> Result<T, Problem> {
+    preferred(headers, media_types).ok_or_else(|| Problem::plain(Code::NotAcceptable))
 }
 
 /// Parses the query parameters; unknown ones are refused.
@@ -293,23 +309,6 @@ mod tests {
         }
         assert!(key(&[]).is_err());
         assert!(key(&[("idempotency-key", "a"), ("idempotency-key", "a")]).is_err());
-    }
-
-    #[test]
-    fn json_is_accepted_if_a_media_range_includes_it_with_a_weight_above_zero() {
-        for good in ["*/*", "application/json", "text/html, application/*;q=0.1", "APPLICATION/JSON;q=1"] {
-            assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
-        }
-        for good in ["*/*;q=0, application/json", "application/json;q=0, application/json"] {
-            assert!(require_json_accepted(&headers(&[("accept", good)])).is_ok(), "{good}");
-        }
-        for bad in ["application/json;q=0, */*", "*/*, application/*;q=0.0"] {
-            assert!(require_json_accepted(&headers(&[("accept", bad)])).is_err(), "{bad}");
-        }
-        for bad in ["text/html", "application/xml, text/*", "application/json;q=0", ""] {
-            assert!(require_json_accepted(&headers(&[("accept", bad)])).is_err(), "{bad}");
-        }
-        assert!(require_json_accepted(&headers(&[])).is_ok());
     }
 
     #[test]

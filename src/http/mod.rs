@@ -43,12 +43,14 @@ use crate::contract;
 use crate::domain::cloud_event::EventSource;
 use crate::store::Store;
 
+mod accept;
 pub mod auth;
 pub mod body;
 pub mod connection;
 mod decide;
 pub mod docs;
 mod dry_run;
+pub mod export;
 pub mod extract;
 mod health;
 mod ids;
@@ -349,7 +351,7 @@ fn cors(origins: &[String]) -> Cors {
         .fold(Cors::default(), |cors, origin| cors.allowed_origin(origin))
         .allowed_methods(["GET", "POST", "PUT"])
         .allowed_headers(["authorization", "content-type", "idempotency-key", "x-correlation-id", "traceparent"])
-        .expose_headers(["idempotency-replayed", "retry-after", "x-correlation-id"])
+        .expose_headers(["content-disposition", "idempotency-replayed", "retry-after", "x-correlation-id"])
         .max_age(PREFLIGHT_MAX_AGE_S)
 }
 

@@ -4,17 +4,20 @@
 //! A span has the method, the matched route and the status. Spans, log lines and labels never contain a query string,
 //! a body or a token.
 
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use actix_cors::CorsError;
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::middleware::Next;
+use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
 use opentelemetry::propagation::Extractor;
 use tracing::Span;
@@ -111,15 +114,32 @@ impl Extractor for HeaderExtractor<'_> {
     }
 }
 
-/// Handles HEAD like GET; actix omits the body.
+/// Handles HEAD like GET, without the body.
 pub async fn head_as_get(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    if *request.method() == Method::HEAD {
-        request.head_mut().method = Method::GET;
+    if *request.method() != Method::HEAD {
+        return Ok(next.call(request).await?.map_into_left_body());
     }
-    next.call(request).await
+    request.head_mut().method = Method::GET;
+    Ok(next.call(request).await?.map_body(|_, body| HeadBody(body)).map_into_right_body())
+}
+
+/// The body of an answer to HEAD. actix would read it to its end, and send nothing of it: an export would be read for
+/// nobody.
+struct HeadBody<B>(B);
+
+impl<B: MessageBody> MessageBody for HeadBody<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.0.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Poll::Ready(None)
+    }
 }
 
 /// The middleware of all routes.

@@ -170,6 +170,11 @@ fn description() -> String {
          for byte, with `Idempotency-Replayed: true`. The same key with another body is refused. If you get no answer, \
          a 408 or a 5xx, retry with the same key: the command runs at most once. With `?dry_run=true` a command does \
          nothing and answers what it would do.\n\n\
+         **Lists** are answered by pages. Some can also be exported: with `Accept: text/csv` or `application/x-ndjson` the \
+         answer is the whole list in one download, with the same order and filters, up to the row that is the newest \
+         when it begins. NDJSON has an item of the list in each line. CSV (RFC 4180) has a column for each field, and \
+         a `'` before a caller's text that a spreadsheet would take for a formula. If an export fails after it began, \
+         the connection is closed without the end of the body: your client must treat that as an error.\n\n\
          **Errors** are `application/problem+json` (RFC 9457); match on `code`. 429 and 503 carry `Retry-After`. \
          Bodies have at most 64 KiB, 16 levels and no unknown fields. Three errors are answered without a body, and the \
          connection is closed: a malformed HTTP request (400), more than 96 headers or 128 KiB of headers (431), and a \

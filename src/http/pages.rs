@@ -138,6 +138,10 @@ pub struct SeenRow<const N: usize> {
 }
 
 impl<const N: usize> SeenRow<N> {
+    pub fn new(place: [i64; N], row_id: &impl Serialize) -> Self {
+        Self { place, row: digest(row_id) }
+    }
+
     /// Fails unless the row at this place is the one that the caller has seen.
     pub fn require(&self, place: [i64; N], row_id: &impl Serialize) -> Result<(), Problem> {
         if place == self.place && digest(row_id) == self.row { Ok(()) } else { Err(Problem::plain(Code::CursorGone)) }

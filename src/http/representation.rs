@@ -95,7 +95,8 @@ fn gzip(plain: &[u8], level: Compression) -> Option<Bytes> {
     (compressed.len() < plain.len()).then(|| compressed.into())
 }
 
-fn accepts_gzip(request: &HttpRequest) -> bool {
+/// Whether the answer is sent compressed.
+pub fn accepts_gzip(request: &HttpRequest) -> bool {
     let supported = [Encoding::gzip(), Encoding::identity()];
     let chosen = AcceptEncoding::parse(request).ok().and_then(|accepted| accepted.negotiate(supported.iter()));
     chosen == Some(Encoding::gzip())

@@ -1,17 +1,20 @@
 //! A fake engine and an empty store, for tests of the HTTP layer alone.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::consumers::Consumer;
+use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
-use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
+use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
@@ -19,14 +22,14 @@ use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::domain::usage::UsageId;
+use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
-    Page, PartitionStatus, Publication, Purchase, Recorded,
+    Order, Page, PartitionStatus, Publication, Purchase, Recorded,
 };
 use visionscope_billing::store::{Figures, Outbox, Reads, Store, StoreError, WriteTx};
 
@@ -101,6 +104,59 @@ pub struct FakeStore {
     pub reads: tokio::sync::Mutex<()>,
     /// How many reads of a workspace's state have begun.
     pub begun: std::sync::atomic::AtomicUsize,
+    pub usage: FakeUsage,
+}
+
+/// Usage logs with the numbers from 1 to `len`, each recorded at as many microseconds.
+#[derive(Default)]
+pub struct FakeUsage {
+    pub len: AtomicI64,
+    /// How many pages were read.
+    pub pages: AtomicI64,
+    /// From this page on, reads fail. 0 if none does.
+    pub fails_from_page: AtomicI64,
+    /// How long it takes to read a page, in milliseconds.
+    pub delay_ms: AtomicU64,
+}
+
+impl FakeUsage {
+    async fn page(&self, query: &HistoryQuery) -> Result<Page<ListedUsage>, StoreError> {
+        let page = self.pages.fetch_add(1, Ordering::SeqCst) + 1;
+        tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+        let fails_from = self.fails_from_page.load(Ordering::SeqCst);
+        if fails_from != 0 && page >= fails_from {
+            return Err(StoreError::Unavailable("connection to 10.1.2.3 refused".into()));
+        }
+        let len = self.len.load(Ordering::SeqCst);
+        let last = query.to.map_or(len, |to| len.min(to.micros().saturating_sub(1)));
+        let (limit, start) = (i64::from(query.limit), query.start_at.map(|row| row.seq));
+        let numbers: Vec<i64> = match query.order {
+            Order::Ascending => (start.unwrap_or(1)..=last).take(query.limit as usize).collect(),
+            Order::Descending => (1..=start.unwrap_or(last).min(last)).rev().take(query.limit as usize).collect(),
+        };
+        let has_more = match query.order {
+            Order::Ascending => start.unwrap_or(1) + limit <= last,
+            Order::Descending => start.unwrap_or(last).min(last) > limit,
+        };
+        Ok(Page { rows: numbers.into_iter().map(|seq| usage_log(query.workspace_id, seq)).collect(), has_more })
+    }
+}
+
+fn usage_log(workspace_id: WorkspaceId, seq: i64) -> ListedUsage {
+    let at = Timestamp::from_micros(seq);
+    let log = UsageLog {
+        workspace_id,
+        seq,
+        command_id: CommandId(Uuid::from_u128(u128::try_from(seq).unwrap())),
+        feature_code: FeatureCode::new("render").unwrap(),
+        user_id: None,
+        credits: Credits::whole(1),
+        quantity: None,
+        occurred_at: at,
+        recorded_at: at,
+        metadata: None,
+    };
+    ListedUsage { log, refunded: Credits::ZERO }
 }
 
 impl FakeStore {
@@ -126,8 +182,9 @@ impl Reads for FakeStore {
     async fn last_entry(&self, _: WorkspaceId, _: Timestamp) -> Result<Option<LedgerEntry>, StoreError> {
         self.answer(None)
     }
-    async fn usage(&self, _: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<ListedUsage>, StoreError> {
-        self.answer(Page { rows: vec![], has_more: false })
+    async fn usage(&self, query: &HistoryQuery, _: Option<&FeatureCode>) -> Result<Page<ListedUsage>, StoreError> {
+        let page = self.usage.page(query).await?;
+        self.answer(page)
     }
     async fn usage_log(&self, _: WorkspaceId, _: UsageId) -> Result<Option<ListedUsage>, StoreError> {
         self.answer(None)

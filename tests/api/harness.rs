@@ -141,7 +141,12 @@ pub fn fake_with(config: &HttpConfig) -> FakeServer {
 impl TestServer {
     /// The store behind a real server.
     pub fn store(&self) -> &dyn Store {
-        &*self.database.as_ref().expect("a server over a real store").store
+        &*self.database().store
+    }
+
+    /// The database of a real server.
+    pub fn database(&self) -> &TestDatabase {
+        self.database.as_ref().expect("a server over a real store")
     }
 
     /// A user whose token is for one workspace and has every scope.

@@ -15,6 +15,8 @@ mod credits_at;
 mod databases;
 mod decisions;
 mod dry_run;
+mod export_streams;
+mod exports;
 mod fake;
 mod grants;
 mod harness;

@@ -19,7 +19,8 @@ const CHUNKS_STEP: usize = 512;
 pub struct ConnectionTimeouts {
     /// From the first byte of a head to its end, and from the start of a connection to its first byte.
     pub head: Duration,
-    /// From the end of a head to the end of its answer, without the time in which the peer does not take it.
+    /// From the end of a head to the end of its answer, without the time in which the peer does not take it. For an
+    /// export, to each page.
     pub exchange: Duration,
     /// From one answer to the first byte of the next request.
     pub idle: Duration,
@@ -106,6 +107,13 @@ impl Exchange {
         self.0.deadline.set(Instant::now() + self.0.timeouts.exchange);
         self.0.has_answer.set(true);
         Answering(self.clone())
+    }
+
+    /// The answer is long, and makes progress: its next part has as much time as a whole answer.
+    pub fn restart_deadline(&self) {
+        if let Phase::Answering(_) = self.0.phase.get() {
+            self.0.deadline.set(Instant::now() + self.0.timeouts.exchange);
+        }
     }
 
     /// The body of the request was read to its end.

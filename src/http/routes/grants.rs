@@ -317,7 +317,7 @@ pub async fn list_grants(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let GrantParams { cursor, limit, order, from, to, state: states } = query(&request)?;
-    let params = HistoryParams { cursor, limit, order, from, to };
+    let params = HistoryParams { cursor, limit: Some(limit), order, from, to };
     let state = AppState::of(&request);
     let now = state.clock.now();
     let filter = match states {

@@ -423,7 +423,7 @@ pub async fn list_holds(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let HoldParams { cursor, limit, order, from, to, state: hold_state } = query(&request)?;
-    let params = HistoryParams { cursor, limit, order, from, to };
+    let params = HistoryParams { cursor, limit: Some(limit), order, from, to };
     let state = AppState::of(&request);
     let now = state.clock.now();
     let rows = async |query| state.store.holds(&query, hold_state).await;

@@ -188,7 +188,7 @@ pub async fn list_purchases(
         let items = found.into_iter().map(|found| PurchaseView::new(found, now)).collect();
         return private_json(&request, &PurchasePage { items, has_more: false, next: None });
     }
-    let params = HistoryParams { cursor, limit, order, from, to };
+    let params = HistoryParams { cursor, limit: Some(limit), order, from, to };
     let rows = async |query| state.store.purchases(&query).await;
     let page = history_page(&request, workspace_id, params, ("purchases", ()), rows).await?;
     let ListPage { items, has_more, next }: ListPage<Purchase> = page;

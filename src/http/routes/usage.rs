@@ -1,11 +1,13 @@
 //! Usage logs, and the features of a workspace.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::history::{HistoryParams, HistoryRow, ListPage, history_page};
+use super::history::{HistoryParams, HistoryRow, ListPage, history_list};
 use super::reads::{read, state_as_of_now};
 use crate::domain::commands::{Command, RefundUsage};
 use crate::domain::credits::{Credits, PositiveCredits, Quantity};
@@ -20,27 +22,27 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 use crate::domain::workspace::OverrideTerms;
 use crate::http::auth::scope;
-use crate::http::extract::{WorkspaceCaller, no_query, query, usage_id};
+use crate::http::export::{Column, Exported};
+use crate::http::extract::{ListCaller, WorkspaceCaller, no_query, query, usage_id};
 use crate::http::pages::{Cursor, CursorText, Limit, ListOrder};
 use crate::http::problem::{Code, Problem};
 use crate::http::render::KeyKind;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::http::submit::submit_as;
-use crate::store::queries::ListedUsage;
+use crate::store::queries::{HistoryQuery, ListedUsage};
 
 /// Which rows, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsageParams {
-    /// `next` of the previous page. Send the same order and filters with it.
+    /// `next` of the previous page. Send the same order and filters with it. An export begins after that page.
     #[param(required = false, inline)]
     cursor: Option<CursorText>,
-    /// Maximum number of rows of the page.
-    #[serde(default)]
+    /// Maximum number of rows of the page. An export takes none.
     #[param(required = false, inline)]
-    limit: Limit,
+    limit: Option<Limit>,
     /// Newest first (`desc`) or oldest first (`asc`).
     #[serde(default)]
     #[param(required = false, inline)]
@@ -104,6 +106,22 @@ impl From<ListedUsage> for UsageLogView {
             metadata: log.metadata,
         }
     }
+}
+
+impl Exported for UsageLogView {
+    const COLUMNS: &'static [Column] = &[
+        Column::own("usage_id"),
+        Column::own("seq"),
+        Column::own("command_id"),
+        Column::of_callers("feature_code"),
+        Column::of_callers("user_id"),
+        Column::own("credits"),
+        Column::own("refunded_credits"),
+        Column::own("quantity"),
+        Column::own("occurred_at"),
+        Column::own("recorded_at"),
+        Column::of_callers("metadata"),
+    ];
 }
 
 impl HistoryRow for ListedUsage {
@@ -206,32 +224,43 @@ pub async fn list_features(
 /// List the usage
 ///
 /// The accepted deductions and captures, in the order of recording.
+///
+/// With `Accept: text/csv` or `application/x-ndjson` the answer is an export of the whole list.
 #[utoipa::path(
     tag = "usage",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageParams),
-    responses((status = 200, description = "A page of usage logs.", body = UsagePage, example = json!({
-        "items": [{
-            "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001", "feature_code": "video.render",
-            "user_id": "user-7", "credits": "2.5", "refunded_credits": "0", "occurred_at": "2026-01-31T09:00:00.000000Z",
-            "recorded_at": "2026-01-31T09:00:00.000000Z", "metadata": {"job": "render-881"}
-        }],
-        "has_more": true, "next": "Ck5MKUMuywG3iIqdcoMk4wAGSatQjkQAAAAAAAAAAAE"
-    }))),
+    responses((status = 200, description = "A page of usage logs, or an export of all.", content(
+        (UsagePage = "application/json", example = json!({
+            "items": [{
+                "usage_id": "AAZJq1CORAAAAAAAAAAAAQ", "seq": 1, "command_id": "019a0000-0000-7000-8000-000000000001",
+                "feature_code": "video.render", "user_id": "user-7", "credits": "2.5", "refunded_credits": "0",
+                "occurred_at": "2026-01-31T09:00:00.000000Z", "recorded_at": "2026-01-31T09:00:00.000000Z",
+                "metadata": {"job": "render-881"}
+            }],
+            "has_more": true, "next": "Ck5MKUMuywG3iIqdcoMk4wAGSatQjkQAAAAAAAAAAAE"
+        })),
+        (String = "text/csv", example = "usage_id,seq,command_id,feature_code,user_id,credits,refunded_credits,quantity,\
+            occurred_at,recorded_at,metadata\r\n\
+            AAZJq1CORAAAAAAAAAAAAQ,1,019a0000-0000-7000-8000-000000000001,video.render,user-7,2.5,0,,\
+            2026-01-31T09:00:00.000000Z,2026-01-31T09:00:00.000000Z,\"{\"\"job\"\":\"\"render-881\"\"}\"\r\n"),
+        (String = "application/x-ndjson", example = "{\"usage_id\":\"AAZJq1CORAAAAAAAAAAAAQ\",\"seq\":1,\
+            \"command_id\":\"019a0000-0000-7000-8000-000000000001\",\"feature_code\":\"video.render\",\
+            \"user_id\":\"user-7\",\"credits\":\"2.5\",\"refunded_credits\":\"0\",\
+            \"occurred_at\":\"2026-01-31T09:00:00.000000Z\",\"recorded_at\":\"2026-01-31T09:00:00.000000Z\",\
+            \"metadata\":{\"job\":\"render-881\"}}\n")
+    ))),
     extensions(("x-problems" = json!(["invalid-cursor", "cursor-gone"])), ("x-scope" = json!("usage:read"))),
     security(("bearer" = []))
 )]
 #[get("/v1/workspaces/{workspace_id}/usage")]
-pub async fn list_usage(
-    caller: WorkspaceCaller<scope::UsageRead>,
-    request: HttpRequest,
-) -> Result<HttpResponse, Problem> {
+pub async fn list_usage(caller: ListCaller<scope::UsageRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let UsageParams { cursor, limit, order, from, to, feature_code } = query(&request)?;
     let params = HistoryParams { cursor, limit, order, from, to };
-    let store = &AppState::of(&request).store;
-    let rows = async |query| store.usage(&query, feature_code.as_ref()).await;
-    let page = history_page(&request, caller.workspace_id, params, ("usage", &feature_code), rows).await?;
-    let ListPage { items, has_more, next } = page;
-    private_json(&request, &UsagePage { items, has_more, next })
+    let filter = feature_code.clone();
+    let store = Arc::clone(&AppState::of(&request).store);
+    let rows = async move |query: HistoryQuery| store.usage(&query, feature_code.as_ref()).await;
+    let page = |ListPage { items, has_more, next }| UsagePage { items, has_more, next };
+    history_list(&request, caller, params, ("usage", filter), rows, page).await
 }
 
 /// Get a usage log
