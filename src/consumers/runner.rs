@@ -33,6 +33,9 @@ const MAX_PARKED: usize = 20;
 const PARKING_WINDOW: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
 /// A build is switched to when it is less than so many events behind in every partition.
 const NEARLY_BUILT: i64 = 1000;
+/// A cursor that stands still for so long while there are events is taken whoever has leased the partition: its owner may
+/// be an older server that cannot read them, or one that hangs.
+const STALLED: Duration = Duration::from_secs(5);
 /// The first and the longest pause after a failure. There is no last attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -48,8 +51,12 @@ pub(super) struct Runner {
     heads: BTreeMap<Partition, i64>,
     /// Where a build met an event that is newer than this version of the server: it does not look there again.
     newer_at: HashMap<(Partition, Build), i64>,
+    /// Where each build that is behind was first seen where it is now, and when.
+    seen_at: HashMap<(Partition, Build), (i64, Instant)>,
     next_lease: Instant,
     next_refresh: Instant,
+    /// How long to wait before looking for events of other servers.
+    poll_pause: Duration,
 }
 
 /// What a turn has done.
@@ -77,8 +84,10 @@ impl Runner {
             positions: Positions::default(),
             heads: BTreeMap::new(),
             newer_at: HashMap::new(),
+            seen_at: HashMap::new(),
             next_lease: now,
             next_refresh: now,
+            poll_pause: REFRESH,
         }
     }
 
@@ -92,15 +101,18 @@ impl Runner {
             };
             let pause = match turn {
                 Ok(Turn::Busy(transaction)) => {
+                    self.poll_pause = self.config.first_poll.unwrap_or(REFRESH);
                     let pause = transaction * self.config.pause_factor;
                     pause.max(self.config.beat.saturating_sub(begun.elapsed()))
                 }
                 Ok(Turn::Idle) => {
+                    let until_refresh = self.next_refresh.saturating_duration_since(Instant::now());
                     tokio::select! {
                         () = stop.cancelled() => break,
                         () = self.wakeup.wait() => {}
-                        () = sleep(self.next_refresh.saturating_duration_since(Instant::now())) => {}
+                        () = sleep(self.poll_pause.min(until_refresh)) => {}
                     }
+                    self.poll_pause = (self.poll_pause * 2).min(REFRESH);
                     // Commits of one beat are taken together.
                     self.config.beat
                 }
@@ -146,6 +158,8 @@ impl Runner {
         if self.next_refresh <= now {
             self.refresh().await?;
             self.next_refresh = now + REFRESH;
+        } else if self.config.first_poll.is_some() {
+            self.look_for_events().await?;
         }
         let steps = self.next_steps().await?;
         if steps.is_empty() {
@@ -158,11 +172,34 @@ impl Runner {
 
     async fn refresh(&mut self) -> Result<(), StoreError> {
         self.positions = Positions::read(&*self.store).await?;
-        let heads = self.store.heads().await?;
-        self.heads = heads.into_iter().map(|head| (head.partition, head.seq)).collect();
+        self.look_for_events().await?;
+        self.note_standstills();
         measure::report(&self.positions, &self.heads);
         self.switch_builds().await?;
         self.trip_consumers().await
+    }
+
+    async fn look_for_events(&mut self) -> Result<(), StoreError> {
+        let heads = self.store.heads().await?;
+        self.heads = heads.into_iter().map(|head| (head.partition, head.seq)).collect();
+        Ok(())
+    }
+
+    fn note_standstills(&mut self) {
+        let now = Instant::now();
+        let mut seen_at = HashMap::new();
+        for (partition, build, position) in
+            self.positions.running().filter(|(partition, _, position)| position.seq < self.head(*partition))
+        {
+            let before = self.seen_at.get(&(partition, build)).filter(|(seq, _)| *seq == position.seq);
+            seen_at.insert((partition, build), before.copied().unwrap_or((position.seq, now)));
+        }
+        self.seen_at = seen_at;
+    }
+
+    fn is_stalled(&self, partition: Partition, build: Build, position: i64) -> bool {
+        let seen = self.seen_at.get(&(partition, build));
+        seen.is_some_and(|(seq, since)| *seq == position && since.elapsed() >= STALLED)
     }
 
     /// The last known event of a partition.
@@ -175,7 +212,8 @@ impl Runner {
         let mut behind: BTreeMap<(Partition, i64), Vec<Build>> = BTreeMap::new();
         for (partition, build, position) in self.positions.running() {
             let is_newer = self.newer_at.get(&(partition, build)) == Some(&position.seq);
-            if self.leased.contains(&partition) && position.seq < self.head(partition) && !is_newer {
+            let is_mine = self.leased.contains(&partition) || self.is_stalled(partition, build, position.seq);
+            if is_mine && position.seq < self.head(partition) && !is_newer {
                 behind.entry((partition, position.seq)).or_default().push(build);
             }
         }
