@@ -176,7 +176,7 @@ impl App {
         engine.offer_plans(store.plans().await?);
         background_tasks.spawn(follow_offered_plans(Arc::clone(&store), engine.clone(), background.clone()));
         start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
-        start_consumers(config, database, &clock, wakeup, &background, &background_tasks);
+        start_consumers(config, Arc::clone(&database), &clock, wakeup, &background, &background_tasks);
         watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
         watch_database(&store, &health, &background, &background_tasks);
         let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
@@ -189,6 +189,7 @@ impl App {
         let parts = http::Parts {
             engine: Arc::new(engine.clone()),
             store: Arc::clone(&store),
+            operations: Arc::clone(&database) as _,
             clock: Arc::clone(&clock),
             auth: verifier,
             health: Arc::clone(&health),

@@ -512,6 +512,19 @@ insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updat
 select c.consumer, c.version, p.partition_id, 0, 0, now() from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, '-infinity' from outbox_partitions;
 
+-- What operators did by hand, and why.
+create table ops_audit (
+    audit_id uuid not null, -- in the order of time
+    at       timestamptz not null,
+    actor    text not null,
+    action   text not null,
+    target   text not null,
+    reason   text not null,
+    before   text, -- JSON
+    after    text, -- JSON
+    primary key (audit_id)
+);
+
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 -- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as
@@ -533,7 +546,7 @@ begin
         'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'credit_holds',
         'credit_hold_grants', 'commands',
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
-        'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue'] loop
+        'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute
@@ -572,7 +585,7 @@ declare
     t text;
 begin
     foreach t in array array['plan_versions', 'plan_features', 'subscription_periods', 'credit_hold_grants', 'commands',
-        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox'] loop
+        'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'ops_audit'] loop
         execute format('create trigger history_is_immutable before update or delete on %I for each row execute function refuse_change_of_history()', t);
         execute format('create trigger history_is_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
     end loop;

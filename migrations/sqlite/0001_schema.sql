@@ -515,6 +515,19 @@ insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updat
 select c.consumer, c.version, p.partition_id, 0, 0, unixepoch() * 1000000 from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, 0 from outbox_partitions;
 
+-- What operators did by hand, and why.
+create table ops_audit (
+    audit_id blob not null check (length(audit_id) = 16), -- in the order of time
+    at       integer not null,
+    actor    text not null,
+    action   text not null,
+    target   text not null,
+    reason   text not null,
+    before   text, -- JSON
+    after    text, -- JSON
+    primary key (audit_id)
+) strict, without rowid;
+
 -- For analysts: whole workspaces, in credits. A question about a range filters usage_logs by recorded_at.
 -- What was charged; refunds (usage_refunds) are not taken off.
 create view usage_daily as
@@ -561,6 +574,10 @@ create trigger purchase_reversals_refuse_update before update on purchase_revers
 begin select raise(abort, 'history is immutable: update on purchase_reversals'); end;
 create trigger purchase_reversals_refuse_delete before delete on purchase_reversals
 begin select raise(abort, 'history is immutable: delete on purchase_reversals'); end;
+create trigger ops_audit_refuse_update before update on ops_audit
+begin select raise(abort, 'history is immutable: update on ops_audit'); end;
+create trigger ops_audit_refuse_delete before delete on ops_audit
+begin select raise(abort, 'history is immutable: delete on ops_audit'); end;
 create trigger event_outbox_refuse_update before update on event_outbox
 begin select raise(abort, 'history is immutable: update on event_outbox'); end;
 create trigger event_outbox_refuse_delete before delete on event_outbox

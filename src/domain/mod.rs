@@ -22,6 +22,7 @@ pub mod hold;
 pub mod ids;
 pub mod ledger;
 pub mod metadata;
+pub mod operator_act;
 pub mod partition_head;
 pub mod period;
 pub mod plan;

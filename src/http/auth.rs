@@ -115,6 +115,10 @@ scopes! {
     /// Read the figures that this server makes of its events.
     AnalyticsRead "analytics:read",
     EventsRead "events:read",
+    /// Look at the consumers, dead letters and what was done by hand. For tokens for all workspaces.
+    OpsRead "ops:read",
+    /// Stop, start and rebuild consumers. For tokens for all workspaces.
+    OpsWrite "ops:write",
     PlansRead "plans:read",
     /// Provision workspaces.
     WorkspacesWrite "workspaces:write",

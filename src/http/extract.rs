@@ -17,7 +17,7 @@ use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
 
 use super::accept::preferred;
-use super::auth::{Principal, RequiredScope, TokenCheck, TokenError, Verifier};
+use super::auth::{Principal, RequiredScope, Tenancy, TokenCheck, TokenError, Verifier};
 use super::body::field_errors::{SerdeFieldError, last_key};
 use super::export::ListForm;
 use super::ids::hyphenated;
@@ -70,6 +70,13 @@ pub struct ListCaller<S> {
     pub form: ListForm,
 }
 
+/// A caller whose token has the scope and is for all workspaces.
+#[derive(Debug)]
+pub struct OperatorCaller<S> {
+    pub principal: Arc<Principal>,
+    scope: PhantomData<S>,
+}
+
 /// Ready at once, unless the key of the token must be fetched.
 type ExtractorFuture<T> = Either<Ready<Result<T, Problem>>, LocalBoxFuture<'static, Result<T, Problem>>>;
 
@@ -78,6 +85,26 @@ impl<S: RequiredScope> Caller<S> {
         require_scope::<S>(&principal)?;
         require_accepted(request.headers(), &JSON_ONLY)?;
         Ok(Self { principal, scope: PhantomData })
+    }
+}
+
+impl<S: RequiredScope> OperatorCaller<S> {
+    fn authorize(request: &HttpRequest, principal: Arc<Principal>) -> Result<Self, Problem> {
+        let Caller { principal, scope } = Caller::<S>::authorize(request, principal)?;
+        if principal.tenancy == Tenancy::All {
+            Ok(Self { principal, scope })
+        } else {
+            Err(Problem::plain(Code::AllWorkspacesRequired))
+        }
+    }
+}
+
+impl<S: RequiredScope> FromRequest for OperatorCaller<S> {
+    type Error = Problem;
+    type Future = ExtractorFuture<Self>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        authenticate(request, Self::authorize)
     }
 }
 

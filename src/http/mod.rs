@@ -41,7 +41,7 @@ use self::state::Documents;
 use crate::clock::Clock;
 use crate::contract;
 use crate::domain::cloud_event::EventSource;
-use crate::store::Store;
+use crate::store::{Operations, Store};
 
 mod accept;
 pub mod auth;
@@ -148,6 +148,7 @@ const MAX_OPERATIONS_CONNECTIONS: usize = 256;
 pub struct Parts {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
+    pub operations: Arc<dyn Operations>,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub health: Arc<Health>,
@@ -158,7 +159,7 @@ pub struct Parts {
 impl AppState {
     #[must_use]
     pub fn new(parts: Parts, config: &HttpConfig) -> Self {
-        let Parts { engine, store, clock, auth, health, event_source, metrics } = parts;
+        let Parts { engine, store, operations, clock, auth, health, event_source, metrics } = parts;
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
         allow.extend(["/", docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
@@ -175,6 +176,7 @@ impl AppState {
         Self {
             engine,
             store,
+            operations,
             clock,
             auth,
             limits,

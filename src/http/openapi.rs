@@ -151,6 +151,7 @@ fn tags() -> Vec<Tag> {
         ("ledger", "All movements of credits."),
         ("analytics", "Figures that the server makes of the events."),
         ("events", "Events, in order and without gaps."),
+        ("operations", "For operators, with a token for all workspaces."),
         ("plans", "The plans that a workspace can subscribe to."),
         ("service", "Probes, metrics and this document. No token is needed."),
     ]
@@ -197,6 +198,8 @@ const fn scope_description(scope: Scope) -> &'static str {
         Scope::UsageRead => "reading usage logs and the terms of features",
         Scope::AnalyticsRead => "reading the figures that are made of the events",
         Scope::EventsRead => "reading events",
+        Scope::OpsRead => "looking at consumers, dead letters and what operators did; with a token for all workspaces",
+        Scope::OpsWrite => "stopping, starting and rebuilding consumers; with a token for all workspaces",
         Scope::PlansRead => "reading plans",
         Scope::WorkspacesWrite => "provisioning workspaces",
         Scope::WorkspacesRead => "reading workspaces",
@@ -212,10 +215,15 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
     codes.insert(Code::HeadersTooLarge);
     let has_token = scope.is_some();
     let has_body = operation.request_body.is_some();
-    let needs_key = *method == HttpMethod::Post;
+    // What an operator does is no command: doing it twice changes nothing.
+    let is_operation = path.starts_with("/v1/ops/");
+    let needs_key = *method == HttpMethod::Post && !is_operation;
     if has_token {
         codes.extend([Code::InvalidToken, Code::MissingScope, Code::NotAcceptable, Code::UnknownField]);
         codes.extend([Code::InternalError, Code::Unavailable]);
+    }
+    if is_operation {
+        codes.insert(Code::AllWorkspacesRequired);
     }
     if path.contains("{workspace_id}") || path == "/v1/events" {
         codes.extend([Code::WorkspaceNotFound, Code::TooManyRequests]);
@@ -240,7 +248,7 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
         let description = operation.description.take().unwrap_or_default();
         operation.description = Some(format!("{description}\n\nScope: `{scope}`."));
         match method {
-            HttpMethod::Post => add_dry_run(operation, Code::WorkspaceNotFound),
+            HttpMethod::Post if needs_key => add_dry_run(operation, Code::WorkspaceNotFound),
             HttpMethod::Put => add_dry_run(operation, Code::PlanNotFound),
             _ => {}
         }

@@ -16,12 +16,13 @@ use super::limits::WorkspaceLimits;
 use super::representation::Representation;
 use crate::clock::Clock;
 use crate::domain::cloud_event::EventSource;
-use crate::store::Store;
+use crate::store::{Operations, Store};
 
 /// The state of the server.
 pub struct AppState {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
+    pub operations: Arc<dyn Operations>,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub limits: WorkspaceLimits,

@@ -3,7 +3,8 @@
 use super::columns::Kind;
 use super::statements::{KeyColumn, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
-use crate::domain::consumers::{ParkedWorkspace, PurchaseRevenue, WorkspaceActivity};
+use crate::domain::consumers::{DeadLetter, ParkedWorkspace, PurchaseRevenue, WorkspaceActivity};
+use crate::domain::operator_act::OperatorAct;
 
 const BUILD: &[KeyColumn] = &[("consumer", Kind::Text), ("version", Kind::Integer)];
 const CURSOR: &[KeyColumn] = &[
@@ -17,6 +18,18 @@ const CURSOR: &[KeyColumn] = &[
     ("waiting_for", Kind::Text),
     ("updated_at", Kind::Timestamptz),
 ];
+const NEW_BUILD: &[KeyColumn] =
+    &[("consumer", Kind::Text), ("version", Kind::Integer), ("updated_at", Kind::Timestamptz)];
+const CHANGE: &[KeyColumn] = &[
+    ("consumer", Kind::Text),
+    ("before", Kind::Timestamptz),
+    ("state", Kind::Text),
+    ("reason", Kind::Text),
+    ("changed_by", Kind::Text),
+    ("changed_at", Kind::Timestamptz),
+    ("building_version", Kind::Integer),
+    ("building_fold_version", Kind::Integer),
+];
 const TRIPPED: &[KeyColumn] =
     &[("consumer", Kind::Text), ("reason", Kind::Text), ("changed_by", Kind::Text), ("changed_at", Kind::Timestamptz)];
 const OF_WORKSPACE: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Kind::Uuid)];
@@ -26,7 +39,7 @@ statements! {
     /// The statements of the consumers, as one database writes them.
     ConsumerStatements:
     consumers, consumer_cursors, parked_workspaces, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
-    as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
+    consumer_positions, change_consumer, start_build, operator_acts, dead_letters, dead_letter_groups, as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
 }
 
 const CONSUMERS: &str = "
@@ -57,6 +70,40 @@ where c.consumer = k.consumer and c.version = k.version and c.partition_id = k.p
     and c.epoch = k.epoch
 returning 1";
 
+/// Every cursor, with the head of its partition and what waits there.
+const CONSUMER_POSITIONS: &str = "
+select c.consumer, c.version, c.partition_id, c.seq, c.last_event_id, c.epoch, c.waiting_for, c.updated_at, p.seq,
+    (
+        select o.recorded_at from event_outbox o where o.partition_id = c.partition_id and o.seq > c.seq
+        order by o.seq limit 1
+    ),
+    l.owner, l.leased_until
+from consumer_cursors c
+join outbox_partitions p on p.partition_id = c.partition_id
+join consumer_leases l on l.partition_id = c.partition_id";
+
+const CHANGE_CONSUMER: &str = "
+update consumers as c
+set state = k.state, reason = k.reason, changed_by = k.changed_by, changed_at = k.changed_at,
+    building_version = k.building_version, building_fold_version = k.building_fold_version
+from {keys}
+where c.consumer = k.consumer and c.changed_at = k.before
+returning 1";
+
+/// Its cursors begin before the first event.
+const START_BUILD: &str = "
+insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+select k.consumer, k.version, p.partition_id, 0, 0, k.updated_at from {keys} cross join outbox_partitions p
+returning 1";
+
+const DEAD_LETTER_GROUPS: &str = "
+select fingerprint, min(consumer), min(event_type), min(error_class), min(error), count(*), min(first_failed_at),
+    max(last_failed_at)
+from dead_letters
+where state = $1
+group by fingerprint
+order by count(*) desc, fingerprint limit $2";
+
 const SWITCH_CONSUMER: &str = "
 update consumers as c
 set version = c.building_version, fold_version = c.building_fold_version, building_version = null,
@@ -83,6 +130,27 @@ impl ConsumerStatements {
             trip_consumer: lookup::<S>(TRIPPED, "consumers_pkey", TRIP_CONSUMER),
             activities: by_key::<S, WorkspaceActivity>(OF_WORKSPACE, "analytics_workspaces_pkey", ""),
             revenues: by_key::<S, PurchaseRevenue>(OF_GRANT, "purchase_revenue_pkey", ""),
+            consumer_positions: list("", CONSUMER_POSITIONS),
+            change_consumer: lookup::<S>(CHANGE, "consumers_pkey", CHANGE_CONSUMER),
+            start_build: lookup::<S>(NEW_BUILD, "", START_BUILD),
+            operator_acts: list(
+                "ops_audit_pkey",
+                &format!(
+                    "select {} from ops_audit t where t.audit_id <= $1 order by t.audit_id desc limit $2",
+                    OperatorAct::select("t")
+                ),
+            ),
+            dead_letters: list(
+                "dead_letters_by_state",
+                &format!(
+                    "select {} from dead_letters t {} where t.state = $1
+    and (t.last_failed_at, t.dead_letter_id) <= ($2, $3)
+order by t.last_failed_at desc, t.dead_letter_id desc limit $4",
+                    DeadLetter::select("t"),
+                    hint::<S>("dead_letters_by_state")
+                ),
+            ),
+            dead_letter_groups: list("dead_letters_by_state", DEAD_LETTER_GROUPS),
             as_of: list("consumer_cursors_pkey", AS_OF),
             event_seq: list(
                 "event_outbox_workspace",

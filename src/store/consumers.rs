@@ -104,6 +104,10 @@ pub struct ConsumerCursor {
 
 impl ConsumerCursor {
     pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Self::take(&mut row)
+    }
+
+    pub(super) fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
         Ok(Self {
             build: Build { consumer: row.next()?, version: row.next()? },
             partition: row.next()?,

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 pub use self::consumers::Consumption;
 pub use self::error::StoreError;
 pub use self::figures::Figures;
+pub use self::operations::Operations;
 use self::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
@@ -43,6 +44,8 @@ mod figure_reads;
 pub mod figures;
 mod invariants;
 mod load;
+mod operation_writes;
+pub mod operations;
 mod plan_cache;
 mod plan_rows;
 pub mod postgres;
@@ -100,9 +103,9 @@ pub trait Store: Reads + Outbox + Figures {
 }
 
 /// All that a database can do, for the server that composes its parts.
-pub trait ServerStore: Store + Consumption {}
+pub trait ServerStore: Store + Consumption + Operations {}
 
-impl<S: Store + Consumption> ServerStore for S {}
+impl<S: Store + Consumption + Operations> ServerStore for S {}
 
 /// One write transaction.
 #[async_trait]

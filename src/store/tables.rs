@@ -18,6 +18,7 @@ use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
 use crate::domain::ledger::LedgerEntry;
+use crate::domain::operator_act::OperatorAct;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::refund::UsageRefund;
 use crate::domain::reversal::PurchaseReversal;
@@ -248,6 +249,10 @@ tables! {
 
     purchase_revenue(version, workspace_id, grant_id) fixed(partition_id, currency): PurchaseRevenue {
         version, workspace_id, grant_id, partition [partition_id], currency, amount_minor, credits, used, recognised_minor
+    }
+
+    ops_audit(audit_id): OperatorAct {
+        audit_id, at, actor, action, target, reason, before, after
     }
 
     outbox_partitions(partition_id): PartitionHead {

@@ -31,7 +31,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 36);
+    assert_eq!(all.len(), 42);
     all
 }
 
@@ -43,7 +43,7 @@ impl Operation {
             .replace("{grant_id}", &FOREIGN.to_string())
             .replace("{purchase_id}", &FOREIGN.to_string())
             .replace("{hold_id}", &FOREIGN.to_string());
-        let path = path.replace("{file_name}", "CreditConsumed.v1.json");
+        let path = path.replace("{file_name}", "CreditConsumed.v1.json").replace("{consumer}", "analytics");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
         match &self.body {
             Some(body) => send(request.json(body)).await,
@@ -77,11 +77,14 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
         if operation.path.contains("{workspace_id}") {
             operation.call(&scoped, &FOREIGN.to_string()).await.is_problem(404, "workspace-not-found");
         }
+        if operation.path.starts_with("/v1/ops/") {
+            operation.call(&scoped, "").await.is_problem(403, "all-workspaces-required");
+        }
         if operation.path.contains("{event_id}") {
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (31, 5));
+    assert_eq!((guarded, open), (37, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 
@@ -109,7 +112,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                 let path = path.replace("{purchase_id}", &purchase_id);
                 let [captured, released] = &hold_ids;
                 let path = path.replace("{hold_id}", if path.ends_with("/release") { released } else { captured });
-                let path = path.replace("{file_name}", "CreditConsumed.v1.json");
+                let path = path.replace("{file_name}", "CreditConsumed.v1.json").replace("{consumer}", "analytics");
                 for (n, body) in bodies(operation).into_iter().enumerate() {
                     let method: Method = method.to_uppercase().parse().unwrap();
                     let request = user.request(method.clone(), &path).header("idempotency-key", format!("{path}{n}"));
@@ -160,7 +163,7 @@ fn assert_is_as_documented(document: &Value, operation: &Value, answer: &crate::
 #[tokio::test]
 async fn the_examples_of_the_document_are_valid_requests() {
     let fake = fake();
-    let user = fake.server.user(OWN);
+    let user = fake.server.user_of(Tenancy::All, Scope::ALL);
     for operation in operations(&user).await {
         let answer = operation.call(&user, &OWN.to_string()).await;
         let is_command = operation.body.is_some();

@@ -10,12 +10,13 @@ use uuid::Uuid;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
-use visionscope_billing::domain::consumers::Consumer;
+use visionscope_billing::domain::consumers::{Consumer, ConsumerState, DeadLetter, LetterState};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, WorkspaceId};
 use visionscope_billing::domain::ledger::LedgerEntry;
+use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::plan::PlanVersion;
 use visionscope_billing::domain::rejection::Rejection;
@@ -26,12 +27,14 @@ use visionscope_billing::domain::usage::{UsageId, UsageLog};
 use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
+use visionscope_billing::store::consumers::Registered;
 use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
+use visionscope_billing::store::operations::{ConsumerStatus, DeadLetterGroup, DeadLetterQuery};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Order, Page, PartitionStatus, Publication, Purchase, Recorded,
 };
-use visionscope_billing::store::{Figures, Outbox, Reads, Store, StoreError, WriteTx};
+use visionscope_billing::store::{Figures, Operations, Outbox, Reads, Store, StoreError, WriteTx};
 
 /// The next reply of the engine.
 #[derive(Clone)]
@@ -249,6 +252,39 @@ impl Figures for FakeStore {
     }
     async fn usage_figures(&self, _: i32, _: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
         self.answer(Page { rows: vec![], has_more: false })
+    }
+}
+
+#[async_trait]
+impl Operations for FakeStore {
+    async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError> {
+        let registered = Registered {
+            consumer: Consumer::Analytics,
+            version: 1,
+            fold_version: 1,
+            building_version: None,
+            building_fold_version: None,
+            state: ConsumerState::Running,
+            reason: None,
+            changed_by: None,
+            changed_at: Timestamp::from_micros(0),
+        };
+        self.answer(vec![ConsumerStatus { registered, positions: vec![], parked: 0 }])
+    }
+    async fn newest_build(&self, _: Consumer) -> Result<i32, StoreError> {
+        self.answer(1)
+    }
+    async fn change_consumer(&self, _: &Registered, _: &Registered, _: &OperatorAct) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn operator_acts(&self, _: Option<Uuid>, _: u32) -> Result<Page<OperatorAct>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn dead_letters(&self, _: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn dead_letter_groups(&self, _: LetterState, _: u32) -> Result<Vec<DeadLetterGroup>, StoreError> {
+        self.answer(vec![])
     }
 }
 

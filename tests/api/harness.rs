@@ -26,7 +26,7 @@ use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::{Api, Decide, Health, HttpConfig, Parts, Port, StopHandle};
 use visionscope_billing::publisher::EventBuffer;
-use visionscope_billing::store::Store;
+use visionscope_billing::store::{Operations, Store};
 
 use crate::databases::{Database, TestDatabase};
 use crate::fake::{FakeEngine, FakeStore};
@@ -64,13 +64,19 @@ pub struct TestServer {
 }
 
 /// Starts a server over an engine and a store.
-pub fn serve(engine: Arc<dyn Decide>, store: Arc<dyn Store>, config: &HttpConfig) -> TestServer {
+pub fn serve(
+    engine: Arc<dyn Decide>,
+    store: Arc<dyn Store>,
+    operations: Arc<dyn Operations>,
+    config: &HttpConfig,
+) -> TestServer {
     let clock = ManualClock::at(NOW.parse().unwrap());
     let auth = AuthConfig { issuer: ISSUER.into(), audience: AUDIENCE.into(), keys: vec![signing_key()], jwks: None };
     let health = Arc::new(Health::default());
     let parts = Parts {
         engine,
         store: Arc::clone(&store),
+        operations,
         clock: Arc::new(clock.clone()),
         auth: Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap()),
         health: Arc::clone(&health),
@@ -134,7 +140,7 @@ pub fn fake_with_limits(limits: LimitsConfig) -> FakeServer {
 
 pub fn fake_with(config: &HttpConfig) -> FakeServer {
     let (engine, store) = (Arc::new(FakeEngine::default()), Arc::new(FakeStore::default()));
-    let server = serve(Arc::clone(&engine) as Arc<dyn Decide>, Arc::clone(&store) as Arc<dyn Store>, config);
+    let server = serve(Arc::clone(&engine) as _, Arc::clone(&store) as _, Arc::clone(&store) as _, config);
     FakeServer { server, engine, store }
 }
 
@@ -310,7 +316,7 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     );
     let running = tokio::spawn(running).abort_handle();
     let store = Arc::clone(&database.store);
-    let mut server = serve(Arc::new(engine), store, &HttpConfig::default());
+    let mut server = serve(Arc::new(engine), store, Arc::clone(&database.server_store) as _, &HttpConfig::default());
     server.database = Some(database);
     server.consumers = Some(running);
     server

@@ -23,6 +23,7 @@ mod harness;
 mod holds;
 mod lists;
 mod main_job;
+mod ops;
 mod purchases;
 mod refunds;
 mod service;

@@ -1,7 +1,7 @@
 //! Consumers: what this server itself makes of events.
 //!
 //! A consumer is a pure fold. It names the rows that it must know ([`keys`]), gets them, and says how some events change
-//! them ([`fold`]). It knows nothing but events and its own rows: so its figures can be compared with the history that the
+//! them ([`fold()`]). It knows nothing but events and its own rows: so its figures can be compared with the history that the
 //! commands have written.
 //!
 //! The events are those of one partition in their order, so a workspace's events are never taken out of order. What is of

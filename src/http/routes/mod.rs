@@ -14,6 +14,8 @@ pub mod health;
 mod history;
 pub mod holds;
 pub mod ledger;
+pub mod ops;
+pub mod ops_lists;
 pub mod plans;
 pub mod purchases;
 mod reads;
@@ -70,6 +72,12 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)
+        .service(ops::list_consumers)
+        .service(ops::pause_consumer)
+        .service(ops::resume_consumer)
+        .service(ops::rebuild_consumer)
+        .service(ops_lists::list_dead_letters)
+        .service(ops_lists::list_operator_acts)
         .service(health::get_openapi)
         .service(health::get_event_schema)
         .configure(configure_probes);

@@ -1,0 +1,111 @@
+//! What operators read and write, with the statements that both databases share.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::columns::{Fields, Stored};
+use super::consumers::{Consumption as _, Registered};
+use super::consumption::{Background, BackgroundTx as _};
+use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::error::{StoreError, with_answer_timeout};
+use super::operations::{ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, Operations};
+use super::queries::Page;
+use super::statements::Statement;
+use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::time::Timestamp;
+
+#[async_trait]
+impl<D: Background> Operations for D {
+    async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError> {
+        let registered = self.consumers().await?;
+        let statement = &D::Connection::consumer_statements().consumer_positions;
+        let mut positions = list(self, statement, Parameters::default(), ConsumerPosition::read).await?;
+        positions.sort_by_key(|position| (position.cursor.build, position.cursor.partition));
+        let parked = self.parked_workspaces().await?;
+        let status = |registered: Registered| {
+            let consumer = registered.consumer;
+            let versions = [Some(registered.version), registered.building_version];
+            let is_of = |build: &Build| build.consumer == consumer && versions.contains(&Some(build.version));
+            let of_build = positions.iter().filter(|position| is_of(&position.cursor.build)).cloned().collect();
+            let in_use =
+                parked.iter().filter(|parked| (parked.consumer, parked.version) == (consumer, registered.version));
+            let parked = i64::try_from(in_use.count()).unwrap_or(i64::MAX);
+            ConsumerStatus { positions: of_build, parked, registered }
+        };
+        Ok(registered.into_iter().map(status).collect())
+    }
+
+    async fn newest_build(&self, consumer: Consumer) -> Result<i32, StoreError> {
+        let cursors = self.consumer_cursors().await?;
+        let versions = cursors.into_iter().filter(|cursor| cursor.build.consumer == consumer);
+        Ok(versions.map(|cursor| cursor.build.version).max().unwrap_or_default())
+    }
+
+    async fn change_consumer(
+        &self,
+        before: &Registered,
+        after: &Registered,
+        act: &OperatorAct,
+    ) -> Result<(), StoreError> {
+        let statements = D::Connection::consumer_statements();
+        let change = Keys(vec![vec![
+            after.consumer.to_value(),
+            before.changed_at.to_value(),
+            after.state.to_value(),
+            after.reason.to_value(),
+            after.changed_by.to_value(),
+            after.changed_at.to_value(),
+            after.building_version.to_value(),
+            after.building_fold_version.to_value(),
+        ]]);
+        let started = after.building_version.filter(|_| before.building_version.is_none());
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let connection = tx.connection();
+            if connection.look_up(&statements.change_consumer, &change).await?.is_empty() {
+                return Err(StoreError::Conflict("the consumer was changed meanwhile".into()));
+            }
+            if let Some(version) = started {
+                let keys = vec![after.consumer.to_value(), version.to_value(), after.changed_at.to_value()];
+                connection.look_up(&statements.start_build, &Keys(vec![keys])).await?;
+            }
+            connection.insert(std::slice::from_ref(act)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn operator_acts(&self, start_at: Option<Uuid>, limit: u32) -> Result<Page<OperatorAct>, StoreError> {
+        let (start_at, one_more) = (start_at.unwrap_or(Uuid::max()), i64::from(limit) + 1);
+        let statement = &D::Connection::consumer_statements().operator_acts;
+        let found = with_answer_timeout(async {
+            rows(&self.reader().await?.list(&statement.text, Parameters::of(&start_at).and(&one_more)).await?)
+        });
+        Ok(Page::of(found.await?, limit))
+    }
+
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError> {
+        let (at, id) = query.start_at.unwrap_or((Timestamp::MAX, Uuid::max()));
+        let one_more = i64::from(query.limit) + 1;
+        let parameters = Parameters::of(&query.state).and(&at).and(&id).and(&one_more);
+        let statement = &D::Connection::consumer_statements().dead_letters;
+        let found = with_answer_timeout(async { rows(&self.reader().await?.list(&statement.text, parameters).await?) });
+        Ok(Page::of(found.await?, query.limit))
+    }
+
+    async fn dead_letter_groups(&self, state: LetterState, limit: u32) -> Result<Vec<DeadLetterGroup>, StoreError> {
+        let limit = i64::from(limit);
+        let statement = &D::Connection::consumer_statements().dead_letter_groups;
+        list(self, statement, Parameters::of(&state).and(&limit), DeadLetterGroup::read).await
+    }
+}
+
+async fn list<D: Background, T>(
+    database: &D,
+    statement: &'static Statement,
+    parameters: Parameters<'_>,
+    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
+) -> Result<Vec<T>, StoreError> {
+    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
+}

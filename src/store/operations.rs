@@ -1,0 +1,125 @@
+//! The store as operators see it.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::columns::Fields;
+use super::consumers::{ConsumerCursor, Registered};
+use super::error::StoreError;
+use super::queries::Page;
+use crate::domain::consumers::{Consumer, DeadLetter, LetterState};
+use crate::domain::ids::Partition;
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::time::Timestamp;
+
+/// What operators look at and do. Every change is written together with its record.
+#[async_trait]
+pub trait Operations: Send + Sync {
+    /// All consumers, by name.
+    async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError>;
+
+    /// The highest version that a build of the consumer has or had.
+    async fn newest_build(&self, consumer: Consumer) -> Result<i32, StoreError>;
+
+    /// Changes a consumer. It is a conflict if it is no longer what it was before. A new `building_version` gets its cursors,
+    /// at the first event.
+    async fn change_consumer(
+        &self,
+        before: &Registered,
+        after: &Registered,
+        act: &OperatorAct,
+    ) -> Result<(), StoreError>;
+
+    /// What operators did, the newest first. The page begins with this act, or with the one before it.
+    async fn operator_acts(&self, start_at: Option<Uuid>, limit: u32) -> Result<Page<OperatorAct>, StoreError>;
+
+    /// Dead letters, the one that failed last first.
+    async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError>;
+
+    /// How many letters in that state have one cause, the most first.
+    async fn dead_letter_groups(&self, state: LetterState, limit: u32) -> Result<Vec<DeadLetterGroup>, StoreError>;
+}
+
+/// A consumer, and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerStatus {
+    pub registered: Registered,
+    /// Of the build whose figures are read and of the one that is built, by version and partition.
+    pub positions: Vec<ConsumerPosition>,
+    /// The workspaces that the build in use leaves out.
+    pub parked: i64,
+}
+
+/// How far a build is in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerPosition {
+    pub cursor: ConsumerCursor,
+    /// The last event of the partition.
+    pub head: i64,
+    /// When the first event was recorded that was not taken.
+    pub waiting_since: Option<Timestamp>,
+    /// Who has leased the partition last.
+    pub owner: Option<String>,
+    pub leased_until: Timestamp,
+}
+
+impl ConsumerPosition {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            cursor: ConsumerCursor::take(&mut row)?,
+            head: row.next()?,
+            waiting_since: row.next()?,
+            owner: row.next()?,
+            leased_until: row.next()?,
+        })
+    }
+
+    /// How many events were not taken.
+    #[must_use]
+    pub fn lag(&self) -> i64 {
+        self.head.saturating_sub(self.cursor.seq).max(0)
+    }
+
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        self.cursor.partition
+    }
+}
+
+/// Which dead letters.
+#[derive(Clone, Debug)]
+pub struct DeadLetterQuery {
+    pub state: LetterState,
+    /// The page begins with this letter, or with the one before it.
+    pub start_at: Option<(Timestamp, Uuid)>,
+    pub limit: u32,
+}
+
+/// Dead letters with one cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterGroup {
+    pub fingerprint: String,
+    pub consumer: Consumer,
+    pub event_type: String,
+    pub error_class: String,
+    /// One of their errors.
+    pub error: String,
+    pub count: i64,
+    pub first_failed_at: Timestamp,
+    pub last_failed_at: Timestamp,
+}
+
+impl DeadLetterGroup {
+    pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            fingerprint: row.next()?,
+            consumer: row.next()?,
+            event_type: row.next()?,
+            error_class: row.next()?,
+            error: row.next()?,
+            count: row.next()?,
+            first_failed_at: row.next()?,
+            last_failed_at: row.next()?,
+        })
+    }
+}
