@@ -243,8 +243,8 @@ impl Analytics {
 
     fn reverse(&mut self, fact: &Fact, data: &PurchaseReversed) -> Result<(), Fault> {
         let revenue = self.revenue(data.grant_id)?;
-        add(&mut revenue.credits, -data.credits.micro())?;
-        add(&mut revenue.amount_minor, -data.amount_minor)?;
+        subtract(&mut revenue.credits, data.credits.micro())?;
+        subtract(&mut revenue.amount_minor, data.amount_minor)?;
         if revenue.credits < 0 || revenue.amount_minor < 0 {
             return Err(Fault::contradiction(format!(
                 "more of the purchase {} was reversed than bought",
@@ -352,5 +352,10 @@ fn hour_of(at: Timestamp) -> Timestamp {
 
 fn add(sum: &mut i64, part: i64) -> Result<(), Fault> {
     *sum = sum.checked_add(part).ok_or_else(|| Fault::too_large("a sum"))?;
+    Ok(())
+}
+
+fn subtract(sum: &mut i64, part: i64) -> Result<(), Fault> {
+    *sum = sum.checked_sub(part).ok_or_else(|| Fault::too_large("a sum"))?;
     Ok(())
 }

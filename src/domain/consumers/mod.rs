@@ -18,6 +18,8 @@ mod fold;
 mod letter;
 mod rows;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use self::consumer::{Build, Consumer, ConsumerState};
 pub use self::fact::Fact;
