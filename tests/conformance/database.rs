@@ -1,7 +1,7 @@
 //! What the suite needs from a database besides its store.
 
 use async_trait::async_trait;
-use visionscope_billing::store::Store;
+use visionscope_billing::store::{Consumption, Store};
 
 #[async_trait]
 pub trait TestDatabase: Send + Sync + Sized {
@@ -11,6 +11,9 @@ pub trait TestDatabase: Send + Sync + Sized {
     async fn destroy(self);
 
     fn store(&self) -> &dyn Store;
+
+    /// The same store, as the consumers of the server see it.
+    fn consumption(&self) -> &dyn Consumption;
 
     /// Runs a statement with the rights of a user of the database.
     async fn execute(&self, sql: &str) -> Result<(), String>;

@@ -104,6 +104,18 @@ macro_rules! suite {
                 a_new_generation_begins_at_the_floor,
                 old_batches_are_deleted_in_bounded_steps_and_those_from_the_floor_on_are_kept,
             }
+            consumers {
+                a_fresh_database_has_a_running_consumer_at_the_beginning,
+                consumer_leases_are_taken_kept_taken_over_and_released,
+                a_cursor_moves_with_its_rows,
+                a_cursor_that_is_elsewhere_is_a_conflict_and_nothing_is_written,
+                rows_that_the_database_refuses_are_corrupt_and_nothing_is_written,
+                dead_letters_and_parked_workspaces_are_written_with_the_cursor,
+                a_build_is_switched_to_only_if_it_is_being_built,
+                only_a_running_consumer_is_tripped,
+                as_of_is_the_cursor_and_the_first_event_behind_it,
+                usage_is_summed_up_in_each_grouping_and_page_by_page,
+            }
             migrations {
                 every_table_has_the_columns_that_its_descriptor_says,
                 a_database_of_another_schema_is_refused_with_instructions,
