@@ -19,7 +19,7 @@ pub use self::config::ConsumersConfig;
 use self::runner::Runner;
 pub use self::wakeup::Wakeup;
 use crate::clock::Clock;
-use crate::store::ServerStore;
+use crate::store::Consumption;
 
 mod config;
 mod measure;
@@ -30,7 +30,7 @@ mod wakeup;
 
 /// Takes events until `stop` is cancelled; then it ends its beat and releases its leases.
 pub async fn run(
-    store: Arc<dyn ServerStore>,
+    store: Arc<dyn Consumption>,
     clock: Arc<dyn Clock>,
     wakeup: Wakeup,
     config: ConsumersConfig,

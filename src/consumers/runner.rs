@@ -18,7 +18,7 @@ use crate::domain::consumers::{Build, ConsumerKeys, ConsumerRows, Fact, Fault, k
 use crate::domain::ids::Partition;
 use crate::store::consumers::Advance;
 use crate::store::queries::EventPosition;
-use crate::store::{ServerStore, StoreError};
+use crate::store::{Consumption, StoreError};
 
 /// How often everything is read again: what other replicas and operators have changed.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 pub(super) struct Runner {
-    store: Arc<dyn ServerStore>,
+    store: Arc<dyn Consumption>,
     clock: Arc<dyn Clock>,
     wakeup: Wakeup,
     config: ConsumersConfig,
@@ -68,7 +68,7 @@ enum Turn {
 
 impl Runner {
     pub(super) fn new(
-        store: Arc<dyn ServerStore>,
+        store: Arc<dyn Consumption>,
         clock: Arc<dyn Clock>,
         wakeup: Wakeup,
         config: ConsumersConfig,
@@ -156,8 +156,9 @@ impl Runner {
             self.next_lease = now + self.config.lease_ttl / RENEWALS_PER_TTL;
         }
         if self.next_refresh <= now {
-            self.refresh().await?;
+            // Before it is done, because what it changes must be read again at once.
             self.next_refresh = now + REFRESH;
+            self.refresh().await?;
         } else if self.config.first_poll.is_some() {
             self.look_for_events().await?;
         }
@@ -276,7 +277,7 @@ impl Runner {
             let rows = rows.get(&(step.build.version, step.partition)).unwrap_or(&none);
             Some(step.fold(position, rows, now))
         };
-        Ok(steps.iter().filter_map(advance).collect())
+        steps.iter().filter_map(advance).collect()
     }
 
     /// Leaves the only event of the only step out.
@@ -336,6 +337,9 @@ impl Runner {
         let since = self.clock.now().minus(PARKING_WINDOW);
         let mut parked: BTreeMap<Build, usize> = BTreeMap::new();
         for (_, build, position) in self.positions.running() {
+            let Some(registered) = self.positions.consumers.get(&build.consumer) else { continue };
+            // An operator who resumes it knows those that are parked already.
+            let since = since.max(registered.changed_at);
             *parked.entry(build).or_default() += position.parked.values().filter(|at| **at > since).count();
         }
         for (build, count) in parked.into_iter().filter(|(_, count)| *count > MAX_PARKED) {

@@ -8,6 +8,7 @@ use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{Build, ConsumerRows, DeadLetter, Fact, Fault, Folded, Newer, fold, up_to_newer};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::time::Timestamp;
+use crate::store::StoreError;
 use crate::store::consumers::Advance;
 
 use super::positions::Position;
@@ -44,7 +45,7 @@ impl Step {
     }
 
     /// Folds the events. What cannot be taken becomes a dead letter, and its workspace is left out from there on.
-    pub(super) fn fold(&self, position: &Position, rows: &ConsumerRows, now: Timestamp) -> Advance {
+    pub(super) fn fold(&self, position: &Position, rows: &ConsumerRows, now: Timestamp) -> Result<Advance, StoreError> {
         let mut left_out: HashMap<WorkspaceId, i64> =
             position.parked.keys().map(|workspace_id| (*workspace_id, i64::MIN)).collect();
         let mut letters = Vec::new();
@@ -54,14 +55,16 @@ impl Step {
             match self.try_fold(rows, is_left_out) {
                 Folded::Rows(rows) => break rows,
                 Folded::Faulted { index, fault } => {
-                    // A fold that blames no event of its own leaves nothing to be left out.
-                    let Some(fact) = self.facts.get(index) else { break ConsumerRows::default() };
+                    let fact = self.facts.get(index).filter(|fact| !is_left_out(&fact.event));
+                    // To leave an event out twice would be to try for ever.
+                    let at_no_event = || StoreError::Corrupt(format!("the fold fails at no event: {}", fault.text));
+                    let fact = fact.ok_or_else(at_no_event)?;
                     left_out.insert(fact.event.workspace_id, fact.event.seq);
                     letters.push(DeadLetter::new(self.build, &fact.event, &fault, now));
                 }
             }
         };
-        self.advance(position, folded, letters, now)
+        Ok(self.advance(position, folded, letters, now))
     }
 
     /// The step without its only event, which the database has refused.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::Outbox;
 use super::columns::{Fields, Stored, Value};
 use super::error::StoreError;
 use crate::domain::consumers::{
@@ -15,9 +16,9 @@ use crate::domain::consumers::{
 use crate::domain::ids::{EventId, Partition};
 use crate::domain::time::Timestamp;
 
-/// The store as the consumers of this server see it.
+/// The store as the consumers of this server see it. They read the events from the outbox.
 #[async_trait]
-pub trait Consumption: Send + Sync {
+pub trait Consumption: Outbox {
     /// Leases every partition that is free or this owner's. Returns those that it has now.
     async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError>;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::Outbox;
 use super::columns::Stored;
 use super::consumers::{Advance, ConsumerCursor, Consumption, Registered};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
@@ -57,7 +58,7 @@ async fn change<D: Background>(
 }
 
 #[async_trait]
-impl<D: Background> Consumption for D {
+impl<D: Background + Outbox> Consumption for D {
     async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError> {
         let [take, _] = self.lease_statements();
         let (owner, ttl) = (owner.to_owned(), micros_of(ttl));

@@ -308,7 +308,7 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     let consumers = ConsumersConfig { beat: Duration::from_millis(5), ..ConsumersConfig::embedded() };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let running = consumers::run(
-        Arc::clone(&database.server_store),
+        database.server_store.clone(),
         clock,
         Wakeup::default(),
         consumers,
