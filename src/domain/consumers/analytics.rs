@@ -108,6 +108,7 @@ impl Analytics {
         let (workspace_id, partition) = (event.workspace_id, event.partition);
         let (day, hour) = (Day::of(event.recorded_at).start(), hour_of(event.recorded_at));
         let plan_code = self.activity(workspace_id)?.plan_code.clone();
+        not_negative(&[used.credits, used.refunded, used.quantity])?;
         let of_day = self.usage_days.entry((workspace_id, day, feature_code.clone())).or_insert_with(|| UsageDay {
             version: self.version,
             workspace_id,
@@ -189,6 +190,7 @@ impl Analytics {
     fn use_purchases(&mut self, fact: &Fact, shares: &[GrantShare], sign: i64) -> Result<(), Fault> {
         for share in bought(shares) {
             let revenue = self.revenue(share.grant_id)?;
+            not_negative(&[share.credits.micro()])?;
             add(&mut revenue.used, sign * share.credits.micro())?;
             self.recognise(fact, share.grant_id)?;
         }
@@ -219,6 +221,7 @@ impl Analytics {
     fn purchase(&mut self, fact: &Fact, data: &CreditsPurchased) -> Result<(), Fault> {
         let unknown = || Fault::contradiction(format!("{:?} is no currency", data.currency));
         let currency = Currency::new(&data.currency).ok_or_else(unknown)?;
+        not_negative(&[data.credits.micro(), data.amount_minor])?;
         let event = &fact.event;
         let revenue = PurchaseRevenue {
             version: self.version,
@@ -242,9 +245,10 @@ impl Analytics {
     }
 
     fn reverse(&mut self, fact: &Fact, data: &PurchaseReversed) -> Result<(), Fault> {
+        not_negative(&[data.credits.micro(), data.amount_minor])?;
         let revenue = self.revenue(data.grant_id)?;
-        subtract(&mut revenue.credits, data.credits.micro())?;
-        subtract(&mut revenue.amount_minor, data.amount_minor)?;
+        revenue.credits -= data.credits.micro();
+        revenue.amount_minor -= data.amount_minor;
         if revenue.credits < 0 || revenue.amount_minor < 0 {
             return Err(Fault::contradiction(format!(
                 "more of the purchase {} was reversed than bought",
@@ -355,7 +359,10 @@ fn add(sum: &mut i64, part: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn subtract(sum: &mut i64, part: i64) -> Result<(), Fault> {
-    *sum = sum.checked_sub(part).ok_or_else(|| Fault::too_large("a sum"))?;
-    Ok(())
+/// A negative amount would be refused by the database or not, by what other events of the batch add to it.
+fn not_negative(amounts: &[i64]) -> Result<(), Fault> {
+    match amounts.iter().find(|amount| **amount < 0) {
+        Some(amount) => Err(Fault::contradiction(format!("the amount {amount} is negative"))),
+        None => Ok(()),
+    }
 }

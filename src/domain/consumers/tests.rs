@@ -1,5 +1,6 @@
 //! Tables of what `analytics` makes of events, and that it does not matter how the events are cut into batches.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;
@@ -133,8 +134,9 @@ fn event(event_type: EventType, workspace_id: WorkspaceId, recorded_at: Timestam
         "name": "Acme", "time_zone": "UTC",
     });
     let mut data = serde_json::Map::new();
-    for part in [&of_usage, &of_purchases, &of_plans, &fields] {
-        data.extend(part.as_object().unwrap().clone());
+    for part in [of_usage, of_purchases, of_plans, fields] {
+        let Value::Object(part) = part else { panic!("{part}") };
+        data.extend(part);
     }
     let data = EventData::parse(event_type, &Value::from(data).to_string()).unwrap().to_json(None).unwrap();
     let event = EventRecord {
@@ -229,14 +231,10 @@ impl World {
 
 /// Recognised revenue by day.
 fn recognised(stored: &Stored) -> Vec<(&'static str, i64)> {
-    let name = |day: Timestamp| {
-        if day == at(DAY_2) {
-            "day 2"
-        } else if day < at(DAY_2) {
-            "day 1"
-        } else {
-            "day 3"
-        }
+    let name = |day: Timestamp| match day.cmp(&at(DAY_2)) {
+        Ordering::Less => "day 1",
+        Ordering::Equal => "day 2",
+        Ordering::Greater => "day 3",
     };
     let rows = stored.revenue_days.values().filter(|row| row.currency == "EUR");
     rows.map(|row| (name(row.day), row.recognised_minor)).collect()
@@ -431,7 +429,13 @@ fn what_contradicts_earlier_events_is_a_fault() {
         world.buy(DAY_1, grant(1), 1, 1);
         world.reverse(DAY_1, grant(1), 1, i64::MIN);
     });
-    assert_eq!(least, (Fault::TOO_LARGE, "a sum is too large".into()));
+    assert_eq!(least, (Fault::CONTRADICTION, format!("the amount {} is negative", i64::MIN)));
+    // It could hide in the sum of a day.
+    let hidden = fault(&|world| {
+        world.raise(EventType::CreditConsumed, 1, DAY_1, json!({"credits": "5"}));
+        world.raise(EventType::CreditConsumed, 1, DAY_1, json!({"credits": "-1"}));
+    });
+    assert_eq!(hidden, (Fault::CONTRADICTION, "the amount -1000000 is negative".into()));
 }
 
 #[test]

@@ -1,0 +1,61 @@
+//! A build beside the one in use.
+
+use std::time::Duration;
+
+use crate::databases::Database;
+use crate::world::{Random, World};
+
+const LEASE: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_build_has_the_same_rows_and_is_switched_to() {
+    for kind in Database::ALL {
+        let world = World::on(kind, 8).await;
+        let runner = world.consume(LEASE);
+        let mut random = Random(6);
+        world.random_commands(&mut random, 150).await;
+        world.wait_until_taken(1).await;
+        world
+            .execute(&[
+                "insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+                select consumer, 2, partition_id, 0, 0, updated_at from consumer_cursors where version = 1",
+                "update consumers set building_version = 2, building_fold_version = fold_version",
+            ])
+            .await;
+        world.wait_until_taken(2).await;
+        world.wait_for("select cast(version as bigint) from consumers", 2).await;
+        for (table, columns) in [
+            (
+                "usage_days",
+                "workspace_id, day, feature_code, partition_id, credits, refunded, quantity, deductions, refused",
+            ),
+            ("usage_hours", "partition_id, hour, plan_code, feature_code, credits, deductions, refused"),
+            (
+                "revenue_days",
+                "partition_id, day, plan_code, currency, purchases, credits_sold, paid_minor, returned_minor,
+                recognised_minor, active_workspaces, new_workspaces, canceled_workspaces",
+            ),
+            ("analytics_workspaces", "workspace_id, partition_id, plan_code, active_day"),
+            (
+                "purchase_revenue",
+                "workspace_id, grant_id, partition_id, currency, amount_minor, credits, used, recognised_minor",
+            ),
+        ] {
+            let count = |version| format!("select cast(count(*) as bigint) from {table} where version = {version}");
+            assert_eq!(world.integers(&count(1)).await, world.integers(&count(2)).await, "{table}");
+            let other = format!(
+                "select cast(count(*) as bigint) from (select {columns} from {table} where version = 1
+                except select {columns} from {table} where version = 2) d"
+            );
+            assert_eq!(world.integers(&other).await, [[0]], "{table}");
+        }
+        let old = "select cast(sum(seq) as bigint) from consumer_cursors where version = 1";
+        let before = world.integers(old).await;
+        world.random_commands(&mut random, 50).await;
+        world.wait_until_taken(2).await;
+        world.assert_figures(2).await;
+        assert_eq!(world.integers(old).await, before, "the old build stands still");
+        runner.stop().await;
+        world.close().await;
+    }
+}

@@ -1,0 +1,137 @@
+//! Every event is counted once: with several runners, with runners that die, and with a store that fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, Connection, Executor};
+use visionscope_billing::store::Consumption;
+
+use crate::databases::Database;
+use crate::faulty_consumption::FaultyConsumption;
+use crate::world::{NO_LEASE, Random, World};
+
+const LEASE: Duration = Duration::from_secs(10);
+const COMMANDS: usize = 250;
+const ABORTS: u32 = 50;
+const FAULTS: u32 = 25;
+const LOST_ANSWERS: u32 = 5;
+/// Many more than it takes to meet all faults.
+const MAX_ROUNDS: u32 = 300;
+/// Longer than a store waits for an answer.
+const HANG: Duration = Duration::from_secs(6);
+
+async fn finish(world: World) {
+    world.wait_until_taken(1).await;
+    world.assert_figures(1).await;
+    let letters = "select cast(count(*) as bigint) from dead_letters";
+    assert_eq!(world.integers(letters).await, [[0]], "good events raise no dead letter");
+    assert_eq!(world.database.store.audit(5).await.unwrap(), []);
+    world.close().await;
+}
+
+async fn two_runners(kind: Database) {
+    let world = World::on(kind, 12).await;
+    let runners = [world.consume(NO_LEASE), world.consume(NO_LEASE)];
+    world.random_commands(&mut Random(1), COMMANDS).await;
+    world.wait_until_taken(1).await;
+    for runner in runners {
+        runner.stop().await;
+    }
+    finish(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_runners_on_one_sqlite_database_count_each_event_once() {
+    two_runners(Database::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_runners_on_one_postgres_database_count_each_event_once() {
+    two_runners(Database::Postgres).await;
+}
+
+async fn aborted_runners(kind: Database) {
+    let world = World::on(kind, 12).await;
+    let aborts = async {
+        let mut random = Random(3);
+        for _ in 0..ABORTS {
+            let runner = world.consume(NO_LEASE);
+            tokio::time::sleep(Duration::from_millis(random.below(40))).await;
+            runner.abort().await;
+        }
+    };
+    let mut random = Random(2);
+    tokio::join!(world.random_commands(&mut random, COMMANDS), aborts);
+    let last = world.consume(LEASE);
+    world.wait_until_taken(1).await;
+    last.stop().await;
+    finish(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runners_that_are_aborted_on_sqlite_count_each_event_once() {
+    aborted_runners(Database::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runners_that_are_aborted_on_postgres_count_each_event_once() {
+    aborted_runners(Database::Postgres).await;
+}
+
+async fn failing_store(kind: Database) {
+    let world = World::on(kind, 12).await;
+    let store = Arc::new(FaultyConsumption::new(world.database.server_store.clone(), FAULTS, LOST_ANSWERS));
+    let runner = world.consume_from(Arc::clone(&store) as Arc<dyn Consumption>, NO_LEASE);
+    let mut random = Random(4);
+    let mut rounds = 0;
+    while store.is_failing() {
+        world.random_commands(&mut random, 5).await;
+        world.wait_until_taken(1).await;
+        rounds += 1;
+        assert!(rounds < MAX_ROUNDS, "the faults are not met");
+    }
+    runner.stop().await;
+    finish(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_store_that_fails_and_loses_answers_has_each_event_once() {
+    failing_store(Database::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_store_that_fails_and_loses_answers_has_each_event_once() {
+    failing_store(Database::Postgres).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_database_that_does_not_answer_is_tried_again() {
+    let world = World::on(Database::Sqlite, 4).await;
+    world.random_commands(&mut Random(5), 40).await;
+    let mut other = world.sqlite().connect().await.unwrap();
+    other.execute("begin immediate").await.unwrap();
+    let runner = world.consume(LEASE);
+    tokio::time::sleep(HANG).await;
+    other.execute("rollback").await.unwrap();
+    other.close().await.unwrap();
+    world.wait_until_taken(1).await;
+    runner.stop().await;
+    finish(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_database_that_does_not_answer_is_tried_again() {
+    let world = World::on(Database::Postgres, 4).await;
+    world.random_commands(&mut Random(5), 40).await;
+    let mut other = world.database.postgres_options().connect().await.unwrap();
+    other.execute("begin; lock table usage_days in access exclusive mode").await.unwrap();
+    let runner = world.consume(LEASE);
+    tokio::time::sleep(HANG).await;
+    let taken = world.integers("select cast(sum(seq) as bigint) from consumer_cursors").await;
+    assert_eq!(taken, [[0]], "no cursor moves without its rows");
+    other.execute("rollback").await.unwrap();
+    other.close().await.unwrap();
+    world.wait_until_taken(1).await;
+    runner.stop().await;
+    finish(world).await;
+}
