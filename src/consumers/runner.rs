@@ -310,6 +310,10 @@ impl Runner {
                 );
             }
         }
+        if advances.iter().any(|advance| !advance.letters.is_empty()) {
+            // Before the next beat it is seen whether too many workspaces are parked.
+            self.forget();
+        }
         measure::count(advances);
     }
 
