@@ -39,7 +39,8 @@ const WAIT_PAUSE: Duration = Duration::from_millis(25);
 pub struct AsOfView {
     /// The last event of the workspace's partition that the figures contain.
     sequence: Sequence,
-    /// How long the oldest event of the partition has waited that they do not contain. 0 if they contain all.
+    /// How long the oldest event of the partition has waited that they do not contain, in seconds and rounded up. 0 if they
+    /// contain all.
     lag_seconds: u64,
     /// Whether one of the workspace's events could not be taken. Its later events wait then, until an operator acts.
     incomplete: bool,
@@ -47,8 +48,9 @@ pub struct AsOfView {
 
 impl AsOfView {
     fn new(as_of: AsOf, now: Timestamp) -> Self {
-        let waited = as_of.waiting_since.map_or(0, |since| now.micros().saturating_sub(since.micros()));
-        let lag_seconds = u64::try_from(waited / 1_000_000).unwrap_or_default();
+        // Rounded up, so that 0 says that nothing waits.
+        let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
+        let lag_seconds = as_of.waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1));
         Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete: as_of.is_parked }
     }
 }
@@ -287,4 +289,21 @@ fn at_place(place: [i64; PLACE]) -> (Timestamp, FeatureCode) {
     let bytes = code.iter().flat_map(|word| word.to_be_bytes()).take_while(|byte| *byte != 0);
     let code: String = bytes.map(char::from).collect();
     (Timestamp::from_micros(day), FeatureCode::from_stored(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lag_of_zero_says_that_no_event_waits() {
+        let now: Timestamp = "2026-03-01T00:00:05Z".parse().unwrap();
+        for (waited_us, lag_seconds) in
+            [(None, 0), (Some(-1), 1), (Some(0), 1), (Some(1_000_000), 1), (Some(1_000_001), 2)]
+        {
+            let waiting_since = waited_us.map(|waited: i64| Timestamp::from_micros(now.micros() - waited));
+            let as_of = AsOf { version: 1, seq: 1, waiting_since, is_parked: false };
+            assert_eq!(AsOfView::new(as_of, now).lag_seconds, lag_seconds, "{waited_us:?}");
+        }
+    }
 }
