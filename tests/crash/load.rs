@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use uuid::Uuid;
+use visionscope_billing::domain::credits::Credits;
 
 use crate::processes::Billing;
 
@@ -16,6 +17,8 @@ const WORKSPACES: u128 = 6;
 const CLIENTS_PER_WORKSPACE: usize = 3;
 /// How long a client retries one command.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long the consumers may take until they have taken all events.
+const FIGURES_TIMEOUT: Duration = Duration::from_mins(1);
 const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Clone)]
@@ -204,6 +207,45 @@ impl Acknowledged {
             assert_eq!(credits["held_credits"], "0", "every hold has ended");
             let current: i64 = credits["current_credits"].as_str().unwrap().parse().unwrap();
             assert_eq!((current + used - bought_credits) % 1000, 0, "bought and granted = spent + balance");
+            verify_figures(&client, workspace).await;
         }
     }
+}
+
+/// Credits in micro-credits, and how many deductions, by day and feature.
+type Usage = BTreeMap<(String, String), (i64, i64)>;
+
+/// Checks that the figures, once all events are in them, are what the usage logs say.
+async fn verify_figures(client: &Client, workspace: Uuid) {
+    let micro = |item: &Value| item["credits"].as_str().unwrap().parse::<Credits>().unwrap().micro();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let (mut expected, mut cursor) = (Usage::new(), String::new());
+    loop {
+        let page = client.get(&format!("/v1/workspaces/{workspace}/usage?limit=200{cursor}")).await;
+        for log in page["items"].as_array().unwrap() {
+            let day = text(&log["recorded_at"])[.."2026-01-31".len()].to_owned();
+            let (credits, deductions) = expected.entry((day, text(&log["feature_code"]))).or_default();
+            (*credits, *deductions) = (*credits + micro(log), *deductions + 1);
+        }
+        if page["has_more"] == false {
+            break;
+        }
+        cursor = format!("&cursor={}", text(&page["next"]));
+    }
+    let started = Instant::now();
+    let figures = loop {
+        let figures = client.get(&format!("/v1/workspaces/{workspace}/analytics/usage")).await;
+        if figures["as_of"]["lag_seconds"] == 0 {
+            break figures;
+        }
+        assert!(started.elapsed() < FIGURES_TIMEOUT, "the consumers do not catch up: {}", figures["as_of"]);
+        tokio::time::sleep(PAUSE_BEFORE_RETRY).await;
+    };
+    assert_eq!(figures["as_of"]["incomplete"], false, "no workspace waits behind a dead letter");
+    let of_item = |item: &Value| {
+        let key = (text(&item["day"]), text(&item["feature_code"]));
+        (key, (micro(item), item["deductions"].as_i64().unwrap()))
+    };
+    let found: Usage = figures["items"].as_array().unwrap().iter().map(of_item).collect();
+    assert_eq!(found, expected, "each usage log is counted once");
 }

@@ -1,8 +1,8 @@
 //! The server, PostgreSQL and Redis are killed (SIGKILL) at random under load.
 //!
 //! Afterwards, every acknowledged answer is replayed byte for byte, every command ran exactly once, every invariant
-//! holds in the database, and the streams equal the outbox. The clients behave as documented: after no answer or a
-//! 5xx they send the same key again.
+//! holds in the database, the streams equal the outbox, and the figures equal the usage logs. The clients behave as
+//! documented: after no answer or a 5xx they send the same key again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
