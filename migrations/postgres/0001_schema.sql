@@ -367,7 +367,7 @@ join stream_leases l on l.partition_id = o.partition_id;
 -- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
 -- beside it.
 create table consumers (
-    consumer              text not null check (consumer in ('analytics')),
+    consumer              text not null check (consumer in ('analytics', 'billing')),
     version               integer not null check (version >= 1),
     fold_version          integer not null, -- the version of the server's code that makes these figures
     building_version      integer check (building_version > version),
@@ -507,7 +507,57 @@ create table purchase_revenue (
     primary key (version, workspace_id, grant_id)
 ) with (fillfactor = 80);
 
-insert into consumers (consumer, version, fold_version, state, changed_at) values ('analytics', 1, 1, 'running', now());
+-- What became of a workspace's credits in one period. Only the newest statement of a workspace is open.
+create table statements (
+    version      integer not null,
+    workspace_id uuid not null,
+    period_start timestamptz not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    period_end   timestamptz, -- null while there is no subscription
+    plan_code    text not null,
+    plan_version integer not null,
+    opening      bigint not null,
+    granted      bigint not null check (granted >= 0),
+    purchased    bigint not null check (purchased >= 0),
+    bonus        bigint not null check (bonus >= 0),
+    refunded     bigint not null check (refunded >= 0),
+    consumed     bigint not null check (consumed >= 0),
+    expired      bigint not null check (expired >= 0),
+    removed      bigint not null check (removed >= 0),
+    reversed     bigint not null check (reversed >= 0),
+    voided       bigint not null check (voided >= 0),
+    closing      bigint not null,
+    debt_repaid  bigint not null check (debt_repaid >= 0),
+    rolled_over  bigint not null check (rolled_over >= 0),
+    first_seq    bigint not null, -- the number of the first event in the workspace
+    last_seq     bigint not null check (last_seq >= first_seq),
+    closed_at    timestamptz, -- null while the statement is open
+    sha256       bytea check (octet_length(sha256) = 32),
+    primary key (version, workspace_id, period_start),
+    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided),
+    check ((closed_at is null) = (sha256 is null)),
+    check (closed_at is null or period_end is not null)
+) with (fillfactor = 60);
+
+create index statements_open on statements (version, workspace_id) where closed_at is null;
+
+-- The usage of a feature in a statement.
+create table statement_lines (
+    version      integer not null,
+    workspace_id uuid not null,
+    period_start timestamptz not null,
+    feature_code text not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    credits      bigint not null check (credits >= 0), -- what was charged; refunds are not taken off
+    refunded     bigint not null check (refunded >= 0), -- what was given back in the period
+    quantity     bigint not null check (quantity >= 0),
+    deductions   bigint not null check (deductions >= 0),
+    refused      bigint not null check (refused >= 0),
+    primary key (version, workspace_id, period_start, feature_code)
+) with (fillfactor = 80);
+
+insert into consumers (consumer, version, fold_version, state, changed_at)
+values ('analytics', 1, 1, 'running', now()), ('billing', 1, 1, 'running', now());
 insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
 select c.consumer, c.version, p.partition_id, 0, 0, now() from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, '-infinity' from outbox_partitions;
@@ -546,7 +596,8 @@ begin
         'subscriptions', 'subscription_periods', 'workspace_credits', 'usage_counters', 'credit_grants', 'credit_holds',
         'credit_hold_grants', 'commands',
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
-        'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit'] loop
+        'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit',
+        'statements', 'statement_lines'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute
@@ -580,6 +631,34 @@ begin
 end
 $$;
 
+create function refuse_change_of_closed_statement() returns trigger language plpgsql as $$
+begin
+    raise exception 'a closed statement is immutable' using errcode = 'restrict_violation';
+end
+$$;
+
+create function refuse_line_of_closed_statement() returns trigger language plpgsql as $$
+declare
+    line record := case tg_op when 'UPDATE' then old else new end;
+begin
+    if exists (select from statements s
+            where s.version = line.version and s.workspace_id = line.workspace_id and s.period_start = line.period_start
+                and s.closed_at is not null) then
+        raise exception 'the lines of a closed statement are immutable' using errcode = 'restrict_violation';
+    end if;
+    return new;
+end
+$$;
+
+create function refuse_deletion_of_build_in_use() returns trigger language plpgsql as $$
+begin
+    if exists (select from consumers c where c.consumer = 'billing' and c.version = old.version) then
+        raise exception 'the statements in use are kept: delete on %', tg_table_name using errcode = 'restrict_violation';
+    end if;
+    return old;
+end
+$$;
+
 do $$
 declare
     t text;
@@ -593,6 +672,13 @@ begin
     create trigger history_is_immutable before update on stream_batches for each row execute function refuse_change_of_history();
     create trigger history_is_not_truncated before truncate on stream_batches for each statement execute function refuse_change_of_history();
     create trigger batches_from_the_floor_on_are_kept before delete on stream_batches for each row execute function refuse_deletion_from_the_floor_on();
+    -- Statements of a build that is no longer in use can be deleted.
+    create trigger closed_statements_are_immutable before update on statements for each row when (old.closed_at is not null) execute function refuse_change_of_closed_statement();
+    create trigger lines_of_closed_statements_are_immutable before insert or update on statement_lines for each row execute function refuse_line_of_closed_statement();
+    foreach t in array array['statements', 'statement_lines'] loop
+        execute format('create trigger statements_in_use_are_kept before delete on %I for each row execute function refuse_deletion_of_build_in_use()', t);
+        execute format('create trigger statements_are_not_truncated before truncate on %I for each statement execute function refuse_change_of_history()', t);
+    end loop;
     -- History names these rows.
     foreach t in array array['workspaces', 'credit_grants', 'credit_holds'] loop
         execute format('create trigger rows_are_kept before delete on %I for each row execute function refuse_change_of_history()', t);

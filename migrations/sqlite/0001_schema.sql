@@ -369,7 +369,7 @@ join stream_leases l on l.partition_id = o.partition_id;
 -- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
 -- beside it.
 create table consumers (
-    consumer              text not null check (consumer in ('analytics')),
+    consumer              text not null check (consumer in ('analytics', 'billing')),
     version               integer not null check (version >= 1),
     fold_version          integer not null, -- the version of the server's code that makes these figures
     building_version      integer check (building_version > version),
@@ -509,8 +509,57 @@ create table purchase_revenue (
     primary key (version, workspace_id, grant_id)
 ) strict, without rowid;
 
+-- What became of a workspace's credits in one period. Only the newest statement of a workspace is open.
+create table statements (
+    version      integer not null,
+    workspace_id blob not null check (length(workspace_id) = 16),
+    period_start integer not null,
+    partition_id integer not null check (partition_id between 0 and 15),
+    period_end   integer, -- null while there is no subscription
+    plan_code    text not null,
+    plan_version integer not null,
+    opening      integer not null,
+    granted      integer not null check (granted >= 0),
+    purchased    integer not null check (purchased >= 0),
+    bonus        integer not null check (bonus >= 0),
+    refunded     integer not null check (refunded >= 0),
+    consumed     integer not null check (consumed >= 0),
+    expired      integer not null check (expired >= 0),
+    removed      integer not null check (removed >= 0),
+    reversed     integer not null check (reversed >= 0),
+    voided       integer not null check (voided >= 0),
+    closing      integer not null,
+    debt_repaid  integer not null check (debt_repaid >= 0),
+    rolled_over  integer not null check (rolled_over >= 0),
+    first_seq    integer not null, -- the number of the first event in the workspace
+    last_seq     integer not null check (last_seq >= first_seq),
+    closed_at    integer, -- null while the statement is open
+    sha256       blob check (length(sha256) = 32),
+    primary key (version, workspace_id, period_start),
+    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided),
+    check ((closed_at is null) = (sha256 is null)),
+    check (closed_at is null or period_end is not null)
+) strict, without rowid;
+
+create index statements_open on statements (version, workspace_id) where closed_at is null;
+
+-- The usage of a feature in a statement.
+create table statement_lines (
+    version      integer not null,
+    workspace_id blob not null check (length(workspace_id) = 16),
+    period_start integer not null,
+    feature_code text not null,
+    partition_id integer not null check (partition_id between 0 and 15),
+    credits      integer not null check (credits >= 0), -- what was charged; refunds are not taken off
+    refunded     integer not null check (refunded >= 0), -- what was given back in the period
+    quantity     integer not null check (quantity >= 0),
+    deductions   integer not null check (deductions >= 0),
+    refused      integer not null check (refused >= 0),
+    primary key (version, workspace_id, period_start, feature_code)
+) strict, without rowid;
+
 insert into consumers (consumer, version, fold_version, state, changed_at)
-values ('analytics', 1, 1, 'running', unixepoch() * 1000000);
+values ('analytics', 1, 1, 'running', unixepoch() * 1000000), ('billing', 1, 1, 'running', unixepoch() * 1000000);
 insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
 select c.consumer, c.version, p.partition_id, 0, 0, unixepoch() * 1000000 from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, 0 from outbox_partitions;
@@ -582,6 +631,27 @@ create trigger event_outbox_refuse_update before update on event_outbox
 begin select raise(abort, 'history is immutable: update on event_outbox'); end;
 create trigger event_outbox_refuse_delete before delete on event_outbox
 begin select raise(abort, 'history is immutable: delete on event_outbox'); end;
+-- Statements of a build that is no longer in use can be deleted.
+create trigger statements_refuse_update before update on statements when old.closed_at is not null
+begin select raise(abort, 'a closed statement is immutable'); end;
+create trigger statement_lines_refuse_insert before insert on statement_lines when exists (
+    select 1 from statements s
+    where s.version = new.version and s.workspace_id = new.workspace_id and s.period_start = new.period_start
+        and s.closed_at is not null
+)
+begin select raise(abort, 'the lines of a closed statement are immutable'); end;
+create trigger statement_lines_refuse_update before update on statement_lines when exists (
+    select 1 from statements s
+    where s.version = old.version and s.workspace_id = old.workspace_id and s.period_start = old.period_start
+        and s.closed_at is not null
+)
+begin select raise(abort, 'the lines of a closed statement are immutable'); end;
+create trigger statements_refuse_delete before delete on statements
+when exists (select 1 from consumers c where c.consumer = 'billing' and c.version = old.version)
+begin select raise(abort, 'the statements in use are kept: delete on statements'); end;
+create trigger statement_lines_refuse_delete before delete on statement_lines
+when exists (select 1 from consumers c where c.consumer = 'billing' and c.version = old.version)
+begin select raise(abort, 'the statements in use are kept: delete on statement_lines'); end;
 create trigger stream_batches_refuse_update before update on stream_batches
 begin select raise(abort, 'history is immutable: update on stream_batches'); end;
 -- Only batches that the stream need no longer hold can be deleted.

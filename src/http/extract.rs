@@ -26,6 +26,7 @@ use super::problem::{Code, Problem};
 use super::state::AppState;
 use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
+use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 
 /// What most operations answer with.
@@ -262,6 +263,12 @@ pub fn usage_id(request: &HttpRequest) -> Result<UsageId, Problem> {
 pub fn hold_id(request: &HttpRequest) -> Result<HoldId, Problem> {
     let text = request.match_info().get("hold_id").unwrap_or_default();
     hyphenated(text).map(HoldId).ok_or_else(|| Problem::plain(Code::HoldNotFound))
+}
+
+/// The beginning of a statement's period in the path. A malformed instant gets the same answer as an unknown one.
+pub fn period_start(request: &HttpRequest) -> Result<Timestamp, Problem> {
+    let text = request.match_info().get("period_start").unwrap_or_default();
+    text.parse().map_err(|_| Problem::plain(Code::StatementNotFound))
 }
 
 /// A caller that accepts none of the media types gets 406 before anything is done.

@@ -268,6 +268,7 @@ fn add_example(parameter: &mut Parameter) {
         "hold_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000008",
         "event_id" => "019a0000-0000-7000-8000-000000000007",
         "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",
+        "period_start" => "2026-01-31T09:00:00.000000Z",
         _ => return,
     };
     *parameter = ParameterBuilder::from(parameter.clone()).example(Some(json!(example))).build();

@@ -3,7 +3,9 @@
 use super::columns::Kind;
 use super::statements::{KeyColumn, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
-use crate::domain::consumers::{DeadLetter, ParkedWorkspace, PurchaseRevenue, WorkspaceActivity};
+use crate::domain::consumers::{
+    DeadLetter, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement, StatementLine, WorkspaceActivity,
+};
 use crate::domain::operator_act::OperatorAct;
 
 const BUILD: &[KeyColumn] = &[("consumer", Kind::Text), ("version", Kind::Integer)];
@@ -39,7 +41,9 @@ statements! {
     /// The statements of the consumers, as one database writes them.
     ConsumerStatements:
     consumers, consumer_cursors, parked_workspaces, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
-    consumer_positions, change_consumer, start_build, operator_acts, dead_letters, dead_letter_groups, as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
+    consumer_positions, change_consumer, start_build, operator_acts, dead_letters, dead_letter_groups,
+    open_statements, open_statement_lines, statement_page, statement, statement_lines,
+    as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
 }
 
 const CONSUMERS: &str = "
@@ -151,6 +155,23 @@ order by t.last_failed_at desc, t.dead_letter_id desc limit $4",
                 ),
             ),
             dead_letter_groups: list("dead_letters_by_state", DEAD_LETTER_GROUPS),
+            open_statements: by_key::<S, PeriodStatement>(OF_WORKSPACE, "statements_open", "and t.closed_at is null"),
+            open_statement_lines: lookup::<S>(
+                OF_WORKSPACE,
+                "statements_open",
+                &format!(
+                    "select {} from {{keys}} cross join statements s {{index}} cross join statement_lines t
+where s.version = k.version and s.workspace_id = k.workspace_id and s.closed_at is null
+    and t.version = s.version and t.workspace_id = s.workspace_id and t.period_start = s.period_start",
+                    StatementLine::select("t")
+                ),
+            ),
+            statement_page: of_build::<PeriodStatement>(
+                "statements_pkey",
+                "and t.period_start <= $3 order by t.period_start desc limit $4",
+            ),
+            statement: of_build::<PeriodStatement>("statements_pkey", "and t.period_start = $3"),
+            statement_lines: of_build::<StatementLine>("statement_lines_pkey", "and t.period_start = $3"),
             as_of: list("consumer_cursors_pkey", AS_OF),
             event_seq: list(
                 "event_outbox_workspace",
@@ -171,6 +192,13 @@ order by t.last_failed_at desc, t.dead_letter_id desc limit $4",
             usage_in_total: usage_sums("null, null", ""),
         }
     }
+}
+
+/// Rows of a build ($1) and a workspace ($2).
+fn of_build<T: Table>(index: &'static str, filter: &str) -> Statement {
+    let (columns, table) = (T::select("t"), T::NAME);
+    let text = format!("select {columns} from {table} t where t.version = $1 and t.workspace_id = $2 {filter}");
+    list(index, &text)
 }
 
 /// Usage of a build ($1) and a workspace ($2) on days from $3 to before $4: at most $5 rows.

@@ -14,7 +14,8 @@ use super::reads::Database;
 use super::statements::Statement;
 use super::tables::Table;
 use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace, PurchaseRevenue, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
+    StatementLine, WorkspaceActivity,
 };
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
@@ -111,7 +112,17 @@ impl<D: Background + Outbox> Consumption for D {
                 of_keys(&mut *view, &statements.activities, Keys::pairs(&keys.activities)).await?;
             let revenues: Vec<PurchaseRevenue> =
                 of_keys(&mut *view, &statements.revenues, Keys::triples(&keys.revenues)).await?;
-            Ok(ConsumerRows { activities, revenues, ..ConsumerRows::default() })
+            let open_statements: Vec<PeriodStatement> =
+                of_keys(&mut *view, &statements.open_statements, Keys::pairs(&keys.statements)).await?;
+            let statement_lines: Vec<StatementLine> =
+                of_keys(&mut *view, &statements.open_statement_lines, Keys::pairs(&keys.statement_lines)).await?;
+            Ok(ConsumerRows {
+                activities,
+                revenues,
+                statements: open_statements,
+                statement_lines,
+                ..ConsumerRows::default()
+            })
         })
         .await
     }
@@ -134,6 +145,9 @@ impl<D: Background + Outbox> Consumption for D {
             }
             connection.put(&all.activities).await?;
             connection.put(&all.revenues).await?;
+            // A closed statement takes no more lines, so they come first.
+            connection.add(&all.statement_lines).await?;
+            connection.put(&all.statements).await?;
             connection.add(&all.usage_days).await?;
             connection.add(&all.usage_hours).await?;
             connection.add(&all.revenue_days).await?;

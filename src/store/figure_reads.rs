@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 
 use super::columns::Fields;
-use super::dialect::{Dialect, Parameters, each};
+use super::dialect::{Dialect, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::figures::{AsOf, Figures, UsageFigure, UsageFigures, UsageGroup};
 use super::queries::Page;
 use super::reads::Database;
 use super::statements::Statement;
-use crate::domain::consumers::Consumer;
+use super::tables::Table as _;
+use crate::domain::consumers::{Consumer, Statement as PeriodStatement, StatementLine};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -44,6 +45,37 @@ impl<D: Database> Figures for D {
             UsageGroup::Nothing => (&statements.usage_in_total, all),
         };
         Ok(Page::of(list(self, statement, parameters, UsageFigure::read).await?, query.limit))
+    }
+
+    async fn statements(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        start_at: Option<Timestamp>,
+        limit: u32,
+    ) -> Result<Page<PeriodStatement>, StoreError> {
+        let (newest, one_more) = (start_at.unwrap_or(Timestamp::MAX), i64::from(limit) + 1);
+        let parameters = Parameters::of(&version).and(&workspace_id).and(&newest).and(&one_more);
+        let statement = &D::Connection::consumer_statements().statement_page;
+        Ok(Page::of(list(self, statement, parameters, |mut row| PeriodStatement::take(&mut row)).await?, limit))
+    }
+
+    async fn statement(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        period_start: Timestamp,
+    ) -> Result<Option<(PeriodStatement, Vec<StatementLine>)>, StoreError> {
+        let statements = D::Connection::consumer_statements();
+        let key = || Parameters::of(&version).and(&workspace_id).and(&period_start);
+        with_answer_timeout(async {
+            // One view, so that the lines are those of the statement.
+            let mut view = self.view().await?;
+            let mut found: Vec<PeriodStatement> = rows(&view.list(&statements.statement.text, key()).await?)?;
+            let Some(statement) = found.pop() else { return Ok(None) };
+            Ok(Some((statement, rows(&view.list(&statements.statement_lines.text, key()).await?)?)))
+        })
+        .await
     }
 }
 

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::columns::Fields;
 use super::error::StoreError;
 use super::queries::Page;
-use crate::domain::consumers::Consumer;
+use crate::domain::consumers::{Consumer, Statement, StatementLine};
 use crate::domain::ids::WorkspaceId;
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
@@ -21,6 +21,24 @@ pub trait Figures: Send + Sync {
 
     /// The usage of a workspace by the build of that version.
     async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError>;
+
+    /// The statements of a workspace by the build of that version, the newest first. The page begins with the one whose
+    /// period begins at `start_at`, or with the next one.
+    async fn statements(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        start_at: Option<Timestamp>,
+        limit: u32,
+    ) -> Result<Page<Statement>, StoreError>;
+
+    /// The statement of one period, with its lines.
+    async fn statement(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        period_start: Timestamp,
+    ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError>;
 }
 
 /// How far the figures of a workspace are.

@@ -8,11 +8,13 @@
 //! that both databases evaluate it once and find its rows by hashing or an index.
 
 mod refunds_and_reversals;
+mod statements;
 
 use self::refunds_and_reversals::{
     PURCHASE_IS_NOT_OVER_REVERSED, REFUND_HAS_ENTRIES_AND_EVENT, REVERSAL_HAS_ENTRIES_AND_EVENT,
     USAGE_IS_NOT_OVER_REFUNDED,
 };
+use self::statements::{STATEMENT_IS_SUM_OF_USAGE_LOGS, STATEMENTS_ARE_A_CHAIN};
 
 /// The name of each invariant and its statement; `$1` is the most findings to return.
 pub(super) const INVARIANTS: &[(&str, &str)] = &[
@@ -39,6 +41,8 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("refund-has-entries-and-event", REFUND_HAS_ENTRIES_AND_EVENT),
     ("purchase-is-not-over-reversed", PURCHASE_IS_NOT_OVER_REVERSED),
     ("reversal-has-entries-and-event", REVERSAL_HAS_ENTRIES_AND_EVENT),
+    ("statements-are-a-chain", STATEMENTS_ARE_A_CHAIN),
+    ("statement-is-sum-of-usage-logs", STATEMENT_IS_SUM_OF_USAGE_LOGS),
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
     ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),

@@ -11,7 +11,8 @@ use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::consumers::{
-    DeadLetter, ParkedWorkspace, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity,
+    DeadLetter, ParkedWorkspace, PurchaseRevenue, RevenueDay, Statement, StatementLine, UsageDay, UsageHour,
+    WorkspaceActivity,
 };
 use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
@@ -253,6 +254,17 @@ tables! {
 
     ops_audit(audit_id): OperatorAct {
         audit_id, at, actor, action, target, reason, before, after
+    }
+
+    statements(version, workspace_id, period_start) fixed(partition_id, opening, first_seq): Statement {
+        version, workspace_id, period_start, partition [partition_id], period_end, plan_code, plan_version, opening, granted,
+        purchased, bonus, refunded, consumed, expired, removed, reversed, voided, closing, debt_repaid, rolled_over,
+        first_seq, last_seq, closed_at, sha256
+    }
+
+    statement_lines(version, workspace_id, period_start, feature_code) fixed(partition_id): StatementLine {
+        version, workspace_id, period_start, feature_code, partition [partition_id], credits, refunded, quantity,
+        deductions, refused
     }
 
     outbox_partitions(partition_id): PartitionHead {

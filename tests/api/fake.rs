@@ -10,7 +10,9 @@ use uuid::Uuid;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
-use visionscope_billing::domain::consumers::{Consumer, ConsumerState, DeadLetter, LetterState};
+use visionscope_billing::domain::consumers::{
+    Consumer, ConsumerState, DeadLetter, LetterState, Statement, StatementLine,
+};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
@@ -252,6 +254,23 @@ impl Figures for FakeStore {
     }
     async fn usage_figures(&self, _: i32, _: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
         self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn statements(
+        &self,
+        _: i32,
+        _: WorkspaceId,
+        _: Option<Timestamp>,
+        _: u32,
+    ) -> Result<Page<Statement>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn statement(
+        &self,
+        _: i32,
+        _: WorkspaceId,
+        _: Timestamp,
+    ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError> {
+        self.answer(None)
     }
 }
 

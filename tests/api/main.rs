@@ -27,3 +27,4 @@ mod ops;
 mod purchases;
 mod refunds;
 mod service;
+mod statements;

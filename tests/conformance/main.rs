@@ -22,4 +22,5 @@ mod postgres;
 mod reads;
 mod round_trips;
 mod sqlite;
+mod statements;
 mod writes;

@@ -120,6 +120,11 @@ macro_rules! suite {
                 every_table_has_the_columns_that_its_descriptor_says,
                 a_database_of_another_schema_is_refused_with_instructions,
             }
+            statements {
+                statements_are_read_as_they_were_written,
+                a_closed_statement_never_changes_and_is_kept_while_its_build_is_in_use,
+                a_statement_that_does_not_match_is_found,
+            }
             audits {
                 a_correct_database_has_no_findings,
                 a_changed_balance_is_found,

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
-use visionscope_billing::domain::consumers::Consumer;
+use visionscope_billing::domain::consumers::{Consumer, Statement, StatementLine};
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -276,6 +276,25 @@ impl Figures for FaultyStore {
 
     async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
         self.inner.usage_figures(version, query).await
+    }
+
+    async fn statements(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        start_at: Option<Timestamp>,
+        limit: u32,
+    ) -> Result<Page<Statement>, StoreError> {
+        self.inner.statements(version, workspace_id, start_at, limit).await
+    }
+
+    async fn statement(
+        &self,
+        version: i32,
+        workspace_id: WorkspaceId,
+        period_start: Timestamp,
+    ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError> {
+        self.inner.statement(version, workspace_id, period_start).await
     }
 }
 

@@ -12,6 +12,7 @@ mod databases;
 mod model;
 mod plans;
 mod told_grants;
+mod told_statements;
 mod world;
 
 use proptest::collection::vec;

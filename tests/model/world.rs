@@ -39,6 +39,7 @@ use crate::model::refunds_and_reversals::{PRICE, Reversed};
 use crate::model::{Amount, DAY, Model, Policy, Step};
 use crate::plans::{PLANS, Plan};
 use crate::told_grants::{Told, ToldGrants};
+use crate::told_statements;
 
 /// 2026-01-15T12:00:00Z. Every month has that day.
 const START: i64 = 1_768_478_400_000_000;
@@ -176,12 +177,13 @@ impl World {
     }
 
     /// Reads all events of the workspace back, and checks that each carries the balance after what it tells, and that
-    /// together they tell what became of each grant.
+    /// together they tell what became of each grant and make the statements.
     async fn sum_up(&self, workspace_id: WorkspaceId) -> Result<(), String> {
         let store = &self.serial.store;
         let query = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 10_000 };
         let (mut balance, mut told) = (Credits::ZERO, ToldGrants::default());
-        for event in store.events(&query).await.map_err(|error| error.to_string())? {
+        let events = store.events(&query).await.map_err(|error| error.to_string())?;
+        for event in &events {
             let data = EventData::parse(event.event_type, &event.data).map_err(|error| error.to_string())?;
             balance = balance.plus(data.balance_change().unwrap()).unwrap();
             if data.current_credits() != balance {
@@ -198,6 +200,8 @@ impl World {
                 return Err(format!("the events tell {told:?} of a grant that is {grant:?}"));
             }
         }
+        let logs = store.usage(&all, None).await.map_err(|error| error.to_string())?.rows;
+        told_statements::check(&events, balance, logs.iter().map(|usage| usage.log.credits.micro()).sum())?;
         let state = store.workspace(workspace_id).await.unwrap().unwrap();
         if state.credits.current_credits == balance { Ok(()) } else { Err(format!("the events sum up to {balance}")) }
     }

@@ -314,6 +314,7 @@ impl Fold for Analytics {
             usage_days: self.usage_days.into_values().collect(),
             usage_hours: self.usage_hours.into_values().collect(),
             revenue_days: self.revenue_days.into_values().collect(),
+            ..ConsumerRows::default()
         }
     }
 }

@@ -9,15 +9,18 @@ use utoipa::ToSchema;
 pub enum Consumer {
     /// Usage by day, and the figures of the whole server.
     Analytics,
+    /// Statements by period.
+    Billing,
 }
 
 impl Consumer {
-    pub const ALL: [Self; 1] = [Self::Analytics];
+    pub const ALL: [Self; 2] = [Self::Analytics, Self::Billing];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Analytics => "analytics",
+            Self::Billing => "billing",
         }
     }
 
@@ -30,7 +33,7 @@ impl Consumer {
     #[must_use]
     pub const fn fold_version(self) -> i32 {
         match self {
-            Self::Analytics => 1,
+            Self::Analytics | Self::Billing => 1,
         }
     }
 }

@@ -12,12 +12,14 @@
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
 mod analytics;
+mod billing;
 mod consumer;
 mod fact;
 mod fold;
 mod letter;
 mod rows;
 mod run;
+mod statement;
 #[cfg(test)]
 mod tests;
 
@@ -26,3 +28,6 @@ pub use self::fact::Fact;
 pub use self::letter::{DeadLetter, Fault, LetterState, ParkedWorkspace};
 pub use self::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
 pub use self::run::{Folded, Newer, fold, keys, up_to_newer};
+pub use self::statement::{
+    Sha256Hex, Statement, StatementDocument, StatementLine, StatementLineView, StatementState, StatementView,
+};

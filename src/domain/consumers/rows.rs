@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::statement::{Statement, StatementLine};
 use crate::domain::grant::Currency;
 use crate::domain::ids::{GrantId, Partition, WorkspaceId};
 use crate::domain::text::{FeatureCode, PlanCode};
@@ -12,6 +13,10 @@ use crate::domain::time::Timestamp;
 pub struct ConsumerKeys {
     pub activities: BTreeSet<(i32, WorkspaceId)>,
     pub revenues: BTreeSet<(i32, WorkspaceId, GrantId)>,
+    /// The open statements of these workspaces.
+    pub statements: BTreeSet<(i32, WorkspaceId)>,
+    /// All lines of the open statements of these workspaces.
+    pub statement_lines: BTreeSet<(i32, WorkspaceId)>,
 }
 
 /// Rows of consumers, as they are loaded and as they are written. Amounts of credits are in micro-credits: sums may be
@@ -21,21 +26,25 @@ pub struct ConsumerRows {
     // Replaced as a whole.
     pub activities: Vec<WorkspaceActivity>,
     pub revenues: Vec<PurchaseRevenue>,
+    pub statements: Vec<Statement>,
     // Added to what is stored.
     pub usage_days: Vec<UsageDay>,
     pub usage_hours: Vec<UsageHour>,
     pub revenue_days: Vec<RevenueDay>,
+    pub statement_lines: Vec<StatementLine>,
 }
 
 impl ConsumerRows {
     /// Adds the rows of another fold. Both must not have the same row.
     pub fn add(&mut self, other: Self) {
-        let Self { activities, revenues, usage_days, usage_hours, revenue_days } = other;
+        let Self { activities, revenues, statements, usage_days, usage_hours, revenue_days, statement_lines } = other;
         self.activities.extend(activities);
         self.revenues.extend(revenues);
+        self.statements.extend(statements);
         self.usage_days.extend(usage_days);
         self.usage_hours.extend(usage_hours);
         self.revenue_days.extend(revenue_days);
+        self.statement_lines.extend(statement_lines);
     }
 }
 

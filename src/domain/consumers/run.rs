@@ -1,6 +1,7 @@
 //! Runs the fold of a consumer over some events of a partition.
 
 use super::analytics::{self, Analytics};
+use super::billing::{self, Billing};
 use super::consumer::{Build, Consumer};
 use super::fact::{Fact, FactData};
 use super::fold::Fold;
@@ -15,6 +16,7 @@ impl Consumer {
     pub const fn reads(self, event_type: EventType) -> bool {
         match self {
             Self::Analytics => analytics::reads(event_type),
+            Self::Billing => billing::reads(event_type),
         }
     }
 }
@@ -53,6 +55,7 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
         let FactData::Known(data) = &fact.data else { continue };
         match build.consumer {
             Consumer::Analytics => Analytics::add_keys(build.version, fact, data, keys),
+            Consumer::Billing => Billing::add_keys(build.version, fact, data, keys),
         }
     }
 }
@@ -61,6 +64,7 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
 pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, is_left_out: impl Fn(&EventRecord) -> bool) -> Folded {
     match build.consumer {
         Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, is_left_out),
+        Consumer::Billing => run(Billing::new(build.version, rows), build.consumer, facts, is_left_out),
     }
 }
 

@@ -64,6 +64,7 @@ codes! {
     PurchaseNotFound 404 "purchase-not-found" "There is no such purchase.",
     HoldNotFound 404 "hold-not-found" "There is no such hold.",
     ConsumerNotFound 404 "consumer-not-found" "There is no such consumer.",
+    StatementNotFound 404 "statement-not-found" "There is no such statement.",
     FeatureNotFound 404 "feature-not-found" "There is no such feature.",
     CursorGone 410 "cursor-gone" "The database no longer holds the row that the cursor names; start again without it.",
     MethodNotAllowed 405 "method-not-allowed" "This path does not support this method.",

@@ -6,6 +6,7 @@
 use utoipa_actix_web::service_config::ServiceConfig;
 
 pub mod analytics;
+mod as_of;
 mod charge;
 pub mod credits;
 pub mod events;
@@ -19,6 +20,7 @@ pub mod ops_lists;
 pub mod plans;
 pub mod purchases;
 mod reads;
+pub mod statements;
 pub mod subscription;
 pub mod usage;
 pub mod workspaces;
@@ -64,6 +66,8 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(purchases::reverse_purchase)
         .service(ledger::list_ledger)
         .service(analytics::get_usage_analytics)
+        .service(statements::list_statements)
+        .service(statements::get_statement)
         .service(subscription::change_subscription)
         .service(subscription::cancel_subscription)
         .service(subscription::resume_subscription)

@@ -1,0 +1,86 @@
+//! How far figures are, and waiting until they contain an event.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use tokio::time::{Instant, sleep};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::reads::read;
+use crate::domain::cloud_event::Sequence;
+use crate::domain::consumers::Consumer;
+use crate::domain::ids::WorkspaceId;
+use crate::domain::text::{FieldCode, FieldError};
+use crate::domain::time::Timestamp;
+use crate::http::problem::Problem;
+use crate::http::state::AppState;
+use crate::store::figures::AsOf;
+
+/// How long a request waits for `after_seq`.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+/// How often it looks meanwhile.
+const WAIT_PAUSE: Duration = Duration::from_millis(25);
+
+/// How far figures are.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AsOfView {
+    /// The last event of the workspace's partition that the figures contain.
+    sequence: Sequence,
+    /// How long the oldest event of the partition has waited that they do not contain, in seconds and rounded up. 0 if they
+    /// contain all.
+    lag_seconds: u64,
+    /// Whether one of the workspace's events could not be taken. Its later events wait then, until an operator acts.
+    incomplete: bool,
+}
+
+impl AsOfView {
+    pub(super) fn new(as_of: AsOf, now: Timestamp) -> Self {
+        // Rounded up, so that 0 says that nothing waits.
+        let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
+        let lag_seconds = as_of.waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1));
+        Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete: as_of.is_parked }
+    }
+}
+
+/// The `workspaceseq` of an event that figures should contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AfterSeq(i64);
+
+impl<'de> Deserialize<'de> for AfterSeq {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let is_number = (1..=19).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        let refuse = || FieldError::new(FieldCode::Invalid, "must be the workspaceseq of an event");
+        let number = text.parse().ok().filter(|_| is_number);
+        number.map(Self).ok_or_else(|| de::Error::custom(refuse()))
+    }
+}
+
+impl PartialSchema for AfterSeq {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).pattern(Some("^[0-9]{1,19}$")).into()
+    }
+}
+
+impl ToSchema for AfterSeq {}
+
+/// How far the consumer's figures of a workspace are. With `after`, it waits a little until they contain that event.
+pub(super) async fn figures_as_of(
+    state: &AppState,
+    consumer: Consumer,
+    workspace_id: WorkspaceId,
+    after: Option<AfterSeq>,
+) -> Result<AsOf, Problem> {
+    let deadline = Instant::now() + MAX_WAIT;
+    loop {
+        let as_of = read(state.store.as_of(consumer, workspace_id)).await?;
+        let Some(AfterSeq(workspace_seq)) = after else { return Ok(as_of) };
+        let wanted = read(state.store.event_seq(workspace_id, workspace_seq)).await?;
+        if wanted.is_some_and(|seq| seq <= as_of.seq) || as_of.is_parked || Instant::now() >= deadline {
+            return Ok(as_of);
+        }
+        sleep(WAIT_PAUSE).await;
+    }
+}
