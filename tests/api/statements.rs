@@ -77,7 +77,8 @@ fn sha256_of(answer: &str) -> String {
     let mut statement: Value = serde_json::from_str(answer).unwrap();
     let fields = statement.as_object_mut().unwrap();
     assert!(fields.remove("sha256").is_some() && fields.remove("as_of").is_some());
-    Sha256::digest(canonical(&statement)).iter().map(|byte| format!("{byte:02x}")).collect()
+    let bytes = Sha256::digest(canonical(&statement));
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// What the program in docs/FIGURES.md says.

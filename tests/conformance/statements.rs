@@ -92,7 +92,7 @@ async fn write(
 pub async fn statements_are_read_as_they_were_written(db: &impl TestDatabase) {
     let (older, newer) = (open_statement(at(0)), open_statement(at(MONTH)));
     let lines = [line(&older, "render", 1), line(&older, "upscale", 7)];
-    write(db, [0, 1], &[older.clone()], &lines).await.unwrap();
+    write(db, [0, 1], std::slice::from_ref(&older), &lines).await.unwrap();
     let key = (1, workspace(0));
     let wanted = ConsumerKeys { statements: [key].into(), statement_lines: [key].into(), ..ConsumerKeys::default() };
     let mut loaded = db.consumption().consumer_rows(&wanted).await.unwrap();

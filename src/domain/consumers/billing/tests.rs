@@ -71,7 +71,7 @@ impl History {
         self.tell(at, EventType::CreditConsumed, balance, data)
     }
 
-    fn reset(self, at: &str, of: Value, [expired, rolled_over, granted]: [i64; 3], balance: i64) -> Self {
+    fn reset(self, at: &str, of: &Value, [expired, rolled_over, granted]: [i64; 3], balance: i64) -> Self {
         let data = json!({
             "period": of, "plan_code": "pro", "plan_version": 2, "expired": expired.to_string(),
             "rolled_over": rolled_over.to_string(), "granted": granted.to_string(), "previously_used": "0",
@@ -234,19 +234,19 @@ fn life() -> History {
     first_period()
         // A plan that was scheduled comes into force with the next period.
         .change("changed", ["2026-02-15"; 2], ("pro", period("2026-01-15", "2026-02-15")), [0, 0], 131)
-        .reset("2026-02-15", period("2026-02-15", "2026-03-15"), [81, 20, 100], 150)
+        .reset("2026-02-15", &period("2026-02-15", "2026-03-15"), [81, 20, 100], 150)
         .consume("2026-02-16", "render", 7, 143)
         // A restart tells first that the period is another.
         .change("changed", ["2026-03-01"; 2], ("pro", spring), [0, 0], 143)
-        .reset("2026-03-01", period("2026-03-01", "2026-04-01"), [93, 0, 200], 250)
+        .reset("2026-03-01", &period("2026-03-01", "2026-04-01"), [93, 0, 200], 250)
         // Nobody came for two months.
-        .reset("2026-05-20", period("2026-04-01", "2026-05-01"), [200, 0, 200], 250)
-        .reset("2026-05-20", period("2026-05-01", "2026-06-01"), [200, 0, 200], 250)
+        .reset("2026-05-20", &period("2026-04-01", "2026-05-01"), [200, 0, 200], 250)
+        .reset("2026-05-20", &period("2026-05-01", "2026-06-01"), [200, 0, 200], 250)
         .change("cancel_scheduled", ["2026-05-21", "2026-06-01"], ("pro", june.clone()), [0, 0], 250)
         .change("canceled", ["2026-06-03", "2026-06-01"], ("pro", june), [0, 200], 50)
         .consume("2026-06-04", "render", 10, 40)
         .change("reactivated", ["2026-07-10"; 2], ("max", period("2026-07-10", "2026-08-10")), [0, 0], 40)
-        .reset("2026-07-10", period("2026-07-10", "2026-08-10"), [0, 0, 100], 140)
+        .reset("2026-07-10", &period("2026-07-10", "2026-08-10"), [0, 0, 100], 140)
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn a_period_that_begins_with_the_open_statement_replaces_its_terms() {
     let history = History::provisioned()
         .change("canceled", ["2026-01-15"; 2], ("pro", period("2026-01-15", "2026-02-15")), [0, 100], 0)
         .change("reactivated", ["2026-01-15"; 2], ("max", period("2026-01-15", "2026-03-15")), [0, 0], 0)
-        .reset("2026-01-15", period("2026-01-15", "2026-03-15"), [0, 0, 40], 40);
+        .reset("2026-01-15", &period("2026-01-15", "2026-03-15"), [0, 0, 40], 40);
     let told = history.folded(ALL).unwrap().told();
     assert_eq!(told, ["01-15 03-15 pro 2: granted 140, removed 100, closing 40; 1-4 open"]);
 }
