@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use super::Outbox;
 use super::columns::{Fields, Stored};
 use super::consumers::{Consumption as _, Registered};
 use super::consumption::{Background, BackgroundTx as _};
@@ -16,7 +17,7 @@ use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
 #[async_trait]
-impl<D: Background> Operations for D {
+impl<D: Background + Outbox> Operations for D {
     async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError> {
         let registered = self.consumers().await?;
         let statement = &D::Connection::consumer_statements().consumer_positions;

@@ -307,13 +307,8 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     engine.offer_plans(plans.iter().cloned().map(Arc::new).collect());
     let consumers = ConsumersConfig { beat: Duration::from_millis(5), ..ConsumersConfig::embedded() };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let running = consumers::run(
-        database.server_store.clone(),
-        clock,
-        Wakeup::default(),
-        consumers,
-        CancellationToken::new(),
-    );
+    let running =
+        consumers::run(database.server_store.clone(), clock, Wakeup::default(), consumers, CancellationToken::new());
     let running = tokio::spawn(running).abort_handle();
     let store = Arc::clone(&database.store);
     let mut server = serve(Arc::new(engine), store, Arc::clone(&database.server_store) as _, &HttpConfig::default());

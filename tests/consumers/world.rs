@@ -154,7 +154,13 @@ impl World {
 
     pub fn consume_from(&self, store: Arc<dyn Consumption>, lease_ttl: Duration) -> Running {
         let stop = CancellationToken::new();
-        let config = ConsumersConfig { max_events: 64, beat: Duration::from_millis(2), pause_factor: 0, lease_ttl };
+        let config = ConsumersConfig {
+            max_events: 64,
+            beat: Duration::from_millis(2),
+            pause_factor: 0,
+            first_poll: Some(Duration::from_millis(2)),
+            lease_ttl,
+        };
         let clock = Arc::new(self.clock.clone());
         Running { task: tokio::spawn(consumers::run(store, clock, self.wakeup.clone(), config, stop.clone())), stop }
     }

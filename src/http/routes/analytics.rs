@@ -219,20 +219,3 @@ fn at_place(place: [i64; PLACE]) -> (Timestamp, FeatureCode) {
     let code: String = bytes.map(char::from).collect();
     (Timestamp::from_micros(day), FeatureCode::from_stored(&code))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_lag_of_zero_says_that_no_event_waits() {
-        let now: Timestamp = "2026-03-01T00:00:05Z".parse().unwrap();
-        for (waited_us, lag_seconds) in
-            [(None, 0), (Some(-1), 1), (Some(0), 1), (Some(1_000_000), 1), (Some(1_000_001), 2)]
-        {
-            let waiting_since = waited_us.map(|waited: i64| Timestamp::from_micros(now.micros() - waited));
-            let as_of = AsOf { version: 1, seq: 1, waiting_since, is_parked: false };
-            assert_eq!(AsOfView::new(as_of, now).lag_seconds, lag_seconds, "{waited_us:?}");
-        }
-    }
-}
