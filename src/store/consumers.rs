@@ -3,47 +3,11 @@
 //! A build's rows of a partition are written only together with its cursor, and a cursor moves only from where it was when
 //! the rows were made. So rows that were read before are still right when they are written, without any lock.
 
-use std::time::Duration;
-
-use async_trait::async_trait;
-
-use super::Outbox;
 use super::columns::{Fields, Stored, Value};
 use super::error::StoreError;
-use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, DeadLetter, ParkedWorkspace,
-};
+use crate::domain::consumers::{Build, Consumer, ConsumerRows, ConsumerState, DeadLetter};
 use crate::domain::ids::{EventId, Partition};
 use crate::domain::time::Timestamp;
-
-/// The store as the consumers of this server see it. They read the events from the outbox.
-#[async_trait]
-pub trait Consumption: Outbox {
-    /// Leases every partition that is free or this owner's. Returns those that it has now.
-    async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError>;
-
-    async fn release_consumer_leases(&self, owner: &str) -> Result<(), StoreError>;
-
-    async fn consumers(&self) -> Result<Vec<Registered>, StoreError>;
-
-    /// The cursors of all builds.
-    async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError>;
-
-    async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError>;
-
-    /// Those of the rows that exist.
-    async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError>;
-
-    /// Writes what the consumers made of some events, all of it or nothing. It is a conflict if a cursor is not where the
-    /// fold began.
-    async fn advance_consumers(&self, advances: &[Advance]) -> Result<(), StoreError>;
-
-    /// Reads the figures of this build from now on. Nothing happens if it is not the one that is being built.
-    async fn switch_consumer(&self, build: Build) -> Result<(), StoreError>;
-
-    /// Stops a running consumer because it seems to be wrong.
-    async fn trip_consumer(&self, consumer: Consumer, reason: &str, now: Timestamp) -> Result<(), StoreError>;
-}
 
 /// A consumer, and its builds.
 #[derive(Clone, Debug, PartialEq, Eq)]

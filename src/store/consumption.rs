@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::Consumption;
 use super::Outbox;
 use super::columns::Stored;
-use super::consumers::{Advance, ConsumerCursor, Consumption, Registered};
+use super::consumers::{Advance, ConsumerCursor, Registered};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::queries::micros_of;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::consumers::Consumption;
+use self::consumers::{Advance, ConsumerCursor, Registered};
 pub use self::error::StoreError;
 pub use self::figures::Figures;
 pub use self::operations::Operations;
@@ -23,6 +23,7 @@ use self::queries::{
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
+use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -100,6 +101,35 @@ pub trait Store: Reads + Outbox + Figures {
 
     /// Closes all connections.
     async fn close(&self);
+}
+
+/// The store as the consumers of this server see it. They read the events from the outbox.
+#[async_trait]
+pub trait Consumption: Outbox {
+    /// Leases every partition that is free or this owner's. Returns those that it has now.
+    async fn lease_consumers(&self, owner: &str, ttl: Duration) -> Result<Vec<Partition>, StoreError>;
+
+    async fn release_consumer_leases(&self, owner: &str) -> Result<(), StoreError>;
+
+    async fn consumers(&self) -> Result<Vec<Registered>, StoreError>;
+
+    /// The cursors of all builds.
+    async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError>;
+
+    async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError>;
+
+    /// Those of the rows that exist.
+    async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError>;
+
+    /// Writes what the consumers made of some events, all of it or nothing. It is a conflict if a cursor is not where the
+    /// fold began.
+    async fn advance_consumers(&self, advances: &[Advance]) -> Result<(), StoreError>;
+
+    /// Reads the figures of this build from now on. Nothing happens if it is not the one that is being built.
+    async fn switch_consumer(&self, build: Build) -> Result<(), StoreError>;
+
+    /// Stops a running consumer because it seems to be wrong.
+    async fn trip_consumer(&self, consumer: Consumer, reason: &str, now: Timestamp) -> Result<(), StoreError>;
 }
 
 /// All that a database can do, for the server that composes its parts.

@@ -3,15 +3,15 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::Outbox;
 use super::columns::{Fields, Stored};
-use super::consumers::{Consumption as _, Registered};
+use super::consumers::Registered;
 use super::consumption::{Background, BackgroundTx as _};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::operations::{ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, Operations};
 use super::queries::Page;
 use super::statements::Statement;
+use super::{Consumption as _, Outbox};
 use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;

@@ -95,6 +95,7 @@ fn rows(credits: i64) -> ConsumerRows {
             new_workspaces: 7,
             canceled_workspaces: 8,
         }],
+        ..ConsumerRows::default()
     }
 }
 
@@ -121,6 +122,7 @@ async fn loaded(db: &impl TestDatabase) -> ConsumerRows {
     let keys = ConsumerKeys {
         activities: [(1, workspace(0)), (1, workspace(1)), (2, workspace(0))].into(),
         revenues: [(1, workspace(0), GrantId(workspace(0).0)), (1, workspace(1), GrantId(workspace(0).0))].into(),
+        ..ConsumerKeys::default()
     };
     db.consumption().consumer_rows(&keys).await.unwrap()
 }

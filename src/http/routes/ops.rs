@@ -230,7 +230,11 @@ async fn change(
 /// What is kept of a consumer in the record of a change.
 fn told(registered: &Registered) -> String {
     let Registered { state, version, building_version, .. } = registered;
-    serde_json::json!({"state": state, "version": version, "building_version": building_version}).to_string()
+    let told = match building_version {
+        Some(building) => serde_json::json!({"state": state, "version": version, "building_version": building}),
+        None => serde_json::json!({"state": state, "version": version}),
+    };
+    told.to_string()
 }
 
 /// Pause a consumer

@@ -234,10 +234,10 @@ pub struct OperatorActView {
     reason: Label,
     /// What was changed, before and after.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Object, required = false)]
     before: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Object, required = false)]
     after: Option<Box<RawValue>>,
 }
 
@@ -279,8 +279,8 @@ impl From<OperatorAct> for OperatorActView {
             "audit_id": "019a0000-0000-7000-8000-00000000000c", "at": "2026-01-31T09:00:00.000000Z",
             "actor": "operator-1", "action": "consumer.pause", "target": "analytics",
             "reason": "The figures of July are checked first",
-            "before": {"building_version": null, "state": "running", "version": 1},
-            "after": {"building_version": null, "state": "paused", "version": 1}
+            "before": {"state": "running", "version": 1},
+            "after": {"state": "paused", "version": 1}
         }],
         "has_more": false
     }))),
