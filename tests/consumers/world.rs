@@ -373,6 +373,20 @@ impl World {
         }
     }
 
+    /// The errors of all dead letters.
+    pub async fn letters(&self) -> Vec<String> {
+        let sql = "select error from dead_letters order by partition_id, seq";
+        match self.kind {
+            Database::Sqlite => {
+                sqlx::query_scalar(sql).fetch_all(&mut self.sqlite().connect().await.unwrap()).await.unwrap()
+            }
+            Database::Postgres => {
+                let mut connection = self.database.postgres_options().connect().await.unwrap();
+                sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+            }
+        }
+    }
+
     pub async fn close(self) {
         self.engine.stop().await;
         self.database.close().await;

@@ -96,7 +96,7 @@ impl Writers {
 
 pub(super) const STATEMENTS: &[&str] = &[BEGIN, COMMIT, ROLLBACK];
 
-const BEGIN: &str = "begin";
+pub(super) const BEGIN: &str = "begin";
 const COMMIT: &str = "commit";
 const ROLLBACK: &str = "rollback";
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 
 use super::connection::{TRUSTED_WHEN_IDLE, Writers};
 use super::error::store_error;
@@ -117,6 +117,20 @@ impl fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
+    /// Begins a transaction on a connection of the readers.
+    ///
+    /// sqlx ends a transaction that is dropped, but not one that is dropped while it begins: its connection would return to
+    /// the pool within a transaction, and later reads on it would see an old snapshot. So the beginning is a task of its own,
+    /// which nobody interrupts.
+    pub(super) async fn begin_on_reader(
+        &self,
+        statement: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let reads = self.reads.clone();
+        let begun = tokio::spawn(async move { reads.begin_with(statement).await }).await;
+        begun.map_err(|error| StoreError::Unavailable(error.to_string()))?.map_err(store_error)
+    }
+
     /// Opens the pools and the first connection for writing.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
         let options = config.connect_options()?;

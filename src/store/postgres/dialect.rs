@@ -163,7 +163,7 @@ impl Database for PostgresStore {
     }
 
     async fn view(&self) -> Result<impl DerefMut<Target = PgConnection> + Send, StoreError> {
-        self.reads.begin_with(BEGIN_READING).await.map_err(store_error)
+        self.begin_on_reader(BEGIN_READING).await
     }
 
     fn plan_cache(&self) -> &PlanCache {

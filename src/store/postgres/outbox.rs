@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Postgres, Transaction};
 
+use super::connection::BEGIN;
 use super::database::PostgresStore;
 use super::error::store_error;
 use crate::domain::cloud_event::EventRecord;
@@ -181,7 +182,7 @@ impl Outbox for PostgresStore {
 
     async fn record(&self, publications: &[Publication]) -> Result<Vec<Recorded>, StoreError> {
         with_answer_timeout(async {
-            let mut tx = self.reads.begin().await.map_err(store_error)?;
+            let mut tx = self.begin_on_reader(BEGIN).await?;
             let held = lock_leases(&mut tx, publications).await?;
             insert_batches(&mut tx, publications, &held).await?;
             tx.commit().await.map_err(store_error)?;
@@ -246,7 +247,7 @@ impl Outbox for PostgresStore {
 
 impl PostgresStore {
     async fn begin_in_key_order(&self) -> Result<Transaction<'_, Postgres>, StoreError> {
-        let mut tx = self.reads.begin().await.map_err(store_error)?;
+        let mut tx = self.begin_on_reader(BEGIN).await?;
         sqlx::query(KEY_ORDER).execute(&mut *tx).await.map_err(store_error)?;
         Ok(tx)
     }
