@@ -200,7 +200,8 @@ async fn a_dry_run_of_every_command_is_what_the_command_then_does() {
 fn no_command_is_left_out() {
     let tried: Vec<_> = commands().into_iter().map(|(rest, ..)| rest.to_owned()).collect();
     for (path, item) in &openapi_document().paths.paths {
-        if item.post.is_some() {
+        // What an operator does is no command.
+        if item.post.is_some() && !path.starts_with("/v1/ops/") {
             let rest = path.strip_prefix("/v1/workspaces/{workspace_id}").unwrap();
             assert!(tried.iter().any(|one| one == rest), "{rest} is not tried");
         }
