@@ -29,7 +29,8 @@ async fn letters_of(world: &World, class: &str, text: &str) -> i64 {
     let sql = format!(
         "select cast(count(*) as bigint) from dead_letters d
         join parked_workspaces p on p.dead_letter_id = d.dead_letter_id and p.workspace_seq = d.workspace_seq
-        where d.error_class = '{class}' and d.error like '%{text}%' and d.state = 'open'"
+        where d.error_class = '{class}' and d.error like '%{text}%' and d.state = 'open'
+            and d.consumer = 'analytics'"
     );
     world.integers(&sql).await[0][0]
 }
@@ -78,7 +79,10 @@ async fn a_poisoned_event_parks_its_workspace_and_all_others_go_on() {
             );
             assert_eq!(world.integers(&sums).await, [[1_000_000, 1]], "only what came before the poisoned event");
         }
-        assert_eq!(world.integers("select cast(count(*) as bigint) from parked_workspaces").await, [[3]]);
+        assert_eq!(
+            world.integers("select cast(count(*) as bigint) from parked_workspaces where consumer = 'analytics'").await,
+            [[3]]
+        );
         runner.stop().await;
         world.close().await;
     }
@@ -125,7 +129,7 @@ async fn a_newer_event_is_waited_for_and_other_partitions_go_on() {
         );
         let waits = format!(
             "select cast(count(*) as bigint) from consumer_cursors where partition_id = {partition} and seq = {}
-            and waiting_for = 'CreditConsumed 2'",
+            and waiting_for = 'CreditConsumed 2' and consumer = 'analytics'",
             newer.seq - 1
         );
         let runner = world.consume(LEASE);
@@ -156,7 +160,12 @@ async fn a_consumer_with_many_parked_workspaces_is_tripped_until_it_is_resumed()
         world.clock.set(SystemClock.now());
         let state = async || world.database.server_store.consumers().await.unwrap().remove(0);
         let runner = world.consume(LEASE);
-        world.wait_for("select cast(count(*) as bigint) from consumers where state = 'tripped'", 1).await;
+        world
+            .wait_for(
+                "select cast(count(*) as bigint) from consumers where state = 'tripped' and consumer = 'analytics'",
+                1,
+            )
+            .await;
         let tripped = state().await;
         assert_eq!(
             tripped.reason.as_deref(),
