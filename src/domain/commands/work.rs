@@ -339,16 +339,16 @@ impl<'a> Work<'a> {
         self.repay_debt_since(Timestamp::from_micros(i64::MIN), until)
     }
 
-    /// Repays debt with credits that came back to their grants then, or have begun since.
+    /// Repays debt that was made then, or with credits that came back to their grants then: in burn order, and after that
+    /// with those that have begun since.
     pub(super) fn repay_debt_since(&mut self, since: Timestamp, until: Timestamp) -> Result<Credits, Refusal> {
         let debt = self.credits().debt_credits;
         if debt.is_zero() {
             return Ok(Credits::ZERO);
         }
         let mut grants: Vec<_> = self.grants().filter(|(_, grant)| grant.can_repay_debt(until)).collect();
-        grants.sort_by(|(_, one), (_, other)| {
-            one.effective_at.cmp(&other.effective_at).then_with(|| one.cmp_burn_order(other))
-        });
+        let begins = |grant: &Grant| grant.effective_at.max(since);
+        grants.sort_by(|(_, one), (_, other)| begins(one).cmp(&begins(other)).then_with(|| one.cmp_burn_order(other)));
         let began_at: Vec<_> = grants.iter().map(|(_, grant)| grant.effective_at).collect();
         let (parts, left) = split(debt, grants.into_iter())?;
         for ((index, part), began_at) in parts.into_iter().zip(began_at) {

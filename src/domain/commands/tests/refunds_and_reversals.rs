@@ -271,3 +271,15 @@ fn a_reversal_of_what_is_held_leaves_nothing_and_no_debt_if_it_is_not_used() {
         }
     }
 }
+
+/// As a deduction would: those that expire soonest first, although others began before.
+#[test]
+fn what_a_reversal_owes_is_repaid_in_burn_order() {
+    let mut world = World::on(PlanVersion { allowance: Credits::whole(100), ..plan() });
+    let first = world.purchase_until("10", "first", "2026-02-05T00:00:00Z").accepted();
+    world.deduct("render", "10").accepted();
+    world.purchase_until("10", "second", "2026-02-05T00:00:00Z").accepted();
+    world.reverse(grant_id(&first), ReversedAmount::All).accepted();
+    world.at("2026-02-06T00:00:00Z").deduct("render", "1").accepted();
+    assert_eq!(world.figures(), ["99", "0", "11"], "the second purchase has repaid, and nothing of it has expired");
+}
