@@ -1,7 +1,7 @@
 //! The consumers of this server: brings the events of the outbox into figures, each event exactly once.
 //!
 //! One task per process. It leases every free partition, and takes the new events of its partitions beat by beat: it reads
-//! them ([`Consumption`](crate::store::Consumption)), folds them (`domain::consumers`), and writes the rows and the new
+//! them ([`Consumption`]), folds them (`domain::consumers`), and writes the rows and the new
 //! positions in one transaction. A position moves only from where the fold began. So no event is taken twice or left out,
 //! whoever else runs: leases only save work.
 //!
