@@ -11,7 +11,7 @@ use super::consumers::{Advance, ConsumerCursor, Registered};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::queries::micros_of;
-use super::reads::Database;
+use super::reads::{Database, list, list_each};
 use super::statements::Statement;
 use super::tables::Table;
 use crate::domain::consumers::{
@@ -85,24 +85,17 @@ impl<D: Background + Outbox> Consumption for D {
     }
 
     async fn consumers(&self) -> Result<Vec<Registered>, StoreError> {
-        let statement = &D::Connection::consumer_statements().consumers.text;
-        with_answer_timeout(async {
-            each(&self.reader().await?.list(statement, Parameters::default()).await?, Registered::read)
-        })
-        .await
+        let statement = &D::Connection::consumer_statements().consumers;
+        list_each(self, statement, Parameters::default(), Registered::read).await
     }
 
     async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError> {
-        let statement = &D::Connection::consumer_statements().consumer_cursors.text;
-        with_answer_timeout(async {
-            each(&self.reader().await?.list(statement, Parameters::default()).await?, ConsumerCursor::read)
-        })
-        .await
+        let statement = &D::Connection::consumer_statements().consumer_cursors;
+        list_each(self, statement, Parameters::default(), ConsumerCursor::read).await
     }
 
     async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError> {
-        let statement = &D::Connection::consumer_statements().parked_workspaces.text;
-        with_answer_timeout(async { rows(&self.reader().await?.list(statement, Parameters::default()).await?) }).await
+        list(self, &D::Connection::consumer_statements().parked_workspaces, Parameters::default()).await
     }
 
     async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError> {

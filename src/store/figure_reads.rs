@@ -2,14 +2,11 @@
 
 use async_trait::async_trait;
 
-use super::columns::Fields;
-use super::dialect::{Dialect, Parameters, each, rows};
+use super::dialect::{Dialect, Parameters, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::figures::{AsOf, Figures, UsageFigure, UsageFigures, UsageGroup};
 use super::queries::Page;
-use super::reads::Database;
-use super::statements::Statement;
-use super::tables::Table as _;
+use super::reads::{Database, list, list_each};
 use crate::domain::consumers::{Consumer, Statement as PeriodStatement, StatementLine};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::text::FeatureCode;
@@ -20,7 +17,7 @@ impl<D: Database> Figures for D {
     async fn as_of(&self, consumer: Consumer, workspace_id: WorkspaceId) -> Result<AsOf, StoreError> {
         let partition = Partition::of(workspace_id);
         let parameters = Parameters::of(&consumer).and(&partition).and(&workspace_id);
-        let found = list(self, &D::Connection::consumer_statements().as_of, parameters, |mut row| {
+        let found = list_each(self, &D::Connection::consumer_statements().as_of, parameters, |mut row| {
             Ok(AsOf { version: row.next()?, seq: row.next()?, waiting_since: row.next()?, is_parked: row.next()? })
         });
         let missing = || StoreError::Corrupt(format!("the cursor of {} is missing", consumer.as_str()));
@@ -29,7 +26,9 @@ impl<D: Database> Figures for D {
 
     async fn event_seq(&self, workspace_id: WorkspaceId, workspace_seq: i64) -> Result<Option<i64>, StoreError> {
         let parameters = Parameters::of(&workspace_id).and(&workspace_seq);
-        Ok(list(self, &D::Connection::consumer_statements().event_seq, parameters, |mut row| row.next()).await?.pop())
+        Ok(list_each(self, &D::Connection::consumer_statements().event_seq, parameters, |mut row| row.next())
+            .await?
+            .pop())
     }
 
     async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
@@ -44,7 +43,7 @@ impl<D: Database> Figures for D {
             UsageGroup::Feature => (&statements.usage_by_feature, all.and(feature_code)),
             UsageGroup::Nothing => (&statements.usage_in_total, all),
         };
-        Ok(Page::of(list(self, statement, parameters, UsageFigure::read).await?, query.limit))
+        Ok(Page::of(list_each(self, statement, parameters, UsageFigure::read).await?, query.limit))
     }
 
     async fn statements(
@@ -57,7 +56,7 @@ impl<D: Database> Figures for D {
         let (newest, one_more) = (start_at.unwrap_or(Timestamp::MAX), i64::from(limit) + 1);
         let parameters = Parameters::of(&version).and(&workspace_id).and(&newest).and(&one_more);
         let statement = &D::Connection::consumer_statements().statement_page;
-        Ok(Page::of(list(self, statement, parameters, |mut row| PeriodStatement::take(&mut row)).await?, limit))
+        Ok(Page::of(list(self, statement, parameters).await?, limit))
     }
 
     async fn statement(
@@ -77,13 +76,4 @@ impl<D: Database> Figures for D {
         })
         .await
     }
-}
-
-async fn list<D: Database, T>(
-    database: &D,
-    statement: &'static Statement,
-    parameters: Parameters<'_>,
-    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
-) -> Result<Vec<T>, StoreError> {
-    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }

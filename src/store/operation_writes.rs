@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::columns::{Fields, Stored};
+use super::columns::Stored;
 use super::consumers::Registered;
 use super::consumption::{Background, BackgroundTx as _};
-use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::dialect::{Dialect, Keys, Parameters};
 use super::error::{StoreError, with_answer_timeout};
 use super::operations::{ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, Operations};
 use super::queries::Page;
-use super::statements::Statement;
+use super::reads::{list, list_each};
 use super::{Consumption as _, Outbox};
 use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
 use crate::domain::operator_act::OperatorAct;
@@ -21,7 +21,7 @@ impl<D: Background + Outbox> Operations for D {
     async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError> {
         let registered = self.consumers().await?;
         let statement = &D::Connection::consumer_statements().consumer_positions;
-        let mut positions = list(self, statement, Parameters::default(), ConsumerPosition::read).await?;
+        let mut positions = list_each(self, statement, Parameters::default(), ConsumerPosition::read).await?;
         positions.sort_by_key(|position| (position.cursor.build, position.cursor.partition));
         let parked = self.parked_workspaces().await?;
         let status = |registered: Registered| {
@@ -80,10 +80,7 @@ impl<D: Background + Outbox> Operations for D {
     async fn operator_acts(&self, start_at: Option<Uuid>, limit: u32) -> Result<Page<OperatorAct>, StoreError> {
         let (start_at, one_more) = (start_at.unwrap_or(Uuid::max()), i64::from(limit) + 1);
         let statement = &D::Connection::consumer_statements().operator_acts;
-        let found = with_answer_timeout(async {
-            rows(&self.reader().await?.list(&statement.text, Parameters::of(&start_at).and(&one_more)).await?)
-        });
-        Ok(Page::of(found.await?, limit))
+        Ok(Page::of(list(self, statement, Parameters::of(&start_at).and(&one_more)).await?, limit))
     }
 
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError> {
@@ -91,22 +88,12 @@ impl<D: Background + Outbox> Operations for D {
         let one_more = i64::from(query.limit) + 1;
         let parameters = Parameters::of(&query.state).and(&at).and(&id).and(&one_more);
         let statement = &D::Connection::consumer_statements().dead_letters;
-        let found = with_answer_timeout(async { rows(&self.reader().await?.list(&statement.text, parameters).await?) });
-        Ok(Page::of(found.await?, query.limit))
+        Ok(Page::of(list(self, statement, parameters).await?, query.limit))
     }
 
     async fn dead_letter_groups(&self, state: LetterState, limit: u32) -> Result<Vec<DeadLetterGroup>, StoreError> {
         let limit = i64::from(limit);
         let statement = &D::Connection::consumer_statements().dead_letter_groups;
-        list(self, statement, Parameters::of(&state).and(&limit), DeadLetterGroup::read).await
+        list_each(self, statement, Parameters::of(&state).and(&limit), DeadLetterGroup::read).await
     }
-}
-
-async fn list<D: Background, T>(
-    database: &D,
-    statement: &'static Statement,
-    parameters: Parameters<'_>,
-    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
-) -> Result<Vec<T>, StoreError> {
-    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::columns::{Fields, Stored};
-use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::dialect::{Dialect, Keys, Parameters, each};
 use super::error::{StoreError, with_answer_timeout, with_timeout};
 use super::invariants::INVARIANTS;
 use super::load::{held_shares, peek, states, versions};
@@ -52,12 +52,23 @@ pub(super) trait Database: Send + Sync {
     fn answer(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-async fn list<D: Database, T: Table + Send>(
+/// The rows of a list.
+pub(super) async fn list<D: Database, T: Table + Send>(
     database: &D,
     statement: &'static Statement,
     parameters: Parameters<'_>,
 ) -> Result<Vec<T>, StoreError> {
-    with_answer_timeout(async { rows(&database.reader().await?.list(&statement.text, parameters).await?) }).await
+    list_each(database, statement, parameters, |mut row| T::take(&mut row)).await
+}
+
+/// The rows of a list, each read with the function.
+pub(super) async fn list_each<D: Database, T>(
+    database: &D,
+    statement: &'static Statement,
+    parameters: Parameters<'_>,
+    read: impl Fn(Fields<'_>) -> Result<T, StoreError> + Send,
+) -> Result<Vec<T>, StoreError> {
+    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
 }
 
 async fn page<D: Database, T: Table + Send, F: Stored + Sync>(
@@ -145,15 +156,6 @@ async fn with_shares<D: Database>(database: &D, holds: Vec<Hold>) -> Result<Vec<
     Ok(holds.into_iter().map(with_shares).collect())
 }
 
-async fn due<D: Database>(
-    database: &D,
-    statement: &'static Statement,
-    parameters: Parameters<'_>,
-    read: impl Fn(Fields<'_>) -> Result<DueWorkspace, StoreError> + Send,
-) -> Result<Vec<DueWorkspace>, StoreError> {
-    with_answer_timeout(async { each(&database.reader().await?.list(&statement.text, parameters).await?, read) }).await
-}
-
 /// Workspaces with rows that are due, for work that names no more than the workspace.
 async fn due_rows<D: Database>(
     database: &D,
@@ -164,7 +166,7 @@ async fn due_rows<D: Database>(
 ) -> Result<Vec<DueWorkspace>, StoreError> {
     let (rows, limit) = (i64::from(limit.saturating_mul(EXPIRIES_PER_WORKSPACE)), i64::from(limit));
     let parameters = Parameters::of(&now).and(&rows).and(&limit);
-    due(database, statement, parameters, |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work })).await
+    list_each(database, statement, parameters, |mut row| Ok(DueWorkspace { workspace_id: row.next()?, work })).await
 }
 
 #[async_trait]
@@ -252,7 +254,7 @@ impl<D: Database> Reads for D {
 
     async fn due_boundaries(&self, now: Timestamp, limit: u32) -> Result<Vec<DueWorkspace>, StoreError> {
         let limit = i64::from(limit);
-        due(self, &D::Connection::statements().due_boundaries, Parameters::of(&now).and(&limit), |mut row| {
+        list_each(self, &D::Connection::statements().due_boundaries, Parameters::of(&now).and(&limit), |mut row| {
             let workspace_id = row.next()?;
             let work = DueWork::Boundary { subscription_id: row.next()?, period_end: row.next()? };
             Ok(DueWorkspace { workspace_id, work })
