@@ -419,10 +419,14 @@ create table dead_letters (
     first_failed_at timestamptz not null,
     last_failed_at  timestamptz not null,
     state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
+    replay_id       uuid, -- the act of an operator that tried it again last
+    resolved_at     timestamptz, -- since when it is neither open nor replaying
     primary key (dead_letter_id)
 );
 
 create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
+create index dead_letters_of_replay on dead_letters (replay_id, state) where replay_id is not null;
+create index dead_letters_discarded on dead_letters (consumer, version, workspace_id) where state = 'discarded';
 
 -- Workspaces that a consumer leaves out, from the event of the dead letter on.
 create table parked_workspaces (
@@ -433,6 +437,7 @@ create table parked_workspaces (
     workspace_seq  bigint not null check (workspace_seq >= 1), -- the next event of it to take
     dead_letter_id uuid not null references dead_letters,
     since          timestamptz not null,
+    replay_at      timestamptz, -- from when on its events are taken again; null while it waits for an operator
     primary key (consumer, version, workspace_id)
 );
 
@@ -490,6 +495,7 @@ create table analytics_workspaces (
     partition_id smallint not null check (partition_id between 0 and 15),
     plan_code    text not null,
     active_day   timestamptz, -- the last day on which it used credits
+    incomplete   boolean not null, -- an operator has discarded one of its events
     primary key (version, workspace_id)
 ) with (fillfactor = 90);
 
@@ -526,6 +532,7 @@ create table statements (
     removed      bigint not null check (removed >= 0),
     reversed     bigint not null check (reversed >= 0),
     voided       bigint not null check (voided >= 0),
+    unexplained  bigint, -- what discarded events have moved; null until the next event tells
     closing      bigint not null,
     debt_repaid  bigint not null check (debt_repaid >= 0),
     rolled_over  bigint not null check (rolled_over >= 0),
@@ -534,9 +541,10 @@ create table statements (
     closed_at    timestamptz, -- null while the statement is open
     sha256       bytea check (octet_length(sha256) = 32),
     primary key (version, workspace_id, period_start),
-    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided),
+    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided
+        + unexplained),
     check ((closed_at is null) = (sha256 is null)),
-    check (closed_at is null or period_end is not null)
+    check (closed_at is null or (period_end is not null and unexplained is not null))
 ) with (fillfactor = 60);
 
 create index statements_open on statements (version, workspace_id) where closed_at is null;

@@ -421,10 +421,14 @@ create table dead_letters (
     first_failed_at integer not null,
     last_failed_at  integer not null,
     state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
+    replay_id       blob check (length(replay_id) = 16), -- the act of an operator that tried it again last
+    resolved_at     integer, -- since when it is neither open nor replaying
     primary key (dead_letter_id)
 ) strict, without rowid;
 
 create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
+create index dead_letters_of_replay on dead_letters (replay_id, state) where replay_id is not null;
+create index dead_letters_discarded on dead_letters (consumer, version, workspace_id) where state = 'discarded';
 
 -- Workspaces that a consumer leaves out, from the event of the dead letter on.
 create table parked_workspaces (
@@ -435,6 +439,7 @@ create table parked_workspaces (
     workspace_seq  integer not null check (workspace_seq >= 1), -- the next event of it to take
     dead_letter_id blob not null check (length(dead_letter_id) = 16) references dead_letters,
     since          integer not null,
+    replay_at      integer, -- from when on its events are taken again; null while it waits for an operator
     primary key (consumer, version, workspace_id)
 ) strict, without rowid;
 
@@ -492,6 +497,7 @@ create table analytics_workspaces (
     partition_id integer not null check (partition_id between 0 and 15),
     plan_code    text not null,
     active_day   integer, -- the last day on which it used credits
+    incomplete   integer not null check (incomplete in (0, 1)), -- an operator has discarded one of its events
     primary key (version, workspace_id)
 ) strict, without rowid;
 
@@ -528,6 +534,7 @@ create table statements (
     removed      integer not null check (removed >= 0),
     reversed     integer not null check (reversed >= 0),
     voided       integer not null check (voided >= 0),
+    unexplained  integer, -- what discarded events have moved; null until the next event tells
     closing      integer not null,
     debt_repaid  integer not null check (debt_repaid >= 0),
     rolled_over  integer not null check (rolled_over >= 0),
@@ -536,9 +543,10 @@ create table statements (
     closed_at    integer, -- null while the statement is open
     sha256       blob check (length(sha256) = 32),
     primary key (version, workspace_id, period_start),
-    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided),
+    check (closing = opening + granted + purchased + bonus + refunded - consumed - expired - removed - reversed - voided
+        + unexplained),
     check ((closed_at is null) = (sha256 is null)),
-    check (closed_at is null or period_end is not null)
+    check (closed_at is null or (period_end is not null and unexplained is not null))
 ) strict, without rowid;
 
 create index statements_open on statements (version, workspace_id) where closed_at is null;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use metrics::{counter, gauge};
 
 use super::positions::Positions;
-use crate::domain::consumers::{Build, Consumer};
+use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
 use crate::domain::ids::Partition;
 use crate::store::consumers::Advance;
 use crate::telemetry::metric;
@@ -35,7 +35,24 @@ pub(super) fn count(advances: &[Advance]) {
         let consumer = advance.build.consumer.as_str();
         let events = u64::try_from(advance.to.saturating_sub(advance.from)).unwrap_or_default();
         counter!(metric::CONSUMER_EVENTS, "consumer" => consumer).increment(events);
-        let letters = u64::try_from(advance.letters.len()).unwrap_or(u64::MAX);
+        let letters = advance.letters.iter().filter(|letter| letter.state == LetterState::Open).count();
+        let letters = u64::try_from(letters).unwrap_or(u64::MAX);
         counter!(metric::CONSUMER_DEAD_LETTERS, "consumer" => consumer).increment(letters);
+    }
+}
+
+/// Logs what became of a letter.
+pub(super) fn tell(letter: &DeadLetter) {
+    let DeadLetter { consumer, event_id, workspace_id, error_class, error, .. } = letter;
+    let consumer = consumer.as_str();
+    match letter.state {
+        LetterState::Open => tracing::error!(
+            consumer, %event_id, %workspace_id, error_class, error,
+            "an event cannot be taken; later events of its workspace wait"
+        ),
+        LetterState::Discarded => tracing::info!(consumer, %event_id, %workspace_id, "a discarded event is left out"),
+        LetterState::Resolved | LetterState::Replaying => {
+            tracing::info!(consumer, %event_id, %workspace_id, "an event is taken that could not be taken before");
+        }
     }
 }

@@ -3,11 +3,10 @@
 //! It may be wrong at any time, because other replicas move positions too. A write with a wrong one is refused, and then
 //! everything is read again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::domain::consumers::{Build, Consumer, ConsumerState};
+use crate::domain::consumers::{Build, Consumer, ConsumerState, ParkedWorkspace};
 use crate::domain::ids::{EventId, Partition, WorkspaceId};
-use crate::domain::time::Timestamp;
 use crate::store::consumers::{ConsumerCursor, Registered};
 use crate::store::{Consumption, StoreError};
 
@@ -19,18 +18,21 @@ pub(super) struct Position {
     pub(super) epoch: i64,
     /// The schema that it waits for, and does not have.
     pub(super) waiting_for: Option<String>,
-    /// Workspaces that it leaves out, and since when.
-    pub(super) parked: BTreeMap<WorkspaceId, Timestamp>,
+    /// Workspaces that it leaves out.
+    pub(super) parked: BTreeMap<WorkspaceId, ParkedWorkspace>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Positions {
     pub(super) consumers: HashMap<Consumer, Registered>,
     pub(super) of_builds: BTreeMap<(Partition, Build), Position>,
+    /// Events that operators have discarded.
+    pub(super) discarded: HashSet<(Consumer, EventId)>,
 }
 
 impl Positions {
-    /// Reads them. A workspace that is parked or unparked meanwhile raises the epoch, so that a write is refused.
+    /// Reads them. A workspace that is parked meanwhile moves the cursor, and one that is tried again raises its epoch, so a
+    /// write is refused then.
     pub(super) async fn read(store: &dyn Consumption) -> Result<Self, StoreError> {
         let consumers = store.consumers().await?;
         let cursors = store.consumer_cursors().await?;
@@ -40,13 +42,16 @@ impl Positions {
                 .into_iter()
                 .map(|cursor| ((cursor.partition, cursor.build), Position::of(cursor)))
                 .collect(),
+            discarded: HashSet::new(),
         };
         for parked in store.parked_workspaces().await? {
             let build = Build { consumer: parked.consumer, version: parked.version };
             if let Some(position) = positions.of_builds.get_mut(&(parked.partition, build)) {
-                position.parked.insert(parked.workspace_id, parked.since);
+                position.parked.insert(parked.workspace_id, parked);
             }
         }
+        // Last, so that it has every event that has set one of these workspaces free.
+        positions.discarded = store.discarded_events().await?;
         Ok(positions)
     }
 

@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::config::ConsumersConfig;
 use super::measure;
 use super::positions::Positions;
-use super::step::{Step, by_step};
+use super::step::{Replay, Step, by_step};
 use super::wakeup::Wakeup;
 use crate::clock::Clock;
 use crate::domain::consumers::{Build, ConsumerKeys, ConsumerRows, Fact, Fault, keys};
-use crate::domain::ids::Partition;
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::store::consumers::Advance;
 use crate::store::queries::EventPosition;
 use crate::store::{Consumption, StoreError};
@@ -53,6 +53,8 @@ pub(super) struct Runner {
     newer_at: HashMap<(Partition, Build), i64>,
     /// Where each build that is behind was first seen where it is now, and when.
     seen_at: HashMap<(Partition, Build), (i64, Instant)>,
+    /// Parked workspaces that are to be tried again now.
+    replays: VecDeque<(Partition, Build, WorkspaceId)>,
     next_lease: Instant,
     next_refresh: Instant,
     /// How long to wait before looking for events of other servers.
@@ -85,6 +87,7 @@ impl Runner {
             heads: BTreeMap::new(),
             newer_at: HashMap::new(),
             seen_at: HashMap::new(),
+            replays: VecDeque::new(),
             next_lease: now,
             next_refresh: now,
             poll_pause: REFRESH,
@@ -163,11 +166,12 @@ impl Runner {
             self.look_for_events().await?;
         }
         let steps = self.next_steps().await?;
-        if steps.is_empty() {
+        if steps.is_empty() && self.replays.is_empty() {
             return Ok(Turn::Idle);
         }
         let begun = Instant::now();
         self.take(steps).await?;
+        self.take_replays().await?;
         Ok(Turn::Busy(begun.elapsed()))
     }
 
@@ -175,6 +179,7 @@ impl Runner {
         self.positions = Positions::read(&*self.store).await?;
         self.look_for_events().await?;
         self.note_standstills();
+        self.note_replays();
         measure::report(&self.positions, &self.heads);
         self.switch_builds().await?;
         self.trip_consumers().await
@@ -196,6 +201,20 @@ impl Runner {
             seen_at.insert((partition, build), before.copied().unwrap_or((position.seq, now)));
         }
         self.seen_at = seen_at;
+    }
+
+    fn note_replays(&mut self) {
+        let now = self.clock.now();
+        let mut due: Vec<_> = Vec::new();
+        for (partition, build, position) in self.positions.running() {
+            if self.leased.contains(&partition) {
+                let parked = position.parked.values();
+                let is_due = parked.filter_map(|parked| Some((parked.replay_at?, parked.workspace_id)));
+                due.extend(is_due.filter(|(at, _)| *at <= now).map(|(at, id)| (at, partition, build, id)));
+            }
+        }
+        due.sort_unstable();
+        self.replays = due.into_iter().map(|(_, partition, build, id)| (partition, build, id)).collect();
     }
 
     fn is_stalled(&self, partition: Partition, build: Build, position: i64) -> bool {
@@ -243,29 +262,36 @@ impl Runner {
         Ok(steps)
     }
 
-    /// Takes the steps in one transaction. If the database refuses their rows, the event is found by halving.
-    async fn take(&mut self, steps: Vec<Step>) -> Result<(), StoreError> {
+    /// Takes the steps in one transaction. If the database refuses their rows, the event is found by halving. Returns whether
+    /// all was taken: otherwise the positions must be read again.
+    async fn take(&mut self, steps: Vec<Step>) -> Result<bool, StoreError> {
         let mut queue = VecDeque::from([steps]);
         while let Some(steps) = queue.pop_front() {
-            let advances = self.fold(&steps).await?;
-            match self.store.advance_consumers(&advances).await {
-                Ok(()) => self.advanced(&advances),
+            let written = match self.write(&steps, None).await {
                 Err(StoreError::Corrupt(text)) => match halves(&steps) {
-                    Some(halves) => halves.into_iter().rev().for_each(|half| queue.push_front(half)),
-                    None => self.give_up(&steps, text).await?,
+                    Some(halves) => {
+                        halves.into_iter().rev().for_each(|half| queue.push_front(half));
+                        Ok(())
+                    }
+                    None => self.write(&steps, Some(&Fault { class: Fault::REFUSED, text })).await,
                 },
+                written => written,
+            };
+            match written {
+                Ok(()) => {}
                 Err(StoreError::Conflict(text)) => {
                     tracing::debug!(text, "another replica has taken these events");
                     self.forget();
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn fold(&self, steps: &[Step]) -> Result<Vec<Advance>, StoreError> {
+    /// Folds the steps and writes what comes of them. With `refused`, the database has refused the rows of the only event.
+    async fn write(&mut self, steps: &[Step], refused: Option<&Fault>) -> Result<(), StoreError> {
         let mut wanted = ConsumerKeys::default();
         for step in steps {
             keys(step.build, &step.facts, &mut wanted);
@@ -273,22 +299,52 @@ impl Runner {
         let rows = by_step(self.store.consumer_rows(&wanted).await?);
         let (none, now) = (ConsumerRows::default(), self.clock.now());
         let advance = |step: &Step| {
-            let position = self.positions.of_builds.get(&(step.partition, step.build))?;
             let rows = rows.get(&(step.build.version, step.partition)).unwrap_or(&none);
-            Some(step.fold(position, rows, now))
+            step.fold(&self.positions, rows, refused, now)
         };
-        steps.iter().filter_map(advance).collect()
+        let advances: Vec<Advance> = steps.iter().map(advance).collect::<Result<_, _>>()?;
+        self.store.advance_consumers(&advances).await?;
+        self.advanced(&advances);
+        Ok(())
     }
 
-    /// Leaves the only event of the only step out.
-    async fn give_up(&mut self, steps: &[Step], text: String) -> Result<(), StoreError> {
-        let fault = Fault { class: Fault::REFUSED, text };
-        let Some(step) = steps.first() else { return Ok(()) };
-        let Some(position) = self.positions.of_builds.get(&(step.partition, step.build)) else { return Ok(()) };
-        let advance = step.without_event(position, &fault, self.clock.now());
-        self.store.advance_consumers(std::slice::from_ref(&advance)).await?;
-        self.advanced(&[advance]);
+    /// Takes events of parked workspaces that are to be tried again, as many as one beat may take.
+    async fn take_replays(&mut self) -> Result<(), StoreError> {
+        let mut left = self.config.max_events;
+        while left > 0
+            && let Some((partition, build, workspace_id)) = self.replays.front().copied()
+        {
+            let limit = left.max(MIN_EVENTS);
+            let Some(step) = self.next_replay(partition, build, workspace_id, limit).await? else {
+                self.replays.pop_front();
+                continue;
+            };
+            left = left.saturating_sub(u32::try_from(step.facts.len()).unwrap_or(u32::MAX).max(MIN_EVENTS));
+            if !self.take(vec![step]).await? {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    /// The next events of a parked workspace. None if it is no longer parked, or if a newer server must take them.
+    async fn next_replay(
+        &self,
+        partition: Partition,
+        build: Build,
+        workspace_id: WorkspaceId,
+        limit: u32,
+    ) -> Result<Option<Step>, StoreError> {
+        let Some(position) = self.positions.of_builds.get(&(partition, build)) else { return Ok(None) };
+        let parked = position.parked.get(&workspace_id).filter(|parked| parked.replay_at.is_some());
+        let Some(parked) = parked.copied() else { return Ok(None) };
+        let Some(letter) = self.store.dead_letter(parked.dead_letter_id).await? else { return Ok(None) };
+        let mut events = self.store.events_left_out(&parked, limit).await?;
+        let is_full = events.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        let is_last = !is_full || events.last().is_some_and(|event| event.seq > position.seq);
+        events.retain(|event| event.seq <= position.seq);
+        let facts: Arc<[Fact]> = events.into_iter().map(Fact::new).collect();
+        Ok(Step::replay(build, position, Replay { parked, letter, is_last }, &facts))
     }
 
     /// Notes what was written.
@@ -300,17 +356,13 @@ impl Runner {
             }
             let Some(position) = self.positions.of_builds.get_mut(&key) else { continue };
             (position.seq, position.last_event_id) = (advance.to, advance.last_event_id);
+            position.epoch = advance.epoch_to;
             position.waiting_for.clone_from(&advance.waiting_for);
-            for letter in &advance.letters {
-                position.parked.insert(letter.workspace_id, letter.last_failed_at);
-                tracing::error!(
-                    consumer = advance.build.consumer.as_str(), event_id = %letter.event_id,
-                    workspace_id = %letter.workspace_id, error_class = letter.error_class, error = letter.error,
-                    "an event cannot be taken; later events of its workspace wait"
-                );
-            }
+            position.parked.extend(advance.parked.iter().map(|parked| (parked.workspace_id, *parked)));
+            position.parked.retain(|workspace_id, _| !advance.freed.contains(workspace_id));
+            advance.letters.iter().for_each(measure::tell);
         }
-        if advances.iter().any(|advance| !advance.letters.is_empty()) {
+        if advances.iter().any(|advance| advance.to > advance.from && !advance.parked.is_empty()) {
             // Before the next beat it is seen whether too many workspaces are parked.
             self.forget();
         }
@@ -344,7 +396,7 @@ impl Runner {
             let Some(registered) = self.positions.consumers.get(&build.consumer) else { continue };
             // An operator who resumes it knows those that are parked already.
             let since = since.max(registered.changed_at);
-            *parked.entry(build).or_default() += position.parked.values().filter(|at| **at > since).count();
+            *parked.entry(build).or_default() += position.parked.values().filter(|parked| parked.since > since).count();
         }
         for (build, count) in parked.into_iter().filter(|(_, count)| *count > MAX_PARKED) {
             let reason = format!("the events of {count} workspaces could not be taken within five minutes");
@@ -361,11 +413,11 @@ fn pauses() -> ExponentialBackoff {
     pauses.with_jitter().without_max_times().build()
 }
 
-/// The first and the second half of some steps, or of the events of a single one. None if it has one event.
-fn halves(steps: &[Step]) -> Option<[Vec<Step>; 2]> {
+/// Both halves of some steps, or of the events of a single one. None if it has one event.
+fn halves(steps: &[Step]) -> Option<Vec<Vec<Step>>> {
     if let [step] = steps {
-        return step.halves().map(|[first, second]| [vec![first], vec![second]]);
+        return step.halves().map(|halves| halves.into_iter().map(|half| vec![half]).collect());
     }
     let (first, second) = steps.split_at(steps.len() / 2);
-    Some([first.to_vec(), second.to_vec()])
+    Some(vec![first.to_vec(), second.to_vec()])
 }

@@ -15,6 +15,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt as _;
 use futures::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use super::accept::preferred;
 use super::auth::{Principal, RequiredScope, Tenancy, TokenCheck, TokenError, Verifier};
@@ -263,6 +264,18 @@ pub fn usage_id(request: &HttpRequest) -> Result<UsageId, Problem> {
 pub fn hold_id(request: &HttpRequest) -> Result<HoldId, Problem> {
     let text = request.match_info().get("hold_id").unwrap_or_default();
     hyphenated(text).map(HoldId).ok_or_else(|| Problem::plain(Code::HoldNotFound))
+}
+
+/// The dead letter in the path. A malformed id gets the same answer as an unknown one.
+pub fn dead_letter_id(request: &HttpRequest) -> Result<Uuid, Problem> {
+    let text = request.match_info().get("dead_letter_id").unwrap_or_default();
+    hyphenated(text).ok_or_else(|| Problem::plain(Code::DeadLetterNotFound))
+}
+
+/// The replay in the path. A malformed id gets the same answer as an unknown one.
+pub fn replay_id(request: &HttpRequest) -> Result<Uuid, Problem> {
+    let text = request.match_info().get("replay_id").unwrap_or_default();
+    hyphenated(text).ok_or_else(|| Problem::plain(Code::ReplayNotFound))
 }
 
 /// The beginning of a statement's period in the path. A malformed instant gets the same answer as an unknown one.

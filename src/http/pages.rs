@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
+use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use crate::domain::ids::PARTITIONS;
@@ -228,6 +229,19 @@ impl PartialSchema for CursorText {
 }
 
 impl ToSchema for CursorText {}
+
+/// An id as two numbers of a cursor's place.
+#[must_use]
+pub fn place_of(id: Uuid) -> [i64; 2] {
+    let (high, low) = id.as_u64_pair();
+    [high, low].map(|half| i64::from_be_bytes(half.to_be_bytes()))
+}
+
+#[must_use]
+pub fn id_of(place: [i64; 2]) -> Uuid {
+    let [high, low] = place.map(|half| u64::from_be_bytes(half.to_be_bytes()));
+    Uuid::from_u64_pair(high, low)
+}
 
 #[cfg(test)]
 mod tests {

@@ -16,9 +16,25 @@ const CURSOR: &[KeyColumn] = &[
     ("seq", Kind::Bigint),
     ("epoch", Kind::Bigint),
     ("seq_to", Kind::Bigint),
+    ("epoch_to", Kind::Bigint),
     ("last_event_id", Kind::Uuid),
     ("waiting_for", Kind::Text),
     ("updated_at", Kind::Timestamptz),
+];
+const PARKED: &[KeyColumn] = &[("consumer", Kind::Text), ("version", Kind::Integer), ("workspace_id", Kind::Uuid)];
+const DEAD_LETTER: &[KeyColumn] = &[("dead_letter_id", Kind::Uuid)];
+const CHANGED_LETTER: &[KeyColumn] = &[
+    ("dead_letter_id", Kind::Uuid),
+    ("state", Kind::Text),
+    ("replay_id", Kind::Uuid),
+    ("resolved_at", Kind::Timestamptz),
+];
+const TRIED_WORKSPACE: &[KeyColumn] = &[
+    ("consumer", Kind::Text),
+    ("version", Kind::Integer),
+    ("workspace_id", Kind::Uuid),
+    ("dead_letter_id", Kind::Uuid),
+    ("replay_at", Kind::Timestamptz),
 ];
 const NEW_BUILD: &[KeyColumn] =
     &[("consumer", Kind::Text), ("version", Kind::Integer), ("updated_at", Kind::Timestamptz)];
@@ -40,8 +56,9 @@ const OF_GRANT: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Ki
 statements! {
     /// The statements of the consumers, as one database writes them.
     ConsumerStatements:
-    consumers, consumer_cursors, parked_workspaces, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
-    consumer_positions, change_consumer, start_build, operator_acts, dead_letters, dead_letter_groups,
+    consumers, consumer_cursors, parked_workspaces, discarded_events, free_workspaces, dead_letter, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
+    consumer_positions, change_consumer, start_build, operator_acts, operator_act, dead_letters, dead_letter_groups,
+    change_letters, try_workspaces, replay_progress,
     open_statements, open_statement_lines, statement_page, statement, statement_lines,
     as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
 }
@@ -60,6 +77,10 @@ select c.version, k.seq,
     exists (
         select 1 from parked_workspaces p
         where p.consumer = $1 and p.version = c.version and p.workspace_id = $3
+    ),
+    exists (
+        select 1 from dead_letters d
+        where d.consumer = $1 and d.version = c.version and d.workspace_id = $3 and d.state = 'discarded'
     )
 from consumers c
 join consumer_cursors k on k.consumer = c.consumer and k.version = c.version and k.partition_id = $2
@@ -68,10 +89,19 @@ where c.consumer = $1";
 /// Moves each cursor that is where the fold began. A row for each that has moved.
 const ADVANCE_CURSORS: &str = "
 update consumer_cursors as c
-set seq = k.seq_to, last_event_id = k.last_event_id, waiting_for = k.waiting_for, updated_at = k.updated_at
+set seq = k.seq_to, epoch = k.epoch_to, last_event_id = k.last_event_id, waiting_for = k.waiting_for, updated_at = k.updated_at
 from {keys}
 where c.consumer = k.consumer and c.version = k.version and c.partition_id = k.partition_id and c.seq = k.seq
     and c.epoch = k.epoch
+returning 1";
+
+/// Few, because an operator discards each by hand.
+const DISCARDED_EVENTS: &str = "select consumer, event_id from dead_letters where state = 'discarded'";
+
+const FREE_WORKSPACES: &str = "
+delete from parked_workspaces where (consumer, version, workspace_id) in (
+    select k.consumer, k.version, k.workspace_id from {keys}
+)
 returning 1";
 
 /// Every cursor, with the head of its partition and what waits there.
@@ -100,13 +130,35 @@ insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updat
 select k.consumer, k.version, p.partition_id, 0, 0, k.updated_at from {keys} cross join outbox_partitions p
 returning 1";
 
+/// A dead letter whose build is read or made.
+const OF_BUILD_IN_USE: &str =
+    "exists (select 1 from consumers c where c.consumer = t.consumer and t.version in (c.version, c.building_version))";
+
 const DEAD_LETTER_GROUPS: &str = "
 select fingerprint, min(consumer), min(event_type), min(error_class), min(error), count(*), min(first_failed_at),
     max(last_failed_at)
-from dead_letters
-where state = $1
+from dead_letters t
+where state = $1 and {in_use}
 group by fingerprint
 order by count(*) desc, fingerprint limit $2";
+
+/// The letters are found by their keys: the empty text keeps the index by state out of it.
+const CHANGE_LETTERS: &str = "
+update dead_letters as t
+set state = k.state, replay_id = k.replay_id, resolved_at = k.resolved_at
+from {keys}
+where t.dead_letter_id = k.dead_letter_id and t.state || '' = 'open'
+returning 1";
+
+const TRY_WORKSPACES: &str = "
+update parked_workspaces as p
+set replay_at = k.replay_at
+from {keys}
+where p.consumer = k.consumer and p.version = k.version and p.workspace_id = k.workspace_id
+    and p.dead_letter_id = k.dead_letter_id
+returning 1";
+
+const REPLAY_PROGRESS: &str = "select state, count(*) from dead_letters where replay_id = $1 group by state";
 
 const SWITCH_CONSUMER: &str = "
 update consumers as c
@@ -129,6 +181,9 @@ impl ConsumerStatements {
             consumers: list("", CONSUMERS),
             consumer_cursors: list("", CONSUMER_CURSORS),
             parked_workspaces: list("", &format!("select {} from parked_workspaces t", ParkedWorkspace::select("t"))),
+            discarded_events: list("", DISCARDED_EVENTS),
+            free_workspaces: lookup::<S>(PARKED, "parked_workspaces_pkey", FREE_WORKSPACES),
+            dead_letter: by_key::<S, DeadLetter>(DEAD_LETTER, "dead_letters_pkey", &format!("and {OF_BUILD_IN_USE}")),
             advance_cursors: lookup::<S>(CURSOR, "consumer_cursors_pkey", ADVANCE_CURSORS),
             switch_consumer: lookup::<S>(BUILD, "consumers_pkey", SWITCH_CONSUMER),
             trip_consumer: lookup::<S>(TRIPPED, "consumers_pkey", TRIP_CONSUMER),
@@ -137,24 +192,13 @@ impl ConsumerStatements {
             consumer_positions: list("", CONSUMER_POSITIONS),
             change_consumer: lookup::<S>(CHANGE, "consumers_pkey", CHANGE_CONSUMER),
             start_build: lookup::<S>(NEW_BUILD, "", START_BUILD),
-            operator_acts: list(
-                "ops_audit_pkey",
-                &format!(
-                    "select {} from ops_audit t where t.audit_id <= $1 order by t.audit_id desc limit $2",
-                    OperatorAct::select("t")
-                ),
-            ),
-            dead_letters: list(
-                "dead_letters_by_state",
-                &format!(
-                    "select {} from dead_letters t {} where t.state = $1
-    and (t.last_failed_at, t.dead_letter_id) <= ($2, $3)
-order by t.last_failed_at desc, t.dead_letter_id desc limit $4",
-                    DeadLetter::select("t"),
-                    hint::<S>("dead_letters_by_state")
-                ),
-            ),
-            dead_letter_groups: list("dead_letters_by_state", DEAD_LETTER_GROUPS),
+            operator_acts: operator_acts("t.audit_id <= $1 order by t.audit_id desc limit $2"),
+            operator_act: operator_acts("t.audit_id = $1"),
+            dead_letters: dead_letters::<S>(),
+            change_letters: lookup::<S>(CHANGED_LETTER, "dead_letters_pkey", CHANGE_LETTERS),
+            try_workspaces: lookup::<S>(TRIED_WORKSPACE, "parked_workspaces_pkey", TRY_WORKSPACES),
+            replay_progress: list("dead_letters_of_replay", REPLAY_PROGRESS),
+            dead_letter_groups: list("dead_letters_by_state", &DEAD_LETTER_GROUPS.replace("{in_use}", OF_BUILD_IN_USE)),
             open_statements: by_key::<S, PeriodStatement>(OF_WORKSPACE, "statements_open", "and t.closed_at is null"),
             open_statement_lines: lookup::<S>(
                 OF_WORKSPACE,
@@ -192,6 +236,24 @@ where s.version = k.version and s.workspace_id = k.workspace_id and s.closed_at 
             usage_in_total: usage_sums("null, null", ""),
         }
     }
+}
+
+fn operator_acts(filter: &str) -> Statement {
+    list("ops_audit_pkey", &format!("select {} from ops_audit t where {filter}", OperatorAct::select("t")))
+}
+
+/// In a state ($1), the one that failed last first, from a place on ($2, $3): at most $4, and only those that match $5, $6 and
+/// $7, if they are not null.
+fn dead_letters<S: Syntax>() -> Statement {
+    let (columns, hint) = (DeadLetter::select("t"), hint::<S>("dead_letters_by_state"));
+    let text = format!(
+        "select {columns} from dead_letters t {hint}
+where t.state = $1 and (t.last_failed_at, t.dead_letter_id) <= ($2, $3)
+    and (cast($5 as text) is null or t.consumer = $5) and (cast($6 as text) is null or t.fingerprint = $6)
+    and (cast($7 as uuid) is null or t.workspace_id = $7) and {OF_BUILD_IN_USE}
+order by t.last_failed_at desc, t.dead_letter_id desc limit $4"
+    );
+    list("dead_letters_by_state", &text)
 }
 
 /// Rows of a build ($1) and a workspace ($2).

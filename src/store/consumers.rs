@@ -5,8 +5,8 @@
 
 use super::columns::{Fields, Stored, Value};
 use super::error::StoreError;
-use crate::domain::consumers::{Build, Consumer, ConsumerRows, ConsumerState, DeadLetter};
-use crate::domain::ids::{EventId, Partition};
+use crate::domain::consumers::{Build, Consumer, ConsumerRows, ConsumerState, DeadLetter, ParkedWorkspace};
+use crate::domain::ids::{EventId, Partition, WorkspaceId};
 use crate::domain::time::Timestamp;
 
 /// A consumer, and its builds.
@@ -60,7 +60,7 @@ pub struct ConsumerCursor {
     /// The last event that was taken.
     pub seq: i64,
     pub last_event_id: Option<EventId>,
-    /// Raised when a workspace is parked or set free.
+    /// Raised when a workspace is tried again.
     pub epoch: i64,
     /// The type and the schema version of the next event, if this server does not know it.
     pub waiting_for: Option<String>,
@@ -92,13 +92,19 @@ pub struct Advance {
     pub partition: Partition,
     /// Of the cursor, when the fold began.
     pub epoch: i64,
+    /// Of the cursor, when this is written. Higher where the cursor may stay where it is, so that nobody writes it twice.
+    pub epoch_to: i64,
     pub from: i64,
     pub to: i64,
     pub last_event_id: Option<EventId>,
     pub waiting_for: Option<String>,
     pub rows: ConsumerRows,
-    /// Events that could not be taken. Their workspaces are parked.
+    /// New and changed letters.
     pub letters: Vec<DeadLetter>,
+    /// Workspaces that wait from now on, or elsewhere.
+    pub parked: Vec<ParkedWorkspace>,
+    /// Workspaces that wait no more.
+    pub freed: Vec<WorkspaceId>,
     pub at: Timestamp,
 }
 
@@ -112,9 +118,17 @@ impl Advance {
             self.from.to_value(),
             self.epoch.to_value(),
             self.to.to_value(),
+            self.epoch_to.to_value(),
             self.last_event_id.to_value(),
             self.waiting_for.to_value(),
             self.at.to_value(),
         ]
+    }
+
+    /// The keys of the workspaces that wait no more.
+    pub(super) fn freed(&self) -> impl Iterator<Item = Vec<Value<'_>>> {
+        let Build { consumer, version } = &self.build;
+        let key = move |freed| vec![consumer.to_value(), version.to_value(), Stored::to_value(freed)];
+        self.freed.iter().map(key)
     }
 }

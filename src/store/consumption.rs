@@ -1,8 +1,10 @@
 //! What the consumers read and write, with the statements that both databases share.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::Consumption;
 use super::Outbox;
@@ -14,11 +16,12 @@ use super::queries::micros_of;
 use super::reads::{Database, list, list_each};
 use super::statements::Statement;
 use super::tables::Table;
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
-    StatementLine, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace, PurchaseRevenue,
+    Statement as PeriodStatement, StatementLine, WorkspaceActivity,
 };
-use crate::domain::ids::Partition;
+use crate::domain::ids::{EventId, Partition};
 use crate::domain::time::Timestamp;
 
 /// Who stopped a consumer that was tripped.
@@ -98,6 +101,27 @@ impl<D: Background + Outbox> Consumption for D {
         list(self, &D::Connection::consumer_statements().parked_workspaces, Parameters::default()).await
     }
 
+    async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError> {
+        let statement = &D::Connection::consumer_statements().discarded_events;
+        let found = list_each(self, statement, Parameters::default(), |mut row| Ok((row.next()?, row.next()?))).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
+        let (statement, ids) = (&D::Connection::consumer_statements().dead_letter, [dead_letter_id]);
+        with_answer_timeout(async {
+            let mut reader = self.reader().await?;
+            Ok(rows(&reader.look_up(statement, &Keys::of(&ids)).await?)?.pop())
+        })
+        .await
+    }
+
+    async fn events_left_out(&self, parked: &ParkedWorkspace, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let (after, limit) = (parked.workspace_seq.saturating_sub(1), i64::from(limit));
+        let parameters = Parameters::of(&parked.workspace_id).and(&after).and(&limit);
+        list(self, &D::Connection::statements().events_of_workspace, parameters).await
+    }
+
     async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError> {
         let statements = D::Connection::consumer_statements();
         with_answer_timeout(async {
@@ -127,7 +151,8 @@ impl<D: Background + Outbox> Consumption for D {
             all.add(advance.rows.clone());
         }
         let letters: Vec<_> = advances.iter().flat_map(|advance| advance.letters.iter().cloned()).collect();
-        let parked: Vec<_> = letters.iter().map(ParkedWorkspace::behind).collect();
+        let parked: Vec<_> = advances.iter().flat_map(|advance| advance.parked.iter().copied()).collect();
+        let freed = Keys(advances.iter().flat_map(Advance::freed).collect());
         let cursors = Keys(advances.iter().map(Advance::key).collect());
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
@@ -147,6 +172,9 @@ impl<D: Background + Outbox> Consumption for D {
             connection.add(&all.revenue_days).await?;
             connection.put(&letters).await?;
             connection.put(&parked).await?;
+            if !freed.0.is_empty() {
+                connection.look_up(&D::Connection::consumer_statements().free_workspaces, &freed).await?;
+            }
             tx.commit().await
         })
         .await

@@ -18,7 +18,13 @@ impl<D: Database> Figures for D {
         let partition = Partition::of(workspace_id);
         let parameters = Parameters::of(&consumer).and(&partition).and(&workspace_id);
         let found = list_each(self, &D::Connection::consumer_statements().as_of, parameters, |mut row| {
-            Ok(AsOf { version: row.next()?, seq: row.next()?, waiting_since: row.next()?, is_parked: row.next()? })
+            Ok(AsOf {
+                version: row.next()?,
+                seq: row.next()?,
+                waiting_since: row.next()?,
+                is_parked: row.next()?,
+                has_discarded: row.next()?,
+            })
         });
         let missing = || StoreError::Corrupt(format!("the cursor of {} is missing", consumer.as_str()));
         found.await?.pop().ok_or_else(missing)

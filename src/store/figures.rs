@@ -52,6 +52,8 @@ pub struct AsOf {
     pub waiting_since: Option<Timestamp>,
     /// Since one of them could not be taken, the workspace's events are left out.
     pub is_parked: bool,
+    /// An operator has discarded one of them.
+    pub has_discarded: bool,
 }
 
 /// What the usage is summed up by.

@@ -7,11 +7,12 @@
 //! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`. Its
 //! errors leave as a [`StoreError`], whose variant says what may be retried.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use self::consumers::{Advance, ConsumerCursor, Registered};
 pub use self::error::StoreError;
@@ -23,7 +24,7 @@ use self::queries::{
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
-use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace};
+use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -117,6 +118,14 @@ pub trait Consumption: Outbox {
     async fn consumer_cursors(&self) -> Result<Vec<ConsumerCursor>, StoreError>;
 
     async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError>;
+
+    /// The events that operators have discarded.
+    async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError>;
+
+    async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError>;
+
+    /// The next events of a parked workspace, in order.
+    async fn events_left_out(&self, parked: &ParkedWorkspace, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
 
     /// Those of the rows that exist.
     async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError>;

@@ -3,16 +3,18 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::columns::Stored;
+use super::columns::{Stored, Value};
 use super::consumers::Registered;
 use super::consumption::{Background, BackgroundTx as _};
-use super::dialect::{Dialect, Keys, Parameters};
+use super::dialect::{Dialect, Keys, Parameters, rows};
 use super::error::{StoreError, with_answer_timeout};
-use super::operations::{ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, Operations};
-use super::queries::Page;
+use super::operations::{
+    ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, LetterChange, LetterFilter, Operations,
+};
+use super::queries::{EventPosition, Page};
 use super::reads::{list, list_each};
 use super::{Consumption as _, Outbox};
-use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
+use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, Fact, LetterState, keys};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
@@ -86,7 +88,9 @@ impl<D: Background + Outbox> Operations for D {
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError> {
         let (at, id) = query.start_at.unwrap_or((Timestamp::MAX, Uuid::max()));
         let one_more = i64::from(query.limit) + 1;
+        let LetterFilter { consumer, fingerprint, workspace_id } = &query.filter;
         let parameters = Parameters::of(&query.state).and(&at).and(&id).and(&one_more);
+        let parameters = parameters.and(consumer).and(fingerprint).and(workspace_id);
         let statement = &D::Connection::consumer_statements().dead_letters;
         Ok(Page::of(list(self, statement, parameters).await?, query.limit))
     }
@@ -96,4 +100,65 @@ impl<D: Background + Outbox> Operations for D {
         let statement = &D::Connection::consumer_statements().dead_letter_groups;
         list_each(self, statement, Parameters::of(&state).and(&limit), DeadLetterGroup::read).await
     }
+
+    async fn dead_letters_by_id(&self, ids: &[Uuid]) -> Result<Vec<DeadLetter>, StoreError> {
+        let statement = &D::Connection::consumer_statements().dead_letter;
+        with_answer_timeout(async { rows(&self.reader().await?.look_up(statement, &Keys::of(ids)).await?) }).await
+    }
+
+    async fn dead_letter_trial(&self, letter: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
+        let before = EventPosition { partition: letter.partition, seq: letter.seq.saturating_sub(1) };
+        let mut events = self.read_each(&[before], 1).await?;
+        let Some(event) = events.pop().filter(|event| event.event_id == letter.event_id) else { return Ok(None) };
+        let (fact, mut wanted) = (Fact::new(event), ConsumerKeys::default());
+        keys(letter.build(), std::slice::from_ref(&fact), &mut wanted);
+        let rows = self.consumer_rows(&wanted).await?;
+        Ok(Some((fact, rows)))
+    }
+
+    async fn change_letters(&self, changes: &[LetterChange], act: &OperatorAct) -> Result<(), StoreError> {
+        let statements = D::Connection::consumer_statements();
+        let letters = Keys(changes.iter().map(|change| letter_key(&change.letter)).collect());
+        let parked = Keys(changes.iter().map(parked_key).collect());
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let connection = tx.connection();
+            let closed = connection.look_up(&statements.change_letters, &letters).await?.len();
+            let freed = connection.look_up(&statements.try_workspaces, &parked).await?.len();
+            if (closed, freed) != (changes.len(), changes.len()) {
+                return Err(StoreError::Conflict("a dead letter was changed meanwhile".into()));
+            }
+            connection.insert(std::slice::from_ref(act)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn operator_act(&self, audit_id: Uuid) -> Result<Option<OperatorAct>, StoreError> {
+        Ok(list(self, &D::Connection::consumer_statements().operator_act, Parameters::of(&audit_id)).await?.pop())
+    }
+
+    async fn replay_progress(&self, replay_id: Uuid) -> Result<Vec<(LetterState, i64)>, StoreError> {
+        let statement = &D::Connection::consumer_statements().replay_progress;
+        list_each(self, statement, Parameters::of(&replay_id), |mut row| Ok((row.next()?, row.next()?))).await
+    }
+}
+
+fn letter_key(letter: &DeadLetter) -> Vec<Value<'_>> {
+    vec![
+        letter.dead_letter_id.to_value(),
+        letter.state.to_value(),
+        letter.replay_id.to_value(),
+        letter.resolved_at.to_value(),
+    ]
+}
+
+fn parked_key(LetterChange { letter, replay_at }: &LetterChange) -> Vec<Value<'_>> {
+    vec![
+        letter.consumer.to_value(),
+        letter.version.to_value(),
+        letter.workspace_id.to_value(),
+        letter.dead_letter_id.to_value(),
+        replay_at.to_value(),
+    ]
 }

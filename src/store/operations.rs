@@ -7,8 +7,8 @@ use super::columns::Fields;
 use super::consumers::{ConsumerCursor, Registered};
 use super::error::StoreError;
 use super::queries::Page;
-use crate::domain::consumers::{Consumer, DeadLetter, LetterState};
-use crate::domain::ids::Partition;
+use crate::domain::consumers::{Consumer, ConsumerRows, DeadLetter, Fact, LetterState};
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
@@ -38,6 +38,30 @@ pub trait Operations: Send + Sync {
 
     /// How many letters in that state have one cause, the most first.
     async fn dead_letter_groups(&self, state: LetterState, limit: u32) -> Result<Vec<DeadLetterGroup>, StoreError>;
+
+    /// Those of these letters that exist.
+    async fn dead_letters_by_id(&self, ids: &[Uuid]) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// What a fold needs to try the letter's event again: the event, and the rows that it changes. None if the event is no
+    /// longer stored.
+    async fn dead_letter_trial(&self, letter: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError>;
+
+    /// Gives open letters a new state, and lets the events of their workspaces be taken again from an instant on. It is a
+    /// conflict if one of the letters is no longer open.
+    async fn change_letters(&self, changes: &[LetterChange], act: &OperatorAct) -> Result<(), StoreError>;
+
+    async fn operator_act(&self, audit_id: Uuid) -> Result<Option<OperatorAct>, StoreError>;
+
+    /// How many letters that the act has tried last are in each state.
+    async fn replay_progress(&self, replay_id: Uuid) -> Result<Vec<(LetterState, i64)>, StoreError>;
+}
+
+/// What becomes of an open letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterChange {
+    pub letter: DeadLetter,
+    /// From when on the events of its workspace are taken again.
+    pub replay_at: Timestamp,
 }
 
 /// A consumer, and how far it is.
@@ -90,9 +114,19 @@ impl ConsumerPosition {
 #[derive(Clone, Debug)]
 pub struct DeadLetterQuery {
     pub state: LetterState,
+    pub filter: LetterFilter,
     /// The page begins with this letter, or with the one before it.
     pub start_at: Option<(Timestamp, Uuid)>,
     pub limit: u32,
+}
+
+/// Which dead letters, in any state: those that match all that is given. Letters of builds that are no longer in use belong
+/// to none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LetterFilter {
+    pub consumer: Option<Consumer>,
+    pub fingerprint: Option<String>,
+    pub workspace_id: Option<WorkspaceId>,
 }
 
 /// Dead letters with one cause.

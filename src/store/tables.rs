@@ -224,11 +224,11 @@ tables! {
 
     dead_letters(dead_letter_id) fixed(first_failed_at): DeadLetter {
         dead_letter_id, consumer, version, workspace_id, partition [partition_id], seq, workspace_seq, event_id, event_type,
-        fingerprint, error_class, error, attempts, first_failed_at, last_failed_at, state
+        fingerprint, error_class, error, attempts, first_failed_at, last_failed_at, state, replay_id, resolved_at
     }
 
     parked_workspaces(consumer, version, workspace_id): ParkedWorkspace {
-        consumer, version, workspace_id, partition [partition_id], workspace_seq, dead_letter_id, since
+        consumer, version, workspace_id, partition [partition_id], workspace_seq, dead_letter_id, since, replay_at
     }
 
     usage_days(version, workspace_id, day, feature_code) fixed(partition_id): UsageDay {
@@ -245,7 +245,7 @@ tables! {
     }
 
     analytics_workspaces(version, workspace_id) fixed(partition_id): WorkspaceActivity {
-        version, workspace_id, partition [partition_id], plan_code, active_day
+        version, workspace_id, partition [partition_id], plan_code, active_day, incomplete
     }
 
     purchase_revenue(version, workspace_id, grant_id) fixed(partition_id, currency): PurchaseRevenue {
@@ -258,8 +258,8 @@ tables! {
 
     statements(version, workspace_id, period_start) fixed(partition_id, opening, first_seq): Statement {
         version, workspace_id, period_start, partition [partition_id], period_end, plan_code, plan_version, opening, granted,
-        purchased, bonus, refunded, consumed, expired, removed, reversed, voided, closing, debt_repaid, rolled_over,
-        first_seq, last_seq, closed_at, sha256
+        purchased, bonus, refunded, consumed, expired, removed, reversed, voided, unexplained, closing, debt_repaid,
+        rolled_over, first_seq, last_seq, closed_at, sha256
     }
 
     statement_lines(version, workspace_id, period_start, feature_code) fixed(partition_id): StatementLine {

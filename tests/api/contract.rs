@@ -31,7 +31,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 44);
+    assert_eq!(all.len(), 47);
     all
 }
 
@@ -43,7 +43,8 @@ impl Operation {
         let path = path
             .replace("{grant_id}", &FOREIGN.to_string())
             .replace("{purchase_id}", &FOREIGN.to_string())
-            .replace("{hold_id}", &FOREIGN.to_string());
+            .replace("{hold_id}", &FOREIGN.to_string())
+            .replace("{dead_letter_id}", &FOREIGN.to_string());
         let path = path.replace("{file_name}", "CreditConsumed.v1.json").replace("{consumer}", "analytics");
         let request = user.request(self.method.clone(), &path).header("idempotency-key", "k");
         match &self.body {
@@ -85,7 +86,7 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (39, 5));
+    assert_eq!((guarded, open), (42, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 
@@ -97,10 +98,14 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
         let server = start_on(database, &visionscope_billing::config::plans::built_in().unwrap()).await;
         let document = server.anyone().get("/openapi.json").await.json();
         let (mut usage_id, mut event_id, mut grant_id) = (String::new(), String::new(), String::new());
-        let (mut purchase_id, mut period_start) = (String::new(), String::new());
+        let (mut purchase_id, mut period_start, mut replay_id) = (String::new(), String::new(), String::new());
         let mut hold_ids = [String::new(), String::new()];
         // A parsed document has its paths in another order.
         for path in openapi_document().paths.paths.keys() {
+            // There is no dead letter. tests/api/ops.rs discards one.
+            if path.contains("{dead_letter_id}") {
+                continue;
+            }
             let item = &document["paths"][path];
             if path.ends_with("/credits/reset") {
                 server.clock.set(instant("2026-07-01T12:00:00Z"));
@@ -116,6 +121,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                 let [captured, released] = &hold_ids;
                 let path = path.replace("{hold_id}", if path.ends_with("/release") { released } else { captured });
                 let path = path.replace("{file_name}", "CreditConsumed.v1.json").replace("{consumer}", "analytics");
+                let path = path.replace("{replay_id}", &replay_id);
                 for (n, body) in bodies(operation).into_iter().enumerate() {
                     let method: Method = method.to_uppercase().parse().unwrap();
                     let request = user.request(method.clone(), &path).header("idempotency-key", format!("{path}{n}"));
@@ -132,6 +138,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                             Some("holds") if method == Method::GET => hold_ids = [0, 1].map(|n| nth(n, "hold_id")),
                             Some("purchases") => purchase_id = first("grant_id"),
                             Some("statements?after_seq=1") => period_start = first("period_start"),
+                            Some("replay") => replay_id = json["replay_id"].as_str().unwrap().to_owned(),
                             Some("grants") => grant_id = first("grant_id"),
                             Some("events") => event_id = first("id"),
                             _ => {}
@@ -171,7 +178,12 @@ async fn the_examples_of_the_document_are_valid_requests() {
     for operation in operations(&user).await {
         let answer = operation.call(&user, &OWN.to_string()).await;
         let is_command = operation.body.is_some();
-        assert!(answer.status == 200 || (!is_command && answer.status == 404), "{}: {}", operation.name(), answer.text);
+        assert!(
+            answer.status.is_success() || (!is_command && answer.status == 404),
+            "{}: {}",
+            operation.name(),
+            answer.text
+        );
     }
     assert_eq!(fake.engine.seen.lock().unwrap().len(), 15);
 }

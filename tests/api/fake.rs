@@ -11,7 +11,7 @@ use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::consumers::{
-    Consumer, ConsumerState, DeadLetter, LetterState, Statement, StatementLine,
+    Consumer, ConsumerRows, ConsumerState, DeadLetter, Fact, LetterState, Statement, StatementLine,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Grant;
@@ -31,7 +31,7 @@ use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::consumers::Registered;
 use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
-use visionscope_billing::store::operations::{ConsumerStatus, DeadLetterGroup, DeadLetterQuery};
+use visionscope_billing::store::operations::{ConsumerStatus, DeadLetterGroup, DeadLetterQuery, LetterChange};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Order, Page, PartitionStatus, Publication, Purchase, Recorded,
@@ -247,7 +247,7 @@ impl Reads for FakeStore {
 #[async_trait]
 impl Figures for FakeStore {
     async fn as_of(&self, _: Consumer, _: WorkspaceId) -> Result<AsOf, StoreError> {
-        self.answer(AsOf { version: 1, seq: 0, waiting_since: None, is_parked: false })
+        self.answer(AsOf { version: 1, seq: 0, waiting_since: None, is_parked: false, has_discarded: false })
     }
     async fn event_seq(&self, _: WorkspaceId, _: i64) -> Result<Option<i64>, StoreError> {
         self.answer(None)
@@ -303,6 +303,41 @@ impl Operations for FakeStore {
         self.answer(Page { rows: vec![], has_more: false })
     }
     async fn dead_letter_groups(&self, _: LetterState, _: u32) -> Result<Vec<DeadLetterGroup>, StoreError> {
+        self.answer(vec![])
+    }
+    async fn dead_letters_by_id(&self, ids: &[Uuid]) -> Result<Vec<DeadLetter>, StoreError> {
+        let open = |dead_letter_id: &Uuid| DeadLetter {
+            dead_letter_id: *dead_letter_id,
+            consumer: Consumer::Analytics,
+            version: 1,
+            workspace_id: WorkspaceId(Uuid::nil()),
+            partition: Partition::of(WorkspaceId(Uuid::nil())),
+            seq: 1,
+            workspace_seq: 1,
+            event_id: EventId(Uuid::nil()),
+            event_type: "CreditConsumed".into(),
+            fingerprint: "9c3a1f0e5b7d2468".into(),
+            error_class: "contradiction".into(),
+            error: "the purchase is unknown".into(),
+            attempts: 1,
+            first_failed_at: Timestamp::from_micros(0),
+            last_failed_at: Timestamp::from_micros(0),
+            state: LetterState::Open,
+            replay_id: None,
+            resolved_at: None,
+        };
+        self.answer(ids.iter().map(open).collect())
+    }
+    async fn dead_letter_trial(&self, _: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
+        self.answer(None)
+    }
+    async fn change_letters(&self, _: &[LetterChange], _: &OperatorAct) -> Result<(), StoreError> {
+        self.answer(())
+    }
+    async fn operator_act(&self, _: Uuid) -> Result<Option<OperatorAct>, StoreError> {
+        self.answer(None)
+    }
+    async fn replay_progress(&self, _: Uuid) -> Result<Vec<(LetterState, i64)>, StoreError> {
         self.answer(vec![])
     }
 }

@@ -1,10 +1,14 @@
 //! What operators look at and do, over HTTP and on both databases.
 
 use serde_json::{Value, json};
+use visionscope_billing::domain::cloud_event::EventRecord;
+use visionscope_billing::domain::consumers::Consumer;
+use visionscope_billing::domain::event::EventType;
 use visionscope_billing::http::auth::{Scope, Tenancy};
+use visionscope_billing::store::queries::EventQuery;
 
 use crate::databases::Database;
-use crate::harness::{Answer, OWN, TestServer, deduct_path, deduction, path, provisioned};
+use crate::harness::{Answer, OWN, TestServer, deduct_path, deduction, path, provisioned, start};
 
 async fn get(server: &TestServer, path: &str) -> Answer {
     server.user_of(Tenancy::All, Scope::ALL).get(&format!("/v1/ops{path}")).await
@@ -71,6 +75,124 @@ async fn a_consumer_is_paused_resumed_and_rebuilt_with_a_reason() {
     }
 }
 
+/// Makes the first event of this type of the workspace one that nobody can take. Returns it as it was.
+async fn poison(server: &TestServer, event_type: EventType) -> EventRecord {
+    let query = EventQuery::OfWorkspace { workspace_id: OWN, after: 0, limit: 100 };
+    let events = server.database().store.events(&query).await.unwrap();
+    let event = events.into_iter().find(|event| event.event_type == event_type).unwrap();
+    server.database().change_event(&event, "data = '{}'").await;
+    event
+}
+
+async fn dead_letters(server: &TestServer, path: &str, body: Value) -> Answer {
+    let path = format!("/v1/ops/dead-letters{path}");
+    server.user_of(Tenancy::All, Scope::ALL).post_raw(&path, body.to_string()).await
+}
+
+/// The open letters, once there are so many.
+async fn open_letters(server: &TestServer, count: usize) -> Vec<Value> {
+    let mut letters = Vec::new();
+    until(async || {
+        let page = get(server, "/dead-letters").await.json();
+        letters.clone_from(page["items"].as_array().unwrap());
+        letters.len() == count
+    })
+    .await;
+    letters
+}
+
+/// Pauses all consumers, or lets them go on.
+async fn all_consumers(server: &TestServer, what: &str) {
+    let operator = server.user_of(Tenancy::All, Scope::ALL);
+    for consumer in Consumer::ALL {
+        let path = format!("/v1/ops/consumers/{}/{what}", consumer.as_str());
+        assert_eq!(operator.post_raw(&path, json!({"reason": "A test"}).to_string()).await.status.as_u16(), 200);
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_are_tried_again_or_discarded() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        all_consumers(&server, "pause").await;
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        server.user(OWN).post(&deduct_path(), &deduction()).await;
+        let event = poison(&server, EventType::CreditConsumed).await;
+        all_consumers(&server, "resume").await;
+        let letters = open_letters(&server, 2).await;
+        assert_eq!(usage(&server, "2").await["as_of"]["incomplete"], true);
+        let (id, fingerprint) = (&letters[0]["dead_letter_id"], &letters[0]["fingerprint"]);
+
+        let trial =
+            dead_letters(&server, "/replay", json!({"workspace_id": OWN, "dry_run": true, "reason": "x"})).await;
+        let trial = trial.json();
+        assert_eq!((&trial["matched"], &trial["tried"], &trial["has_more"]), (&json!(2), &json!(2), &json!(false)));
+        assert_eq!(trial["failing"].as_array().unwrap().len(), 2);
+        assert_eq!(trial["failing"][0]["error_class"], "unreadable");
+        assert_eq!(get(&server, "/audit").await.json()["items"].as_array().unwrap().len(), 4, "nothing was done");
+
+        // It fails again.
+        let again = dead_letters(&server, "/replay", json!({"fingerprint": fingerprint, "reason": "Again"})).await;
+        assert_eq!(again.status.as_u16(), 202, "{}", again.text);
+        let again = again.json();
+        let replay = format!("/dead-letters/replays/{}", again["replay_id"].as_str().unwrap());
+        assert_eq!((&again["matched"], &again["waiting"]), (&json!(1), &json!(1)));
+        until(async || get(&server, &replay).await.json()["failed"] == 1).await;
+        let letter = open_letters(&server, 2).await.into_iter().find(|letter| letter["dead_letter_id"] == *id).unwrap();
+        assert_eq!((&letter["attempts"], &letter["replay_id"]), (&json!(2), &again["replay_id"]));
+
+        // One letter is discarded, the other is mended.
+        let analytics = letters.iter().find(|letter| letter["consumer"] == "analytics").unwrap();
+        let path = format!("/{}/discard", analytics["dead_letter_id"].as_str().unwrap());
+        let discarded = dead_letters(&server, &path, json!({"reason": "A test"})).await.json();
+        assert_eq!((&discarded["state"], discarded["resolved_at"].is_string()), (&json!("discarded"), true));
+        dead_letters(&server, &path, json!({"reason": "A test"})).await.is_problem(409, "dead-letter-changed");
+        until(async || get(&server, "/consumers").await.json()["items"][0]["parked_workspaces"] == 0).await;
+        server.database().change_event(&event, &format!("data = '{}'", event.data)).await;
+        let ids = json!([open_letters(&server, 1).await[0]["dead_letter_id"]]);
+        let last = dead_letters(&server, "/replay", json!({"dead_letter_ids": ids, "reason": "Mended"})).await.json();
+        let replay = format!("/dead-letters/replays/{}", last["replay_id"].as_str().unwrap());
+        until(async || get(&server, &replay).await.json()["resolved"] == 1).await;
+        let replay = get(&server, &replay).await.json();
+        assert_eq!((&replay["actor"].is_string(), &replay["reason"]), (&true, &json!("Mended")));
+        assert_eq!((&replay["waiting"], &replay["failed"]), (&json!(0), &json!(0)));
+
+        server.user(OWN).post(&deduct_path(), &deduction()).await;
+        let statements = server.user(OWN).get(&path_of_statements()).await.json();
+        assert_eq!(
+            (&statements["items"][0]["consumed"], &statements["items"][0]["unexplained"]),
+            (&json!("5"), &json!("0"))
+        );
+        assert_eq!(statements["as_of"]["incomplete"], false);
+        let used = usage(&server, "3").await;
+        assert_eq!((&used["as_of"]["incomplete"], &used["items"][0]["credits"]), (&json!(true), &json!("2.5")));
+        let audit = get(&server, "/audit").await.json();
+        let act = &audit["items"][1];
+        assert_eq!((&act["action"], &act["target"]), (&json!("dead_letter.discard"), &analytics["dead_letter_id"]));
+        assert_eq!((&act["before"]["state"], &act["after"]["state"]), (&json!("open"), &json!("discarded")));
+        assert_eq!(audit["items"][0]["after"], json!({"matched": 1, "has_more": false, "per_second": 10}));
+        let none = dead_letters(&server, "/replay", json!({"workspace_id": OWN, "reason": "x"})).await;
+        assert_eq!((none.status.as_u16(), &none.json()["matched"]), (202, &json!(0)));
+    }
+}
+
+fn path_of_statements() -> String {
+    path(OWN, "/statements?after_seq=3")
+}
+
+#[tokio::test]
+async fn the_event_of_a_new_workspace_cannot_be_discarded() {
+    let server = start(Database::Sqlite).await;
+    all_consumers(&server, "pause").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    server.user(OWN).put(&path(OWN, ""), &json!({"name": "Acme", "plan_code": "pro"})).await;
+    poison(&server, EventType::WorkspaceProvisioned).await;
+    all_consumers(&server, "resume").await;
+    let letters = open_letters(&server, 2).await;
+    let discard = format!("/{}/discard", letters[0]["dead_letter_id"].as_str().unwrap());
+    dead_letters(&server, &discard, json!({"reason": "x"})).await.is_problem(409, "dead-letter-needed");
+}
+
 #[tokio::test]
 async fn what_operators_send_is_checked() {
     let server = provisioned(Database::Sqlite).await;
@@ -82,6 +204,24 @@ async fn what_operators_send_is_checked() {
         ("consumers/analytics/pause", json!({"reason": "x", "by": "me"}), 422, "unknown-field"),
     ] {
         operator.post_raw(&format!("/v1/ops/{path}"), body.to_string()).await.is_problem(status, code);
+    }
+    let (id, none) = (OWN.to_string(), "00000000-0000-0000-0000-000000000000");
+    for (path, body, status, code) in [
+        ("/replay", json!({"reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"workspace_id": id, "dead_letter_ids": [id], "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"dead_letter_ids": [], "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"dead_letter_ids": vec![none; 1001], "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"fingerprint": "x", "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"workspace_id": id, "per_second": 101, "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"workspace_id": id, "per_second": 0, "reason": "x"}), 422, "invalid-field"),
+        ("/replay", json!({"workspace_id": id}), 422, "invalid-field"),
+        ("/00000000-0000-0000-0000-000000000000/discard", json!({"reason": "x"}), 404, "dead-letter-not-found"),
+        ("/1/discard", json!({"reason": "x"}), 404, "dead-letter-not-found"),
+    ] {
+        dead_letters(&server, path, body).await.is_problem(status, code);
+    }
+    for id in [none, "1"] {
+        get(&server, &format!("/dead-letters/replays/{id}")).await.is_problem(404, "replay-not-found");
     }
     for (path, code) in [
         ("audit?cursor=x", "invalid-cursor"),

@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
 use visionscope_billing::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, DeadLetter, Fault, PurchaseRevenue, RevenueDay,
-    UsageDay, UsageHour, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, DeadLetter, Fault, LetterState, ParkedWorkspace,
+    PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Currency;
-use visionscope_billing::domain::ids::{GrantId, PARTITIONS, Partition, WorkspaceId};
-use visionscope_billing::domain::text::PlanCode;
+use visionscope_billing::domain::ids::{EventId, GrantId, PARTITIONS, Partition, WorkspaceId};
+use visionscope_billing::domain::operator_act::OperatorAct;
+use visionscope_billing::domain::text::{Label, PlanCode};
 use visionscope_billing::domain::time::{Day, Timestamp};
 use visionscope_billing::store::StoreError;
 use visionscope_billing::store::consumers::{Advance, Registered};
 use visionscope_billing::store::figures::{UsageFigure, UsageFigures, UsageGroup};
+use visionscope_billing::store::operations::{DeadLetterQuery, LetterChange, LetterFilter};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, feature, workspace, world_of};
@@ -38,12 +41,15 @@ fn advance(from: i64, to: i64, rows: ConsumerRows) -> Advance {
         build: FIRST,
         partition: partition(),
         epoch: 0,
+        epoch_to: 0,
         from,
         to,
         last_event_id: None,
         waiting_for: None,
         rows,
         letters: Vec::new(),
+        parked: Vec::new(),
+        freed: Vec::new(),
         at: at(1),
     }
 }
@@ -101,7 +107,7 @@ fn rows(credits: i64) -> ConsumerRows {
 
 fn activity(active_day: Option<Timestamp>) -> WorkspaceActivity {
     let (workspace_id, plan_code) = (workspace(0), PlanCode::new("pro").unwrap());
-    WorkspaceActivity { version: 1, workspace_id, partition: partition(), plan_code, active_day }
+    WorkspaceActivity { version: 1, workspace_id, partition: partition(), plan_code, active_day, incomplete: false }
 }
 
 fn revenue(used: i64) -> PurchaseRevenue {
@@ -225,7 +231,11 @@ pub async fn dead_letters_and_parked_workspaces_are_written_with_the_cursor(db: 
     let event = db.store().read(partition(), 0, 1).await.unwrap().remove(0);
     let fault = Fault { class: Fault::REFUSED, text: "for a test".into() };
     let letter = DeadLetter::new(FIRST, &event, &fault, at(2));
-    let with_letter = |from| Advance { letters: vec![letter.clone()], ..advance(from, 1, ConsumerRows::default()) };
+    let with_letter = |from| Advance {
+        letters: vec![letter.clone()],
+        parked: vec![ParkedWorkspace::behind(&letter)],
+        ..advance(from, 1, ConsumerRows::default())
+    };
     assert!(is_conflict(db, &[with_letter(7)]).await);
     assert_eq!(sums(db).await[4..], [0, 0]);
     db.consumption().advance_consumers(&[with_letter(0)]).await.unwrap();
@@ -238,6 +248,86 @@ pub async fn dead_letters_and_parked_workspaces_are_written_with_the_cursor(db: 
     let stored = db.store().as_of(Consumer::Analytics, workspace(0)).await.unwrap();
     assert!(stored.is_parked);
     assert!(!db.store().as_of(Consumer::Analytics, workspace(1)).await.unwrap().is_parked);
+}
+
+/// Operators let a letter be tried, and the consumer writes what came of it.
+pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
+    world_of(db.store(), 1).await;
+    let event = db.store().read(partition(), 0, 1).await.unwrap().remove(0);
+    let letter = DeadLetter::new(FIRST, &event, &Fault { class: Fault::REFUSED, text: "for a test".into() }, at(2));
+    let (letters, parked) = (vec![letter.clone()], vec![ParkedWorkspace::behind(&letter)]);
+    let write = Advance { letters, parked, ..advance(0, 1, ConsumerRows::default()) };
+    db.consumption().advance_consumers(&[write]).await.unwrap();
+    assert_eq!(db.operations().dead_letters_by_id(&[letter.dead_letter_id]).await.unwrap(), [letter.clone()]);
+    let (fact, rows) = db.operations().dead_letter_trial(&letter).await.unwrap().unwrap();
+    assert_eq!((fact.event, rows), (event.clone(), ConsumerRows::default()));
+    let gone = DeadLetter { event_id: EventId(Uuid::nil()), ..letter.clone() };
+    assert!(db.operations().dead_letter_trial(&gone).await.unwrap().is_none());
+
+    let act = operator_act(3);
+    let replaying = DeadLetter { state: LetterState::Replaying, replay_id: Some(act.audit_id), ..letter.clone() };
+    let change = LetterChange { letter: replaying.clone(), replay_at: at(3) };
+    db.operations().change_letters(std::slice::from_ref(&change), &act).await.unwrap();
+    let again = db.operations().change_letters(&[change], &operator_act(4)).await;
+    assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
+    assert_eq!(db.operations().operator_act(act.audit_id).await.unwrap(), Some(act.clone()));
+    assert_eq!(db.operations().operator_act(operator_act(4).audit_id).await.unwrap(), None, "nothing was written");
+    assert_eq!(db.consumption().dead_letter(letter.dead_letter_id).await.unwrap(), Some(replaying.clone()));
+    assert_eq!(db.consumption().parked_workspaces().await.unwrap()[0].replay_at, Some(at(3)));
+    assert_eq!(db.operations().replay_progress(act.audit_id).await.unwrap(), [(LetterState::Replaying, 1)]);
+    let left_out = db.consumption().events_left_out(&ParkedWorkspace::behind(&letter), 10).await.unwrap();
+    assert_eq!(left_out[0], event);
+
+    // The cursor stays, and its epoch is raised: who writes the same again is too late.
+    let discarded = replaying.closed(LetterState::Discarded, at(5));
+    let over = Advance {
+        epoch_to: 1,
+        letters: vec![discarded.clone()],
+        freed: vec![workspace(0)],
+        ..advance(1, 1, ConsumerRows::default())
+    };
+    db.consumption().advance_consumers(std::slice::from_ref(&over)).await.unwrap();
+    assert!(is_conflict(db, &[over]).await);
+    assert_eq!(db.consumption().parked_workspaces().await.unwrap(), []);
+    assert_eq!(db.consumption().discarded_events().await.unwrap(), [(Consumer::Analytics, event.event_id)].into());
+    let as_of = db.store().as_of(Consumer::Analytics, workspace(0)).await.unwrap();
+    assert_eq!((as_of.is_parked, as_of.has_discarded), (false, true));
+    assert!(!db.store().as_of(Consumer::Analytics, workspace(1)).await.unwrap().has_discarded);
+
+    let found = async |filter: LetterFilter| {
+        let query = DeadLetterQuery { state: LetterState::Discarded, filter, start_at: None, limit: 10 };
+        db.operations().dead_letters(&query).await.unwrap().rows
+    };
+    let all = LetterFilter::default;
+    let fingerprint = Some(letter.fingerprint.clone());
+    for filter in [
+        all(),
+        LetterFilter { consumer: Some(Consumer::Analytics), ..all() },
+        LetterFilter { fingerprint, ..all() },
+        LetterFilter { workspace_id: Some(workspace(0)), ..all() },
+    ] {
+        assert_eq!(found(filter.clone()).await, std::slice::from_ref(&discarded), "{filter:?}");
+    }
+    for filter in [
+        LetterFilter { consumer: Some(Consumer::Billing), ..all() },
+        LetterFilter { fingerprint: Some("0".into()), ..all() },
+        LetterFilter { workspace_id: Some(workspace(1)), ..all() },
+    ] {
+        assert_eq!(found(filter.clone()).await, [], "{filter:?}");
+    }
+}
+
+fn operator_act(n: u128) -> OperatorAct {
+    OperatorAct {
+        audit_id: Uuid::from_u128(n),
+        at: at(3),
+        actor: "operator".into(),
+        action: "dead_letters.replay".into(),
+        target: "all".into(),
+        reason: Label::new("A test").unwrap(),
+        before: None,
+        after: Some("{}".into()),
+    }
 }
 
 pub async fn a_build_is_switched_to_only_if_it_is_being_built(db: &impl TestDatabase) {

@@ -1,7 +1,7 @@
 //! What the suite needs from a database besides its store.
 
 use async_trait::async_trait;
-use visionscope_billing::store::{Consumption, Store};
+use visionscope_billing::store::{Consumption, Operations, Store};
 
 #[async_trait]
 pub trait TestDatabase: Send + Sync + Sized {
@@ -14,6 +14,9 @@ pub trait TestDatabase: Send + Sync + Sized {
 
     /// The same store, as the consumers of the server see it.
     fn consumption(&self) -> &dyn Consumption;
+
+    /// The same store, as operators see it.
+    fn operations(&self) -> &dyn Operations;
 
     /// Runs a statement with the rights of a user of the database.
     async fn execute(&self, sql: &str) -> Result<(), String>;

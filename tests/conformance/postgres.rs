@@ -14,7 +14,7 @@ use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::store::postgres::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore, indexes, statements};
-use visionscope_billing::store::{Consumption, Store, StoreError};
+use visionscope_billing::store::{Consumption, Operations, Store, StoreError};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, keys_of, load, workspace, workspace_in, world_of};
@@ -69,6 +69,10 @@ impl TestDatabase for PostgresDatabase {
     }
 
     fn consumption(&self) -> &dyn Consumption {
+        &self.store
+    }
+
+    fn operations(&self) -> &dyn Operations {
         &self.store
     }
 
@@ -164,9 +168,10 @@ async fn every_list_and_look_up_uses_its_index() {
     connection.execute("set enable_hashjoin = off; set enable_mergejoin = off").await.unwrap();
     for (n, (statement, index)) in indexes().into_iter().filter(|(_, index)| !index.is_empty()).enumerate() {
         connection.execute(AssertSqlSafe(format!("prepare s{n} as {statement}"))).await.unwrap();
-        let parameters = (1..10).take_while(|n| statement.contains(&format!("${n}"))).map(|_| "null");
+        let parameters = (1..20).take_while(|n| statement.contains(&format!("${n}"))).map(|_| "null");
         let parameters = parameters.collect::<Vec<_>>().join(", ");
-        let explain = AssertSqlSafe(format!("explain execute s{n}({parameters})"));
+        let parameters = if parameters.is_empty() { parameters } else { format!("({parameters})") };
+        let explain = AssertSqlSafe(format!("explain execute s{n}{parameters}"));
         let steps: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut connection).await.unwrap();
         let plan = steps.join("\n");
         let is_used = plan.contains(&format!("using {index} ")) || plan.contains(&format!("on {index} "));

@@ -35,6 +35,7 @@ fn open_statement(period_start: Timestamp) -> Statement {
         removed: 128,
         reversed: 256,
         voided: 512,
+        unexplained: Some(0),
         closing: 29 - 992,
         debt_repaid: 1024,
         rolled_over: 2048,
@@ -78,12 +79,15 @@ async fn write(
         build: Build { consumer: Consumer::Billing, version: 1 },
         partition: Partition::of(workspace(0)),
         epoch: 0,
+        epoch_to: 0,
         from,
         to,
         last_event_id: None,
         waiting_for: None,
         rows,
         letters: Vec::new(),
+        parked: Vec::new(),
+        freed: Vec::new(),
         at: at(0),
     };
     db.consumption().advance_consumers(&[advance]).await
@@ -179,6 +183,7 @@ pub async fn a_statement_that_does_not_match_is_found(db: &impl TestDatabase) {
         removed: 0,
         reversed: 0,
         voided: 0,
+        unexplained: Some(0),
         first_seq: seqs[0],
         last_seq: seqs[1],
         ..open_statement(period_start)

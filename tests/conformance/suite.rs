@@ -111,6 +111,7 @@ macro_rules! suite {
                 a_cursor_that_is_elsewhere_is_a_conflict_and_nothing_is_written,
                 rows_that_the_database_refuses_are_corrupt_and_nothing_is_written,
                 dead_letters_and_parked_workspaces_are_written_with_the_cursor,
+                a_letter_is_changed_only_while_it_is_open,
                 a_build_is_switched_to_only_if_it_is_being_built,
                 only_a_running_consumer_is_tripped,
                 as_of_is_the_cursor_and_the_first_event_behind_it,

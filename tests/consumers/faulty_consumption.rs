@@ -1,13 +1,17 @@
 //! A real store that fails at random towards the consumers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 use visionscope_billing::domain::cloud_event::EventRecord;
-use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace};
-use visionscope_billing::domain::ids::Partition;
+use visionscope_billing::domain::consumers::{
+    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace,
+};
+use visionscope_billing::domain::ids::{EventId, Partition};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::consumers::{Advance, ConsumerCursor, Registered};
 use visionscope_billing::store::queries::{EventPosition, Lease, PartitionStatus, Publication, Recorded};
@@ -81,6 +85,20 @@ impl Consumption for FaultyConsumption {
 
     async fn parked_workspaces(&self) -> Result<Vec<ParkedWorkspace>, StoreError> {
         self.inner.parked_workspaces().await
+    }
+
+    async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError> {
+        self.inner.discarded_events().await
+    }
+
+    async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
+        self.pass().await?;
+        self.inner.dead_letter(dead_letter_id).await
+    }
+
+    async fn events_left_out(&self, parked: &ParkedWorkspace, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.pass().await?;
+        self.inner.events_left_out(parked, limit).await
     }
 
     async fn consumer_rows(&self, keys: &ConsumerKeys) -> Result<ConsumerRows, StoreError> {

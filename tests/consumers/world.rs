@@ -327,30 +327,12 @@ impl World {
 
     /// Changes a stored event, which the database refuses to everybody else.
     pub async fn change_event(&self, event: &EventRecord, change: &str) {
-        let place = format!("where partition_id = {} and seq = {}", event.partition.number(), event.seq);
-        let (before, after) = match self.kind {
-            Database::Sqlite => ("drop trigger if exists event_outbox_refuse_update", "select 1"),
-            Database::Postgres => ("set session_replication_role = replica", "reset session_replication_role"),
-        };
-        self.execute(&[before, &format!("update event_outbox set {change} {place}"), after]).await;
+        self.database.change_event(event, change).await;
     }
 
     /// Runs these statements on one connection.
     pub async fn execute(&self, statements: &[&str]) {
-        match self.kind {
-            Database::Sqlite => {
-                let mut connection = self.sqlite().connect().await.unwrap();
-                for sql in statements {
-                    connection.execute(AssertSqlSafe((*sql).to_owned())).await.unwrap();
-                }
-            }
-            Database::Postgres => {
-                let mut connection = self.database.postgres_options().connect().await.unwrap();
-                for sql in statements {
-                    connection.execute(AssertSqlSafe((*sql).to_owned())).await.unwrap();
-                }
-            }
-        }
+        self.database.execute(statements).await;
     }
 
     pub fn sqlite(&self) -> SqliteConnectOptions {

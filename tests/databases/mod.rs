@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
+use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::store::postgres::{PostgresConfig, PostgresStore};
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore};
 use visionscope_billing::store::{ServerStore, Store};
@@ -97,6 +99,36 @@ impl TestDatabase {
             Kind::Sqlite(folder) => folder.path().join("test.db"),
             Kind::Postgres(_) => panic!("it is a PostgreSQL database"),
         }
+    }
+
+    /// Runs these statements on one connection.
+    pub async fn execute(&self, statements: &[&str]) {
+        let sql = |text: &&str| AssertSqlSafe((*text).to_owned());
+        match &self.kind {
+            Kind::Sqlite(_) => {
+                let options = SqliteConnectOptions::new().filename(self.sqlite_file()).busy_timeout(ACQUIRE_TIMEOUT);
+                let mut connection = options.connect().await.unwrap();
+                for statement in statements.iter().map(sql) {
+                    connection.execute(statement).await.unwrap();
+                }
+            }
+            Kind::Postgres(_) => {
+                let mut connection = self.postgres_options().connect().await.unwrap();
+                for statement in statements.iter().map(sql) {
+                    connection.execute(statement).await.unwrap();
+                }
+            }
+        }
+    }
+
+    /// Changes a stored event, which the database refuses to everybody else.
+    pub async fn change_event(&self, event: &EventRecord, change: &str) {
+        let place = format!("where partition_id = {} and seq = {}", event.partition.number(), event.seq);
+        let (before, after) = match &self.kind {
+            Kind::Sqlite(_) => ("drop trigger if exists event_outbox_refuse_update", "select 1"),
+            Kind::Postgres(_) => ("set session_replication_role = replica", "reset session_replication_role"),
+        };
+        self.execute(&[before, &format!("update event_outbox set {change} {place}"), after]).await;
     }
 
     pub async fn close(&self) {

@@ -1,14 +1,14 @@
 //! The statements that the events of a workspace tell: they end with its balance, and say what its usage logs say.
 
 use visionscope_billing::domain::cloud_event::EventRecord;
-use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerRows, Fact, Folded, fold};
+use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerRows, Fact, Folded, Treatment, fold};
 use visionscope_billing::domain::credits::Credits;
 
 /// Folds the whole history of a workspace. `consumed` is what its usage logs say.
 pub fn check(events: &[EventRecord], balance: Credits, consumed: i64) -> Result<(), String> {
     let facts: Vec<_> = events.iter().cloned().map(Fact::new).collect();
     let build = Build { consumer: Consumer::Billing, version: 1 };
-    let rows = match fold(build, &facts, ConsumerRows::default(), |_| false) {
+    let rows = match fold(build, &facts, ConsumerRows::default(), |_| Treatment::Take) {
         Folded::Rows(rows) => rows,
         Folded::Faulted { index, fault } => return Err(format!("{fault:?} at {:?}", facts[index])),
     };

@@ -11,6 +11,7 @@ use super::fact::Fact;
 use super::fold::Fold;
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::credits::Quantity;
 use crate::domain::event::{
     CreditConsumed, CreditsPurchased, EventData, EventType, GrantShare, PurchaseReversed, SubscriptionChangeKind,
@@ -73,9 +74,10 @@ impl Analytics {
         }
     }
 
-    pub(super) fn add_keys(version: i32, fact: &Fact, data: &EventData, keys: &mut ConsumerKeys) {
+    pub(super) fn add_keys(version: i32, fact: &Fact, data: Option<&EventData>, keys: &mut ConsumerKeys) {
         let workspace_id = fact.event.workspace_id;
         keys.activities.insert((version, workspace_id));
+        let Some(data) = data else { return };
         let mut add = |grant_id| keys.revenues.insert((version, workspace_id, grant_id));
         match data {
             EventData::CreditsPurchased(bought) => _ = add(bought.grant_id),
@@ -186,9 +188,18 @@ impl Analytics {
         Ok(revenue)
     }
 
+    /// Whether the event may name this purchase although no event has told of it.
+    fn is_left_out(&self, fact: &Fact, grant_id: GrantId) -> bool {
+        let activity = self.activities.get(&fact.event.workspace_id);
+        !self.revenues.contains_key(&grant_id) && activity.is_some_and(|activity| activity.incomplete)
+    }
+
     /// Counts credits of purchases as used, or as given back if the sign is negative.
     fn use_purchases(&mut self, fact: &Fact, shares: &[GrantShare], sign: i64) -> Result<(), Fault> {
         for share in bought(shares) {
+            if self.is_left_out(fact, share.grant_id) {
+                continue;
+            }
             let revenue = self.revenue(share.grant_id)?;
             not_negative(&[share.credits.micro()])?;
             add(&mut revenue.used, sign * share.credits.micro())?;
@@ -246,6 +257,9 @@ impl Analytics {
 
     fn reverse(&mut self, fact: &Fact, data: &PurchaseReversed) -> Result<(), Fault> {
         not_negative(&[data.credits.micro(), data.amount_minor])?;
+        if self.is_left_out(fact, data.grant_id) {
+            return Ok(());
+        }
         let revenue = self.revenue(data.grant_id)?;
         revenue.credits -= data.credits.micro();
         revenue.amount_minor -= data.amount_minor;
@@ -272,6 +286,7 @@ impl Fold for Analytics {
                     partition: fact.event.partition,
                     plan_code: data.plan_code.clone(),
                     active_day: None,
+                    incomplete: false,
                 };
                 if self.activities.insert(workspace_id, activity).is_some() {
                     return Err(Fault::contradiction(format!("the workspace {workspace_id} was created before")));
@@ -303,6 +318,12 @@ impl Fold for Analytics {
             EventData::DebtRepaid(data) => self.use_purchases(fact, &data.grants, 1),
             _ => Ok(()),
         }
+    }
+
+    fn skip(&mut self, event: &EventRecord) {
+        let Some(activity) = self.activities.get_mut(&event.workspace_id) else { return };
+        activity.incomplete = true;
+        self.changed_activities.insert(event.workspace_id);
     }
 
     fn finish(mut self) -> ConsumerRows {

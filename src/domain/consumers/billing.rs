@@ -7,7 +7,8 @@
 //! it, and says what became of the old credits.
 //!
 //! After every event that it reads, the balance that follows from the figures must be the one in the event. If it is not,
-//! the event is a fault, and no wrong statement is written.
+//! the event is a fault, and no wrong statement is written. What an event has moved that an operator has discarded is
+//! `unexplained`: the balance of the next event tells it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,6 +17,7 @@ use super::fold::Fold;
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows};
 use super::statement::{Statement, StatementDocument, StatementLine};
+use crate::domain::cloud_event::EventRecord;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::{
     CreditConsumed, CreditReset, EventData, EventType, PurchaseReversed, SubscriptionChangeKind, SubscriptionChanged,
@@ -81,11 +83,11 @@ impl Billing {
         }
     }
 
-    pub(super) fn add_keys(version: i32, fact: &Fact, data: &EventData, keys: &mut ConsumerKeys) {
+    pub(super) fn add_keys(version: i32, fact: &Fact, data: Option<&EventData>, keys: &mut ConsumerKeys) {
         let key = (version, fact.event.workspace_id);
         keys.statements.insert(key);
         // A statement is closed with all its lines. Otherwise they are only added to.
-        if matches!(data, EventData::CreditReset(_) | EventData::SubscriptionChanged(_)) {
+        if matches!(data, Some(EventData::CreditReset(_) | EventData::SubscriptionChanged(_))) {
             keys.statement_lines.insert(key);
         }
     }
@@ -131,6 +133,7 @@ impl Billing {
             removed: 0,
             reversed: 0,
             voided: 0,
+            unexplained: Some(0),
             closing: opening,
             debt_repaid: 0,
             rolled_over: 0,
@@ -142,8 +145,8 @@ impl Billing {
     }
 
     /// Closes the open statement and opens that of the next period. A period that begins with the open statement only
-    /// replaces its terms: then nothing lies between the two.
-    fn begin(&mut self, fact: &Fact, period: &Beginning<'_>) -> Result<(), Fault> {
+    /// replaces its terms: then nothing lies between the two. `told` is the balance between them.
+    fn begin(&mut self, fact: &Fact, period: &Beginning<'_>, told: Option<i64>) -> Result<(), Fault> {
         let workspace_id = fact.event.workspace_id;
         let statement = self.statement(workspace_id)?;
         if statement.period_start == period.start {
@@ -153,6 +156,7 @@ impl Billing {
             return Ok(());
         }
         let mut statement = statement.clone();
+        statement.explain(told.ok_or_else(|| Fault::too_large("the balance of a statement"))?)?;
         statement.closing = statement.balance()?;
         statement.period_end = Some(period.start);
         statement.last_seq = fact.event.workspace_seq;
@@ -230,7 +234,7 @@ impl Billing {
             plan_code: &data.plan_code,
             plan_version: data.plan_version,
         };
-        self.begin(fact, &period)?;
+        self.begin(fact, &period, data.current_credits.micro().checked_sub(data.granted.micro()))?;
         add(&mut self.statement(workspace_id)?.granted, data.granted)
     }
 
@@ -246,7 +250,7 @@ impl Billing {
                 plan_code: &after.plan_code,
                 plan_version: after.plan_version,
             };
-            return self.begin(fact, &period);
+            return self.begin(fact, &period, Some(data.current_credits.micro()));
         }
         // A plan that comes into force with the next period is not this period's.
         let is_before_end = statement.period_end.is_some_and(|end| data.effective_at < end);
@@ -296,10 +300,12 @@ impl Fold for Billing {
     fn take(&mut self, fact: &Fact, data: &EventData) -> Result<(), Fault> {
         self.count(fact, data)?;
         let workspace_id = fact.event.workspace_id;
+        let told = data.current_credits().micro();
         let statement = self.statement(workspace_id)?;
+        statement.explain(told)?;
         statement.closing = statement.balance()?;
         statement.last_seq = fact.event.workspace_seq;
-        let (closing, told) = (statement.closing, data.current_credits().micro());
+        let closing = statement.closing;
         if closing != told {
             return Err(Fault::contradiction(format!(
                 "the statement says a balance of {closing} micro-credits, and the event {told}"
@@ -307,6 +313,13 @@ impl Fold for Billing {
         }
         self.changed.insert(workspace_id);
         Ok(())
+    }
+
+    fn skip(&mut self, event: &EventRecord) {
+        let Some(statement) = self.open.get_mut(&event.workspace_id) else { return };
+        statement.unexplained = None;
+        statement.last_seq = event.workspace_seq;
+        self.changed.insert(event.workspace_id);
     }
 
     fn finish(mut self) -> ConsumerRows {

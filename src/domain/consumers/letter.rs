@@ -95,6 +95,10 @@ pub struct DeadLetter {
     pub first_failed_at: Timestamp,
     pub last_failed_at: Timestamp,
     pub state: LetterState,
+    /// The act of an operator that tried it again last.
+    pub replay_id: Option<Uuid>,
+    /// Since when it is neither open nor being tried.
+    pub resolved_at: Option<Timestamp>,
 }
 
 impl DeadLetter {
@@ -119,7 +123,31 @@ impl DeadLetter {
             first_failed_at: now,
             last_failed_at: now,
             state: LetterState::Open,
+            replay_id: None,
+            resolved_at: None,
         }
+    }
+
+    #[must_use]
+    pub const fn build(&self) -> Build {
+        Build { consumer: self.consumer, version: self.version }
+    }
+
+    /// The letter after it was tried again and has failed.
+    #[must_use]
+    pub fn failed_again(&self, failed: &Self) -> Self {
+        Self {
+            attempts: self.attempts.saturating_add(1),
+            first_failed_at: self.first_failed_at,
+            replay_id: self.replay_id,
+            ..failed.clone()
+        }
+    }
+
+    /// The letter when nobody waits for it any more.
+    #[must_use]
+    pub fn closed(self, state: LetterState, now: Timestamp) -> Self {
+        Self { state, resolved_at: Some(now), ..self }
     }
 }
 
@@ -130,10 +158,12 @@ pub struct ParkedWorkspace {
     pub version: i32,
     pub workspace_id: WorkspaceId,
     pub partition: Partition,
-    /// Of the event that it could not take.
+    /// Of the next event to take: the one that it could not take, unless later ones are being taken.
     pub workspace_seq: i64,
     pub dead_letter_id: Uuid,
     pub since: Timestamp,
+    /// From when on its events are taken again. None while it waits for an operator.
+    pub replay_at: Option<Timestamp>,
 }
 
 impl ParkedWorkspace {
@@ -147,6 +177,7 @@ impl ParkedWorkspace {
             workspace_seq: letter.workspace_seq,
             dead_letter_id: letter.dead_letter_id,
             since: letter.last_failed_at,
+            replay_at: None,
         }
     }
 }

@@ -27,7 +27,7 @@ pub use self::consumer::{Build, Consumer, ConsumerState};
 pub use self::fact::Fact;
 pub use self::letter::{DeadLetter, Fault, LetterState, ParkedWorkspace};
 pub use self::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
-pub use self::run::{Folded, Newer, fold, keys, up_to_newer};
+pub use self::run::{Folded, Newer, Treatment, fold, keys, up_to_newer};
 pub use self::statement::{
     Sha256Hex, Statement, StatementDocument, StatementLine, StatementLineView, StatementState, StatementView,
 };

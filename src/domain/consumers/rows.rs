@@ -58,6 +58,8 @@ pub struct WorkspaceActivity {
     pub plan_code: PlanCode,
     /// The last day on which it used credits.
     pub active_day: Option<Timestamp>,
+    /// An operator has discarded one of its events, so it may use purchases that no event has told of.
+    pub incomplete: bool,
 }
 
 /// What was earned of a purchase so far.

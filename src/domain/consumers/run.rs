@@ -21,6 +21,16 @@ impl Consumer {
     }
 }
 
+/// What a fold does with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    Take,
+    /// Its workspace waits: this event is taken later.
+    LeaveOut,
+    /// An operator has discarded it.
+    Skip,
+}
+
 /// The outcome of a fold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Folded {
@@ -52,7 +62,10 @@ pub fn up_to_newer(consumer: Consumer, facts: &[Fact]) -> (usize, Option<Newer>)
 /// Adds the keys of the rows that the fold of these events must know.
 pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
     for fact in facts.iter().filter(|fact| build.consumer.reads(fact.event.event_type)) {
-        let FactData::Known(data) = &fact.data else { continue };
+        let data = match &fact.data {
+            FactData::Known(data) => Some(&**data),
+            FactData::Newer | FactData::Unreadable(_) => None,
+        };
         match build.consumer {
             Consumer::Analytics => Analytics::add_keys(build.version, fact, data, keys),
             Consumer::Billing => Billing::add_keys(build.version, fact, data, keys),
@@ -60,18 +73,23 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
     }
 }
 
-/// Folds these events, except those that are left out. `rows` are those of [`keys`] that exist.
-pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, is_left_out: impl Fn(&EventRecord) -> bool) -> Folded {
+/// Folds these events. `rows` are those of [`keys`] that exist.
+pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
     match build.consumer {
-        Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, is_left_out),
-        Consumer::Billing => run(Billing::new(build.version, rows), build.consumer, facts, is_left_out),
+        Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, treat),
+        Consumer::Billing => run(Billing::new(build.version, rows), build.consumer, facts, treat),
     }
 }
 
-fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], is_left_out: impl Fn(&EventRecord) -> bool) -> Folded {
-    for (index, fact) in facts.iter().enumerate() {
-        if !consumer.reads(fact.event.event_type) || is_left_out(&fact.event) {
-            continue;
+fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
+    for (index, fact) in facts.iter().enumerate().filter(|(_, fact)| consumer.reads(fact.event.event_type)) {
+        match treat(&fact.event) {
+            Treatment::Take => {}
+            Treatment::LeaveOut => continue,
+            Treatment::Skip => {
+                fold.skip(&fact.event);
+                continue;
+            }
         }
         let taken = match &fact.data {
             FactData::Known(data) => fold.take(fact, data),

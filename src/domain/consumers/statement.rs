@@ -34,6 +34,8 @@ pub struct Statement {
     pub removed: i64,
     pub reversed: i64,
     pub voided: i64,
+    /// What discarded events have moved, as the next event tells. None until then.
+    pub unexplained: Option<i64>,
     /// The balance after the last event.
     pub closing: i64,
     /// Moves no balance, as debt is a part of it.
@@ -70,12 +72,22 @@ pub struct StatementLine {
 }
 
 impl Statement {
+    /// Explains what a discarded event has moved by a balance that a later one tells.
+    pub(super) fn explain(&mut self, told: i64) -> Result<(), Fault> {
+        if self.unexplained.is_none() {
+            let moved = told.checked_sub(self.balance()?);
+            self.unexplained = Some(moved.ok_or_else(|| Fault::too_large("the balance of a statement"))?);
+        }
+        Ok(())
+    }
+
     /// The balance that follows from the figures.
     pub(super) fn balance(&self) -> Result<i64, Fault> {
         let added = [self.opening, self.granted, self.purchased, self.bonus, self.refunded];
         let taken = [self.consumed, self.expired, self.removed, self.reversed, self.voided];
         let sum = |parts: [i64; 5]| parts.into_iter().try_fold(0_i64, i64::checked_add);
-        let balance = sum(added).zip(sum(taken)).and_then(|(added, taken)| added.checked_sub(taken));
+        let moved = sum(added).zip(sum(taken)).and_then(|(added, taken)| added.checked_sub(taken));
+        let balance = moved.and_then(|moved| moved.checked_add(self.unexplained.unwrap_or_default()));
         balance.ok_or_else(|| Fault::too_large("the balance of a statement"))
     }
 }
@@ -91,7 +103,8 @@ pub enum StatementState {
 }
 
 /// The figures of a statement: what became of a workspace's credits in one period. The balance at its end is `opening`,
-/// `granted`, `purchased`, `bonus` and `refunded`, less `consumed`, `expired`, `removed`, `reversed` and `voided`.
+/// `granted`, `purchased`, `bonus` and `refunded`, less `consumed`, `expired`, `removed`, `reversed` and `voided`, and with
+/// `unexplained`.
 //
 // All of it is hashed. A field that is added must be absent from statements that were closed without it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -126,6 +139,10 @@ pub struct StatementView {
     pub reversed: DecimalSum,
     /// What was taken back of grants.
     pub voided: DecimalSum,
+    /// What events have moved that an operator has discarded: positive if credits were added. Absent until the next event
+    /// tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<DecimalSum>,
     /// The balance after the last event. Debt makes it negative.
     pub closing: DecimalSum,
     /// What credits repaid of debt. It moves no balance.
@@ -203,6 +220,7 @@ impl From<&Statement> for StatementView {
             removed: sum(statement.removed),
             reversed: sum(statement.reversed),
             voided: sum(statement.voided),
+            unexplained: statement.unexplained.map(sum),
             closing: sum(statement.closing),
             debt_repaid: sum(statement.debt_repaid),
             rolled_over: sum(statement.rolled_over),

@@ -12,7 +12,7 @@ use super::consumer::{Build, Consumer};
 use super::fact::Fact;
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
-use super::run::{Folded, fold, keys, up_to_newer};
+use super::run::{Folded, Treatment, fold, keys, up_to_newer};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::event::{EventData, EventType};
 use crate::domain::grant::Currency;
@@ -214,7 +214,7 @@ impl World {
     fn take(&mut self, facts: &[Fact], load_all: bool) {
         let mut wanted = ConsumerKeys::default();
         keys(BUILD, facts, &mut wanted);
-        match fold(BUILD, facts, self.stored.load(&wanted, load_all), |_| false) {
+        match fold(BUILD, facts, self.stored.load(&wanted, load_all), |_| Treatment::Take) {
             Folded::Rows(rows) => self.stored.write(rows),
             Folded::Faulted { index, fault } => panic!("event {index}: {fault:?}"),
         }
@@ -222,7 +222,7 @@ impl World {
 
     /// The fault of the last event; those before it have none.
     fn last_fault(&self) -> Fault {
-        match fold(BUILD, &self.facts, ConsumerRows::default(), |_| false) {
+        match fold(BUILD, &self.facts, ConsumerRows::default(), |_| Treatment::Take) {
             Folded::Faulted { index, fault } if index == self.facts.len() - 1 => fault,
             other => panic!("{other:?}"),
         }
@@ -451,11 +451,14 @@ fn data_that_cannot_be_read_is_a_fault_and_newer_data_is_waited_for() {
     let (count, found) = up_to_newer(Consumer::Analytics, &facts);
     let found = found.unwrap();
     assert_eq!((count, found.event_type, found.schema_version), (2, "CreditConsumed", 2));
-    match fold(BUILD, &facts[..count], ConsumerRows::default(), |_| false) {
+    match fold(BUILD, &facts[..count], ConsumerRows::default(), |_| Treatment::Take) {
         Folded::Faulted { index: 1, fault } => assert_eq!(fault.class, Fault::UNREADABLE),
         other => panic!("{other:?}"),
     }
-    let left_out = fold(BUILD, &facts, ConsumerRows::default(), |event| event.workspace_seq == 1);
+    let left_out = fold(BUILD, &facts, ConsumerRows::default(), |event| match event.workspace_seq {
+        1 => Treatment::LeaveOut,
+        _ => Treatment::Take,
+    });
     assert_eq!(left_out, Folded::Rows(ConsumerRows::default()), "what is left out is neither read nor judged");
 }
 
@@ -472,7 +475,10 @@ fn newer_data_of_a_type_that_the_consumer_does_not_read_is_passed() {
     fact.event.schema_version += 1;
     let newer = Fact::new(fact.event);
     assert_eq!(up_to_newer(Consumer::Analytics, std::slice::from_ref(&newer)), (1, None));
-    assert_eq!(fold(BUILD, &[newer], ConsumerRows::default(), |_| false), Folded::Rows(ConsumerRows::default()));
+    assert_eq!(
+        fold(BUILD, &[newer], ConsumerRows::default(), |_| Treatment::Take),
+        Folded::Rows(ConsumerRows::default())
+    );
 }
 
 /// A random history: each number chooses what happens next, to which workspace and with how many credits.
@@ -559,5 +565,32 @@ proptest! {
         prop_assert_eq!(sum(|row| row.recognised_minor), sum(|row| row.paid_minor - row.returned_minor));
         prop_assert_eq!(sum(|row| row.recognised_minor), left.iter().map(|row| row.amount_minor).sum::<i64>());
         prop_assert!(left.iter().all(|row| row.currency == Currency::new("EUR").unwrap()));
+    }
+}
+
+#[test]
+fn after_a_discarded_event_a_workspace_may_use_purchases_that_no_event_has_told_of() {
+    let mut world = World::of(2);
+    world.buy(DAY_1, grant(1), 10, 100);
+    world.buy(DAY_1, grant(2), 10, 100);
+    world.use_credits(DAY_2, 5 * CREDIT, grant(1));
+    world.use_credits(DAY_2, 5 * CREDIT, grant(2));
+    world.reverse(DAY_3, grant(1), 1, 10);
+    // Sequence 3 is the first purchase.
+    let skipping = |event: &EventRecord| if event.seq == 3 { Treatment::Skip } else { Treatment::Take };
+    for size in [1, 2, 100] {
+        let mut stored = Stored::default();
+        for facts in world.facts.chunks(size) {
+            let mut wanted = ConsumerKeys::default();
+            keys(BUILD, facts, &mut wanted);
+            match fold(BUILD, facts, stored.load(&wanted, false), skipping) {
+                Folded::Rows(rows) => stored.write(rows),
+                Folded::Faulted { index, fault } => panic!("event {index} of a batch of {size}: {fault:?}"),
+            }
+        }
+        assert_eq!(recognised(&stored), [("day 1", 0), ("day 2", 50)], "only of the purchase that is known");
+        let marked: Vec<_> = stored.activities.values().map(|row| row.incomplete).collect();
+        assert_eq!(marked, [true, false]);
+        assert_eq!(stored.usage_days.values().map(|row| row.credits).sum::<i64>(), 10 * CREDIT);
     }
 }

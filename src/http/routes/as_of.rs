@@ -31,7 +31,8 @@ pub struct AsOfView {
     /// How long the oldest event of the partition has waited that they do not contain, in seconds and rounded up. 0 if they
     /// contain all.
     lag_seconds: u64,
-    /// Whether one of the workspace's events could not be taken. Its later events wait then, until an operator acts.
+    /// Whether one of the workspace's events could not be taken, and is in no figure. Its later events wait until an operator
+    /// has it tried again or discards it.
     incomplete: bool,
 }
 
@@ -40,7 +41,8 @@ impl AsOfView {
         // Rounded up, so that 0 says that nothing waits.
         let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
         let lag_seconds = as_of.waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1));
-        Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete: as_of.is_parked }
+        let incomplete = as_of.is_parked || as_of.has_discarded;
+        Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete }
     }
 }
 
@@ -96,7 +98,7 @@ mod tests {
             [(None, 0), (Some(-1), 1), (Some(0), 1), (Some(1_000_000), 1), (Some(1_000_001), 2)]
         {
             let waiting_since = waited_us.map(|waited: i64| Timestamp::from_micros(now.micros() - waited));
-            let as_of = AsOf { version: 1, seq: 1, waiting_since, is_parked: false };
+            let as_of = AsOf { version: 1, seq: 1, waiting_since, is_parked: false, has_discarded: false };
             assert_eq!(AsOfView::new(as_of, now).lag_seconds, lag_seconds, "{waited_us:?}");
         }
     }

@@ -7,8 +7,10 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 pub mod analytics;
 mod as_of;
+pub mod audit;
 mod charge;
 pub mod credits;
+pub mod dead_letters;
 pub mod events;
 pub mod grants;
 pub mod health;
@@ -16,10 +18,10 @@ mod history;
 pub mod holds;
 pub mod ledger;
 pub mod ops;
-pub mod ops_lists;
 pub mod plans;
 pub mod purchases;
 mod reads;
+pub mod replays;
 pub mod statements;
 pub mod subscription;
 pub mod usage;
@@ -80,8 +82,11 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(ops::pause_consumer)
         .service(ops::resume_consumer)
         .service(ops::rebuild_consumer)
-        .service(ops_lists::list_dead_letters)
-        .service(ops_lists::list_operator_acts)
+        .service(dead_letters::list_dead_letters)
+        .service(replays::replay_dead_letters)
+        .service(replays::get_replay)
+        .service(replays::discard_dead_letter)
+        .service(audit::list_operator_acts)
         .service(health::get_openapi)
         .service(health::get_event_schema)
         .configure(configure_probes);

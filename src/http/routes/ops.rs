@@ -120,7 +120,7 @@ pub struct ConsumerList {
 pub struct ReasonRequest {
     /// For people to read. It is kept with what was done.
     #[schema(example = "The figures of July are checked first")]
-    reason: Label,
+    pub(super) reason: Label,
 }
 
 /// List the consumers

@@ -108,6 +108,7 @@ impl Exported for StatementRow {
         Column::own("removed"),
         Column::own("reversed"),
         Column::own("voided"),
+        Column::own("unexplained"),
         Column::own("closing"),
         Column::own("debt_repaid"),
         Column::own("rolled_over"),
@@ -157,7 +158,7 @@ fn export_rows(StatementDocument { figures, lines }: StatementDocument) -> Vec<S
             "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "period_start": "2026-01-31T09:00:00.000000Z",
             "period_end": "2026-02-28T09:00:00.000000Z", "state": "open", "plan_code": "pro", "plan_version": 1,
             "opening": "0", "granted": "1000", "purchased": "500", "bonus": "50", "refunded": "1", "consumed": "12.5",
-            "expired": "0", "removed": "0", "reversed": "0", "voided": "0", "closing": "1538.5", "debt_repaid": "0",
+            "expired": "0", "removed": "0", "reversed": "0", "voided": "0", "unexplained": "0", "closing": "1538.5", "debt_repaid": "0",
             "rolled_over": "0", "first_seq": "0000000000000000001", "last_seq": "0000000000000000009"
         }],
         "has_more": false,
@@ -213,7 +214,7 @@ fn place_of(statement: &Statement) -> [i64; 1] {
             "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "period_start": "2026-01-31T09:00:00.000000Z",
             "period_end": "2026-02-28T09:00:00.000000Z", "state": "open", "plan_code": "pro", "plan_version": 1,
             "opening": "0", "granted": "1000", "purchased": "500", "bonus": "50", "refunded": "1", "consumed": "12.5",
-            "expired": "0", "removed": "0", "reversed": "0", "voided": "0", "closing": "1538.5", "debt_repaid": "0",
+            "expired": "0", "removed": "0", "reversed": "0", "voided": "0", "unexplained": "0", "closing": "1538.5", "debt_repaid": "0",
             "rolled_over": "0", "first_seq": "0000000000000000001", "last_seq": "0000000000000000009",
             "lines": [{
                 "feature_code": "video.render", "credits": "12.5", "refunded": "1", "quantity": "3", "deductions": 5,
@@ -222,16 +223,17 @@ fn place_of(statement: &Statement) -> [i64; 1] {
             "as_of": {"sequence": "0000000000000000042", "lag_seconds": 0, "incomplete": false}
         })),
         (String = "text/csv", example = "workspace_id,period_start,period_end,state,plan_code,plan_version,opening,granted,\
-            purchased,bonus,refunded,consumed,expired,removed,reversed,voided,closing,debt_repaid,rolled_over,first_seq,\
-            last_seq,closed_at,sha256,feature_code,line_credits,line_refunded,line_quantity,line_deductions,line_refused\r\n\
+            purchased,bonus,refunded,consumed,expired,removed,reversed,voided,unexplained,closing,debt_repaid,\
+            rolled_over,first_seq,last_seq,closed_at,sha256,feature_code,line_credits,line_refunded,line_quantity,\
+            line_deductions,line_refused\r\n\
             0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10,2026-01-31T09:00:00.000000Z,2026-02-28T09:00:00.000000Z,open,pro,1,0,1000,\
-            500,50,1,12.5,0,0,0,0,1538.5,0,0,0000000000000000001,0000000000000000009,,,video.render,12.5,1,3,5,1\r\n"),
+            500,50,1,12.5,0,0,0,0,0,1538.5,0,0,0000000000000000001,0000000000000000009,,,video.render,12.5,1,3,5,1\r\n"),
         (String = "application/x-ndjson", example = "{\"workspace_id\":\"0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10\",\
             \"period_start\":\"2026-01-31T09:00:00.000000Z\",\"period_end\":\"2026-02-28T09:00:00.000000Z\",\
             \"state\":\"open\",\"plan_code\":\"pro\",\"plan_version\":1,\"opening\":\"0\",\"granted\":\"1000\",\
             \"purchased\":\"500\",\"bonus\":\"50\",\"refunded\":\"1\",\"consumed\":\"12.5\",\"expired\":\"0\",\
-            \"removed\":\"0\",\"reversed\":\"0\",\"voided\":\"0\",\"closing\":\"1538.5\",\"debt_repaid\":\"0\",\
-            \"rolled_over\":\"0\",\"first_seq\":\"0000000000000000001\",\"last_seq\":\"0000000000000000009\",\
+            \"removed\":\"0\",\"reversed\":\"0\",\"voided\":\"0\",\"unexplained\":\"0\",\"closing\":\"1538.5\",\
+            \"debt_repaid\":\"0\",\"rolled_over\":\"0\",\"first_seq\":\"0000000000000000001\",\"last_seq\":\"0000000000000000009\",\
             \"feature_code\":\"video.render\",\"line_credits\":\"12.5\",\"line_refunded\":\"1\",\
             \"line_quantity\":\"3\",\"line_deductions\":5,\"line_refused\":1}\n")
     ))),

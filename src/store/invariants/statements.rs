@@ -15,7 +15,7 @@ from (
 where s.opening <> s.closing_before or s.first_seq <> s.seq_before
 limit $1";
 
-/// As far as the cursor is, and up to the event that could not be taken. The events tell which usage logs belong to a period:
+/// As far as the cursor is, and up to the event that could not be taken. Workspaces with a discarded event are left out. The events tell which usage logs belong to a period:
 /// a subscription may end within one, and the next events have the same instant as its end.
 pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = "
 with raised as (
@@ -40,7 +40,11 @@ with raised as (
 )
 select workspace_id, cast(null as uuid) as row_id,
     format('the statement says %s of %s, the usage logs of its events %s', sum(credits), feature_code, sum(logged)) as detail
-from compared
+from compared c
+where not exists (
+    select 1 from dead_letters d
+    where d.consumer = 'billing' and d.version = c.version and d.workspace_id = c.workspace_id and d.state = 'discarded'
+)
 group by version, workspace_id, period_start, feature_code
 having sum(credits) <> sum(logged)
 limit $1";

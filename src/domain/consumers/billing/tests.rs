@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::consumer::{Build, Consumer};
-use crate::domain::consumers::run::{Folded, fold, keys};
+use crate::domain::consumers::run::{Folded, Treatment, fold, keys};
 use crate::domain::ids::{EventId, Partition};
 
 const BUILD: Build = Build { consumer: Consumer::Billing, version: 3 };
@@ -103,11 +103,19 @@ impl History {
 
     /// What is stored after folds over so many events each.
     fn folded(&self, size: usize) -> Result<Stored, Fault> {
+        self.folded_without(&[], size)
+    }
+
+    /// The same, where an operator has discarded these events of the workspace.
+    fn folded_without(&self, discarded: &[i64], size: usize) -> Result<Stored, Fault> {
+        let treat = |event: &EventRecord| {
+            if discarded.contains(&event.workspace_seq) { Treatment::Skip } else { Treatment::Take }
+        };
         let mut stored = Stored::default();
         for facts in self.0.chunks(size) {
             let mut wanted = ConsumerKeys::default();
             keys(BUILD, facts, &mut wanted);
-            match fold(BUILD, facts, stored.load(&wanted), |_| false) {
+            match fold(BUILD, facts, stored.load(&wanted), treat) {
                 Folded::Rows(rows) => stored.write(rows),
                 Folded::Faulted { fault, .. } => return Err(fault),
             }
@@ -168,6 +176,7 @@ fn told(statement: &Statement) -> String {
         ("removed", statement.removed),
         ("reversed", statement.reversed),
         ("voided", statement.voided),
+        ("unexplained", statement.unexplained.unwrap_or(i64::MIN)),
         ("closing", statement.closing),
         ("debt_repaid", statement.debt_repaid),
         ("rolled_over", statement.rolled_over),
@@ -340,4 +349,51 @@ fn the_hash_is_of_the_document_without_it_and_of_every_line() {
             assert_ne!(Some(without.sha256().unwrap()), statement.sha256);
         }
     }
+}
+
+#[test]
+fn what_a_discarded_event_has_moved_is_unexplained_from_the_next_event_on() {
+    let february = period("2026-02-15", "2026-03-15");
+    let history = History::provisioned()
+        .consume("2026-01-16", "render", 10, 90)
+        .consume("2026-01-17", "render", 20, 70)
+        .consume("2026-01-18", "render", 1, 69)
+        .reset("2026-02-15", &february, [69, 0, 100], 100)
+        .consume("2026-02-16", "render", 5, 95);
+    let cases: &[(&[i64], &[&str])] = &[
+        (
+            &[2],
+            &[
+                "01-15 02-15 pro 1: granted 100, consumed 21, expired 69, unexplained -10; 1-5 closed 02-15",
+                "02-15 03-15 pro 2: granted 100, consumed 5, closing 95; 5-6 open",
+            ],
+        ),
+        // Both before the next event, and right before the end of the period.
+        (
+            &[3, 4],
+            &[
+                "01-15 02-15 pro 1: granted 100, consumed 10, expired 69, unexplained -21; 1-5 closed 02-15",
+                "02-15 03-15 pro 2: granted 100, consumed 5, closing 95; 5-6 open",
+            ],
+        ),
+        // One explained before the other.
+        (
+            &[2, 4],
+            &[
+                "01-15 02-15 pro 1: granted 100, consumed 20, expired 69, unexplained -11; 1-5 closed 02-15",
+                "02-15 03-15 pro 2: granted 100, consumed 5, closing 95; 5-6 open",
+            ],
+        ),
+        // Without the end of the period, its statement goes on.
+        (&[5], &["01-15 02-15 pro 1: granted 100, consumed 36, unexplained 31, closing 95; 1-6 open"]),
+    ];
+    for (discarded, expected) in cases {
+        for size in [1, 2, 3, ALL] {
+            let stored = history.folded_without(discarded, size).unwrap();
+            assert_eq!(stored.told(), *expected, "without {discarded:?}, in batches of {size}");
+        }
+    }
+    let last = history.folded_without(&[6], ALL).unwrap();
+    let open = last.statements.values().next_back().unwrap();
+    assert_eq!((open.unexplained, open.last_seq), (None, 6), "nothing has told it yet");
 }

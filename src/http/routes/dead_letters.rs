@@ -1,25 +1,25 @@
-//! What operators look through: dead letters, and what was done by hand.
+//! Dead letters: the events that a consumer of this server could not take.
 
 use actix_web::{HttpRequest, HttpResponse, get};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use utoipa::{IntoParams, ToSchema};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::reads::read;
 use crate::domain::cloud_event::Sequence;
 use crate::domain::consumers::{Consumer, DeadLetter, LetterState};
 use crate::domain::ids::{EventId, Partition, WorkspaceId};
-use crate::domain::operator_act::OperatorAct;
-use crate::domain::text::Label;
+use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::extract::{OperatorCaller, query};
-use crate::http::pages::{Cursor, CursorText, Limit, ListKey};
+use crate::http::pages::{Cursor, CursorText, Limit, ListKey, id_of, place_of};
 use crate::http::problem::Problem;
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
-use crate::store::operations::{DeadLetterGroup, DeadLetterQuery};
+use crate::store::operations::{DeadLetterGroup, DeadLetterQuery, LetterFilter};
 use crate::store::queries::Page;
 
 /// How many groups of dead letters are shown.
@@ -30,7 +30,7 @@ const MAX_GROUPS: u32 = 100;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DeadLetterParams {
-    /// `next` of the previous page. Send the same state with it.
+    /// `next` of the previous page. Send the same filters with it.
     #[param(required = false, inline)]
     cursor: Option<CursorText>,
     /// Maximum number of letters of the page.
@@ -41,7 +41,45 @@ pub struct DeadLetterParams {
     #[serde(default)]
     #[param(required = false, inline)]
     state: StateFilter,
+    /// Only letters of this consumer.
+    #[param(required = false, inline)]
+    consumer: Option<Consumer>,
+    /// Only letters with this cause.
+    #[param(required = false, inline)]
+    fingerprint: Option<Fingerprint>,
+    /// Only letters of this workspace.
+    #[param(required = false, inline)]
+    workspace_id: Option<WorkspaceId>,
 }
+
+impl DeadLetterParams {
+    fn filter(&self) -> LetterFilter {
+        let fingerprint = self.fingerprint.as_ref().map(|fingerprint| fingerprint.0.clone());
+        LetterFilter { consumer: self.consumer, fingerprint, workspace_id: self.workspace_id }
+    }
+}
+
+/// What letters with one cause have in common.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Fingerprint(pub(super) String);
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let is_one = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let refuse = || de::Error::custom(FieldError::new(FieldCode::Invalid, "must be 16 digits from 0 to f"));
+        is_one.then_some(Self(text)).ok_or_else(refuse)
+    }
+}
+
+impl PartialSchema for Fingerprint {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).pattern(Some("^[0-9a-f]{16}$")).into()
+    }
+}
+
+impl ToSchema for Fingerprint {}
 
 /// The state that is asked for.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
@@ -77,6 +115,12 @@ pub struct DeadLetterView {
     first_failed_at: Timestamp,
     last_failed_at: Timestamp,
     state: LetterState,
+    /// The replay that has tried it last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_id: Option<Uuid>,
+    /// When it was resolved or discarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resolved_at: Option<Timestamp>,
 }
 
 /// Dead letters with one cause.
@@ -126,6 +170,8 @@ impl From<DeadLetter> for DeadLetterView {
             first_failed_at: letter.first_failed_at,
             last_failed_at: letter.last_failed_at,
             state: letter.state,
+            replay_id: letter.replay_id,
+            resolved_at: letter.resolved_at,
         }
     }
 }
@@ -178,16 +224,18 @@ pub async fn list_dead_letters(
     _: OperatorCaller<scope::OpsRead>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let DeadLetterParams { cursor, limit, state: StateFilter(letter_state) } = query(&request)?;
+    let params: DeadLetterParams = query(&request)?;
+    let DeadLetterParams { cursor, limit, state: StateFilter(letter_state), .. } = &params;
+    let (letter_state, filter) = (*letter_state, params.filter());
     let operations = &AppState::of(&request).operations;
-    let key = ListKey::new("dead-letters", &letter_state);
-    let seen = cursor.map(|cursor| key.parse::<3>(&cursor)).transpose()?;
+    let key = ListKey::new("dead-letters", &(letter_state, params.consumer, &params.fingerprint, params.workspace_id));
+    let seen = cursor.as_ref().map(|cursor| key.parse::<3>(cursor)).transpose()?;
     let start_at = seen.map(|seen| {
         let [at, high, low] = seen.place;
         (Timestamp::from_micros(at), id_of([high, low]))
     });
     let limit = limit.get() + u32::from(seen.is_some());
-    let wanted = DeadLetterQuery { state: letter_state, start_at, limit };
+    let wanted = DeadLetterQuery { state: letter_state, filter, start_at, limit };
     let Page { mut rows, has_more } = read(operations.dead_letters(&wanted)).await?;
     let place = |letter: &DeadLetter| {
         let [high, low] = place_of(letter.dead_letter_id);
@@ -205,115 +253,4 @@ pub async fn list_dead_letters(
         groups: groups.into_iter().map(DeadLetterGroupView::from).collect(),
     };
     private_json(&request, &page)
-}
-
-/// Which acts. Unknown parameters are refused.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct AuditParams {
-    /// `next` of the previous page.
-    #[param(required = false, inline)]
-    cursor: Option<CursorText>,
-    /// Maximum number of acts of the page.
-    #[serde(default)]
-    #[param(required = false, inline)]
-    limit: Limit,
-}
-
-/// What an operator did by hand.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = OperatorAct)]
-pub struct OperatorActView {
-    audit_id: Uuid,
-    at: Timestamp,
-    /// The `sub` of the token.
-    actor: String,
-    action: String,
-    target: String,
-    reason: Label,
-    /// What was changed, before and after.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object, required = false)]
-    before: Option<Box<RawValue>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object, required = false)]
-    after: Option<Box<RawValue>>,
-}
-
-/// A page of acts.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct AuditPage {
-    items: Vec<OperatorActView>,
-    /// Whether there are more acts after this page.
-    has_more: bool,
-    /// The cursor of the next page. Absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<Cursor>,
-}
-
-impl From<OperatorAct> for OperatorActView {
-    fn from(act: OperatorAct) -> Self {
-        let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
-        Self {
-            audit_id: act.audit_id,
-            at: act.at,
-            actor: act.actor,
-            action: act.action,
-            target: act.target,
-            reason: act.reason,
-            before: json(act.before),
-            after: json(act.after),
-        }
-    }
-}
-
-/// List what operators did
-///
-/// Every change that was made by hand, with who made it and why, the newest first.
-#[utoipa::path(
-    tag = "operations",
-    params(AuditParams),
-    responses((status = 200, description = "A page of acts.", body = AuditPage, example = json!({
-        "items": [{
-            "audit_id": "019a0000-0000-7000-8000-00000000000c", "at": "2026-01-31T09:00:00.000000Z",
-            "actor": "operator-1", "action": "consumer.pause", "target": "analytics",
-            "reason": "The figures of July are checked first",
-            "before": {"state": "running", "version": 1},
-            "after": {"state": "paused", "version": 1}
-        }],
-        "has_more": false
-    }))),
-    extensions(("x-problems" = json!(["invalid-cursor", "cursor-gone"])), ("x-scope" = json!("ops:read"))),
-    security(("bearer" = []))
-)]
-#[get("/v1/ops/audit")]
-pub async fn list_operator_acts(
-    _: OperatorCaller<scope::OpsRead>,
-    request: HttpRequest,
-) -> Result<HttpResponse, Problem> {
-    let AuditParams { cursor, limit } = query(&request)?;
-    let key = ListKey::new("audit", &());
-    let seen = cursor.map(|cursor| key.parse::<2>(&cursor)).transpose()?;
-    let start_at = seen.map(|seen| id_of(seen.place));
-    let limit = limit.get() + u32::from(seen.is_some());
-    let page = read(AppState::of(&request).operations.operator_acts(start_at, limit)).await?;
-    let Page { mut rows, has_more } = page;
-    let place = |act: &OperatorAct| (place_of(act.audit_id), act.audit_id);
-    if let Some(seen) = seen {
-        seen.take_from(&mut rows, place)?;
-    }
-    let next = rows.last().filter(|_| has_more).map(place).map(|(place, id)| key.cursor(place, &id));
-    private_json(&request, &AuditPage { items: rows.into_iter().map(OperatorActView::from).collect(), has_more, next })
-}
-
-/// An id as two numbers of a cursor's place.
-fn place_of(id: Uuid) -> [i64; 2] {
-    let (high, low) = id.as_u64_pair();
-    [high, low].map(|half| i64::from_be_bytes(half.to_be_bytes()))
-}
-
-fn id_of(place: [i64; 2]) -> Uuid {
-    let [high, low] = place.map(|half| u64::from_be_bytes(half.to_be_bytes()));
-    Uuid::from_u64_pair(high, low)
 }

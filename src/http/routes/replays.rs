@@ -1,0 +1,368 @@
+//! What operators do about dead letters: try them again, or discard them.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
+use chrono::TimeDelta;
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::dead_letters::{DeadLetterView, Fingerprint};
+use super::ops::ReasonRequest;
+use super::reads::read;
+use crate::domain::consumers::{Consumer, DeadLetter, Fault, Folded, LetterState, Treatment, fold};
+use crate::domain::event::EventType;
+use crate::domain::ids::WorkspaceId;
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::text::{FieldCode, FieldError, Label};
+use crate::domain::time::Timestamp;
+use crate::http::auth::scope;
+use crate::http::body::{self, refuse};
+use crate::http::extract::{OperatorCaller, dead_letter_id, no_query, replay_id};
+use crate::http::problem::{Code, Problem};
+use crate::http::representation::private_json;
+use crate::http::state::AppState;
+use crate::store::StoreError;
+use crate::store::operations::{DeadLetterQuery, LetterChange, LetterFilter};
+use crate::store::queries::Page;
+
+/// How many letters one replay has.
+const MAX_LETTERS: u32 = 1000;
+/// How many letters a dry run tries.
+const MAX_TRIALS: usize = 100;
+const REPLAY: &str = "dead_letters.replay";
+const DISCARD: &str = "dead_letter.discard";
+
+/// Which open letters to try again: those with the given ids, or all that match the other fields. At most 1,000.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// Ids of letters. Send no other filter with them.
+    #[serde(default, deserialize_with = "letter_ids")]
+    #[schema(value_type = Vec<Uuid>, required = false, max_items = 1000)]
+    dead_letter_ids: Vec<Uuid>,
+    consumer: Option<Consumer>,
+    fingerprint: Option<Fingerprint>,
+    workspace_id: Option<WorkspaceId>,
+    /// `true`: nothing is changed. The first 100 letters are tried, and the answer says which would fail again.
+    #[serde(default)]
+    #[schema(required = false)]
+    dry_run: bool,
+    /// How many letters are tried in a second.
+    #[serde(default = "default_rate", deserialize_with = "rate")]
+    #[schema(required = false, minimum = 1, maximum = 100)]
+    per_second: u32,
+    /// For people to read. It is kept with what was done.
+    #[schema(example = "The server was upgraded")]
+    reason: Label,
+}
+
+const fn default_rate() -> u32 {
+    10
+}
+
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let rate = u32::try_from(i64::deserialize(deserializer)?).ok().filter(|rate| (1..=100).contains(rate));
+    rate.ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a whole number from 1 to 100")))
+}
+
+fn letter_ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Uuid>, D::Error> {
+    let ids = Vec::deserialize(deserializer)?;
+    let is_allowed = (1..=1000).contains(&ids.len());
+    let refused = || refuse(FieldError::new(FieldCode::Invalid, "must have from 1 to 1000 ids"));
+    is_allowed.then_some(ids).ok_or_else(refused)
+}
+
+/// Letters that are tried again, and how far that is.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Replay)]
+pub struct ReplayView {
+    replay_id: Uuid,
+    at: Timestamp,
+    /// The `sub` of the token.
+    actor: String,
+    reason: Label,
+    /// Letters that it was asked to try.
+    matched: u64,
+    /// Whether more letters match than one replay may have.
+    has_more: bool,
+    /// Letters that were not tried yet.
+    waiting: i64,
+    /// Letters whose event was taken.
+    resolved: i64,
+    /// Letters that have failed again, and are open.
+    failed: i64,
+    /// Letters that have failed again and were discarded.
+    discarded: i64,
+}
+
+/// What a replay would do.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReplayTrial {
+    /// Letters that would be tried.
+    matched: usize,
+    /// Whether more letters match than one replay may have.
+    has_more: bool,
+    /// Letters that were tried now: the first 100.
+    tried: usize,
+    /// Those of them that would fail again.
+    failing: Vec<FailedTrial>,
+}
+
+/// A letter that would fail again.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FailedTrial {
+    dead_letter_id: Uuid,
+    error_class: String,
+    error: String,
+}
+
+/// What the audit keeps of a replay.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Told {
+    matched: u64,
+    has_more: bool,
+    per_second: u32,
+}
+
+/// Replay dead letters
+///
+/// Tries open letters again, one after the other. If the event of a letter is taken now, the letter is resolved, and the later
+/// events of its workspace follow. If it fails again, it is open again, with one more attempt. A consumer that does not run tries
+/// its letters when it is resumed.
+#[utoipa::path(
+    tag = "operations",
+    request_body(content = ReplayRequest, example = json!({
+        "fingerprint": "9c3a1f0e5b7d2468", "per_second": 10, "reason": "The server was upgraded"
+    })),
+    responses(
+        (status = 202, description = "The letters are being tried.", body = ReplayView, example = json!({
+            "replay_id": "019a0000-0000-7000-8000-00000000000d", "at": "2026-01-31T09:00:00.000000Z",
+            "actor": "operator-1", "reason": "The server was upgraded", "matched": 37, "has_more": false, "waiting": 37,
+            "resolved": 0, "failed": 0, "discarded": 0
+        })),
+        (status = 200, description = "What a replay would do.", body = ReplayTrial, example = json!({
+            "matched": 37, "has_more": false, "tried": 37, "failing": [{
+                "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "error_class": "contradiction",
+                "error": "the purchase 019a0000-0000-7000-8000-000000000004 is unknown"
+            }]
+        }))
+    ),
+    extensions(
+        ("x-problems" = json!(["dead-letter-changed"])),
+        ("x-scope" = json!("ops:write"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/ops/dead-letters/replay")]
+pub async fn replay_dead_letters(
+    caller: OperatorCaller<scope::OpsWrite>,
+    request: HttpRequest,
+    mut payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let wanted = body::read::<ReplayRequest>(&request, &mut payload, REPLAY, false).await?.value;
+    let state = AppState::of(&request);
+    let Page { rows: letters, has_more } = matching(state, &wanted).await?;
+    if wanted.dry_run {
+        return private_json(&request, &trial(state, &letters, has_more).await?);
+    }
+    let (replay_id, now) = (state.clock.new_id(), state.clock.now());
+    let told = Told { matched: letters.len() as u64, has_more, per_second: wanted.per_second };
+    let act = OperatorAct {
+        audit_id: replay_id,
+        at: now,
+        actor: caller.principal.subject.clone(),
+        action: REPLAY.to_owned(),
+        target: wanted.target(),
+        reason: wanted.reason,
+        before: None,
+        after: serde_json::to_string(&told).ok(),
+    };
+    let pause = 1_000_000 / i64::from(wanted.per_second);
+    let turn = |letter: DeadLetter, turn: i64| LetterChange {
+        letter: DeadLetter { state: LetterState::Replaying, replay_id: Some(replay_id), ..letter },
+        replay_at: now.plus(TimeDelta::microseconds(pause * turn)),
+    };
+    let changes: Vec<_> = letters.into_iter().zip(0..).map(|(letter, n)| turn(letter, n)).collect();
+    change(state, &changes, &act).await?;
+    let waiting = i64::try_from(changes.len()).unwrap_or(i64::MAX);
+    let replay = ReplayView::new(act, told, &[(LetterState::Replaying, waiting)]);
+    let mut answer = private_json(&request, &replay)?;
+    *answer.status_mut() = StatusCode::ACCEPTED;
+    Ok(answer)
+}
+
+/// The open letters that are asked for.
+async fn matching(state: &AppState, wanted: &ReplayRequest) -> Result<Page<DeadLetter>, Problem> {
+    let ReplayRequest { dead_letter_ids, consumer, fingerprint, workspace_id, .. } = wanted;
+    let filter = LetterFilter {
+        consumer: *consumer,
+        fingerprint: fingerprint.as_ref().map(|fingerprint| fingerprint.0.clone()),
+        workspace_id: *workspace_id,
+    };
+    let has_filter = filter != LetterFilter::default();
+    if has_filter != dead_letter_ids.is_empty() {
+        let detail = "must be there, or a filter: consumer, fingerprint or workspace_id, but not both";
+        return Err(Problem::field(Code::InvalidField, "/dead_letter_ids", detail));
+    }
+    if has_filter {
+        let query = DeadLetterQuery { state: LetterState::Open, filter, start_at: None, limit: MAX_LETTERS };
+        return read(state.operations.dead_letters(&query)).await;
+    }
+    let mut rows = read(state.operations.dead_letters_by_id(dead_letter_ids)).await?;
+    rows.retain(|letter| letter.state == LetterState::Open);
+    rows.sort_by_key(|letter| letter.dead_letter_id);
+    rows.dedup_by_key(|letter| letter.dead_letter_id);
+    Ok(Page { rows, has_more: false })
+}
+
+/// Tries the first letters, and writes nothing.
+async fn trial(state: &AppState, letters: &[DeadLetter], has_more: bool) -> Result<ReplayTrial, Problem> {
+    let (mut tried, mut failing) = (0, Vec::new());
+    for letter in letters.iter().take(MAX_TRIALS) {
+        tried += 1;
+        let fault = match read(state.operations.dead_letter_trial(letter)).await? {
+            None => Some(Fault { class: "event_not_found", text: "the event is no longer stored".into() }),
+            Some((fact, rows)) => match fold(letter.build(), &[fact], rows, |_| Treatment::Take) {
+                Folded::Rows(_) => None,
+                Folded::Faulted { fault, .. } => Some(fault),
+            },
+        };
+        failing.extend(fault.map(|fault| FailedTrial {
+            dead_letter_id: letter.dead_letter_id,
+            error_class: fault.class.to_owned(),
+            error: fault.text,
+        }));
+    }
+    Ok(ReplayTrial { matched: letters.len(), has_more, tried, failing })
+}
+
+async fn change(state: &AppState, changes: &[LetterChange], act: &OperatorAct) -> Result<(), Problem> {
+    read(async {
+        match state.operations.change_letters(changes, act).await {
+            Err(StoreError::Conflict(_)) => Ok(Err(Problem::plain(Code::DeadLetterChanged))),
+            written => written.map(Ok),
+        }
+    })
+    .await?
+}
+
+impl ReplayRequest {
+    /// What the audit calls these letters.
+    fn target(&self) -> String {
+        let consumer = self.consumer.map(|consumer| format!("consumer {}", consumer.as_str()));
+        let fingerprint = self.fingerprint.as_ref().map(|fingerprint| format!("fingerprint {}", fingerprint.0));
+        let workspace = self.workspace_id.map(|workspace_id| format!("workspace {workspace_id}"));
+        let ids = match &self.dead_letter_ids[..] {
+            [] => None,
+            [only] => Some(only.to_string()),
+            ids => Some(format!("{} dead letters", ids.len())),
+        };
+        [ids, consumer, fingerprint, workspace].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl ReplayView {
+    fn new(act: OperatorAct, told: Told, progress: &[(LetterState, i64)]) -> Self {
+        let count = |wanted| progress.iter().filter(|(state, _)| *state == wanted).map(|(_, count)| count).sum();
+        Self {
+            replay_id: act.audit_id,
+            at: act.at,
+            actor: act.actor,
+            reason: act.reason,
+            matched: told.matched,
+            has_more: told.has_more,
+            waiting: count(LetterState::Replaying),
+            resolved: count(LetterState::Resolved),
+            failed: count(LetterState::Open),
+            discarded: count(LetterState::Discarded),
+        }
+    }
+}
+
+/// Get a replay
+///
+/// How far a replay of dead letters is. A letter that is tried again by a later replay is counted there.
+#[utoipa::path(
+    tag = "operations",
+    params(("replay_id" = Uuid, Path, description = "The replay.")),
+    responses((status = 200, description = "The replay.", body = ReplayView, example = json!({
+        "replay_id": "019a0000-0000-7000-8000-00000000000d", "at": "2026-01-31T09:00:00.000000Z",
+        "actor": "operator-1", "reason": "The server was upgraded", "matched": 37, "has_more": false, "waiting": 5,
+        "resolved": 31, "failed": 1, "discarded": 0
+    }))),
+    extensions(("x-problems" = json!(["replay-not-found"])), ("x-scope" = json!("ops:read"))),
+    security(("bearer" = []))
+)]
+#[get("/v1/ops/dead-letters/replays/{replay_id}")]
+pub async fn get_replay(_: OperatorCaller<scope::OpsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let (state, id) = (AppState::of(&request), replay_id(&request)?);
+    let act = read(state.operations.operator_act(id)).await?.filter(|act| act.action == REPLAY);
+    let found = act.and_then(|act| {
+        let told = serde_json::from_str::<Told>(act.after.as_deref()?).ok()?;
+        Some((act, told))
+    });
+    let (act, told) = found.ok_or_else(|| Problem::plain(Code::ReplayNotFound))?;
+    let progress = read(state.operations.replay_progress(id)).await?;
+    private_json(&request, &ReplayView::new(act, told, &progress))
+}
+
+/// Discard a dead letter
+///
+/// Gives the event of an open letter up: what it tells is in no figure of that consumer, and the later events of its workspace
+/// follow. From then on, `as_of` calls the figures of the workspace incomplete. If the event can be taken by now, it is taken
+/// all the same. The event that tells of a new workspace cannot be discarded: no later one could be taken without it.
+#[utoipa::path(
+    tag = "operations",
+    params(("dead_letter_id" = Uuid, Path, description = "The letter.")),
+    request_body(content = ReasonRequest, example = json!({"reason": "The purchase was a test"})),
+    responses((status = 200, description = "It is discarded.", body = DeadLetterView, example = json!({
+        "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "consumer": "analytics", "version": 1,
+        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "partition": 7, "sequence": "0000000000000000042",
+        "workspaceseq": "0000000000000000003", "event_id": "019a0000-0000-7000-8000-000000000007",
+        "event_type": "CreditConsumed", "fingerprint": "9c3a1f0e5b7d2468", "error_class": "contradiction",
+        "error": "the purchase 019a0000-0000-7000-8000-000000000004 is unknown", "attempts": 1,
+        "first_failed_at": "2026-01-31T09:00:00.000000Z", "last_failed_at": "2026-01-31T09:00:00.000000Z",
+        "state": "discarded", "resolved_at": "2026-01-31T10:00:00.000000Z"
+    }))),
+    extensions(
+        ("x-problems" = json!(["dead-letter-not-found", "dead-letter-changed", "dead-letter-needed"])),
+        ("x-scope" = json!("ops:write"))
+    ),
+    security(("bearer" = []))
+)]
+#[post("/v1/ops/dead-letters/{dead_letter_id}/discard")]
+pub async fn discard_dead_letter(
+    caller: OperatorCaller<scope::OpsWrite>,
+    request: HttpRequest,
+    mut payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    no_query(&request)?;
+    let (state, id) = (AppState::of(&request), dead_letter_id(&request)?);
+    let reason = body::read::<ReasonRequest>(&request, &mut payload, DISCARD, false).await?.value.reason;
+    let found = read(state.operations.dead_letters_by_id(&[id])).await?.pop();
+    let letter = found.ok_or_else(|| Problem::plain(Code::DeadLetterNotFound))?;
+    if letter.state != LetterState::Open {
+        return Err(Problem::plain(Code::DeadLetterChanged));
+    }
+    if letter.event_type == EventType::WorkspaceProvisioned.as_str() {
+        return Err(Problem::plain(Code::DeadLetterNeeded));
+    }
+    let now = state.clock.now();
+    let discarded = letter.closed(LetterState::Discarded, now);
+    let told = |state: LetterState| Some(serde_json::json!({"state": state}).to_string());
+    let act = OperatorAct {
+        audit_id: state.clock.new_id(),
+        at: now,
+        actor: caller.principal.subject.clone(),
+        action: DISCARD.to_owned(),
+        target: id.to_string(),
+        reason,
+        before: told(LetterState::Open),
+        after: told(LetterState::Discarded),
+    };
+    change(state, &[LetterChange { letter: discarded.clone(), replay_at: now }], &act).await?;
+    private_json(&request, &DeadLetterView::from(discarded))
+}
