@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cleaning::{Cleaner, CleaningConfig};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Mode};
 use crate::consumers::{self, ConsumersConfig, Wakeup};
@@ -384,6 +385,9 @@ fn start_consumers(
     tasks: &TaskTracker,
 ) {
     let paces = if config.database.url.is_some() { ConsumersConfig::shared() } else { ConsumersConfig::embedded() };
+    let cleaner =
+        Cleaner { config: CleaningConfig::default(), store: Arc::clone(&store) as _, clock: Arc::clone(clock) };
+    tasks.spawn(cleaner.run(stop.clone()));
     let consumers = consumers::run(store, Arc::clone(clock), wakeup, paces, stop.clone());
     tasks.spawn(consumers);
 }

@@ -428,7 +428,7 @@ create table dead_letters (
 
 create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
 create index dead_letters_of_replay on dead_letters (replay_id, state) where replay_id is not null;
-create index dead_letters_discarded on dead_letters (consumer, version, workspace_id) where state = 'discarded';
+create index dead_letters_of_workspace on dead_letters (consumer, version, workspace_id);
 
 -- Workspaces that a consumer leaves out, from the event of the dead letter on.
 create table parked_workspaces (

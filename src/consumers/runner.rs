@@ -181,6 +181,7 @@ impl Runner {
         self.note_standstills();
         self.note_replays();
         measure::report(&self.positions, &self.heads);
+        self.start_rebuilds().await?;
         self.switch_builds().await?;
         self.trip_consumers().await
     }
@@ -367,6 +368,20 @@ impl Runner {
             self.forget();
         }
         measure::count(advances);
+    }
+
+    /// Begins new builds where all are made by an older version of the server.
+    async fn start_rebuilds(&mut self) -> Result<(), StoreError> {
+        let outdated: Vec<_> = self.positions.consumers.values().filter(|one| one.is_outdated()).cloned().collect();
+        for before in outdated {
+            match self.store.start_rebuild(&before, self.clock.new_id(), self.clock.now()).await {
+                Ok(()) => tracing::info!(consumer = before.consumer.as_str(), "the figures are made again"),
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+            self.forget();
+        }
+        Ok(())
     }
 
     /// Switches to builds that have caught up.

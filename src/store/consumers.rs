@@ -40,6 +40,33 @@ impl Registered {
         })
     }
 
+    /// The consumer after a rebuild has begun by this version of the server. `used` is the highest version of a build so far.
+    #[must_use]
+    pub fn rebuilding(&self, used: i32) -> Self {
+        Self {
+            building_version: Some(used.max(self.version).saturating_add(1)),
+            building_fold_version: Some(self.consumer.fold_version()),
+            ..self.clone()
+        }
+    }
+
+    /// Whether all its builds are made by folds that are older than this version of the server.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        self.building_fold_version.unwrap_or(self.fold_version) < self.consumer.fold_version()
+    }
+
+    /// What is kept of it in the record of a change.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Self { state, version, building_version, .. } = self;
+        let told = match building_version {
+            Some(building) => serde_json::json!({"state": state, "version": version, "building_version": building}),
+            None => serde_json::json!({"state": state, "version": version}),
+        };
+        told.to_string()
+    }
+
     /// Whether this version of the server makes rows of that build. Another version may fold otherwise.
     #[must_use]
     pub fn folds(&self, version: i32) -> bool {

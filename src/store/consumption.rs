@@ -7,7 +7,6 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::Consumption;
-use super::Outbox;
 use super::columns::Stored;
 use super::consumers::{Advance, ConsumerCursor, Registered};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
@@ -16,16 +15,20 @@ use super::queries::micros_of;
 use super::reads::{Database, list, list_each};
 use super::statements::Statement;
 use super::tables::Table;
+use super::{Operations as _, Outbox};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{
     Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace, PurchaseRevenue,
     Statement as PeriodStatement, StatementLine, WorkspaceActivity,
 };
 use crate::domain::ids::{EventId, Partition};
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::text::Label;
 use crate::domain::time::Timestamp;
 
-/// Who stopped a consumer that was tripped.
+/// Who stopped a consumer that was tripped, or began a rebuild by itself.
 const SERVER: &str = "server";
+const NEWER_FOLD: &str = "A newer version of the server makes the figures";
 
 /// A database with connections for work that no caller waits for.
 pub(super) trait Background: Database {
@@ -178,6 +181,27 @@ impl<D: Background + Outbox> Consumption for D {
             tx.commit().await
         })
         .await
+    }
+
+    async fn start_rebuild(&self, before: &Registered, audit_id: Uuid, now: Timestamp) -> Result<(), StoreError> {
+        let (reason, now) = (Label::from_stored(NEWER_FOLD), now.max(before.changed_at.next()));
+        let after = Registered {
+            reason: Some(NEWER_FOLD.to_owned()),
+            changed_by: Some(SERVER.to_owned()),
+            changed_at: now,
+            ..before.rebuilding(self.newest_build(before.consumer).await?)
+        };
+        let act = OperatorAct {
+            audit_id,
+            at: now,
+            actor: SERVER.to_owned(),
+            action: "consumer.rebuild".to_owned(),
+            target: before.consumer.as_str().to_owned(),
+            reason,
+            before: Some(before.told()),
+            after: Some(after.told()),
+        };
+        self.change_consumer(before, &after, &act).await
     }
 
     async fn switch_consumer(&self, build: Build) -> Result<(), StoreError> {

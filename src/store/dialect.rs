@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::cleaning_statements::CleaningStatements;
 use super::columns::{Fields, Kind, ReadValue, Stored, Value};
 use super::consumer_statements::ConsumerStatements;
 use super::error::StoreError;
@@ -64,6 +65,8 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     fn statements() -> &'static Statements;
 
     fn consumer_statements() -> &'static ConsumerStatements;
+
+    fn cleaning_statements() -> &'static CleaningStatements;
 
     fn look_up(
         &mut self,

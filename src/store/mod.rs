@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::cleaning::Cleaning;
 use self::consumers::{Advance, ConsumerCursor, Registered};
 pub use self::error::StoreError;
 pub use self::figures::Figures;
@@ -36,6 +37,9 @@ use crate::domain::text::{FeatureCode, PaymentReference};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 
+pub mod cleaning;
+mod cleaning_statements;
+mod cleaning_writes;
 mod columns;
 mod consumer_statements;
 pub mod consumers;
@@ -134,6 +138,10 @@ pub trait Consumption: Outbox {
     /// fold began.
     async fn advance_consumers(&self, advances: &[Advance]) -> Result<(), StoreError>;
 
+    /// Begins a build by this version of the server, because all builds are older. It is a conflict if somebody else has changed
+    /// the consumer.
+    async fn start_rebuild(&self, before: &Registered, audit_id: Uuid, now: Timestamp) -> Result<(), StoreError>;
+
     /// Reads the figures of this build from now on. Nothing happens if it is not the one that is being built.
     async fn switch_consumer(&self, build: Build) -> Result<(), StoreError>;
 
@@ -142,9 +150,9 @@ pub trait Consumption: Outbox {
 }
 
 /// All that a database can do, for the server that composes its parts.
-pub trait ServerStore: Store + Consumption + Operations {}
+pub trait ServerStore: Store + Consumption + Operations + Cleaning {}
 
-impl<S: Store + Consumption + Operations> ServerStore for S {}
+impl<S: Store + Consumption + Operations + Cleaning> ServerStore for S {}
 
 /// One write transaction.
 #[async_trait]

@@ -62,7 +62,7 @@ impl<D: Background + Outbox> Operations for D {
             after.building_version.to_value(),
             after.building_fold_version.to_value(),
         ]]);
-        let started = after.building_version.filter(|_| before.building_version.is_none());
+        let started = after.building_version.filter(|version| before.building_version != Some(*version));
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
             let connection = tx.connection();

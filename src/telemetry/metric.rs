@@ -83,6 +83,9 @@ metrics_table! {
     CONSUMER_DEAD_LETTERS = "visionscope_consumer_dead_letters_total", Counter, Count, ["consumer"],
         "Events that a consumer of this process could not take.";
 
+    CLEANED_ROWS = "visionscope_cleaned_rows_total", Counter, Count, ["leftover"],
+        "Rows that this process has deleted because nobody needs them any more: of figures that a rebuild has replaced (`old_builds`), of usage by the hour after 400 days (`usage_hours`), and dead letters 90 days after they were resolved (`dead_letters`).";
+
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
         "Commands of the scheduler that took effect: periods begun (`boundary`), expiries booked (`expiry`), expiries announced (`expiry_warning`).";
 

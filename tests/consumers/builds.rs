@@ -1,9 +1,13 @@
 //! A build beside the one in use.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use visionscope_billing::cleaning::{Cleaner, CleaningConfig};
+use visionscope_billing::domain::consumers::Consumer;
+
 use crate::databases::Database;
-use crate::world::{Random, World};
+use crate::world::{NO_LEASE, Random, World};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -55,7 +59,63 @@ async fn a_new_build_has_the_same_rows_and_is_switched_to() {
         world.wait_until_taken(2).await;
         world.assert_figures(2).await;
         assert_eq!(world.integers(old).await, before, "the old build stands still");
+
+        // Step by step, and only what is no longer in use.
+        let in_use = count_of(&world, 2).await;
+        let store = world.database.server_store.clone();
+        let config = CleaningConfig { interval: LEASE, max_rows: 3 };
+        let cleaner = Cleaner { config, store, clock: Arc::new(world.clock.clone()) };
+        let rows = count_of(&world, 1).await;
+        assert!(rows > 100, "{rows}");
+        assert_eq!(cleaner.clean().await.unwrap(), u64::try_from(rows).unwrap());
+        assert_eq!((count_of(&world, 1).await, count_of(&world, 2).await), (0, in_use));
+        world.random_commands(&mut random, 20).await;
+        world.wait_until_taken(2).await;
+        world.assert_figures(2).await;
         runner.stop().await;
+        world.close().await;
+    }
+}
+
+/// All rows of a version, and its cursors.
+async fn count_of(world: &World, version: i32) -> i64 {
+    let tables = [
+        "consumer_cursors",
+        "usage_days",
+        "usage_hours",
+        "revenue_days",
+        "analytics_workspaces",
+        "purchase_revenue",
+        "statements",
+        "statement_lines",
+    ];
+    let counts = tables.map(|table| format!("(select count(*) from {table} where version = {version})"));
+    world.integers(&format!("select cast({} as bigint)", counts.join(" + "))).await[0][0]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_a_newer_fold_makes_all_figures_again() {
+    for kind in Database::ALL {
+        let world = World::on(kind, 4).await;
+        world.random_commands(&mut Random(7), 60).await;
+        let runner = world.consume(LEASE);
+        world.wait_until_taken(1).await;
+        runner.stop().await;
+        // As an older version of the server has left them.
+        world
+            .execute(&["update consumers set fold_version = 0", "delete from usage_days", "delete from usage_hours"])
+            .await;
+        let runners: Vec<_> = (0..2).map(|_| world.consume(NO_LEASE)).collect();
+        world.wait_for("select cast(min(version) as bigint) from consumers", 2).await;
+        world.wait_until_taken(2).await;
+        for runner in runners {
+            runner.stop().await;
+        }
+        world.assert_figures(2).await;
+        let acts =
+            "select cast(count(*) as bigint) from ops_audit where actor = 'server' and action = 'consumer.rebuild'";
+        let consumers = i64::try_from(Consumer::ALL.len()).unwrap();
+        assert_eq!(world.integers(acts).await, [[consumers]], "once for each");
         world.close().await;
     }
 }

@@ -116,6 +116,10 @@ impl Consumption for FaultyConsumption {
         Ok(())
     }
 
+    async fn start_rebuild(&self, before: &Registered, audit_id: Uuid, now: Timestamp) -> Result<(), StoreError> {
+        self.inner.start_rebuild(before, audit_id, now).await
+    }
+
     async fn switch_consumer(&self, build: Build) -> Result<(), StoreError> {
         self.inner.switch_consumer(build).await
     }

@@ -172,11 +172,7 @@ impl Change {
             Self::Pause => Ok(Registered { state: ConsumerState::Paused, ..before.clone() }),
             Self::Resume => Ok(Registered { state: ConsumerState::Running, ..before.clone() }),
             Self::Rebuild if before.building_version.is_some() => Err(Problem::plain(Code::ConsumerIsBuilding)),
-            Self::Rebuild => Ok(Registered {
-                building_version: Some(used.max(before.version) + 1),
-                building_fold_version: Some(before.consumer.fold_version()),
-                ..before.clone()
-            }),
+            Self::Rebuild => Ok(before.rebuilding(used)),
         }
     }
 }
@@ -211,8 +207,8 @@ async fn change(
         action: change.action().to_owned(),
         target: consumer.as_str().to_owned(),
         reason,
-        before: Some(told(&before)),
-        after: Some(told(&after)),
+        before: Some(before.told()),
+        after: Some(after.told()),
     };
     read(async {
         match state.operations.change_consumer(&before, &after, &act).await {
@@ -225,16 +221,6 @@ async fn change(
     let changed = statuses.into_iter().find(|status| status.registered.consumer == consumer);
     let changed = changed.ok_or_else(|| Problem::plain(Code::ConsumerNotFound))?;
     private_json(request, &ConsumerView::new(changed, state.clock.now()))
-}
-
-/// What is kept of a consumer in the record of a change.
-fn told(registered: &Registered) -> String {
-    let Registered { state, version, building_version, .. } = registered;
-    let told = match building_version {
-        Some(building) => serde_json::json!({"state": state, "version": version, "building_version": building}),
-        None => serde_json::json!({"state": state, "version": version}),
-    };
-    told.to_string()
 }
 
 /// Pause a consumer

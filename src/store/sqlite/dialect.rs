@@ -16,6 +16,7 @@ use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
 use crate::domain::time::Timestamp;
+use crate::store::cleaning_statements::CleaningStatements;
 use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
@@ -28,11 +29,12 @@ use crate::store::tables::{Column, Table, list};
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<SqliteConnection>);
 
 static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<SqliteConnection>);
+static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStatements::new);
 
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_OF_PARTITION.as_str(), "event_outbox_pkey")];
-    STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(own).collect()
+    STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(OF_CLEANING.all()).chain(own).collect()
 }
 
 static HEADS: LazyLock<String> = LazyLock::new(|| {
@@ -68,6 +70,10 @@ impl Dialect for SqliteConnection {
 
     fn consumer_statements() -> &'static ConsumerStatements {
         &OF_CONSUMERS
+    }
+
+    fn cleaning_statements() -> &'static CleaningStatements {
+        &OF_CLEANING
     }
 
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<SqliteRow>, StoreError> {

@@ -1,0 +1,24 @@
+//! The store as the cleaning sees it.
+
+use async_trait::async_trait;
+
+use super::error::StoreError;
+use crate::domain::time::Timestamp;
+
+/// Rows that nobody needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftover {
+    /// All of builds that are older than the one in use.
+    OldBuilds,
+    /// The figures in use of hours before an instant.
+    UsageHours(Timestamp),
+    /// Dead letters that were resolved before an instant. Discarded ones are kept: they say why figures are incomplete.
+    ResolvedLetters(Timestamp),
+}
+
+/// A store whose leftovers can be deleted bit by bit.
+#[async_trait]
+pub trait Cleaning: Send + Sync {
+    /// Deletes at most so many rows. Returns how many it has deleted: 0 if there are none.
+    async fn clean(&self, leftover: Leftover, limit: u32) -> Result<u64, StoreError>;
+}

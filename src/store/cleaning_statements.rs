@@ -1,0 +1,112 @@
+//! The statements that delete rows that nobody needs any more, which both databases share.
+
+use super::cleaning::Leftover;
+use super::statements::{Statement, list, statements};
+use super::tables::Table;
+use crate::domain::consumers::{
+    Consumer, PurchaseRevenue, RevenueDay, Statement as PeriodStatement, StatementLine, UsageDay, UsageHour,
+    WorkspaceActivity,
+};
+
+statements! {
+    /// What deletes leftovers, as one database writes it.
+    CleaningStatements:
+    old_cursors, old_parked, old_letters, old_usage_days, old_usage_hours, old_revenue_days, old_activities, old_revenues,
+    old_statement_lines, old_statements, past_usage_hours, resolved_letters
+}
+
+/// Without its cursor, nobody can write rows of a build any more. So it goes first.
+const OLD_CURSORS: &str = "
+delete from consumer_cursors where (consumer, version, partition_id) in (
+    select t.consumer, t.version, t.partition_id from consumer_cursors t
+    join consumers c on c.consumer = t.consumer and c.version > t.version
+    order by 1, 2, 3 limit $1
+)
+returning 1";
+
+const OLD_PARKED: &str = "
+delete from parked_workspaces where (consumer, version, workspace_id) in (
+    select t.consumer, t.version, t.workspace_id from parked_workspaces t
+    join consumers c on c.consumer = t.consumer and c.version > t.version
+    order by 1, 2, 3 limit $1
+)
+returning 1";
+
+const OLD_LETTERS: &str = "
+delete from dead_letters where dead_letter_id in (
+    select t.dead_letter_id from consumers c
+    join dead_letters t on t.consumer = c.consumer and t.version < c.version
+    order by 1 limit $1
+)
+returning 1";
+
+const RESOLVED_LETTERS: &str = "
+delete from dead_letters where dead_letter_id in (
+    select t.dead_letter_id from dead_letters t
+    where t.state = 'resolved' and t.last_failed_at < $2 and t.resolved_at < $2
+        and not exists (select 1 from parked_workspaces p where p.dead_letter_id = t.dead_letter_id)
+    order by t.last_failed_at, t.dead_letter_id limit $1
+)
+returning 1";
+
+impl CleaningStatements {
+    pub(super) fn new() -> Self {
+        Self {
+            old_cursors: list("", OLD_CURSORS),
+            old_parked: list("", OLD_PARKED),
+            old_letters: list("dead_letters_of_workspace", OLD_LETTERS),
+            old_usage_days: of_old_builds::<UsageDay>(Consumer::Analytics, "usage_days_pkey"),
+            old_usage_hours: of_old_builds::<UsageHour>(Consumer::Analytics, "usage_hours_pkey"),
+            old_revenue_days: of_old_builds::<RevenueDay>(Consumer::Analytics, "revenue_days_pkey"),
+            old_activities: of_old_builds::<WorkspaceActivity>(Consumer::Analytics, "analytics_workspaces_pkey"),
+            old_revenues: of_old_builds::<PurchaseRevenue>(Consumer::Analytics, "purchase_revenue_pkey"),
+            old_statement_lines: of_old_builds::<StatementLine>(Consumer::Billing, "statement_lines_pkey"),
+            old_statements: of_old_builds::<PeriodStatement>(Consumer::Billing, "statements_pkey"),
+            past_usage_hours: deletion::<UsageHour>(
+                "usage_hours_pkey",
+                &format!("t.version = {} and t.hour < $2", version_in_use(Consumer::Analytics)),
+            ),
+            resolved_letters: list("dead_letters_by_state", RESOLVED_LETTERS),
+        }
+    }
+
+    /// In an order in which no row is deleted before those that refer to it.
+    pub(super) fn of(&self, leftover: Leftover) -> Vec<&Statement> {
+        match leftover {
+            Leftover::OldBuilds => vec![
+                &self.old_cursors,
+                &self.old_parked,
+                &self.old_letters,
+                &self.old_usage_days,
+                &self.old_usage_hours,
+                &self.old_revenue_days,
+                &self.old_activities,
+                &self.old_revenues,
+                &self.old_statement_lines,
+                &self.old_statements,
+            ],
+            Leftover::UsageHours(_) => vec![&self.past_usage_hours],
+            Leftover::ResolvedLetters(_) => vec![&self.resolved_letters],
+        }
+    }
+}
+
+fn version_in_use(consumer: Consumer) -> String {
+    format!("(select c.version from consumers c where c.consumer = '{}')", consumer.as_str())
+}
+
+fn of_old_builds<T: Table>(consumer: Consumer, index: &'static str) -> Statement {
+    deletion::<T>(index, &format!("t.version < {}", version_in_use(consumer)))
+}
+
+/// At most $1 rows, the first by their key. A build's rows lie together, and the oldest build comes first.
+fn deletion<T: Table>(index: &'static str, filter: &str) -> Statement {
+    let (table, key) = (T::NAME, T::KEY.join(", "));
+    let text = format!(
+        "delete from {table} where ({key}) in (
+    select {key} from {table} t where {filter} order by {key} limit $1
+)
+returning 1"
+    );
+    list(index, &text)
+}
