@@ -12,6 +12,7 @@
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
 mod analytics;
+mod beginning;
 mod billing;
 mod consumer;
 mod fact;
