@@ -15,8 +15,8 @@ use super::reads::{Database, list, list_each};
 use super::statements::Statement;
 use super::tables::Table;
 use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
-    StatementLine, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue,
+    Statement as PeriodStatement, StatementLine, WorkspaceActivity,
 };
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
@@ -110,11 +110,14 @@ impl<D: Background + Outbox> Consumption for D {
                 of_keys(&mut *view, &statements.open_statements, Keys::pairs(&keys.statements)).await?;
             let statement_lines: Vec<StatementLine> =
                 of_keys(&mut *view, &statements.open_statement_lines, Keys::pairs(&keys.statement_lines)).await?;
+            let notified_workspaces: Vec<NotifiedWorkspace> =
+                of_keys(&mut *view, &statements.notified_workspaces, Keys::pairs(&keys.notified_workspaces)).await?;
             Ok(ConsumerRows {
                 activities,
                 revenues,
                 statements: open_statements,
                 statement_lines,
+                notified_workspaces,
                 ..ConsumerRows::default()
             })
         })
@@ -145,6 +148,8 @@ impl<D: Background + Outbox> Consumption for D {
             connection.add(&all.usage_days).await?;
             connection.add(&all.usage_hours).await?;
             connection.add(&all.revenue_days).await?;
+            connection.put(&all.notified_workspaces).await?;
+            connection.insert_missing(&all.notifications).await?;
             connection.put(&letters).await?;
             connection.put(&parked).await?;
             tx.commit().await

@@ -1,9 +1,7 @@
 //! Where the periods of statements begin: one answer for all consumers, so that they agree on which event closes which
 //! statement.
 
-use crate::domain::event::{
-    CreditReset, EventData, SubscriptionChangeKind, SubscriptionChanged, WorkspaceProvisioned,
-};
+use crate::domain::event::{CreditReset, EventData, SubscriptionChangeKind, SubscriptionChanged, WorkspaceProvisioned};
 use crate::domain::text::PlanCode;
 use crate::domain::time::Timestamp;
 

@@ -328,4 +328,4 @@ fn add_line(line: &mut StatementLine, added: &StatementLine) -> Result<(), Fault
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

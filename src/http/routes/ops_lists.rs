@@ -308,12 +308,12 @@ pub async fn list_operator_acts(
 }
 
 /// An id as two numbers of a cursor's place.
-fn place_of(id: Uuid) -> [i64; 2] {
+pub(super) fn place_of(id: Uuid) -> [i64; 2] {
     let (high, low) = id.as_u64_pair();
     [high, low].map(|half| i64::from_be_bytes(half.to_be_bytes()))
 }
 
-fn id_of(place: [i64; 2]) -> Uuid {
+pub(super) fn id_of(place: [i64; 2]) -> Uuid {
     let [high, low] = place.map(|half| u64::from_be_bytes(half.to_be_bytes()));
     Uuid::from_u64_pair(high, low)
 }
