@@ -37,12 +37,13 @@ select workspace_id, min(workspace_seq) from (
     from event_outbox r where r.event_type = 'CreditLimitExceeded'
 ) refusals group by workspace_id, additions";
 
-/// The first event of a type in each statement. An event that opens a statement is of no such type.
+/// The first event of a type in each statement. An event that opens a statement is of no such type, and behind the last
+/// event of an open statement there may be some that change no statement.
 fn first_of_period(event_type: &str, version: i32) -> String {
     format!(
         "select e.workspace_id, min(e.workspace_seq) from event_outbox e
         join statements s on s.version = {version} and s.workspace_id = e.workspace_id
-            and e.workspace_seq between s.first_seq and s.last_seq
+            and e.workspace_seq >= s.first_seq and (s.closed_at is null or e.workspace_seq <= s.last_seq)
         where e.event_type = '{event_type}' group by e.workspace_id, s.period_start"
     )
 }

@@ -214,7 +214,7 @@ impl World {
     }
 
     async fn random_command(&self, random: &mut Random, n: usize, workspace_id: WorkspaceId, last: &mut Last) {
-        let kind = random.below(20);
+        let kind = random.below(24);
         let credits = format!("{}.{:06}", random.below(12), random.below(1_000_000) + 1);
         match kind {
             0..=7 => {
@@ -258,6 +258,8 @@ impl World {
                 let hours = TimeDelta::hours(i64::try_from(random.below(60)).unwrap());
                 self.clock.set(self.clock.now().plus(hours));
             }
+            // More than anybody has: these are refused, before and after whatever adds credits.
+            20.. => _ = self.deduct(workspace_id, "5000").await,
             17 => {
                 let _ = self.send(workspace_id, Command::ExpireGrants(ExpireGrants)).await;
                 let _ = self.send(workspace_id, Command::WarnOfExpiry(WarnOfExpiry)).await;
