@@ -19,6 +19,8 @@ use crate::telemetry::metric;
 const KEEP_USAGE_HOURS: chrono::TimeDelta = chrono::TimeDelta::days(400);
 /// How long a dead letter is kept that was resolved.
 const KEEP_RESOLVED_LETTERS: chrono::TimeDelta = chrono::TimeDelta::days(90);
+/// How long a notification is kept.
+const KEEP_NOTIFICATIONS: chrono::TimeDelta = chrono::TimeDelta::days(400);
 /// The pause after a step is so many times as long as the step.
 const PAUSE_FACTOR: u32 = 4;
 
@@ -68,6 +70,7 @@ impl Cleaner {
             (Leftover::OldBuilds, "old_builds"),
             (Leftover::UsageHours(now.minus(KEEP_USAGE_HOURS)), "usage_hours"),
             (Leftover::ResolvedLetters(now.minus(KEEP_RESOLVED_LETTERS)), "dead_letters"),
+            (Leftover::Notifications(now.minus(KEEP_NOTIFICATIONS)), "notifications"),
         ] {
             loop {
                 let begun = Instant::now();

@@ -367,7 +367,7 @@ join stream_leases l on l.partition_id = o.partition_id;
 -- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
 -- beside it.
 create table consumers (
-    consumer              text not null check (consumer in ('analytics', 'billing')),
+    consumer              text not null check (consumer in ('analytics', 'billing', 'notifications')),
     version               integer not null check (version >= 1),
     fold_version          integer not null, -- the version of the server's code that makes these figures
     building_version      integer check (building_version > version),
@@ -564,8 +564,41 @@ create table statement_lines (
     primary key (version, workspace_id, period_start, feature_code)
 ) with (fillfactor = 80);
 
+-- What notifications must know of a workspace to take its next event.
+create table notified_workspaces (
+    version      integer not null,
+    workspace_id uuid not null,
+    partition_id smallint not null check (partition_id between 0 and 15),
+    period_start timestamptz not null,
+    added_seq    bigint not null, -- the event that added credits last
+    is_exhausted boolean not null, -- whether it was told since then that credits are exhausted
+    primary key (version, workspace_id)
+) with (fillfactor = 90);
+
+-- What the people of a workspace should be told. A row never changes, and old ones can be deleted.
+create table notifications (
+    version         integer not null,
+    workspace_id    uuid not null,
+    kind            text not null check (kind in ('low_credit', 'credits_exhausted', 'limit_reached', 'credits_expiring',
+        'plan_changed', 'statement_closed')),
+    data            jsonb not null, -- the figures that a message needs, by kind
+    subject         text not null check (length(subject) between 1 and 128),
+    period_start    timestamptz not null,
+    partition_id    smallint not null check (partition_id between 0 and 15),
+    notification_id uuid not null, -- made of the event's id and the kind
+    event_id        uuid not null,
+    workspace_seq   bigint not null,
+    created_at      timestamptz not null, -- when the event was recorded
+    primary key (version, workspace_id, kind, subject, period_start)
+);
+
+create index notifications_of_workspace on notifications (version, workspace_id, workspace_seq, notification_id);
+create index notifications_of_kind on notifications (version, workspace_id, kind, workspace_seq, notification_id);
+create index notifications_by_time on notifications (created_at);
+
 insert into consumers (consumer, version, fold_version, state, changed_at)
-values ('analytics', 1, 1, 'running', now()), ('billing', 1, 1, 'running', now());
+values ('analytics', 1, 1, 'running', now()), ('billing', 1, 1, 'running', now()),
+    ('notifications', 1, 1, 'running', now());
 insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
 select c.consumer, c.version, p.partition_id, 0, 0, now() from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, '-infinity' from outbox_partitions;
@@ -605,7 +638,7 @@ begin
         'credit_hold_grants', 'commands',
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
         'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit',
-        'statements', 'statement_lines'] loop
+        'statements', 'statement_lines', 'notified_workspaces', 'notifications'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute
@@ -680,6 +713,8 @@ begin
     create trigger history_is_immutable before update on stream_batches for each row execute function refuse_change_of_history();
     create trigger history_is_not_truncated before truncate on stream_batches for each statement execute function refuse_change_of_history();
     create trigger batches_from_the_floor_on_are_kept before delete on stream_batches for each row execute function refuse_deletion_from_the_floor_on();
+    -- Notifications can be deleted.
+    create trigger notifications_are_immutable before update on notifications for each row execute function refuse_change_of_history();
     -- Statements of a build that is no longer in use can be deleted.
     create trigger closed_statements_are_immutable before update on statements for each row when (old.closed_at is not null) execute function refuse_change_of_closed_statement();
     create trigger lines_of_closed_statements_are_immutable before insert or update on statement_lines for each row execute function refuse_line_of_closed_statement();

@@ -369,7 +369,7 @@ join stream_leases l on l.partition_id = o.partition_id;
 -- What this server makes of its events. What is read is the figures of `version`; `building_version` is built
 -- beside it.
 create table consumers (
-    consumer              text not null check (consumer in ('analytics', 'billing')),
+    consumer              text not null check (consumer in ('analytics', 'billing', 'notifications')),
     version               integer not null check (version >= 1),
     fold_version          integer not null, -- the version of the server's code that makes these figures
     building_version      integer check (building_version > version),
@@ -566,8 +566,41 @@ create table statement_lines (
     primary key (version, workspace_id, period_start, feature_code)
 ) strict, without rowid;
 
+-- What notifications must know of a workspace to take its next event.
+create table notified_workspaces (
+    version      integer not null,
+    workspace_id blob not null check (length(workspace_id) = 16),
+    partition_id integer not null check (partition_id between 0 and 15),
+    period_start integer not null,
+    added_seq    integer not null, -- the event that added credits last
+    is_exhausted integer not null check (is_exhausted in (0, 1)), -- whether it was told since then that credits are exhausted
+    primary key (version, workspace_id)
+) strict, without rowid;
+
+-- What the people of a workspace should be told. A row never changes, and old ones can be deleted.
+create table notifications (
+    version         integer not null,
+    workspace_id    blob not null check (length(workspace_id) = 16),
+    kind            text not null check (kind in ('low_credit', 'credits_exhausted', 'limit_reached', 'credits_expiring',
+        'plan_changed', 'statement_closed')),
+    data            text not null check (json_valid(data)), -- the figures that a message needs, by kind
+    subject         text not null check (length(subject) between 1 and 128),
+    period_start    integer not null,
+    partition_id    integer not null check (partition_id between 0 and 15),
+    notification_id blob not null check (length(notification_id) = 16), -- made of the event's id and the kind
+    event_id        blob not null check (length(event_id) = 16),
+    workspace_seq   integer not null,
+    created_at      integer not null, -- when the event was recorded
+    primary key (version, workspace_id, kind, subject, period_start)
+) strict, without rowid;
+
+create index notifications_of_workspace on notifications (version, workspace_id, workspace_seq, notification_id);
+create index notifications_of_kind on notifications (version, workspace_id, kind, workspace_seq, notification_id);
+create index notifications_by_time on notifications (created_at);
+
 insert into consumers (consumer, version, fold_version, state, changed_at)
-values ('analytics', 1, 1, 'running', unixepoch() * 1000000), ('billing', 1, 1, 'running', unixepoch() * 1000000);
+values ('analytics', 1, 1, 'running', unixepoch() * 1000000), ('billing', 1, 1, 'running', unixepoch() * 1000000),
+    ('notifications', 1, 1, 'running', unixepoch() * 1000000);
 insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
 select c.consumer, c.version, p.partition_id, 0, 0, unixepoch() * 1000000 from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, 0 from outbox_partitions;
@@ -660,6 +693,8 @@ begin select raise(abort, 'the statements in use are kept: delete on statements'
 create trigger statement_lines_refuse_delete before delete on statement_lines
 when exists (select 1 from consumers c where c.consumer = 'billing' and c.version = old.version)
 begin select raise(abort, 'the statements in use are kept: delete on statement_lines'); end;
+create trigger notifications_refuse_update before update on notifications
+begin select raise(abort, 'history is immutable: update on notifications'); end;
 create trigger stream_batches_refuse_update before update on stream_batches
 begin select raise(abort, 'history is immutable: update on stream_batches'); end;
 -- Only batches that the stream need no longer hold can be deleted.

@@ -262,6 +262,9 @@ pub(super) fn by_step(rows: ConsumerRows) -> BTreeMap<(i32, Partition), Consumer
     for row in rows.statements {
         split.entry((row.version, row.partition)).or_default().statements.push(row);
     }
+    for row in rows.notified_workspaces {
+        split.entry((row.version, row.partition)).or_default().notified_workspaces.push(row);
+    }
     for row in rows.statement_lines {
         split.entry((row.version, row.partition)).or_default().statement_lines.push(row);
     }

@@ -62,6 +62,10 @@ uuid_type!(
     EventId
 );
 uuid_type!(
+    /// One notification, and the key by which whoever sends it knows it again.
+    NotificationId
+);
+uuid_type!(
     /// What ties a workspace to a plan.
     SubscriptionId
 );
@@ -85,6 +89,16 @@ impl GrantId {
         let time = (u128::from(micros / 1000) << 80) | VERSION_7 | (u128::from(micros % 1000) << 64);
         let seed = mix(low_bits(subscription_id.0)).wrapping_add(micros);
         Self(with_random_bits(Uuid::from_u128(time), mix(mix(seed).wrapping_add(u64::from(number)))))
+    }
+}
+
+impl NotificationId {
+    /// The id of a notification that is made of an event: `number` tells the kinds that one event makes from each other.
+    /// It depends on nothing else, so it is the same when the notification is made again.
+    #[must_use]
+    pub fn of_event(event_id: EventId, number: u8) -> Self {
+        let seed = mix(low_bits(event_id.0)).wrapping_add(u64::from(number));
+        Self(with_random_bits(event_id.0, mix(seed)))
     }
 }
 
@@ -213,6 +227,17 @@ mod tests {
         assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
         assert!(ids.is_sorted_by_key(|id| id.as_u128() >> 64));
         assert_eq!(of(1, start, 0).get_timestamp().unwrap().to_unix(), (1_767_225_600, 123_000_000));
+    }
+
+    #[test]
+    fn the_notifications_of_events_have_ids_of_their_own_with_the_time_of_the_event() {
+        let mut sequence = IdSequence::new(CommandId(Uuid::parse_str("019a0000-0000-7000-8000-000000000001").unwrap()));
+        let events: Vec<_> = (0..1000).map(|_| EventId(sequence.draw())).collect();
+        let of = |number| events.iter().map(move |event_id| NotificationId::of_event(*event_id, number).0);
+        let ids: HashSet<_> = (1..=6).flat_map(of).chain(events.iter().map(|event_id| event_id.0)).collect();
+        assert_eq!(ids.len(), 7000);
+        assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+        assert!(ids.iter().all(|id| id.as_u128() >> 80 == 0x019a_0000_0000));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Leftover {
     UsageHours(Timestamp),
     /// Dead letters that were resolved before an instant. Discarded ones are kept: they say why figures are incomplete.
     ResolvedLetters(Timestamp),
+    /// Notifications of what happened before an instant.
+    Notifications(Timestamp),
 }
 
 /// A store whose leftovers can be deleted bit by bit.

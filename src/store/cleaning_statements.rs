@@ -4,15 +4,15 @@ use super::cleaning::Leftover;
 use super::statements::{Statement, list, statements};
 use super::tables::Table;
 use crate::domain::consumers::{
-    Consumer, PurchaseRevenue, RevenueDay, Statement as PeriodStatement, StatementLine, UsageDay, UsageHour,
-    WorkspaceActivity,
+    Consumer, Notification, NotifiedWorkspace, PurchaseRevenue, RevenueDay, Statement as PeriodStatement,
+    StatementLine, UsageDay, UsageHour, WorkspaceActivity,
 };
 
 statements! {
     /// What deletes leftovers, as one database writes it.
     CleaningStatements:
     old_cursors, old_parked, old_letters, old_usage_days, old_usage_hours, old_revenue_days, old_activities, old_revenues,
-    old_statement_lines, old_statements, past_usage_hours, resolved_letters
+    old_statement_lines, old_statements, old_notified_workspaces, old_notifications, past_usage_hours, resolved_letters, past_notifications
 }
 
 /// Without its cursor, nobody can write rows of a build any more. So it goes first.
@@ -62,11 +62,17 @@ impl CleaningStatements {
             old_revenues: of_old_builds::<PurchaseRevenue>(Consumer::Analytics, "purchase_revenue_pkey"),
             old_statement_lines: of_old_builds::<StatementLine>(Consumer::Billing, "statement_lines_pkey"),
             old_statements: of_old_builds::<PeriodStatement>(Consumer::Billing, "statements_pkey"),
+            old_notified_workspaces: of_old_builds::<NotifiedWorkspace>(
+                Consumer::Notifications,
+                "notified_workspaces_pkey",
+            ),
+            old_notifications: of_old_builds::<Notification>(Consumer::Notifications, "notifications_pkey"),
             past_usage_hours: deletion::<UsageHour>(
                 "usage_hours_pkey",
                 &format!("t.version = {} and t.hour < $2", version_in_use(Consumer::Analytics)),
             ),
             resolved_letters: list("dead_letters_by_state", RESOLVED_LETTERS),
+            past_notifications: list("notifications_by_time", &past_notifications()),
         }
     }
 
@@ -84,9 +90,12 @@ impl CleaningStatements {
                 &self.old_revenues,
                 &self.old_statement_lines,
                 &self.old_statements,
+                &self.old_notified_workspaces,
+                &self.old_notifications,
             ],
             Leftover::UsageHours(_) => vec![&self.past_usage_hours],
             Leftover::ResolvedLetters(_) => vec![&self.resolved_letters],
+            Leftover::Notifications(_) => vec![&self.past_notifications],
         }
     }
 }
@@ -97,6 +106,16 @@ fn version_in_use(consumer: Consumer) -> String {
 
 fn of_old_builds<T: Table>(consumer: Consumer, index: &'static str) -> Statement {
     deletion::<T>(index, &format!("t.version < {}", version_in_use(consumer)))
+}
+
+fn past_notifications() -> String {
+    let key = Notification::KEY.join(", ");
+    format!(
+        "delete from notifications where ({key}) in (
+    select {key} from notifications t where t.created_at < $2 order by t.created_at limit $1
+)
+returning 1"
+    )
 }
 
 /// At most $1 rows, the first by their key. A build's rows lie together, and the oldest build comes first.

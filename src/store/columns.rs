@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::plan_rows::Terms;
-use crate::domain::consumers::{Consumer, ConsumerState, LetterState};
+use crate::domain::consumers::{Consumer, ConsumerState, LetterState, NotificationData, NotificationKind};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::EventType;
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{
-    CommandId, EventId, GrantId, HoldId, Partition, RefundId, ReversalId, SubscriptionId, WorkspaceId,
+    CommandId, EventId, GrantId, HoldId, NotificationId, Partition, RefundId, ReversalId, SubscriptionId, WorkspaceId,
 };
 use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
@@ -197,6 +197,7 @@ stored! {
     RefundId: Uuid, id => id.0, value => Some(Self(value));
     ReversalId: Uuid, id => id.0, value => Some(Self(value));
     EventId: Uuid, id => id.0, value => Some(Self(value));
+    NotificationId: Uuid, id => id.0, value => Some(Self(value));
     SubscriptionId: Uuid, id => id.0, value => Some(Self(value));
     Partition: Smallint, partition => partition.stored(), value => u8::try_from(value).ok().and_then(Self::new);
     i16: Smallint, number => *number, value => Some(value);
@@ -220,6 +221,7 @@ stored! {
     Consumer: Text, consumer => consumer.as_str().into(), value => Self::from_stored(&value);
     ConsumerState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     LetterState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
+    NotificationKind: Text, kind => kind.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
     SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
     EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
@@ -320,6 +322,26 @@ impl Columns for CounterSubject {
             "feature" => Ok(Self::Feature(row.next()?)),
             _ => Err(unreadable("scope", &Value::Text(scope.into()))),
         }
+    }
+}
+
+/// The kind, and the data of that kind.
+impl Columns for NotificationData {
+    const KINDS: &'static [Kind] = &[NotificationKind::KIND, Kind::Jsonb];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        self.kind().put(row);
+        let json = serde_json::to_string(self).expect("a struct of texts and numbers is JSON");
+        row.value(Kind::Jsonb, Value::Jsonb(json.into()));
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        let kind: NotificationKind = row.next()?;
+        let value = row.row.value(row.place, Kind::Jsonb)?;
+        let Value::Jsonb(json) = &value else { return Err(unreadable("data", &value)) };
+        let data = Self::parse(kind, json).map_err(|_| unreadable("data", &value))?;
+        row.skip(1);
+        Ok(data)
     }
 }
 

@@ -4,7 +4,8 @@ use super::columns::Kind;
 use super::statements::{KeyColumn, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
 use crate::domain::consumers::{
-    DeadLetter, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement, StatementLine, WorkspaceActivity,
+    DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
+    StatementLine, WorkspaceActivity,
 };
 use crate::domain::operator_act::OperatorAct;
 
@@ -60,6 +61,7 @@ statements! {
     consumer_positions, change_consumer, start_build, operator_acts, operator_act, dead_letters, dead_letter_groups,
     change_letters, try_workspaces, replay_progress,
     open_statements, open_statement_lines, statement_page, statement, statement_lines,
+    notified_workspaces, notification_page, notification_page_of_kind,
     as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
 }
 
@@ -216,6 +218,9 @@ where s.version = k.version and s.workspace_id = k.workspace_id and s.closed_at 
             ),
             statement: of_build::<PeriodStatement>("statements_pkey", "and t.period_start = $3"),
             statement_lines: of_build::<StatementLine>("statement_lines_pkey", "and t.period_start = $3"),
+            notified_workspaces: by_key::<S, NotifiedWorkspace>(OF_WORKSPACE, "notified_workspaces_pkey", ""),
+            notification_page: notifications::<S>("notifications_of_workspace", ""),
+            notification_page_of_kind: notifications::<S>("notifications_of_kind", "and t.kind = $6"),
             as_of: list("consumer_cursors_pkey", AS_OF),
             event_seq: list(
                 "event_outbox_workspace",
@@ -260,6 +265,17 @@ order by t.last_failed_at desc, t.dead_letter_id desc limit $4"
 fn of_build<T: Table>(index: &'static str, filter: &str) -> Statement {
     let (columns, table) = (T::select("t"), T::NAME);
     let text = format!("select {columns} from {table} t where t.version = $1 and t.workspace_id = $2 {filter}");
+    list(index, &text)
+}
+
+/// Notifications of a build ($1) and a workspace ($2) from a position ($3, $4) on, the newest first: at most $5 rows.
+fn notifications<S: Syntax>(index: &'static str, filter: &str) -> Statement {
+    let (columns, hint) = (Notification::select("t"), hint::<S>(index));
+    let text = format!(
+        "select {columns} from notifications t {hint} where t.version = $1 and t.workspace_id = $2
+    and (t.workspace_seq, t.notification_id) <= ($3, $4) {filter}
+order by t.workspace_seq desc, t.notification_id desc limit $5"
+    );
     list(index, &text)
 }
 

@@ -18,7 +18,7 @@ use super::tables::Table;
 use super::{Operations as _, Outbox};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace, PurchaseRevenue,
+    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue,
     Statement as PeriodStatement, StatementLine, WorkspaceActivity,
 };
 use crate::domain::ids::{EventId, Partition};
@@ -137,11 +137,14 @@ impl<D: Background + Outbox> Consumption for D {
                 of_keys(&mut *view, &statements.open_statements, Keys::pairs(&keys.statements)).await?;
             let statement_lines: Vec<StatementLine> =
                 of_keys(&mut *view, &statements.open_statement_lines, Keys::pairs(&keys.statement_lines)).await?;
+            let notified_workspaces: Vec<NotifiedWorkspace> =
+                of_keys(&mut *view, &statements.notified_workspaces, Keys::pairs(&keys.notified_workspaces)).await?;
             Ok(ConsumerRows {
                 activities,
                 revenues,
                 statements: open_statements,
                 statement_lines,
+                notified_workspaces,
                 ..ConsumerRows::default()
             })
         })
@@ -173,6 +176,8 @@ impl<D: Background + Outbox> Consumption for D {
             connection.add(&all.usage_days).await?;
             connection.add(&all.usage_hours).await?;
             connection.add(&all.revenue_days).await?;
+            connection.put(&all.notified_workspaces).await?;
+            connection.insert_missing(&all.notifications).await?;
             connection.put(&letters).await?;
             connection.put(&parked).await?;
             if !freed.0.is_empty() {

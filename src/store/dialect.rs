@@ -92,6 +92,9 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     /// Inserts rows, or replaces what is stored.
     fn put<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Inserts the rows whose keys are not stored yet, if there are any. The others are left as they are.
+    fn insert_missing<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Inserts rows, or adds their figures to what is stored.
     fn add<T: Table + Sync>(&mut self, rows: &[T]) -> impl Future<Output = Result<(), StoreError>> + Send;
 

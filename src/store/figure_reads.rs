@@ -1,14 +1,15 @@
 //! Reading the figures, with the statements that both databases share.
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::dialect::{Dialect, Parameters, rows};
 use super::error::{StoreError, with_answer_timeout};
-use super::figures::{AsOf, Figures, UsageFigure, UsageFigures, UsageGroup};
+use super::figures::{AsOf, Figures, NotificationQuery, UsageFigure, UsageFigures, UsageGroup};
 use super::queries::Page;
 use super::reads::{Database, list, list_each};
-use crate::domain::consumers::{Consumer, Statement as PeriodStatement, StatementLine};
-use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::consumers::{Consumer, Notification, Statement as PeriodStatement, StatementLine};
+use crate::domain::ids::{NotificationId, Partition, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
@@ -81,5 +82,17 @@ impl<D: Database> Figures for D {
             Ok(Some((statement, rows(&view.list(&statements.statement_lines.text, key()).await?)?)))
         })
         .await
+    }
+
+    async fn notifications(&self, version: i32, query: &NotificationQuery) -> Result<Page<Notification>, StoreError> {
+        let statements = D::Connection::consumer_statements();
+        let one_more = i64::from(query.limit) + 1;
+        let (seq, id) = query.start_at.unwrap_or((i64::MAX, NotificationId(Uuid::max())));
+        let all = Parameters::of(&version).and(&query.workspace_id).and(&seq).and(&id).and(&one_more);
+        let (statement, parameters) = match &query.kind {
+            Some(kind) => (&statements.notification_page_of_kind, all.and(kind)),
+            None => (&statements.notification_page, all),
+        };
+        Ok(Page::of(list(self, statement, parameters).await?, query.limit))
     }
 }

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use super::columns::Fields;
 use super::error::StoreError;
 use super::queries::Page;
-use crate::domain::consumers::{Consumer, Statement, StatementLine};
-use crate::domain::ids::WorkspaceId;
+use crate::domain::consumers::{Consumer, Notification, NotificationKind, Statement, StatementLine};
+use crate::domain::ids::{NotificationId, WorkspaceId};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
@@ -39,6 +39,9 @@ pub trait Figures: Send + Sync {
         workspace_id: WorkspaceId,
         period_start: Timestamp,
     ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError>;
+
+    /// The notifications of a workspace by the build of that version, the newest first.
+    async fn notifications(&self, version: i32, query: &NotificationQuery) -> Result<Page<Notification>, StoreError>;
 }
 
 /// How far the figures of a workspace are.
@@ -76,6 +79,17 @@ pub struct UsageFigures {
     pub group: UsageGroup,
     /// The page begins with this row, or with the next one.
     pub start_at: Option<(Timestamp, FeatureCode)>,
+    pub limit: u32,
+}
+
+/// Some notifications of a workspace.
+#[derive(Clone, Copy, Debug)]
+pub struct NotificationQuery {
+    pub workspace_id: WorkspaceId,
+    /// All kinds if there is none.
+    pub kind: Option<NotificationKind>,
+    /// The page begins with the notification of this event and id, or with the next one.
+    pub start_at: Option<(i64, NotificationId)>,
     pub limit: u32,
 }
 

@@ -11,8 +11,8 @@ use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::consumers::{
-    DeadLetter, ParkedWorkspace, PurchaseRevenue, RevenueDay, Statement, StatementLine, UsageDay, UsageHour,
-    WorkspaceActivity,
+    DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, RevenueDay, Statement,
+    StatementLine, UsageDay, UsageHour, WorkspaceActivity,
 };
 use crate::domain::counter::UsageCounter;
 use crate::domain::grant::Grant;
@@ -73,6 +73,11 @@ pub(super) fn on_conflict<T: Table>(set: impl Fn(&str) -> String) -> String {
     let mut columns = T::columns();
     columns.retain(|column| !T::KEY.contains(&column.name) && !T::FIXED.contains(&column.name));
     format!("on conflict ({}) do update set {}", T::KEY.join(", "), list(&columns, |_, column| set(column.name)))
+}
+
+/// What an insert does where the key is taken and the row never changes: nothing.
+pub(super) fn on_conflict_do_nothing<T: Table>() -> String {
+    format!("on conflict ({}) do nothing", T::KEY.join(", "))
 }
 
 fn kinds_of<Row, Field: Columns>(_: fn(&Row) -> &Field) -> &'static [Kind] {
@@ -265,6 +270,15 @@ tables! {
     statement_lines(version, workspace_id, period_start, feature_code) fixed(partition_id): StatementLine {
         version, workspace_id, period_start, feature_code, partition [partition_id], credits, refunded, quantity,
         deductions, refused
+    }
+
+    notified_workspaces(version, workspace_id) fixed(partition_id): NotifiedWorkspace {
+        version, workspace_id, partition [partition_id], period_start, added_seq, is_exhausted
+    }
+
+    notifications(version, workspace_id, kind, subject, period_start): Notification {
+        version, workspace_id, data [kind, data], subject, period_start, partition [partition_id], notification_id, event_id,
+        workspace_seq, created_at
     }
 
     outbox_partitions(partition_id): PartitionHead {

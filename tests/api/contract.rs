@@ -31,7 +31,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 47);
+    assert_eq!(all.len(), 48);
     all
 }
 
@@ -86,7 +86,7 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (42, 5));
+    assert_eq!((guarded, open), (43, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 
@@ -118,6 +118,8 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                 let path = path.replace("{purchase_id}", &purchase_id).replace("{period_start}", &period_start);
                 // The first event was taken some time ago, but nothing promises it.
                 let path = if path.ends_with("/statements") { path + "?after_seq=1" } else { path };
+                // Among them are changes of the subscription.
+                let path = if path.ends_with("/notifications") { path + "?after_seq=12" } else { path };
                 let [captured, released] = &hold_ids;
                 let path = path.replace("{hold_id}", if path.ends_with("/release") { released } else { captured });
                 let path = path.replace("{file_name}", "CreditConsumed.v1.json").replace("{consumer}", "analytics");
@@ -139,6 +141,7 @@ async fn the_examples_can_be_sent_in_the_order_of_the_document() {
                             Some("purchases") => purchase_id = first("grant_id"),
                             Some("statements?after_seq=1") => period_start = first("period_start"),
                             Some("replay") => replay_id = json["replay_id"].as_str().unwrap().to_owned(),
+                            Some("notifications?after_seq=12") => assert_ne!(first("kind"), "", "{}", answer.text),
                             Some("grants") => grant_id = first("grant_id"),
                             Some("events") => event_id = first("id"),
                             _ => {}

@@ -11,7 +11,7 @@ use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::consumers::{
-    Consumer, ConsumerRows, ConsumerState, DeadLetter, Fact, LetterState, Statement, StatementLine,
+    Consumer, ConsumerRows, ConsumerState, DeadLetter, Fact, LetterState, Notification, Statement, StatementLine,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Grant;
@@ -30,7 +30,7 @@ use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::consumers::Registered;
-use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
+use visionscope_billing::store::figures::{AsOf, NotificationQuery, UsageFigure, UsageFigures};
 use visionscope_billing::store::operations::{ConsumerStatus, DeadLetterGroup, DeadLetterQuery, LetterChange};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
@@ -271,6 +271,9 @@ impl Figures for FakeStore {
         _: Timestamp,
     ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError> {
         self.answer(None)
+    }
+    async fn notifications(&self, _: i32, _: &NotificationQuery) -> Result<Page<Notification>, StoreError> {
+        self.answer(Page { rows: vec![], has_more: false })
     }
 }
 

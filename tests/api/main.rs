@@ -23,6 +23,7 @@ mod harness;
 mod holds;
 mod lists;
 mod main_job;
+mod notifications;
 mod ops;
 mod purchases;
 mod refunds;

@@ -16,6 +16,7 @@ mod consumers;
 mod fixtures;
 mod holds;
 mod migrations;
+mod notifications;
 mod outbox;
 mod plans;
 mod postgres;

@@ -175,7 +175,9 @@ async fn every_list_and_look_up_uses_its_index() {
         let steps: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut connection).await.unwrap();
         let plan = steps.join("\n");
         let is_used = plan.contains(&format!("using {index} ")) || plan.contains(&format!("on {index} "));
-        let is_page = statement.contains("order by t.recorded_at") || statement.contains("order by t.created_at");
+        let is_page = ["recorded_at", "created_at", "workspace_seq"]
+            .iter()
+            .any(|column| statement.contains(&format!("order by t.{column}")));
         let is_sorted = is_page && plan.contains("Sort");
         assert!(is_used && !plan.contains("Seq Scan") && !is_sorted, "{index}: {plan}\n{statement}");
     }

@@ -119,7 +119,7 @@ async fn every_list_and_look_up_uses_its_index() {
             step.contains("VIRTUAL TABLE") || step.strip_prefix("SCAN ").is_some_and(of_subquery)
         };
         let scans = plan.iter().any(|step| step.starts_with("SCAN") && !is_given(step));
-        let is_page = statement.contains("order by t.recorded_at");
+        let is_page = statement.contains("order by t.recorded_at") || statement.contains("order by t.workspace_seq");
         let sorts = is_page && plan.iter().any(|step| step.contains("TEMP B-TREE"));
         // A primary key has no index of that name: the table itself is ordered by it, or SQLite has named one.
         let names = match index.strip_suffix("_pkey") {

@@ -126,6 +126,11 @@ macro_rules! suite {
                 a_closed_statement_never_changes_and_is_kept_while_its_build_is_in_use,
                 a_statement_that_does_not_match_is_found,
             }
+            notifications {
+                what_notifications_must_know_is_replaced,
+                notifications_are_listed_by_event_and_by_kind,
+                the_first_notification_of_a_key_is_kept_and_never_changes,
+            }
             audits {
                 a_correct_database_has_no_findings,
                 a_changed_balance_is_found,

@@ -40,6 +40,12 @@ async fn a_new_build_has_the_same_rows_and_is_switched_to() {
                 recognised_minor, active_workspaces, new_workspaces, canceled_workspaces",
             ),
             ("analytics_workspaces", "workspace_id, partition_id, plan_code, active_day"),
+            ("notified_workspaces", "workspace_id, partition_id, period_start, added_seq, is_exhausted"),
+            (
+                "notifications",
+                "workspace_id, kind, data, subject, period_start, partition_id, notification_id, event_id, workspace_seq,
+                created_at",
+            ),
             (
                 "purchase_revenue",
                 "workspace_id, grant_id, partition_id, currency, amount_minor, credits, used, recognised_minor",
@@ -88,6 +94,8 @@ async fn count_of(world: &World, version: i32) -> i64 {
         "purchase_revenue",
         "statements",
         "statement_lines",
+        "notified_workspaces",
+        "notifications",
     ];
     let counts = tables.map(|table| format!("(select count(*) from {table} where version = {version})"));
     world.integers(&format!("select cast({} as bigint)", counts.join(" + "))).await[0][0]

@@ -36,6 +36,8 @@ async fn two_runners(kind: Database) {
     for runner in runners {
         runner.stop().await;
     }
+    let kinds = world.integers("select cast(count(distinct kind) as bigint) from notifications").await;
+    assert_eq!(kinds, [[6]], "the history has notifications of every kind");
     finish(world).await;
 }
 

@@ -21,6 +21,41 @@ fn day(database: Database, column: &str) -> String {
     }
 }
 
+/// The first refusal after each addition of credits: what the ledger has given to grants or taken off the debt, and what
+/// only events tell, because it moves no credits.
+const EXHAUSTED: &str = "
+select workspace_id, min(workspace_seq) from (
+    select r.workspace_id, r.workspace_seq, (
+        select count(*) from (
+            select l.workspace_id, l.recorded_at from ledger_entries l where l.credit_account in ('grant', 'debt')
+            union all
+            select e.workspace_id, e.recorded_at from event_outbox e
+            where e.event_type = 'HoldReleased' or (e.event_type = 'SubscriptionChanged'
+                and (e.data like '%\"change\":\"changed\"%' or e.data like '%\"change\":\"reactivated\"%'))
+        ) a where a.workspace_id = r.workspace_id and a.recorded_at < r.recorded_at
+    ) as additions
+    from event_outbox r where r.event_type = 'CreditLimitExceeded'
+) refusals group by workspace_id, additions";
+
+/// The first event of a type in each statement. An event that opens a statement is of no such type, and behind the last
+/// event of an open statement there may be some that change no statement.
+fn first_of_period(event_type: &str, version: i32) -> String {
+    format!(
+        "select e.workspace_id, min(e.workspace_seq) from event_outbox e
+        join statements s on s.version = {version} and s.workspace_id = e.workspace_id
+            and e.workspace_seq >= s.first_seq and (s.closed_at is null or e.workspace_seq <= s.last_seq)
+        where e.event_type = '{event_type}' group by e.workspace_id, s.period_start"
+    )
+}
+
+fn every(event_type: &str) -> String {
+    format!("select workspace_id, workspace_seq from event_outbox where event_type = '{event_type}'")
+}
+
+fn closed_statements(version: i32) -> String {
+    format!("select workspace_id, last_seq from statements where version = {version} and closed_at is not null")
+}
+
 impl World {
     /// Checks usage and revenue of a build against the history.
     pub async fn assert_figures(&self, version: i32) {
@@ -41,6 +76,56 @@ impl World {
         );
         self.assert_pairs(&workspaces, "new workspaces").await;
         self.assert_revenue(version).await;
+        self.assert_notifications(version).await;
+    }
+
+    /// Checks which events made a notification of each kind, and of which period.
+    async fn assert_notifications(&self, version: i32) {
+        for (kind, expected) in [
+            ("credits_exhausted", EXHAUSTED.to_owned()),
+            ("low_credit", first_of_period("LowCreditWarning", version)),
+            ("limit_reached", first_of_period("UsageLimitExceeded", version)),
+            ("credits_expiring", every("CreditsExpiring")),
+            ("plan_changed", every("SubscriptionChanged")),
+            ("statement_closed", closed_statements(version)),
+        ] {
+            let actual = format!(
+                "select workspace_id, workspace_seq from notifications where version = {version} and kind = '{kind}'"
+            );
+            self.assert_same(&expected, &actual, kind).await;
+        }
+        let of_statements = format!(
+            "select n.workspace_id, n.workspace_seq, n.period_start from notifications n
+            where n.version = {version} and n.kind = 'statement_closed'"
+        );
+        let closed = format!(
+            "select workspace_id, last_seq, period_start from statements
+            where version = {version} and closed_at is not null"
+        );
+        self.assert_same(&closed, &of_statements, "the periods of closed statements").await;
+        let of_events = format!(
+            "select n.workspace_id, n.workspace_seq, n.event_id, n.created_at from notifications n
+            where n.version = {version}"
+        );
+        let events = format!(
+            "select e.workspace_id, e.workspace_seq, e.event_id, e.recorded_at from event_outbox e
+            join notifications n on n.workspace_id = e.workspace_id and n.workspace_seq = e.workspace_seq
+                and n.version = {version}"
+        );
+        self.assert_same(&events, &of_events, "the events of notifications").await;
+        let ids = "select cast(count(distinct notification_id) as bigint), cast(count(*) as bigint) from notifications
+            where version = ";
+        self.assert_pairs(&format!("{ids}{version}"), "ids of notifications").await;
+    }
+
+    /// Checks that both queries find the same rows.
+    async fn assert_same(&self, expected: &str, actual: &str, what: &str) {
+        for (one, other, why) in [(expected, actual, "missing"), (actual, expected, "too many")] {
+            let count = format!(
+                "select cast(count(*) as bigint) from (select * from ({one}) a except select * from ({other}) b) c"
+            );
+            assert_eq!(self.integers(&count).await, [[0]], "{what}: {why}");
+        }
     }
 
     /// Checks usage by workspace, day and feature, but for these workspaces.
@@ -66,12 +151,7 @@ impl World {
                 of("day"),
             ),
         );
-        for (one, other) in [(&expected, &actual), (&actual, &expected)] {
-            let count = format!(
-                "select cast(count(*) as bigint) from (select * from ({one}) a except select * from ({other}) b) c"
-            );
-            assert_eq!(self.integers(&count).await, [[0]], "usage differs: {one}");
-        }
+        self.assert_same(&expected, &actual, "usage").await;
     }
 
     async fn assert_pairs(&self, sql: &str, what: &str) {

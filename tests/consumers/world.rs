@@ -15,6 +15,7 @@ use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::commands::{
     CancelSubscription, CaptureHold, Charge, Command, DeductCredits, Envelope, ExpireGrants, PlaceHold,
     ProcessSubscriptionChange, ProvisionWorkspace, PurchaseCredits, RefundUsage, ResumeSubscription, ReversePurchase,
+    WarnOfExpiry,
 };
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{EventData, EventType};
@@ -23,7 +24,9 @@ use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::hold::{HoldDuration, Overrun};
 use visionscope_billing::domain::ids::{GrantId, HoldId, WorkspaceId};
 use visionscope_billing::domain::metadata::Metadata;
-use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
+use visionscope_billing::domain::plan::{
+    FeatureTerms, LimitMode, PlanVersion, PurchasedOnCancel, ReversalShortfall, UsageLimit,
+};
 use visionscope_billing::domain::receipt::Receipt;
 use visionscope_billing::domain::rejection::Rejection;
 use visionscope_billing::domain::reversal::{ReversalReason, ReversedAmount};
@@ -211,7 +214,7 @@ impl World {
     }
 
     async fn random_command(&self, random: &mut Random, n: usize, workspace_id: WorkspaceId, last: &mut Last) {
-        let kind = random.below(20);
+        let kind = random.below(24);
         let credits = format!("{}.{:06}", random.below(12), random.below(1_000_000) + 1);
         match kind {
             0..=7 => {
@@ -255,7 +258,12 @@ impl World {
                 let hours = TimeDelta::hours(i64::try_from(random.below(60)).unwrap());
                 self.clock.set(self.clock.now().plus(hours));
             }
-            17 => _ = self.send(workspace_id, Command::ExpireGrants(ExpireGrants)).await,
+            // More than anybody has: these are refused, before and after whatever adds credits.
+            20.. => _ = self.deduct(workspace_id, "5000").await,
+            17 => {
+                let _ = self.send(workspace_id, Command::ExpireGrants(ExpireGrants)).await;
+                let _ = self.send(workspace_id, Command::WarnOfExpiry(WarnOfExpiry)).await;
+            }
             _ => self.change_plan(workspace_id, random.below(4)).await,
         }
     }
@@ -295,11 +303,12 @@ impl World {
         let _ = self.send(workspace_id, command).await;
     }
 
-    /// Waits until this build has taken all events.
+    /// Waits until these builds of all consumers have taken all events.
     pub async fn wait_until_taken(&self, version: i32) {
         let behind = format!(
-            "select cast(count(*) as bigint) from outbox_partitions p
-            left join consumer_cursors c on c.partition_id = p.partition_id and c.version = {version} and c.seq = p.seq
+            "select cast(count(*) as bigint) from outbox_partitions p cross join consumers k
+            left join consumer_cursors c on c.consumer = k.consumer and c.partition_id = p.partition_id
+                and c.version = {version} and c.seq = p.seq
             where c.seq is null"
         );
         self.wait_for(&behind, 0).await;
@@ -380,7 +389,8 @@ fn charge(credits: &str) -> Charge {
 }
 
 fn plan(code: &str) -> PlanVersion {
-    let render = FeatureTerms { enabled: true, unit_price: None, limit: None };
+    let limit = Some(UsageLimit { credits: Credits::whole(40), mode: LimitMode::Soft });
+    let render = FeatureTerms { enabled: true, unit_price: None, limit };
     PlanVersion {
         plan_code: PlanCode::new(code).unwrap(),
         version: 1,
@@ -391,7 +401,7 @@ fn plan(code: &str) -> PlanVersion {
         overdraft_limit: Credits::whole(20),
         monthly_limit: None,
         rate_limit: None,
-        low_credit_thresholds: Vec::new(),
+        low_credit_thresholds: vec![Credits::whole(30)],
         expiry_warning_days: 7,
         refund_validity_days: 30,
         reversal_shortfall: ReversalShortfall::Debt,

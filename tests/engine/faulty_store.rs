@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
-use visionscope_billing::domain::consumers::{Consumer, Statement, StatementLine};
+use visionscope_billing::domain::consumers::{Consumer, Notification, Statement, StatementLine};
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -20,7 +20,7 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
-use visionscope_billing::store::figures::{AsOf, UsageFigure, UsageFigures};
+use visionscope_billing::store::figures::{AsOf, NotificationQuery, UsageFigure, UsageFigures};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
@@ -295,6 +295,10 @@ impl Figures for FaultyStore {
         period_start: Timestamp,
     ) -> Result<Option<(Statement, Vec<StatementLine>)>, StoreError> {
         self.inner.statement(version, workspace_id, period_start).await
+    }
+
+    async fn notifications(&self, version: i32, query: &NotificationQuery) -> Result<Page<Notification>, StoreError> {
+        self.inner.notifications(version, query).await
     }
 }
 

@@ -3,8 +3,7 @@
 //! A workspace has one open statement. It is closed by the event that ends its period: `CreditReset`, or the
 //! `SubscriptionChanged` that ends the subscription. What that event says of the old period belongs to the statement that
 //! it closes, and what it grants to the one that it opens. After the end of a subscription, a statement is open until the
-//! next `CreditReset`. A `SubscriptionChanged` that begins a period closes nothing: the `CreditReset` of the period follows
-//! it, and says what became of the old credits.
+//! next `CreditReset`.
 //!
 //! After every event that it reads, the balance that follows from the figures must be the one in the event. If it is not,
 //! the event is a fault, and no wrong statement is written. What an event has moved that an operator has discarded is
@@ -12,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::beginning::Beginning;
 use super::fact::Fact;
 use super::fold::Fold;
 use super::letter::Fault;
@@ -20,11 +20,10 @@ use super::statement::{Statement, StatementDocument, StatementLine};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::credits::{Credits, Quantity};
 use crate::domain::event::{
-    CreditConsumed, CreditReset, EventData, EventType, PurchaseReversed, SubscriptionChangeKind, SubscriptionChanged,
-    WorkspaceProvisioned,
+    CreditConsumed, CreditReset, EventData, EventType, PurchaseReversed, SubscriptionChanged, WorkspaceProvisioned,
 };
 use crate::domain::ids::WorkspaceId;
-use crate::domain::text::{FeatureCode, PlanCode};
+use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
 /// Whether it makes something of events of this type.
@@ -62,14 +61,6 @@ pub(super) struct Billing {
     added_lines: BTreeMap<LineKey, StatementLine>,
 }
 
-/// A period that begins.
-struct Beginning<'d> {
-    start: Timestamp,
-    end: Option<Timestamp>,
-    plan_code: &'d PlanCode,
-    plan_version: i32,
-}
-
 impl Billing {
     pub(super) fn new(version: i32, rows: ConsumerRows) -> Self {
         let stored_lines = rows.statement_lines.into_iter().map(|line| (key_of(&line), line));
@@ -102,13 +93,7 @@ impl Billing {
         if self.open.contains_key(&workspace_id) {
             return Err(Fault::contradiction(format!("the workspace {workspace_id} was created before")));
         }
-        let period = Beginning {
-            start: data.period.start,
-            end: Some(data.period.end),
-            plan_code: &data.plan_code,
-            plan_version: data.plan_version,
-        };
-        let mut statement = self.opened(fact, &period, 0);
+        let mut statement = self.opened(fact, &data.into(), 0);
         add(&mut statement.granted, data.granted)?;
         self.open.insert(workspace_id, statement);
         Ok(())
@@ -144,12 +129,12 @@ impl Billing {
         }
     }
 
-    /// Closes the open statement and opens that of the next period. A period that begins with the open statement only
-    /// replaces its terms: then nothing lies between the two. `told` is the balance between them.
+    /// Closes the open statement and opens that of the next period, or replaces the terms of the open one. `told` is the
+    /// balance between them.
     fn begin(&mut self, fact: &Fact, period: &Beginning<'_>, told: Option<i64>) -> Result<(), Fault> {
         let workspace_id = fact.event.workspace_id;
         let statement = self.statement(workspace_id)?;
-        if statement.period_start == period.start {
+        if !period.closes(statement.period_start) {
             statement.period_end = period.end;
             statement.plan_code = period.plan_code.clone();
             statement.plan_version = period.plan_version;
@@ -228,13 +213,7 @@ impl Billing {
         let statement = self.statement(workspace_id)?;
         add(&mut statement.expired, data.expired)?;
         add(&mut statement.rolled_over, data.rolled_over)?;
-        let period = Beginning {
-            start: data.period.start,
-            end: Some(data.period.end),
-            plan_code: &data.plan_code,
-            plan_version: data.plan_version,
-        };
-        self.begin(fact, &period, data.current_credits.micro().checked_sub(data.granted.micro()))?;
+        self.begin(fact, &data.into(), data.current_credits.micro().checked_sub(data.granted.micro()))?;
         add(&mut self.statement(workspace_id)?.granted, data.granted)
     }
 
@@ -242,16 +221,10 @@ impl Billing {
         let statement = self.statement(fact.event.workspace_id)?;
         add(&mut statement.granted, data.credits_granted)?;
         add(&mut statement.removed, data.credits_removed)?;
-        let after = &data.after;
-        if data.change == SubscriptionChangeKind::Canceled {
-            let period = Beginning {
-                start: data.effective_at,
-                end: None,
-                plan_code: &after.plan_code,
-                plan_version: after.plan_version,
-            };
+        if let Some(period) = Beginning::of_change(data) {
             return self.begin(fact, &period, Some(data.current_credits.micro()));
         }
+        let after = &data.after;
         // A plan that comes into force with the next period is not this period's.
         let is_before_end = statement.period_end.is_some_and(|end| data.effective_at < end);
         if after.period.start == statement.period_start && is_before_end {
@@ -369,4 +342,4 @@ fn add_line(line: &mut StatementLine, added: &StatementLine) -> Result<(), Fault
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

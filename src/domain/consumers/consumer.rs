@@ -11,16 +11,19 @@ pub enum Consumer {
     Analytics,
     /// Statements by period.
     Billing,
+    /// What people should be told.
+    Notifications,
 }
 
 impl Consumer {
-    pub const ALL: [Self; 2] = [Self::Analytics, Self::Billing];
+    pub const ALL: [Self; 3] = [Self::Analytics, Self::Billing, Self::Notifications];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Analytics => "analytics",
             Self::Billing => "billing",
+            Self::Notifications => "notifications",
         }
     }
 
@@ -33,7 +36,7 @@ impl Consumer {
     #[must_use]
     pub const fn fold_version(self) -> i32 {
         match self {
-            Self::Analytics | Self::Billing => 1,
+            Self::Analytics | Self::Billing | Self::Notifications => 1,
         }
     }
 }

@@ -12,11 +12,14 @@
 //! Deliberately absent: code in this file. The files of this folder import each other, and never this one.
 
 mod analytics;
+mod beginning;
 mod billing;
 mod consumer;
 mod fact;
 mod fold;
 mod letter;
+mod notification;
+mod notifications;
 mod rows;
 mod run;
 mod statement;
@@ -26,6 +29,10 @@ mod tests;
 pub use self::consumer::{Build, Consumer, ConsumerState};
 pub use self::fact::Fact;
 pub use self::letter::{DeadLetter, Fault, LetterState, ParkedWorkspace};
+pub use self::notification::{
+    CreditsExhaustedData, CreditsExpiringData, LimitReachedData, LowCreditData, Notification, NotificationData,
+    NotificationKind, NotifiedPlan, NotifiedWorkspace, PlanChangedData, StatementClosedData,
+};
 pub use self::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
 pub use self::run::{Folded, Newer, Treatment, fold, keys, up_to_newer};
 pub use self::statement::{

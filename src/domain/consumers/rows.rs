@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::notification::{Notification, NotifiedWorkspace};
 use super::statement::{Statement, StatementLine};
 use crate::domain::grant::Currency;
 use crate::domain::ids::{GrantId, Partition, WorkspaceId};
@@ -17,6 +18,7 @@ pub struct ConsumerKeys {
     pub statements: BTreeSet<(i32, WorkspaceId)>,
     /// All lines of the open statements of these workspaces.
     pub statement_lines: BTreeSet<(i32, WorkspaceId)>,
+    pub notified_workspaces: BTreeSet<(i32, WorkspaceId)>,
 }
 
 /// Rows of consumers, as they are loaded and as they are written. Amounts of credits are in micro-credits: sums may be
@@ -27,24 +29,39 @@ pub struct ConsumerRows {
     pub activities: Vec<WorkspaceActivity>,
     pub revenues: Vec<PurchaseRevenue>,
     pub statements: Vec<Statement>,
+    pub notified_workspaces: Vec<NotifiedWorkspace>,
     // Added to what is stored.
     pub usage_days: Vec<UsageDay>,
     pub usage_hours: Vec<UsageHour>,
     pub revenue_days: Vec<RevenueDay>,
     pub statement_lines: Vec<StatementLine>,
+    // Left as they are if they are stored already.
+    pub notifications: Vec<Notification>,
 }
 
 impl ConsumerRows {
     /// Adds the rows of another fold. Both must not have the same row.
     pub fn add(&mut self, other: Self) {
-        let Self { activities, revenues, statements, usage_days, usage_hours, revenue_days, statement_lines } = other;
+        let Self {
+            activities,
+            revenues,
+            statements,
+            notified_workspaces,
+            usage_days,
+            usage_hours,
+            revenue_days,
+            statement_lines,
+            notifications,
+        } = other;
         self.activities.extend(activities);
         self.revenues.extend(revenues);
         self.statements.extend(statements);
+        self.notified_workspaces.extend(notified_workspaces);
         self.usage_days.extend(usage_days);
         self.usage_hours.extend(usage_hours);
         self.revenue_days.extend(revenue_days);
         self.statement_lines.extend(statement_lines);
+        self.notifications.extend(notifications);
     }
 }
 

@@ -6,6 +6,7 @@ use super::consumer::{Build, Consumer};
 use super::fact::{Fact, FactData};
 use super::fold::Fold;
 use super::letter::Fault;
+use super::notifications::{self, Notifications};
 use super::rows::{ConsumerKeys, ConsumerRows};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::event::EventType;
@@ -17,6 +18,7 @@ impl Consumer {
         match self {
             Self::Analytics => analytics::reads(event_type),
             Self::Billing => billing::reads(event_type),
+            Self::Notifications => notifications::reads(event_type),
         }
     }
 }
@@ -69,6 +71,7 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
         match build.consumer {
             Consumer::Analytics => Analytics::add_keys(build.version, fact, data, keys),
             Consumer::Billing => Billing::add_keys(build.version, fact, data, keys),
+            Consumer::Notifications => Notifications::add_keys(build.version, fact, data, keys),
         }
     }
 }
@@ -78,6 +81,7 @@ pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&Ev
     match build.consumer {
         Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, treat),
         Consumer::Billing => run(Billing::new(build.version, rows), build.consumer, facts, treat),
+        Consumer::Notifications => run(Notifications::new(build.version, rows), build.consumer, facts, treat),
     }
 }
 

@@ -112,7 +112,7 @@ fn grant(number: u128) -> GrantId {
 }
 
 /// The event with the fields that every such event has.
-fn event(event_type: EventType, workspace_id: WorkspaceId, recorded_at: Timestamp, fields: Value) -> Fact {
+pub(super) fn event(event_type: EventType, workspace_id: WorkspaceId, recorded_at: Timestamp, fields: Value) -> Fact {
     let period = json!({"start": DAY_1, "end": "2026-04-01T00:00:00Z"});
     let summary = |plan: &Value| json!({"plan_code": plan, "plan_version": 1, "status": "active", "period": period, "version": 1});
     let plan = fields.get("plan_code").cloned().unwrap_or_else(|| json!("pro"));

@@ -17,6 +17,7 @@ pub mod health;
 mod history;
 pub mod holds;
 pub mod ledger;
+pub mod notifications;
 pub mod ops;
 pub mod plans;
 pub mod purchases;
@@ -75,6 +76,7 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(subscription::resume_subscription)
         .service(subscription::get_subscription)
         .service(credits::reset_credits)
+        .service(notifications::list_notifications)
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnection, PgRow, Postgres};
 
 use super::database::{BEGIN_READING, PostgresStore};
 use super::error::store_error;
-use super::rows::{BindColumn, add, array, bind, bind_keys, insert, put, update, write_rows};
+use super::rows::{BindColumn, add, array, bind, bind_keys, insert, put, update, write_missing_rows, write_rows};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
@@ -121,6 +121,10 @@ impl Dialect for PgConnection {
 
     async fn put<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
         write_rows(self, put::<T>(1), rows).await
+    }
+
+    async fn insert_missing<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_missing_rows(self, rows).await
     }
 
     async fn add<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {

@@ -22,7 +22,7 @@ use crate::store::columns::{Kind, ReadValue, Value, WriteValue};
 use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
-use crate::store::tables::{Table, list, on_conflict};
+use crate::store::tables::{Table, list, on_conflict, on_conflict_do_nothing};
 
 /// Binds a column of keys as an array of its type.
 macro_rules! array_of {
@@ -60,6 +60,11 @@ pub(super) fn add<T: Table>(parameter: usize) -> String {
     format!("{} {}", insert::<T>(parameter), on_conflict::<T>(sum))
 }
 
+/// The statement that inserts those rows of an array whose keys are not stored yet.
+pub(super) fn insert_missing<T: Table>(parameter: usize) -> String {
+    format!("{} {}", insert::<T>(parameter), on_conflict_do_nothing::<T>())
+}
+
 /// The statement that updates rows by their keys from a `from` item.
 pub(super) fn update<T: Table>(from: &str) -> String {
     let mut columns = T::columns();
@@ -83,13 +88,30 @@ pub(super) async fn write_rows<T: Table>(
     if rows.is_empty() {
         return Ok(());
     }
-    // The text is made of this crate's names only.
-    let statement = sqlx::query(AssertSqlSafe(statement)).rows(rows);
-    let written = statement.execute(connection).await.map_err(store_error)?.rows_affected();
+    let written = run_with_rows(connection, statement, rows).await?;
     if u64::try_from(rows.len()) == Ok(written) {
         return Ok(());
     }
     Err(StoreError::Corrupt(format!("{written} of {} rows of {} were written", rows.len(), T::NAME)))
+}
+
+/// Runs [`insert_missing`], if there are rows.
+pub(super) async fn write_missing_rows<T: Table>(connection: &mut PgConnection, rows: &[T]) -> Result<(), StoreError> {
+    if !rows.is_empty() {
+        run_with_rows(connection, insert_missing::<T>(1), rows).await?;
+    }
+    Ok(())
+}
+
+/// Runs a statement on rows. Returns how many it has written.
+async fn run_with_rows<T: Table>(
+    connection: &mut PgConnection,
+    statement: String,
+    rows: &[T],
+) -> Result<u64, StoreError> {
+    // The text is made of this crate's names only.
+    let statement = sqlx::query(AssertSqlSafe(statement)).rows(rows);
+    Ok(statement.execute(connection).await.map_err(store_error)?.rows_affected())
 }
 
 /// Binds one value.

@@ -16,7 +16,7 @@ use sqlx::postgres::PgConnection;
 
 use super::connection::Transaction;
 use super::error::store_error;
-use super::rows::{BindColumn, BindRows, array, insert, put, update};
+use super::rows::{BindColumn, BindRows, array, insert, insert_missing, put, update};
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
@@ -41,7 +41,7 @@ pub(super) fn statements() -> Vec<String> {
         fn visit<T: Table>(&mut self) {
             // Only [`WRITE_BATCH`] writes heads, without a type of their rows.
             if T::NAME != PartitionHead::NAME {
-                self.0.extend([insert::<T>(1), update::<T>(&array::<T>(1)), put::<T>(1)]);
+                self.0.extend([insert::<T>(1), update::<T>(&array::<T>(1)), put::<T>(1), insert_missing::<T>(1)]);
             }
         }
     }

@@ -11,7 +11,7 @@ use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use super::connection::limit as limit_time;
 use super::database::{BEGIN_READING, SqliteStore};
 use super::error::store_error;
-use super::rows::{add, bind, element, insert, json_of, keys_json, put, update, write_rows};
+use super::rows::{add, bind, element, insert, json_of, keys_json, put, update, write_missing_rows, write_rows};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::ids::Partition;
 use crate::domain::partition_head::PartitionHead;
@@ -104,6 +104,10 @@ impl Dialect for SqliteConnection {
 
     async fn put<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
         write_rows(self, put::<T>("?1"), rows).await
+    }
+
+    async fn insert_missing<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {
+        write_missing_rows(self, rows).await
     }
 
     async fn add<T: Table + Sync>(&mut self, rows: &[T]) -> Result<(), StoreError> {

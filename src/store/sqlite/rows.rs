@@ -15,7 +15,7 @@ use crate::store::columns::{Columns, Kind, ReadValue, Value, WriteValue};
 use crate::store::dialect::Keys;
 use crate::store::error::StoreError;
 use crate::store::statements::KeyColumn;
-use crate::store::tables::{Column, Table, list, on_conflict};
+use crate::store::tables::{Column, Table, list, on_conflict, on_conflict_do_nothing};
 
 /// An estimate of the text of one row, so that few batches grow their buffer.
 const ROW_BYTES: usize = 256;
@@ -39,6 +39,11 @@ pub(super) fn put<T: Table>(rows: &str) -> String {
 pub(super) fn add<T: Table>(rows: &str) -> String {
     let sum = |name: &str| format!("{name} = {}.{name} + excluded.{name}", T::NAME);
     format!("{} {}", insert::<T>(rows), on_conflict::<T>(sum))
+}
+
+/// The statement that inserts those rows of a JSON array whose keys are not stored yet.
+pub(super) fn insert_missing<T: Table>(rows: &str) -> String {
+    format!("{} {}", insert::<T>(rows), on_conflict_do_nothing::<T>())
 }
 
 /// The statement that updates rows by their keys from a JSON array.
@@ -74,13 +79,33 @@ pub(super) async fn write_rows<T: Table>(
     if rows.is_empty() {
         return Ok(());
     }
-    // The text is made of this crate's names only.
-    let statement = sqlx::query(AssertSqlSafe(statement)).bind(json(rows));
-    let written = statement.execute(connection).await.map_err(store_error)?.rows_affected();
+    let written = run_with_rows(connection, statement, rows).await?;
     if u64::try_from(rows.len()) == Ok(written) {
         return Ok(());
     }
     Err(StoreError::Corrupt(format!("{written} of {} rows of {} were written", rows.len(), T::NAME)))
+}
+
+/// Runs [`insert_missing`], if there are rows.
+pub(super) async fn write_missing_rows<T: Table>(
+    connection: &mut SqliteConnection,
+    rows: &[T],
+) -> Result<(), StoreError> {
+    if !rows.is_empty() {
+        run_with_rows(connection, insert_missing::<T>("?1"), rows).await?;
+    }
+    Ok(())
+}
+
+/// Runs a statement on rows. Returns how many it has written.
+async fn run_with_rows<T: Table>(
+    connection: &mut SqliteConnection,
+    statement: String,
+    rows: &[T],
+) -> Result<u64, StoreError> {
+    // The text is made of this crate's names only.
+    let statement = sqlx::query(AssertSqlSafe(statement)).bind(json(rows));
+    Ok(statement.execute(connection).await.map_err(store_error)?.rows_affected())
 }
 
 /// Binds one value.

@@ -13,7 +13,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::connection::Transaction;
 use super::error::store_error;
-use super::rows::{insert, json, json_of, put, update};
+use super::rows::{insert, insert_missing, json, json_of, put, update};
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
@@ -36,7 +36,7 @@ pub(super) fn statements() -> Vec<String> {
     struct OfEach(Vec<String>);
     impl Visitor for OfEach {
         fn visit<T: Table>(&mut self) {
-            self.0.extend([insert::<T>("?1"), update::<T>("?1"), put::<T>("?1")]);
+            self.0.extend([insert::<T>("?1"), update::<T>("?1"), put::<T>("?1"), insert_missing::<T>("?1")]);
         }
     }
     let mut statements = OfEach(vec![WRITE_BATCH.to_owned()]);

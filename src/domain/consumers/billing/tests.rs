@@ -14,7 +14,7 @@ use crate::domain::ids::{EventId, Partition};
 const BUILD: Build = Build { consumer: Consumer::Billing, version: 3 };
 const WORKSPACE: WorkspaceId = WorkspaceId(Uuid::from_u128(7));
 /// A fold over all events at once.
-const ALL: usize = 1000;
+pub(in crate::domain::consumers) const ALL: usize = 1000;
 
 fn day(text: &str) -> Timestamp {
     format!("{text}T00:00:00Z").parse().unwrap()
@@ -25,7 +25,7 @@ fn period(start: &str, end: &str) -> Value {
 }
 
 /// The history of one workspace.
-struct History(Vec<Fact>);
+pub(in crate::domain::consumers) struct History(pub(in crate::domain::consumers) Vec<Fact>);
 
 impl History {
     fn new() -> Self {
@@ -102,7 +102,7 @@ impl History {
     }
 
     /// What is stored after folds over so many events each.
-    fn folded(&self, size: usize) -> Result<Stored, Fault> {
+    pub(in crate::domain::consumers) fn folded(&self, size: usize) -> Result<Stored, Fault> {
         self.folded_without(&[], size)
     }
 
@@ -125,8 +125,8 @@ impl History {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Stored {
-    statements: BTreeMap<Timestamp, Statement>,
+pub(in crate::domain::consumers) struct Stored {
+    pub(in crate::domain::consumers) statements: BTreeMap<Timestamp, Statement>,
     lines: BTreeMap<LineKey, StatementLine>,
 }
 
@@ -238,7 +238,7 @@ fn first_period() -> History {
         .change("changed", ["2026-01-28"; 2], ("max", period("2026-01-15", "2026-02-15")), [30, 0], 131)
 }
 
-fn life() -> History {
+pub(in crate::domain::consumers) fn life() -> History {
     let (spring, june) = (period("2026-03-01", "2026-04-01"), period("2026-05-01", "2026-06-01"));
     first_period()
         // A plan that was scheduled comes into force with the next period.
