@@ -9,4 +9,5 @@ mod databases;
 mod exactly_once;
 mod faulty_consumption;
 mod figures;
+mod kpis;
 mod world;
