@@ -86,6 +86,8 @@ pub struct KpiQuery {
     /// The page begins with this row, or with the next one.
     pub start_at: Option<KpiKey>,
     pub limit: u32,
+    /// A page that has read so many stored rows ends early. More may follow then, and `has_more` says so.
+    pub max_stored: i64,
 }
 
 /// A page of key figures.

@@ -3,7 +3,10 @@
 //! They are stored by partition and, of usage, by hour, and summed up when they are read. A page is read in spans of time:
 //! the first is one step, and each is twice as long as the one before, until there are enough rows. So a page reads little
 //! more than it answers, however long the history is, and whole steps: their rows are put in order here, because the
-//! databases order texts differently.
+//! databases order texts differently. A page that has read much ends early, so that no question takes longer than its
+//! timeout.
+
+use chrono::TimeDelta;
 
 use super::columns::Fields;
 use super::dialect::{Dialect, Parameters, each};
@@ -16,6 +19,8 @@ use super::statements::Statement;
 use crate::domain::kpis::{Deferred, Kpi, KpiGroup, KpiKey, KpiOverflow, KpiRevenue, KpiUsage, KpiWorkspaces, sum_up};
 use crate::domain::time::Timestamp;
 
+/// The longest span. A statement about it stays far below the timeout of a statement.
+const MAX_SPAN_HOURS: i64 = 8 * 24;
 /// How many rows a span of several steps may have. One with more is read again in shorter spans.
 const MAX_SPAN_ROWS: usize = 10_000;
 
@@ -33,21 +38,28 @@ pub(super) async fn kpis<D: Database>(database: &D, version: i32, query: &KpiQue
             source.add_deferred(query.from, begin, &mut deferred).await?;
         }
         let wanted = usize::try_from(query.limit).unwrap_or(usize::MAX);
-        let (mut rows, mut at, mut hours) = (Vec::new(), begin, query.step.hours());
-        while rows.len() <= wanted && at < query.to {
+        let (mut rows, mut stored) = (Vec::new(), 0_i64);
+        let (mut at, mut hours) = (begin, query.step.hours());
+        // The first row may be the one that the caller has seen.
+        while rows.len() <= wanted && at < query.to && (rows.len() < 2 || stored < query.max_stored) {
             let is_step = hours == query.step.hours();
-            let until = at.plus(chrono::TimeDelta::hours(hours)).min(query.to);
+            let until = at.plus(TimeDelta::hours(hours)).min(query.to);
             let limit = if is_step { usize::MAX } else { MAX_SPAN_ROWS };
-            let Some(parts) = source.parts(at, until, limit).await? else {
+            let parts = source.parts(at, until, limit).await?;
+            if parts.len() > limit {
                 hours /= 2;
                 continue;
-            };
+            }
+            stored = parts.iter().fold(stored, |stored, (_, rows)| stored.saturating_add(*rows));
+            let parts = parts.into_iter().map(|(part, _)| part);
             let found = sum_up(query.step, query.group, parts, &mut deferred).map_err(too_large)?;
             let is_wanted = |row: &Kpi| query.start_at.as_ref().is_none_or(|first| row.key >= *first);
             rows.extend(found.into_iter().filter(is_wanted));
-            (at, hours) = (until, hours * 2);
+            (at, hours) = (until, (hours * 2).min(MAX_SPAN_HOURS));
         }
-        Ok(KpiPage { page: Page::of(rows, query.limit), deferred_before })
+        let mut page = Page::of(rows, query.limit);
+        page.has_more |= at < query.to;
+        Ok(KpiPage { page, deferred_before })
     })
     .await
 }
@@ -60,8 +72,9 @@ struct Source<'a, C> {
 }
 
 impl<C: Dialect> Source<'_, C> {
-    /// What is stored of these hours, summed over the partitions. None if it is more than `limit` rows.
-    async fn parts(&mut self, from: Timestamp, to: Timestamp, limit: usize) -> Result<Option<Vec<Kpi>>, StoreError> {
+    /// What is stored of these hours, summed over the partitions, and of how many stored rows each sum is. If these are more
+    /// than `limit` sums, some may be missing.
+    async fn parts(&mut self, from: Timestamp, to: Timestamp, limit: usize) -> Result<Vec<(Kpi, i64)>, StoreError> {
         let statements = &*KPI_STATEMENTS;
         let KpiQuery { step, group, .. } = *self.query;
         let mut parts = Vec::new();
@@ -81,7 +94,7 @@ impl<C: Dialect> Source<'_, C> {
             let statement = if group.by_plan() { &statements.workspaces_by_plan } else { &statements.workspaces };
             parts.extend(self.read(statement, from, to, limit, workspaces).await?);
         }
-        Ok((parts.len() <= limit).then_some(parts))
+        Ok(parts)
     }
 
     /// At most one row more than `limit`.
@@ -91,11 +104,11 @@ impl<C: Dialect> Source<'_, C> {
         from: Timestamp,
         to: Timestamp,
         limit: usize,
-        read: fn(Fields<'_>) -> Result<Kpi, StoreError>,
-    ) -> Result<Vec<Kpi>, StoreError> {
+        read: fn(&mut Fields<'_>) -> Result<Kpi, StoreError>,
+    ) -> Result<Vec<(Kpi, i64)>, StoreError> {
         let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
         let parameters = Parameters::of(&self.version).and(&from).and(&to).and(&one_more);
-        each(&self.connection.list(&statement.text, parameters).await?, read)
+        each(&self.connection.list(&statement.text, parameters).await?, |mut row| Ok((read(&mut row)?, row.next()?)))
     }
 
     /// Adds what these days have left to earn.
@@ -125,21 +138,21 @@ fn too_large(error: KpiOverflow) -> StoreError {
     StoreError::Corrupt(error.to_string())
 }
 
-fn usage(mut row: Fields<'_>) -> Result<Kpi, StoreError> {
+fn usage(row: &mut Fields<'_>) -> Result<Kpi, StoreError> {
     let (start, plan_code, feature_code) = (row.next()?, row.next()?, row.next()?);
     let usage = KpiUsage { credits: row.next()?, deductions: row.next()?, refused: row.next()? };
     let key = KpiKey { start, plan_code, feature_code, currency: None };
     Ok(Kpi { key, usage: Some(usage), workspaces: None, revenue: None })
 }
 
-fn workspaces(mut row: Fields<'_>) -> Result<Kpi, StoreError> {
+fn workspaces(row: &mut Fields<'_>) -> Result<Kpi, StoreError> {
     let (start, plan_code) = (row.next()?, row.next()?);
     let workspaces = KpiWorkspaces { active: row.next()?, new: row.next()?, canceled: row.next()? };
     let key = KpiKey { start, plan_code, feature_code: None, currency: None };
     Ok(Kpi { key, usage: None, workspaces: Some(workspaces), revenue: None })
 }
 
-fn revenue(mut row: Fields<'_>) -> Result<Kpi, StoreError> {
+fn revenue(row: &mut Fields<'_>) -> Result<Kpi, StoreError> {
     let (start, plan_code, currency) = (row.next()?, row.next()?, row.next()?);
     let revenue = KpiRevenue {
         purchases: row.next()?,

@@ -85,8 +85,8 @@ where r.version = $1 and r.day >= $2 and r.day < $3 and r.currency {currency} gr
     list("revenue_days_pkey", &text)
 }
 
-/// PostgreSQL's sum of bigint is a numeric.
+/// The sums of these columns, and of how many rows. PostgreSQL's sum of bigint is a numeric.
 fn sums(table: &str, columns: &[&str]) -> String {
-    let sum = |column: &&str| format!("cast(sum({table}.{column}) as bigint)");
-    columns.iter().map(sum).collect::<Vec<_>>().join(", ")
+    let sum = |column: &&str| format!("cast(sum({table}.{column}) as bigint), ");
+    columns.iter().map(sum).collect::<String>() + "count(*)"
 }

@@ -18,6 +18,8 @@ use crate::database::TestDatabase;
 use crate::fixtures::{at, feature, workspace, world_of};
 
 const BUILD: Build = Build { consumer: Consumer::Analytics, version: 1 };
+/// More rows than there are.
+const MANY: i64 = 1_000_000;
 /// Databases order these in different ways.
 const CODES: [&str; 5] = ["a-b", "a.b", "a1", "a_b", "ab"];
 const GROUPS: [KpiGroup; 6] = [
@@ -110,7 +112,7 @@ fn some_rows() -> ConsumerRows {
 }
 
 fn query(step: KpiStep, group: KpiGroup, [from, to]: [i64; 2]) -> KpiQuery {
-    KpiQuery { step, group, from: day(from), to: day(to), start_at: None, limit: 200 }
+    KpiQuery { step, group, from: day(from), to: day(to), start_at: None, limit: 200, max_stored: MANY }
 }
 
 /// The rows of all pages of that size, and what was deferred before them.
@@ -268,6 +270,20 @@ pub async fn many_rows_are_read_in_shorter_spans(db: &impl TestDatabase) {
         let query = query(KpiStep::Day, group, days);
         let expected = expected(&rows, &query);
         assert_eq!(all(db, query, limit).await.0, expected, "{group:?} {days:?}");
+    }
+}
+
+pub async fn a_page_that_has_read_much_is_short_and_the_next_goes_on(db: &impl TestDatabase) {
+    let rows = some_rows();
+    write(db, 0, rows.clone()).await;
+    for group in GROUPS {
+        let full = query(KpiStep::Day, group, [-50, 90]);
+        let expected = expected(&rows, &full);
+        let short = KpiQuery { max_stored: 1, ..full.clone() };
+        let page = db.store().kpis(1, &short).await.unwrap().page;
+        assert!((2..expected.len()).contains(&page.rows.len()) && page.has_more, "{group:?}: {}", page.rows.len());
+        let found: Vec<_> = all(db, short, 200).await.0.into_iter().map(without_deferred).collect();
+        assert_eq!(found, expected, "{group:?}");
     }
 }
 

@@ -404,7 +404,7 @@ fn charge(credits: &str) -> Charge {
 
 fn plan(code: &str) -> PlanVersion {
     let enabled = FeatureTerms { enabled: true, unit_price: None, limit: None };
-    let features = ["render", "upscale"].map(|code| (FeatureCode::new(code).unwrap(), enabled.clone()));
+    let features = ["render", "upscale"].map(|code| (FeatureCode::new(code).unwrap(), enabled));
     PlanVersion {
         plan_code: PlanCode::new(code).unwrap(),
         version: 1,

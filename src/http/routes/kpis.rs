@@ -22,6 +22,9 @@ use crate::http::state::AppState;
 use crate::store::figures::{KpiPage, KpiQuery};
 use crate::store::queries::Page;
 
+/// How many stored rows a page reads, about. These take a second.
+const MAX_STORED: i64 = 1_000_000;
+
 /// Which figures, and how many. Unknown parameters are refused.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +33,7 @@ pub struct KpiParams {
     /// `next` of the previous page. Send the same days, step and group with it.
     #[param(required = false, inline)]
     cursor: Option<CursorText>,
-    /// Maximum number of rows of the page.
+    /// Maximum number of rows of the page. A page that would take long has fewer, and then `has_more` is true.
     #[serde(default)]
     #[param(required = false, inline)]
     limit: Limit,
@@ -287,6 +290,7 @@ pub async fn get_kpis(_: OperatorCaller<scope::AnalyticsRead>, request: HttpRequ
         to: to.start(),
         start_at: seen.map(|seen| at_place(seen.place, group)),
         limit: limit.get() + u32::from(seen.is_some()),
+        max_stored: MAX_STORED,
     };
     let as_of = read(state.store.server_as_of(Consumer::Analytics)).await?;
     let KpiPage { page: Page { mut rows, has_more }, deferred_before } =
