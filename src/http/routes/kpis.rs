@@ -149,6 +149,7 @@ pub struct Kpis {
     /// What was deferred when the first day began, of each currency that was paid in before. Only if the group is
     /// `currency`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     deferred_before: Option<Vec<DeferredBefore>>,
     as_of: ServerAsOfView,
 }
