@@ -466,7 +466,7 @@ create table usage_hours (
     credits      bigint not null check (credits >= 0),
     deductions   bigint not null check (deductions >= 0),
     refused      bigint not null check (refused >= 0),
-    primary key (version, partition_id, hour, plan_code, feature_code)
+    primary key (version, hour, plan_code, feature_code, partition_id)
 ) with (fillfactor = 50);
 
 -- Payments and workspaces of a plan on one day, in minor units of the currency. The row without a currency counts
@@ -485,7 +485,7 @@ create table revenue_days (
     active_workspaces   bigint not null check (active_workspaces >= 0),
     new_workspaces      bigint not null check (new_workspaces >= 0),
     canceled_workspaces bigint not null check (canceled_workspaces >= 0),
-    primary key (version, partition_id, day, plan_code, currency)
+    primary key (version, day, currency, plan_code, partition_id)
 ) with (fillfactor = 50);
 
 -- What analytics must know of a workspace to take its next event.

@@ -468,7 +468,7 @@ create table usage_hours (
     credits      integer not null check (credits >= 0),
     deductions   integer not null check (deductions >= 0),
     refused      integer not null check (refused >= 0),
-    primary key (version, partition_id, hour, plan_code, feature_code)
+    primary key (version, hour, plan_code, feature_code, partition_id)
 ) strict, without rowid;
 
 -- Payments and workspaces of a plan on one day, in minor units of the currency. The row without a currency counts
@@ -487,7 +487,7 @@ create table revenue_days (
     active_workspaces   integer not null check (active_workspaces >= 0),
     new_workspaces      integer not null check (new_workspaces >= 0),
     canceled_workspaces integer not null check (canceled_workspaces >= 0),
-    primary key (version, partition_id, day, plan_code, currency)
+    primary key (version, day, currency, plan_code, partition_id)
 ) strict, without rowid;
 
 -- What analytics must know of a workspace to take its next event.

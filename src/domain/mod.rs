@@ -20,6 +20,7 @@ pub mod explanation;
 pub mod grant;
 pub mod hold;
 pub mod ids;
+pub mod kpis;
 pub mod ledger;
 pub mod metadata;
 pub mod operator_act;

@@ -21,6 +21,8 @@ pub struct Timestamp(i64);
 const MIN_MICROS: i64 = -2_208_988_800_000_000;
 const MAX_MICROS: i64 = 253_402_300_799_999_999;
 
+const HOUR_MICROS: i64 = 3_600_000_000;
+
 /// How far the clocks of replicas may differ. NTP keeps them far closer.
 pub const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(10);
 
@@ -65,6 +67,12 @@ impl Timestamp {
     #[must_use]
     pub fn to_datetime(self) -> DateTime<Utc> {
         DateTime::from_timestamp_micros(self.0).unwrap_or(DateTime::UNIX_EPOCH)
+    }
+
+    /// The first instant of the hour that it is in, in UTC.
+    #[must_use]
+    pub const fn start_of_hour(self) -> Self {
+        Self::from_micros(self.0.div_euclid(HOUR_MICROS) * HOUR_MICROS)
     }
 
     /// One microsecond later.

@@ -117,6 +117,12 @@ pub fn page(request: &HttpRequest, page: &impl Serialize) -> Result<HttpResponse
     Ok(response)
 }
 
+/// The answer to an export with a `limit`.
+#[must_use]
+pub fn limit_refused() -> Problem {
+    Problem::parameter(Code::InvalidField, "limit", "an export is the whole list and takes no limit")
+}
+
 /// Answers with all pages of a list. `caller` is kept until the last byte was sent: it counts as a read in flight.
 pub async fn export<T: Exported + 'static, C: 'static>(
     request: &HttpRequest,

@@ -16,7 +16,6 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::problem::{Code, Problem};
-use crate::domain::ids::PARTITIONS;
 use crate::domain::text::{FieldCode, FieldError};
 use crate::store::queries::Order;
 
@@ -24,10 +23,12 @@ use crate::store::queries::Order;
 pub const MAX_LIMIT: u32 = 200;
 /// Number of rows of a page by default.
 pub const DEFAULT_LIMIT: u32 = 50;
-/// The longest cursor: two digests and a number for each partition, of eight bytes each, in base64.
-const MAX_CURSOR_LEN: usize = 192;
-/// The most numbers that a place has.
-const MAX_PLACE: usize = PARTITIONS as usize;
+/// The longest cursor: two digests and a place, in numbers of eight bytes each, in base64.
+const MAX_CURSOR_LEN: usize = 203;
+/// The most numbers that a place has: an instant and two codes. One for each partition is less.
+const MAX_PLACE: usize = 1 + 2 * CODE_WORDS;
+/// How many numbers a code of 64 bytes fills.
+pub const CODE_WORDS: usize = 8;
 
 /// Maximum number of rows of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,9 +244,30 @@ pub fn id_of(place: [i64; 2]) -> Uuid {
     Uuid::from_u64_pair(high, low)
 }
 
+/// A code as numbers of a place. Without a code they are 0.
+#[must_use]
+pub fn code_words(code: &str) -> [i64; CODE_WORDS] {
+    let byte = |n: usize| code.as_bytes().get(n).copied().unwrap_or_default();
+    std::array::from_fn(|word| i64::from_be_bytes(std::array::from_fn(|n| byte(word * 8 + n))))
+}
+
+/// The code that these numbers say.
+#[must_use]
+pub fn code_of(words: &[i64]) -> String {
+    let bytes = words.iter().flat_map(|word| word.to_be_bytes()).take_while(|byte| *byte != 0);
+    bytes.map(char::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_code_is_read_from_its_numbers() {
+        for code in ["", "a", "video.render", "12345678", "123456789", &"z".repeat(64)] {
+            assert_eq!(code_of(&code_words(code)), code);
+        }
+    }
 
     fn text_of(cursor: &Cursor) -> CursorText {
         CursorText(cursor.encode())

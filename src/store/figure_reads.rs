@@ -5,7 +5,11 @@ use uuid::Uuid;
 
 use super::dialect::{Dialect, Parameters, rows};
 use super::error::{StoreError, with_answer_timeout};
-use super::figures::{AsOf, Figures, NotificationQuery, UsageFigure, UsageFigures, UsageGroup};
+use super::figures::{
+    AsOf, Figures, KpiPage, KpiQuery, NotificationQuery, ServerAsOf, UsageFigure, UsageFigures, UsageGroup,
+};
+use super::kpi_reads::kpis;
+use super::kpi_statements::KPI_STATEMENTS;
 use super::queries::Page;
 use super::reads::{Database, list, list_each};
 use crate::domain::consumers::{Consumer, Notification, Statement as PeriodStatement, StatementLine};
@@ -51,6 +55,28 @@ impl<D: Database> Figures for D {
             UsageGroup::Nothing => (&statements.usage_in_total, all),
         };
         Ok(Page::of(list_each(self, statement, parameters, UsageFigure::read).await?, query.limit))
+    }
+
+    async fn server_as_of(&self, consumer: Consumer) -> Result<ServerAsOf, StoreError> {
+        let statement = &KPI_STATEMENTS.server_as_of;
+        let found = list_each(self, statement, Parameters::of(&consumer), |mut row| {
+            Ok(ServerAsOf {
+                version: row.next()?,
+                seqs: vec![(row.next()?, row.next()?)],
+                waiting_since: row.next()?,
+                has_parked: row.next()?,
+            })
+        });
+        let all = found.await?.into_iter().reduce(|mut all, one| {
+            all.seqs.extend(one.seqs);
+            all.waiting_since = all.waiting_since.into_iter().chain(one.waiting_since).min();
+            all
+        });
+        all.ok_or_else(|| StoreError::Corrupt(format!("the cursors of {} are missing", consumer.as_str())))
+    }
+
+    async fn kpis(&self, version: i32, query: &KpiQuery) -> Result<KpiPage, StoreError> {
+        kpis(self, version, query).await
     }
 
     async fn statements(

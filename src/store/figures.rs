@@ -6,7 +6,8 @@ use super::columns::Fields;
 use super::error::StoreError;
 use super::queries::Page;
 use crate::domain::consumers::{Consumer, Notification, NotificationKind, Statement, StatementLine};
-use crate::domain::ids::{NotificationId, WorkspaceId};
+use crate::domain::ids::{NotificationId, Partition, WorkspaceId};
+use crate::domain::kpis::{Deferred, Kpi, KpiGroup, KpiKey, KpiStep};
 use crate::domain::text::FeatureCode;
 use crate::domain::time::Timestamp;
 
@@ -21,6 +22,12 @@ pub trait Figures: Send + Sync {
 
     /// The usage of a workspace by the build of that version.
     async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError>;
+
+    /// How far a consumer's figures of the whole server are.
+    async fn server_as_of(&self, consumer: Consumer) -> Result<ServerAsOf, StoreError>;
+
+    /// The key figures of the whole server by the build of that version.
+    async fn kpis(&self, version: i32, query: &KpiQuery) -> Result<KpiPage, StoreError>;
 
     /// The statements of a workspace by the build of that version, the newest first. The page begins with the one whose
     /// period begins at `start_at`, or with the next one.
@@ -57,6 +64,43 @@ pub struct AsOf {
     pub is_parked: bool,
     /// An operator has discarded one of them.
     pub has_discarded: bool,
+}
+
+/// How far the figures of the whole server are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAsOf {
+    /// The build whose figures are read.
+    pub version: i32,
+    /// The last event of each partition that was taken.
+    pub seqs: Vec<(Partition, i64)>,
+    /// When the oldest event was recorded that was not taken.
+    pub waiting_since: Option<Timestamp>,
+    /// Events of at least one workspace are left out, since one of them could not be taken.
+    pub has_parked: bool,
+}
+
+/// Key figures of the whole server.
+#[derive(Clone, Debug)]
+pub struct KpiQuery {
+    pub step: KpiStep,
+    pub group: KpiGroup,
+    /// The first instant of the first step.
+    pub from: Timestamp,
+    /// The first instant after the last step.
+    pub to: Timestamp,
+    /// The page begins with this row, or with the next one.
+    pub start_at: Option<KpiKey>,
+    pub limit: u32,
+    /// A page that has read so many stored rows ends early. More may follow then, and `has_more` says so.
+    pub max_stored: i64,
+}
+
+/// A page of key figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KpiPage {
+    pub page: Page<Kpi>,
+    /// What was deferred before the first step of the question. Only of groups that have it.
+    pub deferred_before: Option<Deferred>,
 }
 
 /// What the usage is summed up by.

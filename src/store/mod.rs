@@ -49,6 +49,8 @@ mod error;
 mod figure_reads;
 pub mod figures;
 mod invariants;
+mod kpi_reads;
+mod kpi_statements;
 mod load;
 mod operation_writes;
 pub mod operations;

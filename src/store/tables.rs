@@ -240,11 +240,11 @@ tables! {
         version, workspace_id, day, feature_code, partition [partition_id], credits, refunded, quantity, deductions, refused
     }
 
-    usage_hours(version, partition_id, hour, plan_code, feature_code): UsageHour {
+    usage_hours(version, hour, plan_code, feature_code, partition_id): UsageHour {
         version, partition [partition_id], hour, plan_code, feature_code, credits, deductions, refused
     }
 
-    revenue_days(version, partition_id, day, plan_code, currency): RevenueDay {
+    revenue_days(version, day, currency, plan_code, partition_id): RevenueDay {
         version, partition [partition_id], day, plan_code, currency, purchases, credits_sold, paid_minor, returned_minor,
         recognised_minor, active_workspaces, new_workspaces, canceled_workspaces
     }

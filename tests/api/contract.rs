@@ -31,7 +31,7 @@ async fn operations(user: &User<'_>) -> Vec<Operation> {
             all.push(Operation { method, path: path.clone(), scope: scope.copied(), body });
         }
     }
-    assert_eq!(all.len(), 48);
+    assert_eq!(all.len(), 49);
     all
 }
 
@@ -79,14 +79,14 @@ async fn every_operation_refuses_a_missing_token_a_wrong_scope_and_another_works
         if operation.path.contains("{workspace_id}") {
             operation.call(&scoped, &FOREIGN.to_string()).await.is_problem(404, "workspace-not-found");
         }
-        if operation.path.starts_with("/v1/ops/") {
+        if operation.path.starts_with("/v1/ops/") || operation.path == "/v1/analytics/kpis" {
             operation.call(&scoped, "").await.is_problem(403, "all-workspaces-required");
         }
         if operation.path.contains("{event_id}") {
             operation.call(&scoped, "").await.is_problem(404, "event-not-found");
         }
     }
-    assert_eq!((guarded, open), (43, 5));
+    assert_eq!((guarded, open), (44, 5));
     assert!(fake.engine.seen.lock().unwrap().is_empty(), "no unauthorized command reached the engine");
 }
 

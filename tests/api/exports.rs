@@ -7,12 +7,14 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
+use visionscope_billing::domain::time::Day;
 use visionscope_billing::http::auth::{Scope, Tenancy};
 
 use crate::databases::Database;
-use crate::harness::{Answer, FOREIGN, OWN, TestServer, User, deduct_path, path, provisioned, send};
+use crate::harness::{Answer, FOREIGN, NOW, OWN, TestServer, User, deduct_path, instant, path, provisioned, send};
 
 const CSV: &str = "text/csv";
+const ANALYTICS: &str = "/analytics/usage";
 const NDJSON: &str = "application/x-ndjson";
 const LISTS: [&str; 2] = ["/usage", "/ledger"];
 /// Rows of the large export.
@@ -244,7 +246,8 @@ async fn an_export_takes_no_limit_and_needs_a_workspace() {
 async fn the_csv_has_the_columns_that_the_document_says() {
     let server = provisioned(Database::Sqlite).await;
     let document = server.anyone().get("/openapi.json").await.json();
-    for (list, schema) in [("/usage", "UsageLog"), ("/ledger", "LedgerEntry")] {
+    for (list, schema) in [("/usage", "UsageLog"), ("/ledger", "LedgerEntry"), ("/analytics/usage", "UsageFigureView")]
+    {
         let operation = &document["paths"][format!("/v1/workspaces/{{workspace_id}}{list}")]["get"];
         let content = &operation["responses"]["200"]["content"];
         let example = parse_csv(content[CSV]["example"].as_str().unwrap());
@@ -348,4 +351,106 @@ async fn a_large_export_is_the_same_as_the_pages_while_deductions_go_on() {
             assert_is_csv_of(&csv, &expected, order);
         }
     }
+}
+
+/// Usage of three features on every second day of so many days before NOW. No plan has such codes.
+const FILL_FIGURES: &str = "
+insert into usage_days (version, workspace_id, day, feature_code, partition_id, credits, refunded, quantity, deductions, refused)
+select 1, {workspace}, {day}, code, 0, n, 1, 2, 3, 4 from {numbers} cross join
+    (select '=1+1' as code union all select '@sum' union all select 'render') codes
+where n % 2 = 0";
+
+async fn fill_figures(database: Database, server: &TestServer, days: i64) {
+    let midnight = Day::of(instant(NOW)).start();
+    let numbers = format!(
+        "(with recursive numbers(n) as (select 1 union all select n + 1 from numbers where n < {days})
+        select n from numbers) numbers"
+    );
+    let statement = |workspace: String, day: String| {
+        let text = FILL_FIGURES.replace("{workspace}", &workspace).replace("{day}", &day);
+        AssertSqlSafe(text.replace("{numbers}", &numbers))
+    };
+    let test_database = server.database();
+    match database {
+        Database::Sqlite => {
+            let day = format!("{} - n * {}", midnight.micros(), 86_400_000_000_i64);
+            let file = SqliteConnectOptions::new().filename(test_database.sqlite_file());
+            let mut connection = file.connect().await.unwrap();
+            connection.execute(statement(format!("x'{}'", OWN.0.simple()), day)).await.unwrap();
+        }
+        Database::Postgres => {
+            let day = format!("timestamptz '{midnight}' - n * interval '24 hours'");
+            let mut connection = test_database.postgres_options().connect().await.unwrap();
+            connection.execute(statement(format!("'{OWN}'"), day)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_by_day_and_feature_is_exported_from_the_first_day_on() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let user = server.user(OWN);
+        fill_figures(database, &server, 1200).await;
+        let list = |query: String| path(OWN, &format!("{ANALYTICS}{query}"));
+        // Pages are about 400 days at most.
+        let mut all = Vec::new();
+        for group in ["day,feature", "day"] {
+            let mut items = Vec::new();
+            for part in 0..4 {
+                let [from, to] = [part, part + 1].map(|part| Day::of(instant(NOW)).plus(part * 400 - 1599));
+                let pages = list(format!("?from={from}&to={to}&group={group}"));
+                items.extend(items_of_pages(&user, &pages).await);
+            }
+            assert_export_of_figures(&user, &list(format!("?group={group}")), &items).await;
+            all = items;
+        }
+        assert_eq!(all.len(), 600, "every second day");
+        let some = list(format!("?from={}&to={}&group=feature", "2025-08-01", "2026-02-01"));
+        let items = items_of_pages(&user, &some).await;
+        assert_eq!(items.len(), 3);
+        assert_export_of_figures(&user, &some, &items).await;
+        let until = export(&user, &list("?group=day&to=2024-01-01".into()), NDJSON).await;
+        assert!(until.lines().eq(all.iter().take(until.lines().count())) && !until.is_empty());
+        let total = export(&user, &list("?group=none".into()), NDJSON).await;
+        let total: Value = serde_json::from_str(&total).unwrap();
+        assert_eq!((&total["deductions"], &total["refused"]), (&json!(3 * 3 * 600), &json!(3 * 4 * 600)));
+
+        let pages = list("?group=day,feature&from=2026-01-01&to=2026-06-01".into());
+        let items = items_of_pages(&user, &pages).await;
+        let first = user.get(&format!("{pages}&limit=4")).await.json();
+        let rest = format!("{pages}&cursor={}", first["next"].as_str().unwrap());
+        assert_export_of_figures(&user, &rest, &items[4..]).await;
+    }
+}
+
+async fn assert_export_of_figures(user: &User<'_>, list: &str, items: &[String]) {
+    let lines: Vec<String> = export(user, list, NDJSON).await.lines().map(str::to_owned).collect();
+    assert_eq!(lines, items, "{list}");
+    let csv = export(user, list, CSV).await;
+    assert!(!csv.contains(",=") && !csv.contains(",@"), "{list}: a formula");
+    let mut rows = parse_csv(&csv).into_iter();
+    let header = rows.next().unwrap();
+    assert_eq!(rows.len(), items.len(), "{list}");
+    for (row, item) in rows.zip(items) {
+        let item: Value = serde_json::from_str(item).unwrap();
+        let expected = header.iter().map(|name| cell_of(&item[name], name == "feature_code"));
+        assert_eq!(row, expected.collect::<Vec<_>>(), "{list}");
+    }
+}
+
+#[tokio::test]
+async fn an_export_of_figures_takes_no_limit_and_needs_a_workspace() {
+    let server = provisioned(Database::Sqlite).await;
+    let user = server.user_of(Tenancy::All, Scope::ALL);
+    let list = |query: &str| path(OWN, &format!("{ANALYTICS}{query}"));
+    get(&user, &list("?limit=10"), CSV).await.is_problem(422, "invalid-field");
+    get(&user, &list("?from=2026-02-01&to=2026-02-01"), CSV).await.is_problem(422, "invalid-field");
+    get(&user, &list("?cursor=abc"), CSV).await.is_problem(422, "invalid-cursor");
+    get(&user, &list(""), "text/html").await.is_problem(406, "not-acceptable");
+    get(&user, &path(FOREIGN, ANALYTICS), NDJSON).await.is_problem(404, "workspace-not-found");
+    let empty = get(&user, &list("?after_seq=1"), CSV).await;
+    assert_eq!(parse_csv(&empty.text).len(), 1);
+    let name = format!("attachment; filename=\"usage-analytics-{OWN}.csv\"");
+    assert_eq!(empty.header("content-disposition"), name);
 }

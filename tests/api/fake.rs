@@ -30,7 +30,9 @@ use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
 use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::consumers::Registered;
-use visionscope_billing::store::figures::{AsOf, NotificationQuery, UsageFigure, UsageFigures};
+use visionscope_billing::store::figures::{
+    AsOf, KpiPage, KpiQuery, NotificationQuery, ServerAsOf, UsageFigure, UsageFigures,
+};
 use visionscope_billing::store::operations::{ConsumerStatus, DeadLetterGroup, DeadLetterQuery, LetterChange};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
@@ -254,6 +256,12 @@ impl Figures for FakeStore {
     }
     async fn usage_figures(&self, _: i32, _: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
         self.answer(Page { rows: vec![], has_more: false })
+    }
+    async fn server_as_of(&self, _: Consumer) -> Result<ServerAsOf, StoreError> {
+        self.answer(ServerAsOf { version: 1, seqs: vec![], waiting_since: None, has_parked: false })
+    }
+    async fn kpis(&self, _: i32, _: &KpiQuery) -> Result<KpiPage, StoreError> {
+        self.answer(KpiPage { page: Page { rows: vec![], has_more: false }, deferred_before: None })
     }
     async fn statements(
         &self,

@@ -21,6 +21,7 @@ mod fake;
 mod grants;
 mod harness;
 mod holds;
+mod kpis;
 mod lists;
 mod main_job;
 mod notifications;

@@ -15,6 +15,7 @@ mod audits;
 mod consumers;
 mod fixtures;
 mod holds;
+mod kpis;
 mod migrations;
 mod notifications;
 mod outbox;

@@ -117,6 +117,15 @@ macro_rules! suite {
                 as_of_is_the_cursor_and_the_first_event_behind_it,
                 usage_is_summed_up_in_each_grouping_and_page_by_page,
             }
+            kpis {
+                key_figures_are_summed_up_in_each_step_and_group_page_by_page,
+                what_is_deferred_runs_on_from_the_first_day_in_every_question,
+                many_rows_are_read_in_shorter_spans,
+                a_page_that_has_read_much_is_short_and_the_next_goes_on,
+                a_place_outside_the_question_shows_nothing_outside_it,
+                a_sum_that_no_number_can_hold_is_an_error,
+                as_of_of_the_server_is_every_cursor_and_the_oldest_event_behind_one,
+            }
             migrations {
                 every_table_has_the_columns_that_its_descriptor_says,
                 a_database_of_another_schema_is_refused_with_instructions,

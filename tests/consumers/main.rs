@@ -9,5 +9,6 @@ mod databases;
 mod exactly_once;
 mod faulty_consumption;
 mod figures;
+mod kpis;
 mod replays;
 mod world;

@@ -193,8 +193,12 @@ impl World {
     }
 
     pub async fn deduct(&self, workspace_id: WorkspaceId, credits: &str) -> Result<Value, String> {
+        self.deduct_for(workspace_id, "render", credits).await
+    }
+
+    async fn deduct_for(&self, workspace_id: WorkspaceId, feature: &str, credits: &str) -> Result<Value, String> {
         let command = Command::DeductCredits(DeductCredits {
-            feature_code: FeatureCode::new("render").unwrap(),
+            feature_code: FeatureCode::new(feature).unwrap(),
             charge: charge(credits),
             user_id: None,
             occurred_at: None,
@@ -218,7 +222,8 @@ impl World {
         let credits = format!("{}.{:06}", random.below(12), random.below(1_000_000) + 1);
         match kind {
             0..=7 => {
-                if let Ok(receipt) = self.deduct(workspace_id, &credits).await {
+                let feature = if kind < 5 { "render" } else { "upscale" };
+                if let Ok(receipt) = self.deduct_for(workspace_id, feature, &credits).await {
                     last.usage = Some(receipt["usage_id"].as_str().unwrap().parse().unwrap());
                 }
             }
@@ -229,7 +234,7 @@ impl World {
                     credits: serde_json::from_value(credits.into()).unwrap(),
                     bonus_credits: None,
                     amount_minor: i64::try_from(random.below(5000)).unwrap(),
-                    currency: Currency::new("EUR").unwrap(),
+                    currency: Currency::new(if kind == 8 { "USD" } else { "EUR" }).unwrap(),
                     payment_reference: PaymentReference::new(&format!("{workspace_id}-{n}")).unwrap(),
                     expires_at,
                 });
@@ -390,7 +395,8 @@ fn charge(credits: &str) -> Charge {
 
 fn plan(code: &str) -> PlanVersion {
     let limit = Some(UsageLimit { credits: Credits::whole(40), mode: LimitMode::Soft });
-    let render = FeatureTerms { enabled: true, unit_price: None, limit };
+    let enabled = FeatureTerms { enabled: true, unit_price: None, limit };
+    let features = ["render", "upscale"].map(|code| (FeatureCode::new(code).unwrap(), enabled));
     PlanVersion {
         plan_code: PlanCode::new(code).unwrap(),
         version: 1,
@@ -406,6 +412,6 @@ fn plan(code: &str) -> PlanVersion {
         refund_validity_days: 30,
         reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::Keep,
-        features: [(FeatureCode::new("render").unwrap(), render)].into(),
+        features: features.into(),
     }
 }

@@ -20,7 +20,9 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
-use visionscope_billing::store::figures::{AsOf, NotificationQuery, UsageFigure, UsageFigures};
+use visionscope_billing::store::figures::{
+    AsOf, KpiPage, KpiQuery, NotificationQuery, ServerAsOf, UsageFigure, UsageFigures,
+};
 use visionscope_billing::store::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
     Page, PartitionStatus, Publication, Purchase, Recorded,
@@ -276,6 +278,14 @@ impl Figures for FaultyStore {
 
     async fn usage_figures(&self, version: i32, query: &UsageFigures) -> Result<Page<UsageFigure>, StoreError> {
         self.inner.usage_figures(version, query).await
+    }
+
+    async fn server_as_of(&self, consumer: Consumer) -> Result<ServerAsOf, StoreError> {
+        self.inner.server_as_of(consumer).await
+    }
+
+    async fn kpis(&self, version: i32, query: &KpiQuery) -> Result<KpiPage, StoreError> {
+        self.inner.kpis(version, query).await
     }
 
     async fn statements(

@@ -21,9 +21,6 @@ use crate::domain::ids::{GrantId, Partition, WorkspaceId};
 use crate::domain::text::{FeatureCode, PlanCode};
 use crate::domain::time::{Day, Timestamp};
 
-/// In microseconds.
-const HOUR: i64 = 3_600_000_000;
-
 /// Whether it makes something of events of this type.
 pub(super) const fn reads(event_type: EventType) -> bool {
     match event_type {
@@ -108,7 +105,7 @@ impl Analytics {
     fn use_feature(&mut self, fact: &Fact, feature_code: &FeatureCode, used: Used) -> Result<(), Fault> {
         let event = &fact.event;
         let (workspace_id, partition) = (event.workspace_id, event.partition);
-        let (day, hour) = (Day::of(event.recorded_at).start(), hour_of(event.recorded_at));
+        let (day, hour) = (Day::of(event.recorded_at).start(), event.recorded_at.start_of_hour());
         let plan_code = self.activity(workspace_id)?.plan_code.clone();
         not_negative(&[used.credits, used.refunded, used.quantity])?;
         let of_day = self.usage_days.entry((workspace_id, day, feature_code.clone())).or_insert_with(|| UsageDay {
@@ -128,6 +125,10 @@ impl Analytics {
         add(&mut of_day.quantity, used.quantity)?;
         of_day.deductions += used.deductions;
         of_day.refused += used.refused;
+        if used.deductions + used.refused == 0 {
+            // The figures by hour have no refunds.
+            return Ok(());
+        }
         let key = (partition, hour, plan_code.clone(), feature_code.clone());
         let of_hour = self.usage_hours.entry(key).or_insert_with(|| UsageHour {
             version: self.version,
@@ -369,11 +370,6 @@ impl Used {
 /// The shares of purchases. Other grants have cost nothing.
 fn bought(shares: &[GrantShare]) -> impl Iterator<Item = &GrantShare> {
     shares.iter().filter(|share| share.source == GrantSource::Purchase)
-}
-
-/// The beginning of the hour that the instant is in.
-fn hour_of(at: Timestamp) -> Timestamp {
-    Timestamp::from_micros(at.micros().div_euclid(HOUR) * HOUR)
 }
 
 fn add(sum: &mut i64, part: i64) -> Result<(), Fault> {

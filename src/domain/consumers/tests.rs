@@ -287,6 +287,8 @@ fn a_refund_is_counted_on_its_own_day_and_takes_nothing_off_what_was_charged() {
     let stored = world.run();
     let days: Vec<_> = stored.usage_days.values().map(|row| (row.credits, row.refunded, row.deductions)).collect();
     assert_eq!(days, [(5 * CREDIT, 0, 1), (0, 2 * CREDIT, 0)]);
+    let hours: Vec<_> = stored.usage_hours.values().map(|row| (row.credits, row.deductions)).collect();
+    assert_eq!(hours, [(5 * CREDIT, 1)], "an hour of nothing but refunds has no figure");
 }
 
 #[test]

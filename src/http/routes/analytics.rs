@@ -1,6 +1,7 @@
 //! Figures that this server makes of its events.
 
-use actix_web::{HttpRequest, HttpResponse, get};
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use futures::{Stream, stream};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::{IntoParams, ToSchema};
 
@@ -12,18 +13,16 @@ use crate::domain::ids::WorkspaceId;
 use crate::domain::text::{FeatureCode, FieldCode, FieldError};
 use crate::domain::time::{Day, Timestamp};
 use crate::http::auth::scope;
-use crate::http::extract::{WorkspaceCaller, query};
-use crate::http::pages::{Cursor, CursorText, Limit, ListKey};
+use crate::http::export::{self, Column, Exported, ListForm, export};
+use crate::http::extract::{ListCaller, query};
+use crate::http::pages::{CODE_WORDS, Cursor, CursorText, Limit, ListKey, MAX_LIMIT, SeenRow, code_of, code_words};
 use crate::http::problem::{Code, Problem};
-use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::store::figures::{UsageFigure, UsageFigures, UsageGroup};
 use crate::store::queries::Page;
 
-/// How many days a question may be about.
-const MAX_DAYS: i64 = 400;
-/// How many days it is about by default, with today.
-const DEFAULT_DAYS: i64 = 30;
+/// The days of a question.
+pub(super) const USAGE_DAYS: DayBounds = DayBounds { default: 30, max: 400 };
 
 /// What usage is summed up by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -70,16 +69,15 @@ impl From<GroupBy> for UsageGroup {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsageAnalyticsParams {
-    /// `next` of the previous page. Send the same days and group with it.
+    /// `next` of the previous page. Send the same days and group with it. An export begins after that page.
     #[param(required = false, inline)]
     cursor: Option<CursorText>,
-    /// Maximum number of rows of the page.
-    #[serde(default)]
+    /// Maximum number of rows of the page. An export takes none.
     #[param(required = false, inline)]
-    limit: Limit,
-    /// The first day. By default 29 days before the last.
+    limit: Option<Limit>,
+    /// The first day. By default 29 days before the last; of an export the first with usage.
     from: Option<Day>,
-    /// The day after the last, at most 400 days after the first. Tomorrow by default.
+    /// The day after the last. Of a page at most 400 days after the first. Tomorrow by default.
     to: Option<Day>,
     /// What the usage is summed up by.
     #[serde(default)]
@@ -127,6 +125,18 @@ pub struct UsageAnalytics {
     as_of: AsOfView,
 }
 
+impl Exported for UsageFigureView {
+    const COLUMNS: &'static [Column] = &[
+        Column::own("day"),
+        Column::of_callers("feature_code"),
+        Column::own("credits"),
+        Column::own("refunded_credits"),
+        Column::own("quantity"),
+        Column::own("deductions"),
+        Column::own("refused"),
+    ];
+}
+
 impl From<UsageFigure> for UsageFigureView {
     fn from(figure: UsageFigure) -> Self {
         Self {
@@ -141,81 +151,150 @@ impl From<UsageFigure> for UsageFigureView {
     }
 }
 
-/// The days of a question.
-pub(super) fn days(from: Option<Day>, to: Option<Day>, now: Timestamp) -> Result<(Day, Day), Problem> {
-    let to = to.unwrap_or_else(|| Day::of(now).plus(1));
-    let from = from.unwrap_or_else(|| to.plus(-DEFAULT_DAYS));
-    if (1..=MAX_DAYS).contains(&from.days_to(to)) {
-        return Ok((from, to));
+/// How many days a question may be about.
+pub(super) struct DayBounds {
+    /// With today, if nothing is said.
+    pub(super) default: i64,
+    pub(super) max: i64,
+}
+
+impl DayBounds {
+    /// The first day of a question, and the day after its last.
+    pub(super) fn days(&self, from: Option<Day>, to: Option<Day>, now: Timestamp) -> Result<(Day, Day), Problem> {
+        let Self { default, max } = self;
+        let to = to.unwrap_or_else(|| tomorrow(now));
+        let from = from.unwrap_or_else(|| to.plus(-default));
+        if (1..=*max).contains(&from.days_to(to)) {
+            return Ok((from, to));
+        }
+        Err(Problem::parameter(Code::InvalidField, "to", format!("must be 1 to {max} days after from")))
     }
-    Err(Problem::parameter(Code::InvalidField, "to", format!("must be 1 to {MAX_DAYS} days after from")))
+}
+
+fn tomorrow(now: Timestamp) -> Day {
+    Day::of(now).plus(1)
+}
+
+/// The days of an export: all, if nothing is said.
+fn days_of_export(from: Option<Day>, to: Option<Day>, now: Timestamp) -> Result<(Day, Day), Problem> {
+    let (from, to) = (from.unwrap_or_else(|| Day::of(Timestamp::MIN)), to.unwrap_or_else(|| tomorrow(now)));
+    if from < to { Ok((from, to)) } else { Err(Problem::parameter(Code::InvalidField, "to", "must be after from")) }
 }
 
 /// Get the usage by day and feature
 ///
 /// What was charged, given back and refused, summed up by the UTC day and the feature. The figures are made of the events
 /// within moments of each command; `as_of` says how far they are. Days and features without usage have no row.
+///
+/// With `Accept: text/csv` or `application/x-ndjson` the answer is an export of the whole list: without `from` it begins with
+/// the first day, and it may be about any number of days.
 #[utoipa::path(
     tag = "analytics",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageAnalyticsParams),
-    responses((status = 200, description = "The usage.", body = UsageAnalytics, example = json!({
-        "from": "2026-01-02", "to": "2026-02-01",
-        "items": [{
-            "day": "2026-01-31", "feature_code": "video.render", "credits": "12.5", "refunded_credits": "1", "quantity": "3",
-            "deductions": 5, "refused": 1
-        }],
-        "has_more": false,
-        "as_of": {"sequence": "0000000000000000042", "lag_seconds": 0, "incomplete": false}
-    }))),
+    responses((status = 200, description = "A page of the usage, or an export of all.", content(
+        (UsageAnalytics = "application/json", example = json!({
+            "from": "2026-01-02", "to": "2026-02-01",
+            "items": [{
+                "day": "2026-01-31", "feature_code": "video.render", "credits": "12.5", "refunded_credits": "1",
+                "quantity": "3", "deductions": 5, "refused": 1
+            }],
+            "has_more": false,
+            "as_of": {"sequence": "0000000000000000042", "lag_seconds": 0, "incomplete": false}
+        })),
+        (String = "text/csv", example = "day,feature_code,credits,refunded_credits,quantity,deductions,refused\r\n\
+            2026-01-31,video.render,12.5,1,3,5,1\r\n"),
+        (String = "application/x-ndjson", example = "{\"day\":\"2026-01-31\",\"feature_code\":\"video.render\",\
+            \"credits\":\"12.5\",\"refunded_credits\":\"1\",\"quantity\":\"3\",\"deductions\":5,\"refused\":1}\n")
+    ))),
     extensions(("x-problems" = json!(["invalid-cursor", "cursor-gone"])), ("x-scope" = json!("analytics:read"))),
     security(("bearer" = []))
 )]
 #[get("/v1/workspaces/{workspace_id}/analytics/usage")]
 pub async fn get_usage_analytics(
-    caller: WorkspaceCaller<scope::AnalyticsRead>,
+    caller: ListCaller<scope::AnalyticsRead>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let params: UsageAnalyticsParams = query(&request)?;
+    let UsageAnalyticsParams { cursor, limit, from, to, group, after_seq } = query(&request)?;
+    let ListCaller { caller, form } = caller;
     let (state, workspace_id) = (AppState::of(&request), caller.workspace_id);
     let now = state.clock.now();
-    let (from, to) = days(params.from, params.to, now)?;
-    let key = ListKey::new("usage-analytics", &(workspace_id, from, to, params.group));
-    let as_of = figures_as_of(state, Consumer::Analytics, workspace_id, params.after_seq).await?;
-    let seen = params.cursor.map(|cursor| key.parse::<PLACE>(&cursor)).transpose()?;
-    let wanted = UsageFigures {
-        workspace_id,
-        from: from.start(),
-        to: to.start(),
-        group: params.group.into(),
-        start_at: seen.map(|seen| at_place(seen.place)),
-        limit: params.limit.get() + u32::from(seen.is_some()),
+    let (from, to) = match form {
+        ListForm::Page => USAGE_DAYS.days(from, to, now)?,
+        ListForm::Export(_) => days_of_export(from, to, now)?,
     };
-    let Page { mut rows, has_more } = read(state.store.usage_figures(as_of.version, &wanted)).await?;
-    if let Some(seen) = seen {
-        seen.take_from(&mut rows, |figure| (place_of(figure), ()))?;
-    } else {
-        require_workspace_if_empty(state, workspace_id, &rows).await?;
+    let key = ListKey::new("usage-analytics", &(workspace_id, from, to, group));
+    let seen = cursor.map(|cursor| key.parse::<PLACE>(&cursor)).transpose()?;
+    let as_of = figures_as_of(state, Consumer::Analytics, workspace_id, after_seq).await?;
+    let list = UsageList { version: as_of.version, workspace_id, from, to, group, seen };
+    match form {
+        ListForm::Page => {
+            let Page { rows, has_more } = list.read(state, limit.unwrap_or_default().get()).await?;
+            let next = rows.last().filter(|_| has_more).map(|last| key.cursor(place_of(last), &()));
+            let items = rows.into_iter().map(UsageFigureView::from).collect();
+            let as_of = AsOfView::new(as_of, now);
+            export::page(&request, &UsageAnalytics { from, to, items, has_more, next, as_of })
+        }
+        ListForm::Export(_) if limit.is_some() => Err(export::limit_refused()),
+        ListForm::Export(form) => {
+            let name = format!("usage-analytics-{workspace_id}");
+            export(&request, caller, form, &name, list.pages(state.clone())).await
+        }
     }
-    let next = rows.last().filter(|_| has_more).map(|last| key.cursor(place_of(last), &()));
-    let items = rows.into_iter().map(UsageFigureView::from).collect();
-    private_json(&request, &UsageAnalytics { from, to, items, has_more, next, as_of: AsOfView::new(as_of, now) })
 }
 
-/// How many numbers the place of a row has in a cursor: its day, and the 64 bytes of its feature's code.
-const PLACE: usize = 9;
+/// The list, and where its next page begins.
+struct UsageList {
+    version: i32,
+    workspace_id: WorkspaceId,
+    from: Day,
+    to: Day,
+    group: GroupBy,
+    /// The last row of the page before.
+    seen: Option<SeenRow<PLACE>>,
+}
+
+impl UsageList {
+    /// The rows after the one that was seen.
+    async fn read(&self, state: &AppState, limit: u32) -> Result<Page<UsageFigure>, Problem> {
+        let wanted = UsageFigures {
+            workspace_id: self.workspace_id,
+            from: self.from.start(),
+            to: self.to.start(),
+            group: self.group.into(),
+            start_at: self.seen.map(|seen| at_place(seen.place)),
+            limit: limit + u32::from(self.seen.is_some()),
+        };
+        let mut page = read(state.store.usage_figures(self.version, &wanted)).await?;
+        if let Some(seen) = self.seen {
+            seen.take_from(&mut page.rows, |figure| (place_of(figure), ()))?;
+        } else {
+            require_workspace_if_empty(state, self.workspace_id, &page.rows).await?;
+        }
+        Ok(page)
+    }
+
+    /// All pages, each read when it is asked for. It ends although usage goes on: no row is of a day after the last.
+    fn pages(self, state: web::Data<AppState>) -> impl Stream<Item = Result<Vec<UsageFigureView>, Problem>> {
+        stream::try_unfold(Some((self, state)), async |rest| {
+            let Some((mut list, state)) = rest else { return Ok(None) };
+            let Page { rows, has_more } = list.read(&state, MAX_LIMIT).await?;
+            list.seen = rows.last().map(|last| SeenRow::new(place_of(last), &()));
+            let items = rows.into_iter().map(UsageFigureView::from).collect();
+            Ok(Some((items, has_more.then_some((list, state)))))
+        })
+    }
+}
+
+/// How many numbers the place of a row has in a cursor: its day and its feature.
+const PLACE: usize = 1 + CODE_WORDS;
 
 fn place_of(figure: &UsageFigure) -> [i64; PLACE] {
-    let code = figure.feature_code.as_ref().map_or("", |code| code.as_str()).as_bytes();
-    let byte = |n: usize| code.get(n).copied().unwrap_or_default();
-    std::array::from_fn(|place| match place.checked_sub(1) {
-        None => figure.day.unwrap_or(Timestamp::MIN).micros(),
-        Some(word) => i64::from_be_bytes(std::array::from_fn(|n| byte(word * 8 + n))),
-    })
+    let code = code_words(figure.feature_code.as_ref().map_or("", |code| code.as_str()));
+    let day = figure.day.unwrap_or(Timestamp::MIN).micros();
+    std::array::from_fn(|n| n.checked_sub(1).map_or(day, |word| code[word]))
 }
 
 fn at_place(place: [i64; PLACE]) -> (Timestamp, FeatureCode) {
     let [day, code @ ..] = place;
-    let bytes = code.iter().flat_map(|word| word.to_be_bytes()).take_while(|byte| *byte != 0);
-    let code: String = bytes.map(char::from).collect();
-    (Timestamp::from_micros(day), FeatureCode::from_stored(&code))
+    (Timestamp::from_micros(day), FeatureCode::from_stored(&code_of(&code)))
 }

@@ -11,12 +11,12 @@ use utoipa::{PartialSchema, ToSchema};
 use super::reads::read;
 use crate::domain::cloud_event::Sequence;
 use crate::domain::consumers::Consumer;
-use crate::domain::ids::WorkspaceId;
+use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
 use crate::http::problem::Problem;
 use crate::http::state::AppState;
-use crate::store::figures::AsOf;
+use crate::store::figures::{AsOf, ServerAsOf};
 
 /// How long a request waits for `after_seq`.
 const MAX_WAIT: Duration = Duration::from_secs(2);
@@ -38,12 +38,49 @@ pub struct AsOfView {
 
 impl AsOfView {
     pub(super) fn new(as_of: AsOf, now: Timestamp) -> Self {
-        // Rounded up, so that 0 says that nothing waits.
-        let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
-        let lag_seconds = as_of.waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1));
+        let lag_seconds = lag_seconds(as_of.waiting_since, now);
         let incomplete = as_of.is_parked || as_of.has_discarded;
         Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete }
     }
+}
+
+/// How far the figures of the whole server are.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ServerAsOf)]
+pub struct ServerAsOfView {
+    /// All partitions of the server.
+    partitions: Vec<PartitionAsOf>,
+    /// How long the oldest event has waited that the figures do not contain, in seconds and rounded up. 0 if they contain
+    /// all.
+    lag_seconds: u64,
+    /// Whether an event of any workspace could not be taken. The later events of that workspace wait then, until an
+    /// operator acts.
+    incomplete: bool,
+}
+
+/// How far the figures of a partition are.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PartitionAsOf {
+    partition: Partition,
+    /// The last event of the partition that the figures contain.
+    sequence: Sequence,
+}
+
+impl ServerAsOfView {
+    pub(super) fn new(as_of: ServerAsOf, now: Timestamp) -> Self {
+        let partition = |(partition, seq)| PartitionAsOf { partition, sequence: Sequence(seq) };
+        Self {
+            partitions: as_of.seqs.into_iter().map(partition).collect(),
+            lag_seconds: lag_seconds(as_of.waiting_since, now),
+            incomplete: as_of.has_parked,
+        }
+    }
+}
+
+/// Rounded up, so that 0 says that nothing waits.
+fn lag_seconds(waiting_since: Option<Timestamp>, now: Timestamp) -> u64 {
+    let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
+    waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1))
 }
 
 /// The `workspaceseq` of an event that figures should contain.

@@ -15,7 +15,7 @@ use crate::http::auth::RequiredScope;
 use crate::http::export::{self, Exported, ListForm, export};
 use crate::http::extract::ListCaller;
 use crate::http::pages::{Cursor, CursorText, Limit, ListKey, ListOrder, MAX_LIMIT, SeenRow};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::http::state::AppState;
 use crate::store::StoreError;
 use crate::store::queries::{HistoryPosition, HistoryQuery, Order, Page};
@@ -78,9 +78,7 @@ where
     let state = AppState::of(request);
     match form {
         ListForm::Page => export::page(request, &page(list.page(state, &rows).await?)),
-        ListForm::Export(_) if has_limit => {
-            Err(Problem::parameter(Code::InvalidField, "limit", "an export is the whole list and takes no limit"))
-        }
+        ListForm::Export(_) if has_limit => Err(export::limit_refused()),
         ListForm::Export(form) => {
             let file_name = format!("{name}-{}", caller.workspace_id);
             list.end_with_newest(&rows).await?;

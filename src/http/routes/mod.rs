@@ -16,6 +16,7 @@ pub mod grants;
 pub mod health;
 mod history;
 pub mod holds;
+pub mod kpis;
 pub mod ledger;
 pub mod notifications;
 pub mod ops;
@@ -80,6 +81,7 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)
+        .service(kpis::get_kpis)
         .service(ops::list_consumers)
         .service(ops::pause_consumer)
         .service(ops::resume_consumer)

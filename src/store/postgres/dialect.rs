@@ -20,6 +20,7 @@ use crate::store::columns::Fields;
 use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
+use crate::store::kpi_statements::KPI_STATEMENTS;
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::EventPosition;
 use crate::store::reads::Database;
@@ -34,7 +35,8 @@ static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStateme
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(LOCK_HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_AFTER.as_str(), "event_outbox_pkey")];
-    STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(OF_CLEANING.all()).chain(own).collect()
+    let shared = STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(OF_CLEANING.all());
+    shared.chain(KPI_STATEMENTS.all()).chain(own).collect()
 }
 
 static LOCK_HEADS: LazyLock<String> = LazyLock::new(|| {
