@@ -83,12 +83,15 @@ async fn write(db: &impl TestDatabase, from: i64, rows: ConsumerRows) {
         build: BUILD,
         partition,
         epoch: 0,
+        epoch_to: 0,
         from,
         to: from + 1,
         last_event_id: None,
         waiting_for: None,
         rows,
         letters: Vec::new(),
+        parked: Vec::new(),
+        freed: Vec::new(),
         at: at(1),
     };
     db.consumption().advance_consumers(&[advance]).await.unwrap();
@@ -325,6 +328,7 @@ pub async fn as_of_of_the_server_is_every_cursor_and_the_oldest_event_behind_one
             build: BUILD,
             partition,
             epoch: 0,
+            epoch_to: 0,
             from: 0,
             to: events + 100,
             last_event_id: None,
