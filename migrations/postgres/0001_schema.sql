@@ -441,6 +441,8 @@ create table parked_workspaces (
     primary key (consumer, version, workspace_id)
 );
 
+create index parked_workspaces_by_letter on parked_workspaces (dead_letter_id);
+
 -- The usage of a feature by a workspace on one day, in UTC, by when it was charged.
 create table usage_days (
     version      integer not null,

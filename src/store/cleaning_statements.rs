@@ -32,11 +32,12 @@ delete from parked_workspaces where (consumer, version, workspace_id) in (
 )
 returning 1";
 
+/// `consumers` has few rows and is read whole.
 const OLD_LETTERS: &str = "
 delete from dead_letters where dead_letter_id in (
-    select t.dead_letter_id from consumers c
-    join dead_letters t on t.consumer = c.consumer and t.version < c.version
-    order by 1 limit $1
+    select t.dead_letter_id from consumers c cross join dead_letters t
+    where t.consumer = c.consumer and t.version < c.version
+    limit $1
 )
 returning 1";
 
@@ -54,7 +55,7 @@ impl CleaningStatements {
         Self {
             old_cursors: list("", OLD_CURSORS),
             old_parked: list("", OLD_PARKED),
-            old_letters: list("dead_letters_of_workspace", OLD_LETTERS),
+            old_letters: list("", OLD_LETTERS),
             old_usage_days: of_old_builds::<UsageDay>(Consumer::Analytics, "usage_days_pkey"),
             old_usage_hours: of_old_builds::<UsageHour>(Consumer::Analytics, "usage_hours_pkey"),
             old_revenue_days: of_old_builds::<RevenueDay>(Consumer::Analytics, "revenue_days_pkey"),

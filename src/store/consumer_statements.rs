@@ -30,13 +30,7 @@ const CHANGED_LETTER: &[KeyColumn] = &[
     ("replay_id", Kind::Uuid),
     ("resolved_at", Kind::Timestamptz),
 ];
-const TRIED_WORKSPACE: &[KeyColumn] = &[
-    ("consumer", Kind::Text),
-    ("version", Kind::Integer),
-    ("workspace_id", Kind::Uuid),
-    ("dead_letter_id", Kind::Uuid),
-    ("replay_at", Kind::Timestamptz),
-];
+const TRIED_WORKSPACE: &[KeyColumn] = &[("dead_letter_id", Kind::Uuid), ("replay_at", Kind::Timestamptz)];
 const NEW_BUILD: &[KeyColumn] =
     &[("consumer", Kind::Text), ("version", Kind::Integer), ("updated_at", Kind::Timestamptz)];
 const CHANGE: &[KeyColumn] = &[
@@ -156,8 +150,7 @@ const TRY_WORKSPACES: &str = "
 update parked_workspaces as p
 set replay_at = k.replay_at
 from {keys}
-where p.consumer = k.consumer and p.version = k.version and p.workspace_id = k.workspace_id
-    and p.dead_letter_id = k.dead_letter_id
+where p.dead_letter_id = k.dead_letter_id
 returning 1";
 
 const REPLAY_PROGRESS: &str = "select state, count(*) from dead_letters where replay_id = $1 group by state";
@@ -198,7 +191,7 @@ impl ConsumerStatements {
             operator_act: operator_acts("t.audit_id = $1"),
             dead_letters: dead_letters::<S>(),
             change_letters: lookup::<S>(CHANGED_LETTER, "dead_letters_pkey", CHANGE_LETTERS),
-            try_workspaces: lookup::<S>(TRIED_WORKSPACE, "parked_workspaces_pkey", TRY_WORKSPACES),
+            try_workspaces: lookup::<S>(TRIED_WORKSPACE, "parked_workspaces_by_letter", TRY_WORKSPACES),
             replay_progress: list("dead_letters_of_replay", REPLAY_PROGRESS),
             dead_letter_groups: list("dead_letters_by_state", &DEAD_LETTER_GROUPS.replace("{in_use}", OF_BUILD_IN_USE)),
             open_statements: by_key::<S, PeriodStatement>(OF_WORKSPACE, "statements_open", "and t.closed_at is null"),

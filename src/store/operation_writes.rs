@@ -119,7 +119,9 @@ impl<D: Background + Outbox> Operations for D {
     async fn change_letters(&self, changes: &[LetterChange], act: &OperatorAct) -> Result<(), StoreError> {
         let statements = D::Connection::consumer_statements();
         let letters = Keys(changes.iter().map(|change| letter_key(&change.letter)).collect());
-        let parked = Keys(changes.iter().map(parked_key).collect());
+        let parked =
+            changes.iter().map(|change| vec![change.letter.dead_letter_id.to_value(), change.replay_at.to_value()]);
+        let parked = Keys(parked.collect());
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
             let connection = tx.connection();
@@ -150,15 +152,5 @@ fn letter_key(letter: &DeadLetter) -> Vec<Value<'_>> {
         letter.state.to_value(),
         letter.replay_id.to_value(),
         letter.resolved_at.to_value(),
-    ]
-}
-
-fn parked_key(LetterChange { letter, replay_at }: &LetterChange) -> Vec<Value<'_>> {
-    vec![
-        letter.consumer.to_value(),
-        letter.version.to_value(),
-        letter.workspace_id.to_value(),
-        letter.dead_letter_id.to_value(),
-        replay_at.to_value(),
     ]
 }

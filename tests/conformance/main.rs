@@ -12,6 +12,7 @@ mod suite;
 mod refunds_and_reversals;
 
 mod audits;
+mod cleaning;
 mod consumers;
 mod fixtures;
 mod holds;

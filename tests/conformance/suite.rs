@@ -117,6 +117,10 @@ macro_rules! suite {
                 as_of_is_the_cursor_and_the_first_event_behind_it,
                 usage_is_summed_up_in_each_grouping_and_page_by_page,
             }
+            cleaning {
+                usage_by_the_hour_and_notifications_are_deleted_when_they_are_old,
+                dead_letters_are_deleted_some_time_after_they_were_resolved,
+            }
             kpis {
                 key_figures_are_summed_up_in_each_step_and_group_page_by_page,
                 what_is_deferred_runs_on_from_the_first_day_in_every_question,
