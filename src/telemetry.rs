@@ -10,6 +10,7 @@
 //! Deliberately absent: metrics over OTLP (`/metrics` is the only way), and log files (the supervisor of the
 //! process collects stderr).
 
+mod links;
 pub mod metric;
 mod prometheus;
 
@@ -29,6 +30,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer};
 
+pub use self::links::link;
 pub use self::prometheus::{RenderMetrics, metrics};
 use crate::config::{LogFormat, Telemetry as Settings};
 
@@ -147,6 +149,8 @@ mod tests {
     /// Long enough for a busy machine. Only a failing test waits that long.
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+    const LINKED: &str = "00-1a2b3c4d5e6f708192a3b4c5d6e7f809-0123456789abcdef-01";
+
     fn settings(log_format: LogFormat, otlp_endpoint: Option<String>) -> Settings {
         Settings {
             log_format,
@@ -241,7 +245,9 @@ mod tests {
         let traces = exporter(endpoint, &settings).unwrap();
         let subscriber = subscriber(&settings, Some(&traces), io::sink, false).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info_span!("deduct_credits").in_scope(|| tracing::info!("done"));
+            let span = tracing::info_span!("deduct_credits");
+            link(&span, [LINKED, LINKED].into_iter());
+            span.in_scope(|| tracing::info!("done"));
         });
         Telemetry { traces: Some(traces) }.stop();
     }
@@ -250,6 +256,8 @@ mod tests {
         let holds = |text: &str| request.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(request.starts_with(b"POST /v1/traces HTTP/1.1\r\n"), "{}", String::from_utf8_lossy(request));
         assert!(["deduct_credits", SERVICE_NAME, "replica-7"].into_iter().all(holds));
+        let linked = 0x1a2b_3c4d_5e6f_7081_92a3_b4c5_d6e7_f809_u128.to_be_bytes();
+        assert_eq!(request.windows(16).filter(|window| *window == linked).count(), 1, "it is linked once");
     }
 
     #[test]

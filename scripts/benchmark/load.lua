@@ -1,8 +1,8 @@
--- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN [FIRST]]
+-- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN [FIRST [WAIT]]]
 --
 -- With RUN, a deduction is posted to each path, a hold of the same size, or the capture of all that is held, as the path
 -- says; RUN begins its idempotency key. Without, each path is read. With FIRST, the paths are taken in their order,
--- beginning there. Almost all of a request is prepared beforehand. At the
+-- beginning there. With WAIT, a client waits that many milliseconds before each request. Almost all of a request is prepared beforehand. At the
 -- end one line of JSON is printed.
 local body = '{"feature_code":"text.generate","credits":"0.25","user_id":"user-7"}'
 local heads, bodies, sent, run, first = {}, {}, 0, nil, nil
@@ -17,6 +17,10 @@ function init(arguments)
         local mark = run and "Content-Length: " .. #own .. "\r\nIdempotency-Key: " .. run .. "-" or ""
         heads[#heads + 1] = (run and "POST " or "GET ") .. path .. rest .. mark
         bodies[#heads] = own
+    end
+    local wait = tonumber(arguments[5])
+    if wait then
+        function delay() return math.random(2 * wait) end
     end
     math.randomseed(run and tonumber(run:sub(1, 8), 16) or os.time())
 end

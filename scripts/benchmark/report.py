@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+from consumers import CONSUMERS, FULL, HALF, PAUSED, RUNNING
 from fairness import ALONE, BESIDE, ELSEWHERE, OPS_PROBES, PROBES
 from growth import ENDPOINTS, LITTLE, MUCH
 from holds import CAPTURES, DEDUCTIONS, HOLDS
@@ -21,6 +22,8 @@ from servers import ROOT
 PAGE = ROOT / "docs/BENCHMARKS.md"
 MOST_IDLE_MB = 40
 LEAST_IN_TIME = 0.999  # of the refusals: a processor that others use as well stops a thread for longer
+LEAST_FOLDED = {("PostgreSQL", "analytics"): 20_000, ("PostgreSQL", "billing"): 10_000}  # events a second
+MOST_CATCH_UP_S = 2
 MOST_LAG_MS = 1000  # a publisher that can do nine tenths of the load is this late after ten seconds
 BUSY_LOAD = 0.25  # of each processor, before the run
 BUSY_ROUNDS = 1.25  # the best round of a baseline over its worst
@@ -56,10 +59,15 @@ FIGURES = {"main": [
     (f"{ours} / {DEDUCTIONS}, {database}", (f"{ours}, {database}", CLIENTS), (f"{DEDUCTIONS}, {database}", CLIENTS),
      "per_s", aim)
     for database in ("PostgreSQL", "SQLite") for ours, aim in ((HOLDS, "≥ 0.5"), (CAPTURES, "≥ 0.5"))
+], "consumers": [
+    (f"{name}{load}: {RUNNING} / {PAUSED}, {database}", (f"{load}, {RUNNING}, {database}", CLIENTS),
+     (f"{load}, {PAUSED}, {database}", CLIENTS), field, aim)
+    for database in ("PostgreSQL", "SQLite")
+    for name, load, field, aim in (("", FULL, "per_s", "≥ 0.7"), ("p99: ", HALF, "p99_ms", "≤ 1.1"))
 ]}
 HEAD = ["figure: ours / baseline", "ratio", "to reach", "", "ours", "baseline"]
 COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth", "fairness": "scripts/bench fairness",
-            "holds": "scripts/bench holds"}
+            "holds": "scripts/bench holds", "consumers": "scripts/bench consumers"}
 UNITS = {"per_s": (0, "/s"), "each_ms": (3, "ms"), "p50_ms": (2, "ms"), "p99_ms": (2, "ms")}
 
 
@@ -100,6 +108,23 @@ def ratio_rows(what, legs):
             yield [name, spread(ratios, 2, "×"), aim and f"{aim} ×", reached, *cells]
 
 
+def folding_rows(folding):
+    """How many events the consumers fold, and how far they are behind."""
+    for database, found in folding.items():
+        for consumer in CONSUMERS:
+            events, seconds = found[consumer]
+            per_s, least = events / seconds, LEAST_FOLDED.get((database, consumer))
+            reached = least and verdict(per_s >= least)
+            yield [f"{consumer} alone, {database}", "", f"≥ {least:,}/s" if least else "", reached or "",
+                   f"{per_s:,.0f} events/s of {events:,}", ""]
+        caught_up_s, lag = found["lag"]
+        yield [f"caught up after {FULL}, {database}", "", f"≤ {MOST_CATCH_UP_S} s", verdict(caught_up_s <= MOST_CATCH_UP_S),
+               f"{caught_up_s:.2f} s, {lag:,} events", ""]
+        events, first, second = found["rebuild"]
+        yield [f"analytics made again beside {FULL}, {database}", f"{second / first:.2f} × (second half / first)", "", "",
+               f"{first + second:,.0f} s, {events / (first + second):,.0f} events/s of {events:,}", ""]
+
+
 def other_rows(legs, checks, refusals):
     """What has no baseline."""
     lags = [leg for leg in legs if leg["load"] in (SPREAD, HOT) and leg["clients"] == CLIENTS and leg["lag"]]
@@ -122,7 +147,8 @@ def other_rows(legs, checks, refusals):
 
 def figures(results):
     rest = other_rows(results["legs"], results["checks"], results.get("refusals", {}))
-    return table([HEAD, *ratio_rows(results["what"], results["legs"]), *rest])
+    folding = folding_rows(results.get("folding", {}))
+    return table([HEAD, *ratio_rows(results["what"], results["legs"]), *folding, *rest])
 
 
 def loads(legs):

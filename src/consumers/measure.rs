@@ -5,28 +5,29 @@ use std::collections::BTreeMap;
 use metrics::{counter, gauge};
 
 use super::positions::Positions;
-use crate::domain::consumers::{Build, Consumer, DeadLetter, LetterState};
+use crate::domain::consumers::{Build, ConsumerState, DeadLetter, LetterState};
 use crate::domain::ids::Partition;
 use crate::store::consumers::Advance;
 use crate::telemetry::metric;
 
-/// How far each consumer is behind, and how many workspaces it leaves out.
+/// How far each consumer is behind, how many workspaces it leaves out, where it waits, and whether it runs.
 pub(super) fn report(positions: &Positions, heads: &BTreeMap<Partition, i64>) {
-    let mut of_consumers: BTreeMap<Consumer, (i64, usize)> = BTreeMap::new();
     for registered in positions.consumers.values() {
         let build = Build { consumer: registered.consumer, version: registered.version };
-        let (lag, parked) = of_consumers.entry(registered.consumer).or_default();
+        let (mut lag, mut parked, mut waiting) = (0_i64, 0_usize, 0_u32);
         for (partition, head) in heads {
             let Some(position) = positions.of_builds.get(&(*partition, build)) else { continue };
-            *lag += head.saturating_sub(position.seq).max(0);
-            *parked += position.parked.len();
+            lag += head.saturating_sub(position.seq).max(0);
+            parked += position.parked.len();
+            waiting += u32::from(position.waiting_for.is_some());
         }
-    }
-    for (consumer, (lag, parked)) in of_consumers {
+        let (consumer, runs) = (build.consumer.as_str(), registered.state == ConsumerState::Running);
         #[allow(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 events are out of reach")]
-        gauge!(metric::CONSUMER_LAG_EVENTS, "consumer" => consumer.as_str()).set(lag as f64);
+        gauge!(metric::CONSUMER_LAG_EVENTS, "consumer" => consumer).set(lag as f64);
         let parked = u32::try_from(parked).unwrap_or(u32::MAX);
-        gauge!(metric::CONSUMER_PARKED_WORKSPACES, "consumer" => consumer.as_str()).set(f64::from(parked));
+        gauge!(metric::CONSUMER_PARKED_WORKSPACES, "consumer" => consumer).set(f64::from(parked));
+        gauge!(metric::CONSUMER_WAITING_PARTITIONS, "consumer" => consumer).set(f64::from(waiting));
+        gauge!(metric::CONSUMER_RUNS, "consumer" => consumer).set(f64::from(u8::from(runs)));
     }
 }
 

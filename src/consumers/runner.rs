@@ -7,6 +7,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::config::ConsumersConfig;
 use super::measure;
@@ -19,6 +20,7 @@ use crate::domain::ids::{Partition, WorkspaceId};
 use crate::store::consumers::Advance;
 use crate::store::queries::EventPosition;
 use crate::store::{Consumption, StoreError};
+use crate::telemetry;
 
 /// How often everything is read again: what other replicas and operators have changed.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -268,7 +270,10 @@ impl Runner {
     async fn take(&mut self, steps: Vec<Step>) -> Result<bool, StoreError> {
         let mut queue = VecDeque::from([steps]);
         while let Some(steps) = queue.pop_front() {
-            let written = match self.write(&steps, None).await {
+            let span = tracing::info_span!("consume", steps = steps.len());
+            let events = steps.iter().flat_map(|step| step.facts.iter());
+            telemetry::link(&span, events.filter_map(|fact| fact.event.traceparent.as_deref()));
+            let written = match self.write(&steps, None).instrument(span).await {
                 Err(StoreError::Corrupt(text)) => match halves(&steps) {
                     Some(halves) => {
                         halves.into_iter().rev().for_each(|half| queue.push_front(half));

@@ -80,6 +80,10 @@ metrics_table! {
         "Events that a consumer of this process has taken, or left out because it does not read their type.";
     CONSUMER_PARKED_WORKSPACES = "visionscope_consumer_parked_workspaces", Gauge, Count, ["consumer"],
         "Workspaces whose events a consumer leaves out, because it could not take one of them.";
+    CONSUMER_WAITING_PARTITIONS = "visionscope_consumer_waiting_partitions", Gauge, Count, ["consumer"],
+        "Partitions in which a consumer waits for a newer version of the server, because the next event has a newer schema.";
+    CONSUMER_RUNS = "visionscope_consumer_runs", Gauge, Count, ["consumer"],
+        "1 if a consumer runs, 0 if it is paused or was tripped.";
     CONSUMER_DEAD_LETTERS = "visionscope_consumer_dead_letters_total", Counter, Count, ["consumer"],
         "Events that a consumer of this process could not take.";
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use sqlx::{ConnectOptions, Connection, Executor};
+use visionscope_billing::clock::Clock as _;
 use visionscope_billing::store::Consumption;
 
 use crate::databases::Database;
@@ -135,4 +137,33 @@ async fn a_postgres_database_that_does_not_answer_is_tried_again() {
     world.wait_until_taken(1).await;
     runner.stop().await;
     finish(world).await;
+}
+
+async fn a_year(kind: Database) {
+    let world = World::on(kind, 5).await;
+    let runner = world.consume(LEASE);
+    let mut random = Random(9);
+    let begun = world.clock.now();
+    for week in 1..=52 {
+        world.clock.set(begun.plus(TimeDelta::weeks(week)));
+        world.random_commands(&mut random, 8).await;
+    }
+    world.wait_until_taken(1).await;
+    runner.stop().await;
+    // Every workspace has one closed statement for each month that it was subscribed, and those without events too.
+    let periods = "select cast((select count(*) from statements where closed_at is not null) as bigint),
+        cast((select count(*) from event_outbox where event_type = 'CreditReset') as bigint)";
+    let counted = world.integers(periods).await.remove(0);
+    assert!(counted[0] >= 5 * 6 && counted[1] >= 5 * 6, "{counted:?}");
+    finish(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_year_on_sqlite_is_counted_exactly() {
+    a_year(Database::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_year_on_postgres_is_counted_exactly() {
+    a_year(Database::Postgres).await;
 }

@@ -39,6 +39,11 @@ fn seed() -> u64 {
     seed
 }
 
+/// How often something is killed. A long run has `CRASH_KILLS=300`.
+fn kills() -> u32 {
+    std::env::var("CRASH_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_command_is_lost_when_server_postgres_and_redis_are_killed() {
     let mut random = Random(seed());
@@ -46,7 +51,7 @@ async fn no_acknowledged_command_is_lost_when_server_postgres_and_redis_are_kill
     let mut redis = Redis::create();
     let mut billing = Billing::create(Some(&postgres), Some(&redis)).await;
     let load = Load::start(&billing, BOUGHT_CREDITS).await;
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         tokio::time::sleep(Duration::from_millis(300 + random.below(500))).await;
         match random.below(3) {
             0 => billing.kill_and_restart().await,
@@ -69,7 +74,7 @@ async fn no_acknowledged_command_is_lost_when_the_embedded_server_is_killed() {
     let mut random = Random(seed());
     let mut billing = Billing::create(None, None).await;
     let load = Load::start(&billing, BOUGHT_CREDITS).await;
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         tokio::time::sleep(Duration::from_millis(100 + random.below(300))).await;
         billing.kill_and_restart().await;
     }
