@@ -10,6 +10,7 @@ mod outbox;
 mod outcome;
 mod remote;
 mod serve;
+mod streams;
 mod table;
 mod token;
 mod verify;
@@ -47,6 +48,8 @@ enum Action {
     Consumers(consumers::Arguments),
     /// Lists the dead letters of the running server, tries them again, or discards them.
     DeadLetters(dead_letters::Arguments),
+    /// Shows how far the running server and its replicas are with publishing events to the streams.
+    Streams(streams::Arguments),
     /// Writes the generated files: the OpenAPI document and the schemas of the events.
     Openapi(generate::Arguments),
     /// Checks whether the server on this machine is alive.
@@ -90,6 +93,7 @@ fn configured(action: Action) -> Outcome {
             Action::Outbox(action) => outbox::run(&config, &action).await,
             Action::Consumers(arguments) => consumers::run(&config, &arguments).await,
             Action::DeadLetters(arguments) => dead_letters::run(&config, &arguments).await,
+            Action::Streams(arguments) => streams::run(&config, &arguments).await,
             Action::Healthcheck { url } => serve::healthcheck(&config, url).await,
             Action::Openapi(arguments) => generate::run(&arguments),
         }

@@ -187,6 +187,25 @@ fn a_replay_is_waited_for_no_longer_than_asked() {
 }
 
 #[test]
+fn streams_are_shown_and_one_that_has_diverged_is_a_negative_result() {
+    let place = Place::new();
+    let _server = place.serve();
+    let shown = run_well(&place, &["streams"]);
+    let lines: Vec<Vec<_>> = shown.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 16);
+    // The event that tells of the demo's workspace waits for a publisher.
+    let waiting: Vec<_> = lines.iter().filter(|line| line[5] != "0").collect();
+    assert_eq!(
+        (waiting.len(), &waiting[0][1..6], &waiting[0][7..]),
+        (1, &["1", "1", "0", "1", "1"][..], &["-", "-"][..])
+    );
+    assert_eq!(json_of(&place, &["streams"])["items"][3]["partition"], 3);
+    execute(&place, &["update stream_leases set diverged_seq = 70 where partition_id = 3"]);
+    let (code, printed, _) = run(&place, &["streams"]);
+    assert!(code == 1 && printed.ends_with("\npartition 3 has DIVERGED at 70\n"), "{printed}");
+}
+
+#[test]
 fn a_call_that_cannot_be_made_is_one_line_that_says_why() {
     let place = Place::new();
     let (code, _, errors) = run(&place, &["consumers"]);

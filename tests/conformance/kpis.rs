@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerRows, DeadLetter, Fault, RevenueDay, UsageHour};
+use visionscope_billing::domain::consumers::{
+    Build, Consumer, ConsumerRows, DeadLetter, Fault, ParkedWorkspace, RevenueDay, UsageHour,
+};
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
@@ -334,7 +336,9 @@ pub async fn as_of_of_the_server_is_every_cursor_and_the_oldest_event_behind_one
             last_event_id: None,
             waiting_for: None,
             rows: ConsumerRows::default(),
+            parked: letters.iter().map(ParkedWorkspace::behind).collect(),
             letters,
+            freed: Vec::new(),
             at: at(1),
         };
         db.consumption().advance_consumers(&[advance]).await.unwrap();
