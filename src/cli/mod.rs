@@ -3,10 +3,15 @@
 //! A command prints its result on stdout and everything else on stderr; its exit status is 0 for
 //! success, 1 for an error or a negative result, and 2 for a wrong command line.
 
+mod consumers;
+mod dead_letters;
 mod generate;
 mod outbox;
 mod outcome;
+mod remote;
 mod serve;
+mod streams;
+mod table;
 mod token;
 mod verify;
 
@@ -39,6 +44,12 @@ enum Action {
     /// Inspects and repairs the event streams.
     #[command(subcommand)]
     Outbox(outbox::Action),
+    /// Shows, pauses, resumes and rebuilds the consumers of the running server.
+    Consumers(consumers::Arguments),
+    /// Lists the dead letters of the running server, tries them again, or discards them.
+    DeadLetters(dead_letters::Arguments),
+    /// Shows how far the running server and its replicas are with publishing events to the streams.
+    Streams(streams::Arguments),
     /// Writes the generated files: the OpenAPI document and the schemas of the events.
     Openapi(generate::Arguments),
     /// Checks whether the server on this machine is alive.
@@ -80,6 +91,9 @@ fn configured(action: Action) -> Outcome {
             Action::Token(arguments) => token::run(&config, &arguments),
             Action::Verify(arguments) => verify::run(&config, &arguments).await,
             Action::Outbox(action) => outbox::run(&config, &action).await,
+            Action::Consumers(arguments) => consumers::run(&config, &arguments).await,
+            Action::DeadLetters(arguments) => dead_letters::run(&config, &arguments).await,
+            Action::Streams(arguments) => streams::run(&config, &arguments).await,
             Action::Healthcheck { url } => serve::healthcheck(&config, url).await,
             Action::Openapi(arguments) => generate::run(&arguments),
         }

@@ -55,7 +55,7 @@ pub(super) async fn healthcheck(config: &Config, url: Option<String>) -> Outcome
 }
 
 /// Where a server that listens on all addresses is reached from this machine.
-fn reachable(bind: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(bind: SocketAddr) -> SocketAddr {
     let ip = if bind.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bind.ip() };
     SocketAddr::new(ip, bind.port())
 }

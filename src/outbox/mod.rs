@@ -116,7 +116,7 @@ pub async fn status(outbox: &dyn Outbox, stream: &dyn EventStream) -> Result<Sta
             waiting: status.seq.saturating_sub(status.published_seq).max(0),
             oldest_waiting_at: status.oldest_waiting_at,
             diverged_seq: status.diverged_seq,
-            publisher: status.owner.filter(|_| status.is_leased),
+            publisher: status.owner.filter(|_| status.leased_until.is_some()),
         });
     }
     Ok(report)

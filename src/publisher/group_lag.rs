@@ -92,7 +92,7 @@ mod tests {
             diverged_seq: None,
             owner: None,
             epoch: 0,
-            is_leased: false,
+            leased_until: None,
             oldest_waiting_at: None,
         };
         (0..).zip(heads).map(status).collect()

@@ -69,7 +69,7 @@ mod tests {
             diverged_seq: (number == 2).then_some(7),
             owner: None,
             epoch: 0,
-            is_leased: false,
+            leased_until: None,
             oldest_waiting_at: oldest.map(Timestamp::from_micros),
         };
         let mut health = PublisherHealth::default();

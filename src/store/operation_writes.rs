@@ -11,7 +11,7 @@ use super::error::{StoreError, with_answer_timeout};
 use super::operations::{
     ConsumerPosition, ConsumerStatus, DeadLetterGroup, DeadLetterQuery, LetterChange, LetterFilter, Operations,
 };
-use super::queries::{EventPosition, Page};
+use super::queries::{EventPosition, Page, PartitionStatus};
 use super::reads::{list, list_each};
 use super::{Consumption as _, Outbox};
 use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, Fact, LetterState, keys};
@@ -37,6 +37,10 @@ impl<D: Background + Outbox> Operations for D {
             ConsumerStatus { positions: of_build, parked, registered }
         };
         Ok(registered.into_iter().map(status).collect())
+    }
+
+    async fn stream_statuses(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        self.status().await
     }
 
     async fn newest_build(&self, consumer: Consumer) -> Result<i32, StoreError> {

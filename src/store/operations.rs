@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::columns::Fields;
 use super::consumers::{ConsumerCursor, Registered};
 use super::error::StoreError;
-use super::queries::Page;
+use super::queries::{Page, PartitionStatus};
 use crate::domain::consumers::{Consumer, ConsumerRows, DeadLetter, Fact, LetterState};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::operator_act::OperatorAct;
@@ -17,6 +17,9 @@ use crate::domain::time::Timestamp;
 pub trait Operations: Send + Sync {
     /// All consumers, by name.
     async fn consumer_statuses(&self) -> Result<Vec<ConsumerStatus>, StoreError>;
+
+    /// How far the publishing of every partition is.
+    async fn stream_statuses(&self) -> Result<Vec<PartitionStatus>, StoreError>;
 
     /// The highest version that a build of the consumer has or had.
     async fn newest_build(&self, consumer: Consumer) -> Result<i32, StoreError>;

@@ -264,8 +264,8 @@ pub struct PartitionStatus {
     pub diverged_seq: Option<i64>,
     pub owner: Option<String>,
     pub epoch: i64,
-    /// Whether the lease is in force.
-    pub is_leased: bool,
+    /// Until when the owner has the lease. None if no lease is in force.
+    pub leased_until: Option<Timestamp>,
     /// When the oldest unpublished event was recorded.
     pub oldest_waiting_at: Option<Timestamp>,
 }
@@ -281,7 +281,7 @@ impl PartitionStatus {
             diverged_seq: row.next()?,
             owner: row.next()?,
             epoch: row.next()?,
-            is_leased: row.next()?,
+            leased_until: row.next()?,
             oldest_waiting_at: row.next()?,
         })
     }

@@ -301,6 +301,9 @@ impl Operations for FakeStore {
         };
         self.answer(vec![ConsumerStatus { registered, positions: vec![], parked: 0 }])
     }
+    async fn stream_statuses(&self) -> Result<Vec<PartitionStatus>, StoreError> {
+        self.answer(vec![])
+    }
     async fn newest_build(&self, _: Consumer) -> Result<i32, StoreError> {
         self.answer(1)
     }

@@ -30,3 +30,4 @@ mod purchases;
 mod refunds;
 mod service;
 mod statements;
+mod streams;

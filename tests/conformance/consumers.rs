@@ -258,7 +258,10 @@ pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
     let (letters, parked) = (vec![letter.clone()], vec![ParkedWorkspace::behind(&letter)]);
     let write = Advance { letters, parked, ..advance(0, 1, ConsumerRows::default()) };
     db.consumption().advance_consumers(&[write]).await.unwrap();
-    assert_eq!(db.operations().dead_letters_by_id(&[letter.dead_letter_id]).await.unwrap(), [letter.clone()]);
+    assert_eq!(
+        db.operations().dead_letters_by_id(&[letter.dead_letter_id]).await.unwrap(),
+        std::slice::from_ref(&letter)
+    );
     let (fact, rows) = db.operations().dead_letter_trial(&letter).await.unwrap().unwrap();
     assert_eq!((fact.event, rows), (event.clone(), ConsumerRows::default()));
     let gone = DeadLetter { event_id: EventId(Uuid::nil()), ..letter.clone() };

@@ -74,10 +74,10 @@ pub async fn renewing_keeps_the_epoch_and_taking_over_raises_it(db: &impl TestDa
 pub async fn a_released_lease_is_free_at_once(db: &impl TestDatabase) {
     db.store().lease("one", LONG).await.unwrap();
     db.store().release("two").await.unwrap();
-    assert!(status(db).await.is_leased);
+    assert!(status(db).await.leased_until.is_some());
     db.store().release("one").await.unwrap();
     let freed = status(db).await;
-    assert_eq!((freed.is_leased, freed.owner), (false, None));
+    assert_eq!((freed.leased_until, freed.owner), (None, None));
     assert_eq!(lease(db, "two", LONG).await.unwrap().epoch, 2);
 }
 
@@ -172,7 +172,7 @@ pub async fn the_status_shows_unpublished_events(db: &impl TestDatabase) {
     record(db, &own, 2).await;
     let waiting = status(db).await;
     assert_eq!((waiting.seq, waiting.published_seq, waiting.generation, waiting.epoch), (5, 2, 1, 1));
-    assert_eq!((waiting.owner.as_deref(), waiting.is_leased), (Some("one"), true));
+    assert_eq!((waiting.owner.as_deref(), waiting.leased_until.is_some()), (Some("one"), true));
     assert_eq!(waiting.oldest_waiting_at, Some(at(2)));
     record(db, &own, 5).await;
     assert_eq!(status(db).await.oldest_waiting_at, None);

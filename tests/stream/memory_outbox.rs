@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use uuid::Uuid;
+use visionscope_billing::clock::{Clock as _, SystemClock};
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::ids::{EventId, Partition};
 use visionscope_billing::store::queries::{
@@ -304,7 +305,7 @@ impl Outbox for MemoryOutbox {
                 diverged_seq: rows.diverged_seq,
                 owner: rows.owner.clone(),
                 epoch: rows.epoch,
-                is_leased: rows.owner.is_some() && rows.until > Instant::now(),
+                leased_until: (rows.owner.is_some() && rows.until > Instant::now()).then(|| SystemClock.now()),
                 oldest_waiting_at: rows
                     .events
                     .get(usize::try_from(rows.published_seq).unwrap())

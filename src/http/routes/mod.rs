@@ -25,6 +25,7 @@ pub mod purchases;
 mod reads;
 pub mod replays;
 pub mod statements;
+pub mod streams;
 pub mod subscription;
 pub mod usage;
 pub mod workspaces;
@@ -90,6 +91,7 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(replays::replay_dead_letters)
         .service(replays::get_replay)
         .service(replays::discard_dead_letter)
+        .service(streams::list_streams)
         .service(audit::list_operator_acts)
         .service(health::get_openapi)
         .service(health::get_event_schema)

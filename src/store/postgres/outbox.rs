@@ -140,7 +140,7 @@ update stream_leases set generation = generation + 1, diverged_seq = null where 
 
 const STATUS: &str = "
 select l.partition_id, l.generation, p.seq, b.seq_to as published_seq, l.floor_seq, l.diverged_seq, l.owner, l.epoch,
-    l.owner is not null and l.leased_until > clock_timestamp() as is_leased,
+    case when l.owner is not null and l.leased_until > clock_timestamp() then l.leased_until end as leased_until,
     (select o.recorded_at from event_outbox o where o.partition_id = l.partition_id and o.seq > b.seq_to order by o.seq limit 1)
         as oldest_waiting_at
 from stream_leases l

@@ -144,9 +144,9 @@ update stream_leases set generation = generation + 1, diverged_seq = null where 
 const STATUS: &str = concat!(
     "
 select l.partition_id, l.generation, l.seq, l.published_seq, l.floor_seq, l.diverged_seq, l.owner, l.epoch,
-    l.owner is not null and l.leased_until > ",
+    case when l.owner is not null and l.leased_until > ",
     now!(),
-    " as is_leased,
+    " then l.leased_until end as leased_until,
     (select o.recorded_at from event_outbox o
         where o.partition_id = l.partition_id and o.seq > l.published_seq order by o.seq limit 1) as oldest_waiting_at
 from (
