@@ -318,7 +318,7 @@ async fn wait(
 }
 
 async fn progress(client: &Client<'_>, replay_id: &str) -> Result<Answer<ReplayAnswer>, CallError> {
-    client.get(&["dead-letters", "replays", replay_id], &[]).await
+    client.get(&["replays", replay_id], &[]).await
 }
 
 /// Whether every letter was tried and taken.

@@ -40,7 +40,7 @@ const MAX_ANSWER_LEN: usize = 8 * 1024 * 1024;
 /// Which server is called, with which token, and how its answer is printed.
 #[derive(Args, Debug)]
 pub(super) struct Remote {
-    /// The server, such as https://billing.example.com. Default: the address `server.bind` on this machine.
+    /// The server, such as `https://billing.example.com`. Default: the address `server.bind` on this machine.
     #[arg(long, global = true)]
     url: Option<String>,
     /// A file with a token. Default: the environment variable VISIONSCOPE_TOKEN, or else a token that is made with the first

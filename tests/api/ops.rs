@@ -136,7 +136,7 @@ async fn dead_letters_are_tried_again_or_discarded() {
         let again = dead_letters(&server, "/replay", json!({"fingerprint": fingerprint, "reason": "Again"})).await;
         assert_eq!(again.status.as_u16(), 202, "{}", again.text);
         let again = again.json();
-        let replay = format!("/dead-letters/replays/{}", again["replay_id"].as_str().unwrap());
+        let replay = format!("/replays/{}", again["replay_id"].as_str().unwrap());
         assert_eq!((&again["matched"], &again["waiting"]), (&json!(1), &json!(1)));
         until(async || get(&server, &replay).await.json()["failed"] == 1).await;
         let letter =
@@ -154,7 +154,7 @@ async fn dead_letters_are_tried_again_or_discarded() {
         let rest = open_letters(&server, all - 1).await;
         let ids: Vec<_> = rest.iter().map(|letter| &letter["dead_letter_id"]).collect();
         let last = dead_letters(&server, "/replay", json!({"dead_letter_ids": ids, "reason": "Mended"})).await.json();
-        let replay = format!("/dead-letters/replays/{}", last["replay_id"].as_str().unwrap());
+        let replay = format!("/replays/{}", last["replay_id"].as_str().unwrap());
         until(async || get(&server, &replay).await.json()["resolved"] == all - 1).await;
         let replay = get(&server, &replay).await.json();
         assert_eq!((&replay["actor"].is_string(), &replay["reason"]), (&true, &json!("Mended")));
@@ -224,7 +224,7 @@ async fn what_operators_send_is_checked() {
         dead_letters(&server, path, body).await.is_problem(status, code);
     }
     for id in [none, "1"] {
-        get(&server, &format!("/dead-letters/replays/{id}")).await.is_problem(404, "replay-not-found");
+        get(&server, &format!("/replays/{id}")).await.is_problem(404, "replay-not-found");
     }
     for (path, code) in [
         ("audit?cursor=x", "invalid-cursor"),

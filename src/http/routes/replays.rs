@@ -295,7 +295,7 @@ impl ReplayView {
     extensions(("x-problems" = json!(["replay-not-found"])), ("x-scope" = json!("ops:read"))),
     security(("bearer" = []))
 )]
-#[get("/v1/ops/dead-letters/replays/{replay_id}")]
+#[get("/v1/ops/replays/{replay_id}")]
 pub async fn get_replay(_: OperatorCaller<scope::OpsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let (state, id) = (AppState::of(&request), replay_id(&request)?);
