@@ -1,7 +1,7 @@
 //! Cleaning: deletes rows that nobody needs any more, bit by bit.
 //!
-//! One task per process, without coordination: deleting what is gone does nothing. Every step is a short transaction behind
-//! the commands, and the pause after it is longer than it was. So it may run at any time, and be stopped at any time.
+//! One task per process, without coordination: deleting what is gone does nothing. A step is a short transaction for
+//! each table, behind the commands, and the pause after it is longer than it was. So it may run at any time, and be stopped at any time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ const PAUSE_FACTOR: u32 = 4;
 pub struct CleaningConfig {
     /// The pause after everything was cleaned.
     pub interval: Duration,
-    /// How many rows one step deletes at most.
+    /// How many rows of a table one step deletes at most.
     pub max_rows: u32,
 }
 

@@ -21,6 +21,6 @@ pub enum Leftover {
 /// A store whose leftovers can be deleted bit by bit.
 #[async_trait]
 pub trait Cleaning: Send + Sync {
-    /// Deletes at most so many rows. Returns how many it has deleted: 0 if there are none.
+    /// Deletes at most so many rows of each table. Returns how many it has deleted: 0 if there are none.
     async fn clean(&self, leftover: Leftover, limit: u32) -> Result<u64, StoreError>;
 }

@@ -4,8 +4,8 @@ use super::cleaning::Leftover;
 use super::statements::{Statement, list, statements};
 use super::tables::Table;
 use crate::domain::consumers::{
-    Consumer, Notification, NotifiedWorkspace, PurchaseRevenue, RevenueDay, Statement as PeriodStatement,
-    StatementLine, UsageDay, UsageHour, WorkspaceActivity,
+    Consumer, DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, RevenueDay,
+    Statement as PeriodStatement, StatementLine, UsageDay, UsageHour, WorkspaceActivity,
 };
 
 statements! {
@@ -24,38 +24,27 @@ delete from consumer_cursors where (consumer, version, partition_id) in (
 )
 returning 1";
 
-const OLD_PARKED: &str = "
-delete from parked_workspaces where (consumer, version, workspace_id) in (
-    select t.consumer, t.version, t.workspace_id from parked_workspaces t
-    join consumers c on c.consumer = t.consumer and c.version > t.version
-    order by 1, 2, 3 limit $1
-)
-returning 1";
+/// The consumer has a newer build in use.
+const OF_OLD_BUILD: &str = "exists (select 1 from consumers c where c.consumer = t.consumer and c.version > t.version)";
 
 /// `consumers` has few rows and is read whole.
 const OLD_LETTERS: &str = "
 delete from dead_letters where dead_letter_id in (
     select t.dead_letter_id from consumers c cross join dead_letters t
-    where t.consumer = c.consumer and t.version < c.version
+    where t.consumer = c.consumer and t.version < c.version and {free}
     limit $1
 )
 returning 1";
 
-const RESOLVED_LETTERS: &str = "
-delete from dead_letters where dead_letter_id in (
-    select t.dead_letter_id from dead_letters t
-    where t.state = 'resolved' and t.last_failed_at < $2 and t.resolved_at < $2
-        and not exists (select 1 from parked_workspaces p where p.dead_letter_id = t.dead_letter_id)
-    order by t.last_failed_at, t.dead_letter_id limit $1
-)
-returning 1";
+/// No workspace waits behind the letter.
+const FREE: &str = "not exists (select 1 from parked_workspaces p where p.dead_letter_id = t.dead_letter_id)";
 
 impl CleaningStatements {
     pub(super) fn new() -> Self {
         Self {
             old_cursors: list("", OLD_CURSORS),
-            old_parked: list("", OLD_PARKED),
-            old_letters: list("", OLD_LETTERS),
+            old_parked: deletion::<ParkedWorkspace>("", OF_OLD_BUILD, "t.consumer, t.version, t.workspace_id"),
+            old_letters: list("", &OLD_LETTERS.replace("{free}", FREE)),
             old_usage_days: of_old_builds::<UsageDay>(Consumer::Analytics, "usage_days_pkey"),
             old_usage_hours: of_old_builds::<UsageHour>(Consumer::Analytics, "usage_hours_pkey"),
             old_revenue_days: of_old_builds::<RevenueDay>(Consumer::Analytics, "revenue_days_pkey"),
@@ -71,9 +60,14 @@ impl CleaningStatements {
             past_usage_hours: deletion::<UsageHour>(
                 "usage_hours_pkey",
                 &format!("t.version = {} and t.hour < $2", version_in_use(Consumer::Analytics)),
+                &UsageHour::KEY.join(", "),
             ),
-            resolved_letters: list("dead_letters_by_state", RESOLVED_LETTERS),
-            past_notifications: list("notifications_by_time", &past_notifications()),
+            resolved_letters: deletion::<DeadLetter>(
+                "dead_letters_by_state",
+                &format!("t.state = 'resolved' and t.last_failed_at < $2 and t.resolved_at < $2 and {FREE}"),
+                "t.last_failed_at, t.dead_letter_id",
+            ),
+            past_notifications: deletion::<Notification>("notifications_by_time", "t.created_at < $2", "t.created_at"),
         }
     }
 
@@ -105,26 +99,17 @@ fn version_in_use(consumer: Consumer) -> String {
     format!("(select c.version from consumers c where c.consumer = '{}')", consumer.as_str())
 }
 
+/// A build's rows lie together, and the oldest build comes first.
 fn of_old_builds<T: Table>(consumer: Consumer, index: &'static str) -> Statement {
-    deletion::<T>(index, &format!("t.version < {}", version_in_use(consumer)))
+    deletion::<T>(index, &format!("t.version < {}", version_in_use(consumer)), &T::KEY.join(", "))
 }
 
-fn past_notifications() -> String {
-    let key = Notification::KEY.join(", ");
-    format!(
-        "delete from notifications where ({key}) in (
-    select {key} from notifications t where t.created_at < $2 order by t.created_at limit $1
-)
-returning 1"
-    )
-}
-
-/// At most $1 rows, the first by their key. A build's rows lie together, and the oldest build comes first.
-fn deletion<T: Table>(index: &'static str, filter: &str) -> Statement {
+/// Deletes the first $1 rows `t`, in this order.
+fn deletion<T: Table>(index: &'static str, filter: &str, order: &str) -> Statement {
     let (table, key) = (T::NAME, T::KEY.join(", "));
     let text = format!(
         "delete from {table} where ({key}) in (
-    select {key} from {table} t where {filter} order by {key} limit $1
+    select {key} from {table} t where {filter} order by {order} limit $1
 )
 returning 1"
     );

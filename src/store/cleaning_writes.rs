@@ -10,7 +10,7 @@ use super::error::{StoreError, with_answer_timeout};
 #[async_trait]
 impl<D: Background> Cleaning for D {
     async fn clean(&self, leftover: Leftover, limit: u32) -> Result<u64, StoreError> {
-        let limit = i64::from(limit);
+        let (limit, mut all) = (i64::from(limit), 0);
         for statement in D::Connection::cleaning_statements().of(leftover) {
             let parameters = Parameters::of(&limit);
             let parameters = match &leftover {
@@ -26,10 +26,8 @@ impl<D: Background> Cleaning for D {
                 Ok(deleted)
             })
             .await?;
-            if deleted > 0 {
-                return Ok(u64::try_from(deleted).unwrap_or(u64::MAX));
-            }
+            all += u64::try_from(deleted).unwrap_or(u64::MAX);
         }
-        Ok(0)
+        Ok(all)
     }
 }

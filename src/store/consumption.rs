@@ -111,12 +111,7 @@ impl<D: Background + Outbox> Consumption for D {
     }
 
     async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
-        let (statement, ids) = (&D::Connection::consumer_statements().dead_letter, [dead_letter_id]);
-        with_answer_timeout(async {
-            let mut reader = self.reader().await?;
-            Ok(rows(&reader.look_up(statement, &Keys::of(&ids)).await?)?.pop())
-        })
-        .await
+        Ok(self.dead_letters_by_id(&[dead_letter_id]).await?.pop())
     }
 
     async fn events_left_out(&self, parked: &ParkedWorkspace, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
