@@ -172,8 +172,10 @@ impl Runner {
             return Ok(Turn::Idle);
         }
         let begun = Instant::now();
-        self.take(steps).await?;
-        self.take_replays().await?;
+        // After a conflict, the positions must be read again first.
+        if steps.is_empty() || self.take(steps).await? {
+            self.take_replays().await?;
+        }
         Ok(Turn::Busy(begun.elapsed()))
     }
 
@@ -365,7 +367,7 @@ impl Runner {
             position.epoch = advance.epoch_to;
             position.waiting_for.clone_from(&advance.waiting_for);
             position.parked.extend(advance.parked.iter().map(|parked| (parked.workspace_id, *parked)));
-            position.parked.retain(|workspace_id, _| !advance.freed.contains(workspace_id));
+            advance.freed.iter().for_each(|workspace_id| _ = position.parked.remove(workspace_id));
             advance.letters.iter().for_each(measure::tell);
         }
         if advances.iter().any(|advance| advance.to > advance.from && !advance.parked.is_empty()) {

@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::reads::read;
+use super::reads::{self, read};
 use crate::domain::cloud_event::Sequence;
 use crate::domain::consumers::{Build, Consumer, ConsumerState};
 use crate::domain::ids::Partition;
@@ -17,7 +17,6 @@ use crate::http::extract::{OperatorCaller, no_query};
 use crate::http::problem::{Code, Problem};
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
-use crate::store::StoreError;
 use crate::store::consumers::Registered;
 use crate::store::operations::{ConsumerPosition, ConsumerStatus};
 
@@ -210,13 +209,7 @@ async fn change(
         before: Some(before.told()),
         after: Some(after.told()),
     };
-    read(async {
-        match state.operations.change_consumer(&before, &after, &act).await {
-            Err(StoreError::Conflict(_)) => Ok(Err(Problem::plain(Code::ConsumerChanged))),
-            changed => changed.map(Ok),
-        }
-    })
-    .await??;
+    reads::change(Code::ConsumerChanged, state.operations.change_consumer(&before, &after, &act)).await?;
     let statuses = read(state.operations.consumer_statuses()).await?;
     let changed = statuses.into_iter().find(|status| status.registered.consumer == consumer);
     let changed = changed.ok_or_else(|| Problem::plain(Code::ConsumerNotFound))?;

@@ -19,6 +19,20 @@ pub(super) async fn read<T>(future: impl Future<Output = Result<T, StoreError>>)
     Ok(answer.map_err(|_| Problem::plain(Code::Unavailable))??)
 }
 
+/// Waits for what an operator changes. If somebody else has changed it meanwhile, the answer is this problem.
+pub(super) async fn change(
+    conflict: Code,
+    future: impl Future<Output = Result<(), StoreError>>,
+) -> Result<(), Problem> {
+    let changed = async {
+        match future.await {
+            Err(StoreError::Conflict(_)) => Ok(Err(Problem::plain(conflict))),
+            changed => changed.map(Ok),
+        }
+    };
+    read(changed).await?
+}
+
 /// The state of a workspace that must exist, as it is recorded.
 pub(super) async fn recorded_state(state: &AppState, workspace_id: WorkspaceId) -> Result<WorkspaceState, Problem> {
     read(state.store.workspace(workspace_id)).await?.ok_or_else(workspace_not_found)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::dead_letters::{DeadLetterView, Fingerprint};
 use super::ops::ReasonRequest;
-use super::reads::read;
+use super::reads::{change, read};
 use crate::domain::consumers::{Consumer, DeadLetter, Fault, Folded, LetterState, Treatment, fold};
 use crate::domain::event::EventType;
 use crate::domain::ids::WorkspaceId;
@@ -22,7 +22,6 @@ use crate::http::extract::{OperatorCaller, dead_letter_id, no_query, replay_id};
 use crate::http::problem::{Code, Problem};
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
-use crate::store::StoreError;
 use crate::store::operations::{DeadLetterQuery, LetterChange, LetterFilter};
 use crate::store::queries::Page;
 
@@ -185,7 +184,7 @@ pub async fn replay_dead_letters(
         replay_at: now.plus(TimeDelta::microseconds(pause * turn)),
     };
     let changes: Vec<_> = letters.into_iter().zip(0..).map(|(letter, n)| turn(letter, n)).collect();
-    change(state, &changes, &act).await?;
+    change(Code::DeadLetterChanged, state.operations.change_letters(&changes, &act)).await?;
     let waiting = i64::try_from(changes.len()).unwrap_or(i64::MAX);
     let replay = ReplayView::new(act, told, &[(LetterState::Replaying, waiting)]);
     let mut answer = private_json(&request, &replay)?;
@@ -236,16 +235,6 @@ async fn trial(state: &AppState, letters: &[DeadLetter], has_more: bool) -> Resu
         }));
     }
     Ok(ReplayTrial { matched: letters.len(), has_more, tried, failing })
-}
-
-async fn change(state: &AppState, changes: &[LetterChange], act: &OperatorAct) -> Result<(), Problem> {
-    read(async {
-        match state.operations.change_letters(changes, act).await {
-            Err(StoreError::Conflict(_)) => Ok(Err(Problem::plain(Code::DeadLetterChanged))),
-            written => written.map(Ok),
-        }
-    })
-    .await?
 }
 
 impl ReplayRequest {
@@ -363,6 +352,7 @@ pub async fn discard_dead_letter(
         before: told(LetterState::Open),
         after: told(LetterState::Discarded),
     };
-    change(state, &[LetterChange { letter: discarded.clone(), replay_at: now }], &act).await?;
+    let discard = [LetterChange { letter: discarded.clone(), replay_at: now }];
+    change(Code::DeadLetterChanged, state.operations.change_letters(&discard, &act)).await?;
     private_json(&request, &DeadLetterView::from(discarded))
 }
