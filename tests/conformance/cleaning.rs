@@ -13,7 +13,7 @@ use visionscope_billing::store::cleaning::Leftover;
 use visionscope_billing::store::consumers::Advance;
 
 use crate::database::TestDatabase;
-use crate::fixtures::{at, feature, workspace, world_of};
+use crate::fixtures::{advance, at, feature, workspace, world_of};
 
 fn day(days: i64) -> Timestamp {
     Day::of(at(0)).plus(days).start()
@@ -50,25 +50,10 @@ fn notification(days: i64) -> Notification {
 }
 
 async fn write(db: &impl TestDatabase, consumer: Consumer, rows: ConsumerRows, letters: Vec<DeadLetter>) {
-    let advance = Advance {
-        build: Build { consumer, version: 1 },
-        partition: Partition::of(workspace(0)),
-        epoch: 0,
-        epoch_to: 0,
-        from: 0,
-        to: 1,
-        last_event_id: None,
-        waiting_for: None,
-        rows,
-        parked: letters
-            .iter()
-            .filter(|letter| letter.state == LetterState::Open)
-            .map(ParkedWorkspace::behind)
-            .collect(),
-        letters,
-        freed: Vec::new(),
-        at: at(1),
-    };
+    let open = letters.iter().filter(|letter| letter.state == LetterState::Open);
+    let parked = open.map(ParkedWorkspace::behind).collect();
+    let build = Build { consumer, version: 1 };
+    let advance = Advance { parked, letters, ..advance(build, Partition::of(workspace(0)), [0, 1], rows) };
     db.consumption().advance_consumers(&[advance]).await.unwrap();
 }
 

@@ -19,7 +19,7 @@ use visionscope_billing::store::figures::{UsageFigure, UsageFigures, UsageGroup}
 use visionscope_billing::store::operations::{DeadLetterQuery, LetterChange, LetterFilter};
 
 use crate::database::TestDatabase;
-use crate::fixtures::{at, feature, workspace, world_of};
+use crate::fixtures::{self, at, feature, workspace, world_of};
 
 const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(1);
@@ -37,21 +37,7 @@ fn day(days: i64) -> Timestamp {
 }
 
 fn advance(from: i64, to: i64, rows: ConsumerRows) -> Advance {
-    Advance {
-        build: FIRST,
-        partition: partition(),
-        epoch: 0,
-        epoch_to: 0,
-        from,
-        to,
-        last_event_id: None,
-        waiting_for: None,
-        rows,
-        letters: Vec::new(),
-        parked: Vec::new(),
-        freed: Vec::new(),
-        at: at(1),
-    }
+    fixtures::advance(FIRST, partition(), [from, to], rows)
 }
 
 fn usage(days: i64, code: &str, credits: i64) -> UsageDay {

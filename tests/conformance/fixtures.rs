@@ -6,6 +6,7 @@ use uuid::Uuid;
 use visionscope_billing::domain::change_set::{ChangeSet, Rows, SubscriptionPeriod};
 use visionscope_billing::domain::cloud_event::EventRecord;
 use visionscope_billing::domain::command_record::CommandRecord;
+use visionscope_billing::domain::consumers::{Build, ConsumerRows};
 use visionscope_billing::domain::counter::{CounterSubject, UsageCounter};
 use visionscope_billing::domain::credits::{Credits, Quantity};
 use visionscope_billing::domain::event::EventType;
@@ -26,6 +27,7 @@ use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, Label, Plan
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageLog;
 use visionscope_billing::domain::workspace::{Workspace, WorkspaceCredits};
+use visionscope_billing::store::consumers::Advance;
 use visionscope_billing::store::{Store, StoreError};
 
 /// What a provisioned workspace is granted.
@@ -506,5 +508,24 @@ pub fn new_grant(id: WorkspaceId, grant_id: GrantId, amount: Credits) -> Grant {
         expiry_warning_at: None,
         created_at: at(0),
         issued_seq: 1,
+    }
+}
+
+/// What a build made of the events after a place and up to another, where none has failed.
+pub fn advance(build: Build, partition: Partition, [from, to]: [i64; 2], rows: ConsumerRows) -> Advance {
+    Advance {
+        build,
+        partition,
+        epoch: 0,
+        epoch_to: 0,
+        from,
+        to,
+        last_event_id: None,
+        waiting_for: None,
+        rows,
+        letters: Vec::new(),
+        parked: Vec::new(),
+        freed: Vec::new(),
+        at: at(1),
     }
 }

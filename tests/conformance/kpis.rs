@@ -17,7 +17,7 @@ use visionscope_billing::store::consumers::Advance;
 use visionscope_billing::store::figures::{KpiPage, KpiQuery};
 
 use crate::database::TestDatabase;
-use crate::fixtures::{at, feature, workspace, world_of};
+use crate::fixtures::{advance, at, feature, workspace, world_of};
 
 const BUILD: Build = Build { consumer: Consumer::Analytics, version: 1 };
 /// More rows than there are.
@@ -81,21 +81,7 @@ fn earned(partition: u8, days: i64, [plan_code, currency]: [&str; 2], amount: i6
 /// Writes rows, from the event of that number on.
 async fn write(db: &impl TestDatabase, from: i64, rows: ConsumerRows) {
     let partition = Partition::new(0).unwrap();
-    let advance = Advance {
-        build: BUILD,
-        partition,
-        epoch: 0,
-        epoch_to: 0,
-        from,
-        to: from + 1,
-        last_event_id: None,
-        waiting_for: None,
-        rows,
-        letters: Vec::new(),
-        parked: Vec::new(),
-        freed: Vec::new(),
-        at: at(1),
-    };
+    let advance = advance(BUILD, partition, [from, from + 1], rows);
     db.consumption().advance_consumers(&[advance]).await.unwrap();
 }
 
@@ -327,19 +313,9 @@ pub async fn as_of_of_the_server_is_every_cursor_and_the_oldest_event_behind_one
         let fault = Fault { class: Fault::REFUSED, text: "for a test".into() };
         let letters = if is_own { vec![DeadLetter::new(BUILD, &event, &fault, at(2))] } else { Vec::new() };
         let advance = Advance {
-            build: BUILD,
-            partition,
-            epoch: 0,
-            epoch_to: 0,
-            from: 0,
-            to: events + 100,
-            last_event_id: None,
-            waiting_for: None,
-            rows: ConsumerRows::default(),
             parked: letters.iter().map(ParkedWorkspace::behind).collect(),
             letters,
-            freed: Vec::new(),
-            at: at(1),
+            ..advance(BUILD, partition, [0, events + 100], ConsumerRows::default())
         };
         db.consumption().advance_consumers(&[advance]).await.unwrap();
         let found = as_of().await;

@@ -13,11 +13,10 @@ use visionscope_billing::domain::ids::{EventId, GrantId, NotificationId, Partiti
 use visionscope_billing::domain::subscription::PendingView;
 use visionscope_billing::domain::text::{Label, PlanCode};
 use visionscope_billing::store::StoreError;
-use visionscope_billing::store::consumers::Advance;
 use visionscope_billing::store::figures::NotificationQuery;
 
 use crate::database::TestDatabase;
-use crate::fixtures::{at, feature, workspace};
+use crate::fixtures::{advance, at, feature, workspace};
 
 fn known(added_seq: i64) -> NotifiedWorkspace {
     NotifiedWorkspace {
@@ -114,21 +113,8 @@ async fn write(
         notifications: notifications.to_vec(),
         ..ConsumerRows::default()
     };
-    let advance = Advance {
-        build: Build { consumer: Consumer::Notifications, version: 1 },
-        partition: Partition::of(workspace(0)),
-        epoch: 0,
-        epoch_to: 0,
-        from,
-        to,
-        last_event_id: None,
-        waiting_for: None,
-        rows,
-        letters: Vec::new(),
-        parked: Vec::new(),
-        freed: Vec::new(),
-        at: at(0),
-    };
+    let build = Build { consumer: Consumer::Notifications, version: 1 };
+    let advance = advance(build, Partition::of(workspace(0)), [from, to], rows);
     db.consumption().advance_consumers(&[advance]).await
 }
 

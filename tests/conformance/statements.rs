@@ -6,11 +6,10 @@ use visionscope_billing::domain::ids::{Partition, WorkspaceId};
 use visionscope_billing::domain::text::PlanCode;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::StoreError;
-use visionscope_billing::store::consumers::Advance;
 
 use crate::audits::{audit, found_after_more};
 use crate::database::TestDatabase;
-use crate::fixtures::{ALLOWANCE, World, at, feature, workspace, world_of};
+use crate::fixtures::{ALLOWANCE, World, advance, at, feature, workspace, world_of};
 
 /// A month in seconds.
 const MONTH: i64 = 30 * 86_400;
@@ -75,21 +74,8 @@ async fn write(
 ) -> Result<(), StoreError> {
     let rows =
         ConsumerRows { statements: statements.to_vec(), statement_lines: lines.to_vec(), ..ConsumerRows::default() };
-    let advance = Advance {
-        build: Build { consumer: Consumer::Billing, version: 1 },
-        partition: Partition::of(workspace(0)),
-        epoch: 0,
-        epoch_to: 0,
-        from,
-        to,
-        last_event_id: None,
-        waiting_for: None,
-        rows,
-        letters: Vec::new(),
-        parked: Vec::new(),
-        freed: Vec::new(),
-        at: at(0),
-    };
+    let build = Build { consumer: Consumer::Billing, version: 1 };
+    let advance = advance(build, Partition::of(workspace(0)), [from, to], rows);
     db.consumption().advance_consumers(&[advance]).await
 }
 

@@ -19,13 +19,7 @@ async fn a_new_build_has_the_same_rows_and_is_switched_to() {
         let mut random = Random(6);
         world.random_commands(&mut random, 150).await;
         world.wait_until_taken(1).await;
-        world
-            .execute(&[
-                "insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
-                select consumer, 2, partition_id, 0, 0, updated_at from consumer_cursors where version = 1",
-                "update consumers set building_version = 2, building_fold_version = fold_version",
-            ])
-            .await;
+        world.begin_second_build().await;
         world.wait_until_taken(2).await;
         world.wait_for("select cast(version as bigint) from consumers", 2).await;
         for (table, columns) in [

@@ -192,13 +192,7 @@ async fn a_discarded_event_is_left_out_by_this_build_and_the_next_and_later_even
         world.wait_until_taken(1).await;
         assert_left_out(&world, 1, [used, bought]).await;
 
-        world
-            .execute(&[
-                "insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
-                select consumer, 2, partition_id, 0, 0, updated_at from consumer_cursors where version = 1",
-                "update consumers set building_version = 2, building_fold_version = fold_version",
-            ])
-            .await;
+        world.begin_second_build().await;
         world.wait_until_taken(2).await;
         world.wait_for("select cast(min(version) as bigint) from consumers", 2).await;
         assert_eq!(world.integers(PARKED).await, [[0]], "nobody must discard it again");

@@ -344,6 +344,16 @@ impl World {
         self.database.change_event(event, change).await;
     }
 
+    /// Begins a build of every consumer beside the first one.
+    pub async fn begin_second_build(&self) {
+        self.execute(&[
+            "insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+            select consumer, 2, partition_id, 0, 0, updated_at from consumer_cursors where version = 1",
+            "update consumers set building_version = 2, building_fold_version = fold_version",
+        ])
+        .await;
+    }
+
     /// Runs these statements on one connection.
     pub async fn execute(&self, statements: &[&str]) {
         self.database.execute(statements).await;
