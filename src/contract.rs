@@ -95,7 +95,7 @@ fn violation(event_type: EventType, pointer: &str, detail: String) -> ContractVi
 /// The schema of one event type's data, as a standalone document.
 #[must_use]
 pub fn event_schema(event_type: EventType) -> Value {
-    let id = data_schema(event_type, event_type.schema_version());
+    let id = data_schema(event_type.as_str(), event_type.schema_version());
     let (schema, parts) = schema_of_data(event_type);
     document(&id, event_type.as_str(), schema, parts)
 }
@@ -159,7 +159,7 @@ fn typed_event(event_type: EventType) -> Schema {
     let version = event_type.schema_version();
     let name = event_type.as_str();
     event.properties.insert("type".to_owned(), constant(name.into()).into());
-    event.properties.insert("dataschema".to_owned(), constant(data_schema(event_type, version).into()).into());
+    event.properties.insert("dataschema".to_owned(), constant(data_schema(event_type.as_str(), version).into()).into());
     event.properties.insert("schemaversion".to_owned(), constant(version.into()).into());
     event.properties.insert("data".to_owned(), Ref::from_schema_name(name).into());
     Schema::Object(event)

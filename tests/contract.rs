@@ -417,7 +417,7 @@ fn a_published_event_passes_its_schema_with_and_without_its_optional_attributes(
     };
     let mut record = EventRecord {
         event_id: EventId(Uuid::from_u128(1)),
-        event_type: EventType::LowCreditWarning,
+        event_type: EventType::LowCreditWarning.into(),
         schema_version: 1,
         partition: Partition::all().next().unwrap(),
         seq: 1,

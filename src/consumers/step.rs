@@ -292,7 +292,7 @@ mod tests {
         let id = Uuid::from_u128(u128::try_from(seq).unwrap());
         Fact::new(EventRecord {
             event_id: EventId(id),
-            event_type: EventType::CreditConsumed,
+            event_type: EventType::CreditConsumed.into(),
             schema_version: 1,
             partition: partition(),
             seq,

@@ -255,7 +255,7 @@ impl<'a> Batch<'a> {
             let (seq, workspace_seq) = self.next_event_seqs(workspace_id, event_id);
             self.changes.events.push(EventRecord {
                 event_id,
-                event_type,
+                event_type: event_type.into(),
                 schema_version: event_type.schema_version(),
                 partition: Partition::of(workspace_id),
                 seq,

@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
-use super::event::EventType;
+use super::event::{AnyEventType, EventType};
 use super::ids::{EventId, Partition, WorkspaceId};
 use super::time::Timestamp;
 
@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for EventSource {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRecord {
     pub event_id: EventId,
-    pub event_type: EventType,
+    pub event_type: AnyEventType,
     pub schema_version: i16,
     pub partition: Partition,
     pub seq: i64,
@@ -122,7 +122,8 @@ pub struct CloudEvent {
     pub id: EventId,
     /// Where events come from: `events.source` of the configuration, the same for all events of a database.
     pub source: String,
-    pub r#type: EventType,
+    #[schema(value_type = EventType)]
+    pub r#type: AnyEventType,
     /// The workspace.
     pub subject: WorkspaceId,
     /// When the event was recorded. When credits were used is `data.occurred_at`.
@@ -153,8 +154,8 @@ pub struct CloudEvent {
 
 /// The name of the schema of an event's data.
 #[must_use]
-pub fn data_schema(event_type: EventType, version: i16) -> String {
-    format!("urn:visionscope:event:{}:{version}", event_type.as_str())
+pub fn data_schema(event_type: &str, version: i16) -> String {
+    format!("urn:visionscope:event:{event_type}:{version}")
 }
 
 impl EventRecord {
@@ -164,11 +165,11 @@ impl EventRecord {
             specversion: SPEC_VERSION.to_owned(),
             id: self.event_id,
             source: source.as_str().to_owned(),
-            r#type: self.event_type,
+            r#type: self.event_type.clone(),
             subject: self.workspace_id,
             time: self.recorded_at,
             datacontenttype: JSON.to_owned(),
-            dataschema: data_schema(self.event_type, self.schema_version),
+            dataschema: data_schema(self.event_type.as_str(), self.schema_version),
             partition: self.partition,
             sequence: Sequence(self.seq),
             workspaceid: self.workspace_id,

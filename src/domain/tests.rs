@@ -268,7 +268,7 @@ impl Ran {
     }
 
     pub(crate) fn events(&self) -> Vec<EventType> {
-        self.changes.events.iter().map(|event| event.event_type).collect()
+        self.changes.events.iter().filter_map(|event| event.event_type.known()).collect()
     }
 
     /// The data of the first event of that type.

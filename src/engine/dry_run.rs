@@ -11,7 +11,7 @@ use super::dependencies::Dependencies;
 use super::reply::{EngineError, Reply};
 use crate::domain::batch::Batch;
 use crate::domain::commands::{Command, Envelope};
-use crate::domain::event::EventType;
+use crate::domain::event::AnyEventType;
 use crate::domain::plan_preview::PlanPreview;
 use crate::domain::snapshot::KeySet;
 use crate::store::StoreError;
@@ -29,7 +29,7 @@ pub struct DryRun {
 /// An event that would be raised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DryRunEvent {
-    pub event_type: EventType,
+    pub event_type: AnyEventType,
     /// Its data as JSON.
     pub data: String,
     /// Whether it tells of work that is due before the command, and not of the command itself.

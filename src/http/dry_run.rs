@@ -16,7 +16,7 @@ use super::problem::{Code, Problem};
 use super::render::KeyKind;
 use super::state::AppState;
 use crate::domain::commands::Envelope;
-use crate::domain::event::EventType;
+use crate::domain::event::{AnyEventType, EventType};
 use crate::domain::plan_preview::PlanPreview;
 use crate::domain::text::{FieldCode, FieldError};
 use crate::engine::{DryRunEvent, Rendered, Reply};
@@ -66,7 +66,8 @@ pub struct DryRunView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = DryRunEvent)]
 pub struct DryRunEventView {
-    r#type: EventType,
+    #[schema(value_type = EventType)]
+    r#type: AnyEventType,
     /// As in the event of this type.
     #[schema(value_type = BTreeMap<String, serde_json::Value>)]
     data: Box<RawValue>,

@@ -160,7 +160,7 @@ mod tests {
     fn event(partition: u8, seq: i64, bytes: usize) -> EventRecord {
         EventRecord {
             event_id: EventId(Uuid::from_u128(1)),
-            event_type: EventType::LowCreditWarning,
+            event_type: EventType::LowCreditWarning.into(),
             schema_version: 1,
             partition: Partition::new(partition).unwrap(),
             seq,

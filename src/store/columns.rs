@@ -15,7 +15,7 @@ use super::plan_rows::Terms;
 use crate::domain::consumers::{Consumer, ConsumerState, LetterState, NotificationData, NotificationKind};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
-use crate::domain::event::EventType;
+use crate::domain::event::AnyEventType;
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{
@@ -224,7 +224,7 @@ stored! {
     NotificationKind: Text, kind => kind.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
     SubscriptionStatus: Text, status => status.as_str().into(), value => Self::from_stored(&value);
-    EventType: Text, event_type => event_type.as_str().into(), value => Self::from_stored(&value);
+    AnyEventType: Text, event_type => event_type.as_str().into(), value => Some(Self::from_stored(&value));
     Currency: Text, currency => currency.as_str().into(), value => Self::new(&value);
     Metadata: Text, metadata => metadata.to_json().into(), value => Self::from_stored(&value);
     Arc<Metadata>: Text, metadata => metadata.to_json().into(), value => Metadata::from_stored(&value).map(Self::new);

@@ -205,7 +205,7 @@ mod tests {
     fn event(bytes: usize) -> EventRecord {
         EventRecord {
             event_id: EventId(Uuid::from_u128(1)),
-            event_type: EventType::LowCreditWarning,
+            event_type: EventType::LowCreditWarning.into(),
             schema_version: 1,
             partition: Partition::all().last().unwrap(),
             seq: 1,

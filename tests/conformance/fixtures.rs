@@ -390,7 +390,7 @@ impl World {
         head.last_event_id = Some(event_id);
         self.pending.events.push(EventRecord {
             event_id,
-            event_type,
+            event_type: event_type.into(),
             schema_version: event_type.schema_version(),
             partition,
             seq: head.seq,

@@ -31,7 +31,7 @@ fn scheduler(world: &World) -> Scheduler {
 
 async fn events(world: &World, workspace_id: WorkspaceId) -> Vec<EventType> {
     let query = EventQuery::OfWorkspace { workspace_id, after: 0, limit: 1000 };
-    world.store.events(&query).await.unwrap().iter().map(|event| event.event_type).collect()
+    world.store.events(&query).await.unwrap().iter().filter_map(|event| event.event_type.known()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

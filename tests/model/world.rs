@@ -184,7 +184,8 @@ impl World {
         let (mut balance, mut told) = (Credits::ZERO, ToldGrants::default());
         let events = store.events(&query).await.map_err(|error| error.to_string())?;
         for event in &events {
-            let data = EventData::parse(event.event_type, &event.data).map_err(|error| error.to_string())?;
+            let data =
+                EventData::parse(event.event_type.known().unwrap(), &event.data).map_err(|error| error.to_string())?;
             balance = balance.plus(data.balance_change().unwrap()).unwrap();
             if data.current_credits() != balance {
                 return Err(format!("the events sum up to {balance}, and one says {data:?}"));

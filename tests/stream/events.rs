@@ -32,7 +32,7 @@ pub fn event_id(partition: Partition, seq: i64) -> EventId {
 pub fn event(partition: Partition, seq: i64) -> EventRecord {
     EventRecord {
         event_id: event_id(partition, seq),
-        event_type: EventType::LowCreditWarning,
+        event_type: EventType::LowCreditWarning.into(),
         schema_version: 1,
         partition,
         seq,

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use visionscope_billing::clock::{Clock, SystemClock};
 use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::EventRecord;
+use visionscope_billing::domain::event::AnyEventType;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::partition_head::PartitionHead;
 use visionscope_billing::domain::snapshot::KeySet;
@@ -31,9 +32,15 @@ use crate::redis_server::RedisServer;
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Commits this many events of a partition in one transaction, like a batch.
+/// Commits this many events of a partition in one transaction, like a batch. Some are of a type that only a newer version
+/// of the server knows.
 async fn commit(store: &dyn Store, partition: Partition, count: i64) -> Vec<EventRecord> {
-    commit_each(store, partition, count, |seq| event(partition, seq)).await
+    let newer = AnyEventType::Newer("CreditsLent".to_owned());
+    let of_any_type = |seq| match event(partition, seq) {
+        event if seq % 5 == 0 => EventRecord { event_type: newer.clone(), ..event },
+        event => event,
+    };
+    commit_each(store, partition, count, of_any_type).await
 }
 
 async fn commit_each(

@@ -14,7 +14,7 @@ pub struct Fact {
 #[derive(Clone, Debug)]
 pub enum FactData {
     Known(Box<EventData>),
-    /// The data has a newer schema than this version knows.
+    /// The type or the schema of its data is newer than this version.
     Newer,
     /// Why the data cannot be read.
     Unreadable(String),
@@ -23,13 +23,11 @@ pub enum FactData {
 impl Fact {
     #[must_use]
     pub fn new(event: EventRecord) -> Self {
-        let data = if event.schema_version > event.event_type.schema_version() {
-            FactData::Newer
-        } else {
-            match EventData::parse(event.event_type, &event.data) {
-                Ok(data) => FactData::Known(Box::new(data)),
-                Err(error) => FactData::Unreadable(error.to_string()),
-            }
+        let known = event.event_type.known().filter(|known| event.schema_version <= known.schema_version());
+        let data = match known.map(|event_type| EventData::parse(event_type, &event.data)) {
+            None => FactData::Newer,
+            Some(Ok(data)) => FactData::Known(Box::new(data)),
+            Some(Err(error)) => FactData::Unreadable(error.to_string()),
         };
         Self { event, data }
     }

@@ -44,10 +44,15 @@ pub enum Folded {
     },
 }
 
-/// The first event whose data is newer than this version of the server.
+/// Whether the consumer makes something of this event, as far as is known: it may be of a newer type.
+fn is_read(consumer: Consumer, event: &EventRecord) -> bool {
+    event.event_type.known().is_none_or(|event_type| consumer.reads(event_type))
+}
+
+/// The first event whose type or data is newer than this version of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Newer {
-    pub event_type: &'static str,
+    pub event_type: String,
     pub schema_version: i16,
 }
 
@@ -55,15 +60,15 @@ pub struct Newer {
 /// it is never wrong, and a newer version of the server goes on.
 #[must_use]
 pub fn up_to_newer(consumer: Consumer, facts: &[Fact]) -> (usize, Option<Newer>) {
-    let is_newer = |fact: &Fact| matches!(fact.data, FactData::Newer) && consumer.reads(fact.event.event_type);
+    let is_newer = |fact: &Fact| matches!(fact.data, FactData::Newer) && is_read(consumer, &fact.event);
     let Some(index) = facts.iter().position(is_newer) else { return (facts.len(), None) };
     let event = &facts[index].event;
-    (index, Some(Newer { event_type: event.event_type.as_str(), schema_version: event.schema_version }))
+    (index, Some(Newer { event_type: event.event_type.as_str().to_owned(), schema_version: event.schema_version }))
 }
 
 /// Adds the keys of the rows that the fold of these events must know.
 pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
-    for fact in facts.iter().filter(|fact| build.consumer.reads(fact.event.event_type)) {
+    for fact in facts.iter().filter(|fact| is_read(build.consumer, &fact.event)) {
         let data = match &fact.data {
             FactData::Known(data) => Some(&**data),
             FactData::Newer | FactData::Unreadable(_) => None,
@@ -86,7 +91,7 @@ pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&Ev
 }
 
 fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
-    for (index, fact) in facts.iter().enumerate().filter(|(_, fact)| consumer.reads(fact.event.event_type)) {
+    for (index, fact) in facts.iter().enumerate().filter(|(_, fact)| is_read(consumer, &fact.event)) {
         match treat(&fact.event) {
             Treatment::Take => {}
             Treatment::LeaveOut => continue,
@@ -97,7 +102,7 @@ fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], treat: impl Fn(&
         }
         let taken = match &fact.data {
             FactData::Known(data) => fold.take(fact, data),
-            FactData::Newer => Err(Fault::contradiction("the data has a newer schema")),
+            FactData::Newer => Err(Fault::contradiction("the event is newer than this version of the server")),
             FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
         };
         if let Err(fault) = taken {

@@ -141,7 +141,7 @@ pub(super) fn event(event_type: EventType, workspace_id: WorkspaceId, recorded_a
     let data = EventData::parse(event_type, &Value::from(data).to_string()).unwrap().to_json(None).unwrap();
     let event = EventRecord {
         event_id: EventId(Uuid::from_u128(1)),
-        event_type,
+        event_type: event_type.into(),
         schema_version: event_type.schema_version(),
         partition: Partition::new(3).unwrap(),
         seq: 0,
@@ -452,7 +452,7 @@ fn data_that_cannot_be_read_is_a_fault_and_newer_data_is_waited_for() {
     let facts = [world.facts[0].clone(), unreadable, newer];
     let (count, found) = up_to_newer(Consumer::Analytics, &facts);
     let found = found.unwrap();
-    assert_eq!((count, found.event_type, found.schema_version), (2, "CreditConsumed", 2));
+    assert_eq!((count, &*found.event_type, found.schema_version), (2, "CreditConsumed", 2));
     match fold(BUILD, &facts[..count], ConsumerRows::default(), |_| Treatment::Take) {
         Folded::Faulted { index: 1, fault } => assert_eq!(fault.class, Fault::UNREADABLE),
         other => panic!("{other:?}"),

@@ -198,7 +198,7 @@ impl Wanted {
     }
 
     fn has(&self, event: &EventRecord) -> bool {
-        self.types.is_empty() || self.types.contains(&event.event_type)
+        self.types.is_empty() || event.event_type.known().is_some_and(|known| self.types.contains(&known))
     }
 
     /// The events of the page, of those that were looked at in order; and how many of these come before the next page.
@@ -421,7 +421,7 @@ mod tests {
     fn event(partition: u8, seq: i64) -> EventRecord {
         EventRecord {
             event_id: EventId(Uuid::from_u128(1)),
-            event_type: EventType::CreditConsumed,
+            event_type: EventType::CreditConsumed.into(),
             schema_version: 1,
             partition: Partition::new(partition).unwrap(),
             seq,

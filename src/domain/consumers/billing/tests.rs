@@ -39,7 +39,7 @@ impl History {
         let seq = i64::try_from(self.0.len()).unwrap() + 1;
         let event = EventRecord {
             event_id: EventId(Uuid::from_u128(u128::try_from(seq).unwrap())),
-            event_type,
+            event_type: event_type.into(),
             schema_version: 1,
             partition: Partition::of(WORKSPACE),
             seq: seq + 100,
