@@ -36,9 +36,9 @@ impl ConsumersConfig {
     pub const fn shared() -> Self {
         Self {
             max_events: 4000,
-            beat: Duration::from_millis(25),
+            beat: Duration::from_millis(100),
             pause_factor: 0,
-            first_poll: Some(Duration::from_millis(25)),
+            first_poll: Some(Duration::from_millis(100)),
             lease_ttl: Duration::from_secs(10),
         }
     }
