@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
-use super::event::{AnyEventType, EventType};
+use super::event::EventType;
 use super::ids::{EventId, Partition, WorkspaceId};
 use super::time::Timestamp;
 
@@ -54,6 +54,62 @@ impl<'de> Deserialize<'de> for EventSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::new(&text).ok_or_else(|| de::Error::custom("must be a URI of at most 256 characters"))
+    }
+}
+
+/// The type of a stored or published event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnyEventType {
+    Known(EventType),
+    /// Only a newer version of the server knows this type.
+    Newer(String),
+}
+
+impl AnyEventType {
+    #[must_use]
+    pub fn from_stored(name: &str) -> Self {
+        let known = EventType::ALL.iter().copied().find(|event_type| event_type.as_str() == name);
+        known.map_or_else(|| Self::Newer(name.to_owned()), Self::Known)
+    }
+
+    #[must_use]
+    pub const fn known(&self) -> Option<EventType> {
+        match self {
+            Self::Known(event_type) => Some(*event_type),
+            Self::Newer(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(event_type) => event_type.as_str(),
+            Self::Newer(name) => name,
+        }
+    }
+}
+
+impl From<EventType> for AnyEventType {
+    fn from(event_type: EventType) -> Self {
+        Self::Known(event_type)
+    }
+}
+
+impl PartialEq<EventType> for AnyEventType {
+    fn eq(&self, other: &EventType) -> bool {
+        self.known() == Some(*other)
+    }
+}
+
+impl Serialize for AnyEventType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for AnyEventType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from_stored(&String::deserialize(deserializer)?))
     }
 }
 

@@ -10,7 +10,7 @@
 //! Each entry into the `expired` account is reported by exactly one event: `CreditsExpired` (a grant's expiry, or the
 //! release of a hold after it), `CreditReset.expired` (a period's end) or `SubscriptionChanged.credits_removed`.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::credits::{Credits, OutOfRange, Quantity};
@@ -149,62 +149,6 @@ struct Published<'a> {
     data: &'a EventData,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a Metadata>,
-}
-
-/// The type of a stored or published event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnyEventType {
-    Known(EventType),
-    /// Only a newer version of the server knows this type.
-    Newer(String),
-}
-
-impl AnyEventType {
-    #[must_use]
-    pub fn from_stored(name: &str) -> Self {
-        let known = EventType::ALL.iter().copied().find(|event_type| event_type.as_str() == name);
-        known.map_or_else(|| Self::Newer(name.to_owned()), Self::Known)
-    }
-
-    #[must_use]
-    pub const fn known(&self) -> Option<EventType> {
-        match self {
-            Self::Known(event_type) => Some(*event_type),
-            Self::Newer(_) => None,
-        }
-    }
-
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Known(event_type) => event_type.as_str(),
-            Self::Newer(name) => name,
-        }
-    }
-}
-
-impl From<EventType> for AnyEventType {
-    fn from(event_type: EventType) -> Self {
-        Self::Known(event_type)
-    }
-}
-
-impl PartialEq<EventType> for AnyEventType {
-    fn eq(&self, other: &EventType) -> bool {
-        self.known() == Some(*other)
-    }
-}
-
-impl Serialize for AnyEventType {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for AnyEventType {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from_stored(&String::deserialize(deserializer)?))
-    }
 }
 
 /// The part of an amount that is of one grant.

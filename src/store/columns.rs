@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::plan_rows::Terms;
+use crate::domain::cloud_event::AnyEventType;
 use crate::domain::consumers::{Consumer, ConsumerState, LetterState, NotificationData, NotificationKind};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
-use crate::domain::event::AnyEventType;
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{
