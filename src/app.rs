@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::background::Background;
 use crate::cleaning::{Cleaner, CleaningConfig};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Mode};
@@ -62,8 +62,7 @@ pub struct App {
     ops: Option<http::Running>,
     publisher: Option<PublisherHandle>,
     /// Stops the background tasks of the API: scheduler, key refresh, health watch.
-    background: CancellationToken,
-    background_tasks: TaskTracker,
+    background: Background,
     /// Stops the publisher, after the last command.
     publishing: CancellationToken,
     /// How long `/readyz` answers 503 before the server refuses new requests.
@@ -172,15 +171,15 @@ impl App {
         let committed = Committed { events: event_buffer, consumers: wakeup.clone() };
         let engine = start_engine(config, &store, committed);
 
-        let (background, background_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let background = Background::default();
         let health = Arc::new(Health::default());
         engine.offer_plans(store.plans().await?);
-        background_tasks.spawn(follow_offered_plans(Arc::clone(&store), engine.clone(), background.clone()));
-        start_scheduler(config, &store, &engine, &clock, &background, &background_tasks);
-        start_consumers(config, Arc::clone(&database), &clock, wakeup, &background, &background_tasks);
-        watch_publisher(publisher.as_ref(), &health, &background, &background_tasks);
-        watch_database(&store, &health, &background, &background_tasks);
-        let verifier = start_verifier(&auth, &clock, &background, &background_tasks)?;
+        follow_offered_plans(&store, &engine, &background);
+        start_scheduler(config, &store, &engine, &clock, &background);
+        start_consumers(config, &database, &clock, &wakeup, &background);
+        watch_publisher(publisher.as_ref(), &health, &background);
+        watch_database(&store, &health, &background);
+        let verifier = start_verifier(&auth, &clock, &background)?;
 
         // Before the first request, so that every request finds the demo's workspace.
         let demo = match demo_key {
@@ -217,7 +216,6 @@ impl App {
             ops,
             publisher,
             background,
-            background_tasks,
             publishing,
             drain_delay,
         })
@@ -228,19 +226,8 @@ impl App {
     ///
     /// Returns true if `stop` was the reason.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> bool {
-        let Self {
-            health,
-            engine,
-            store,
-            mut http,
-            mut ops,
-            publisher,
-            background,
-            background_tasks,
-            publishing,
-            drain_delay,
-            ..
-        } = self;
+        let Self { health, engine, store, mut http, mut ops, publisher, background, publishing, drain_delay, .. } =
+            self;
         let is_requested = tokio::select! {
             () = stop => true,
             () = engine.broken() => false,
@@ -257,13 +244,12 @@ impl App {
         // First load balancers stop sending requests here, then the listener closes.
         health.drain();
         tokio::time::sleep(drain_delay).await;
-        background.cancel();
+        background.stop();
         http.stop_handle().stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
             tracing::error!("stopped before all commands were answered; their callers can retry with the same key");
         }
-        background_tasks.close();
-        background_tasks.wait().await;
+        background.ended().await;
         publishing.cancel();
         if let Some(publisher) = publisher {
             publisher.stopped().await;
@@ -363,33 +349,40 @@ fn start_publisher(
 }
 
 /// Tells the engine which plans are offered: another replica may offer others.
-async fn follow_offered_plans(store: Arc<dyn Store>, engine: Engine, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
+fn follow_offered_plans(store: &Arc<dyn Store>, engine: &Engine, background: &Background) {
+    let (store, engine) = (Arc::clone(store), engine.clone());
+    background.run("plans", move |stop| {
+        let (store, engine) = (Arc::clone(&store), engine.clone());
+        async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
+                }
+                match store.plans().await {
+                    Ok(plans) => engine.offer_plans(plans),
+                    Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
+                }
+            }
         }
-        match store.plans().await {
-            Ok(plans) => engine.offer_plans(plans),
-            Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
-        }
-    }
+    });
 }
 
 fn start_consumers(
     config: &Config,
-    store: Arc<dyn ServerStore>,
+    store: &Arc<dyn ServerStore>,
     clock: &Arc<dyn Clock>,
-    wakeup: Wakeup,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
+    wakeup: &Wakeup,
+    background: &Background,
 ) {
     let paces = if config.database.url.is_some() { ConsumersConfig::shared() } else { ConsumersConfig::embedded() };
     let cleaner =
-        Cleaner { config: CleaningConfig::default(), store: Arc::clone(&store) as _, clock: Arc::clone(clock) };
-    tasks.spawn(cleaner.run(stop.clone()));
-    let consumers = consumers::run(store, Arc::clone(clock), wakeup, paces, stop.clone());
-    tasks.spawn(consumers);
+        Cleaner { config: CleaningConfig::default(), store: Arc::clone(store) as _, clock: Arc::clone(clock) };
+    background.run("cleaning", move |stop| cleaner.clone().run(stop));
+    let (store, clock, wakeup) = (Arc::clone(store), Arc::clone(clock), wakeup.clone());
+    background.run("consumers", move |stop| {
+        consumers::run(Arc::clone(&store) as _, Arc::clone(&clock), wakeup.clone(), paces, stop)
+    });
 }
 
 fn start_scheduler(
@@ -397,8 +390,7 @@ fn start_scheduler(
     store: &Arc<dyn Store>,
     engine: &Engine,
     clock: &Arc<dyn Clock>,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
+    background: &Background,
 ) {
     if !config.scheduler.enabled {
         return;
@@ -412,26 +404,24 @@ fn start_scheduler(
         engine: engine.clone(),
         clock: Arc::clone(clock),
     };
-    tasks.spawn(scheduler.run(stop.clone()));
+    background.run("scheduler", move |stop| scheduler.clone().run(stop));
 }
 
 /// Carries the publisher's health to the readiness probe.
-fn watch_publisher(
-    publisher: Option<&PublisherHandle>,
-    health: &Arc<Health>,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) {
+fn watch_publisher(publisher: Option<&PublisherHandle>, health: &Arc<Health>, background: &Background) {
     let Some(publisher) = publisher else { return };
-    let (mut reports, health, stop) = (publisher.health(), Arc::clone(health), stop.clone());
-    tasks.spawn(async move {
-        loop {
-            health.set_stream_degraded(reports.borrow_and_update().is_degraded());
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = reports.changed() => if changed.is_err() {
-                    health.set_stream_degraded(true);
-                    return;
+    let (reports, health) = (publisher.health(), Arc::clone(health));
+    background.run("publisher_health", move |stop| {
+        let (mut reports, health) = (reports.clone(), Arc::clone(&health));
+        async move {
+            loop {
+                health.set_stream_degraded(reports.borrow_and_update().is_degraded());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = reports.changed() => if changed.is_err() {
+                        health.set_stream_degraded(true);
+                        return;
+                    }
                 }
             }
         }
@@ -439,21 +429,25 @@ fn watch_publisher(
 }
 
 /// Carries the database's health to the readiness probe.
-fn watch_database(store: &Arc<dyn Store>, health: &Arc<Health>, stop: &CancellationToken, tasks: &TaskTracker) {
-    let (store, health, stop) = (Arc::clone(store), Arc::clone(health), stop.clone());
-    tasks.spawn(async move { health.watch_database(&*store, stop).await });
+fn watch_database(store: &Arc<dyn Store>, health: &Arc<Health>, background: &Background) {
+    let (store, health) = (Arc::clone(store), Arc::clone(health));
+    background.run("database_health", move |stop| {
+        let (store, health) = (Arc::clone(&store), Arc::clone(&health));
+        async move { health.watch_database(&*store, stop).await }
+    });
 }
 
 fn start_verifier(
     auth: &AuthConfig,
     clock: &Arc<dyn Clock>,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
+    background: &Background,
 ) -> Result<Arc<Verifier>, AuthConfigError> {
     let verifier = Arc::new(Verifier::new(auth, Arc::clone(clock))?);
     if let Some(jwks) = verifier.jwks().cloned() {
-        let stop = stop.clone();
-        tasks.spawn(async move { jwks.run(stop).await });
+        background.run("keys", move |stop| {
+            let jwks = jwks.clone();
+            async move { jwks.run(stop).await }
+        });
     }
     Ok(verifier)
 }

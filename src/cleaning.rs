@@ -38,6 +38,7 @@ impl Default for CleaningConfig {
     }
 }
 
+#[derive(Clone)]
 pub struct Cleaner {
     pub config: CleaningConfig,
     pub store: Arc<dyn Cleaning>,

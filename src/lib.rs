@@ -5,6 +5,7 @@
 //! No module knows one to its left; only [`app`] knows all.
 
 pub mod app;
+pub mod background;
 pub mod cleaning;
 pub mod cli;
 pub mod clock;

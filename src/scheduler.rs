@@ -32,6 +32,7 @@ pub struct SchedulerConfig {
     pub max_workspaces: u32,
 }
 
+#[derive(Clone)]
 pub struct Scheduler {
     pub config: SchedulerConfig,
     pub store: Arc<dyn Store>,

@@ -81,11 +81,14 @@ metrics_table! {
     CONSUMER_PARKED_WORKSPACES = "visionscope_consumer_parked_workspaces", Gauge, Count, ["consumer"],
         "Workspaces whose events a consumer leaves out, because it could not take one of them.";
     CONSUMER_WAITING_PARTITIONS = "visionscope_consumer_waiting_partitions", Gauge, Count, ["consumer"],
-        "Partitions in which a consumer waits for a newer version of the server, because the next event has a newer schema.";
+        "Partitions in which a consumer waits for a newer version of the server, because the next event has a newer type or schema.";
     CONSUMER_RUNS = "visionscope_consumer_runs", Gauge, Count, ["consumer"],
         "1 if a consumer runs, 0 if it is paused or was tripped.";
     CONSUMER_DEAD_LETTERS = "visionscope_consumer_dead_letters_total", Counter, Count, ["consumer"],
         "Events that a consumer of this process could not take.";
+
+    TASK_PANICS = "visionscope_task_panics_total", Counter, Count, ["task"],
+        "How often a background task of this process has panicked and begun again: a fault of the server, or of what a person has written into the database.";
 
     CLEANED_ROWS = "visionscope_cleaned_rows_total", Counter, Count, ["leftover"],
         "Rows that this process has deleted because nobody needs them any more: of figures that a rebuild has replaced (`old_builds`), of usage by the hour and notifications after 400 days (`usage_hours`, `notifications`), and dead letters 90 days after they were resolved (`dead_letters`).";

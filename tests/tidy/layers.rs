@@ -17,6 +17,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("store", &["domain", "clock", "contract", "config", "telemetry"]),
     ("engine", &["domain", "clock", "contract", "config", "store", "telemetry"]),
     ("scheduler", &["domain", "clock", "config", "store", "engine", "telemetry"]),
+    ("background", &["telemetry"]),
     ("cleaning", &["clock", "store", "telemetry"]),
     ("consumers", &["domain", "clock", "config", "store", "telemetry"]),
     ("stream", &["domain", "config", "telemetry"]),
