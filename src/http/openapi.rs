@@ -199,7 +199,9 @@ const fn scope_description(scope: Scope) -> &'static str {
         Scope::AnalyticsRead => "reading the figures that are made of the events",
         Scope::EventsRead => "reading events",
         Scope::OpsRead => "looking at consumers, dead letters and what operators did; with a token for all workspaces",
-        Scope::OpsWrite => "stopping, starting and rebuilding consumers; with a token for all workspaces",
+        Scope::OpsWrite => {
+            "stopping, starting and rebuilding consumers; replaying and discarding dead letters; with a token for all workspaces"
+        }
         Scope::PlansRead => "reading plans",
         Scope::WorkspacesWrite => "provisioning workspaces",
         Scope::WorkspacesRead => "reading workspaces",

@@ -453,4 +453,7 @@ async fn an_export_of_figures_takes_no_limit_and_needs_a_workspace() {
     assert_eq!(parse_csv(&empty.text).len(), 1);
     let name = format!("attachment; filename=\"usage-analytics-{OWN}.csv\"");
     assert_eq!(empty.header("content-disposition"), name);
+    let page = user.get(&list("?after_seq=1")).await.json();
+    let as_of: Value = serde_json::from_str(empty.header("x-as-of")).unwrap();
+    assert_eq!(as_of, page["as_of"]);
 }

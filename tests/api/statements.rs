@@ -81,6 +81,18 @@ fn sha256_of(answer: &str) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
+#[test]
+fn the_documented_statement_has_the_documented_hash() {
+    let document: Value = serde_json::from_str(include_str!("../../openapi/openapi.json")).unwrap();
+    let answer =
+        &document["paths"]["/v1/workspaces/{workspace_id}/statements/{period_start}"]["get"]["responses"]["200"];
+    let example = &answer["content"]["application/json"]["example"];
+    assert_eq!(example["state"], "closed");
+    assert_eq!(example["sha256"], sha256_of(&example.to_string()));
+    assert_eq!(example["sha256"], sha256_of_the_page(&example.to_string()));
+    assert!(include_str!("../../docs/FIGURES.md").contains(example["sha256"].as_str().unwrap()));
+}
+
 /// What the program in docs/FIGURES.md says.
 fn sha256_of_the_page(answer: &str) -> String {
     let page = include_str!("../../docs/FIGURES.md");
@@ -163,6 +175,8 @@ async fn a_statement_is_a_table_with_a_row_for_each_line() {
         for (item, line) in [(&items[3], "render,4,1,3,2,1"), (&items[2], ",,,,,")] {
             let answer = send(user.request(Method::GET, &statement_path(item)).header("accept", "text/csv")).await;
             assert_eq!((answer.status.as_u16(), answer.header("content-type").starts_with("text/csv")), (200, true));
+            let as_of: Value = serde_json::from_str(answer.header("x-as-of")).unwrap();
+            assert_eq!((&as_of["lag_seconds"], &as_of["incomplete"]), (&json!(0), &json!(false)));
             let lines: Vec<_> = answer.text.split_terminator("\r\n").collect();
             assert_eq!(lines.len(), 2, "{}", answer.text);
             let names: Vec<_> = lines[0].split(',').collect();

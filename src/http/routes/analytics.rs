@@ -191,7 +191,8 @@ fn days_of_export(from: Option<Day>, to: Option<Day>, now: Timestamp) -> Result<
 #[utoipa::path(
     tag = "analytics",
     params(("workspace_id" = WorkspaceId, Path, description = "The workspace's id."), UsageAnalyticsParams),
-    responses((status = 200, description = "A page of the usage, or an export of all.", content(
+    responses((status = 200, description = "A page of the usage, or an export of all.",
+        headers(("X-As-Of" = String, description = "Of an export: the `as_of` that a page has, as JSON.")), content(
         (UsageAnalytics = "application/json", example = json!({
             "from": "2026-01-02", "to": "2026-02-01",
             "items": [{
@@ -237,7 +238,9 @@ pub async fn get_usage_analytics(
         ListForm::Export(_) if limit.is_some() => Err(export::limit_refused()),
         ListForm::Export(form) => {
             let name = format!("usage-analytics-{workspace_id}");
-            export(&request, caller, form, &name, list.pages(state.clone())).await
+            let mut answer = export(&request, caller, form, &name, list.pages(state.clone())).await?;
+            AsOfView::new(as_of, now).put_on(&mut answer)?;
+            Ok(answer)
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use actix_web::HttpResponse;
+use actix_web::http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use tokio::time::{Instant, sleep};
 use utoipa::openapi::RefOr;
@@ -14,7 +16,7 @@ use crate::domain::consumers::Consumer;
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError};
 use crate::domain::time::Timestamp;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
 use crate::store::figures::{AsOf, ServerAsOf};
 
@@ -22,6 +24,9 @@ use crate::store::figures::{AsOf, ServerAsOf};
 const MAX_WAIT: Duration = Duration::from_secs(2);
 /// How often it looks meanwhile.
 const WAIT_PAUSE: Duration = Duration::from_millis(25);
+
+/// The header of an export that says the same as `as_of` of a page, as JSON.
+const EXPORT_AS_OF: &str = "x-as-of";
 
 /// How far figures are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,6 +46,15 @@ impl AsOfView {
         let lag_seconds = lag_seconds(as_of.waiting_since, now);
         let incomplete = as_of.is_parked || as_of.has_discarded;
         Self { sequence: Sequence(as_of.seq), lag_seconds, incomplete }
+    }
+
+    /// Says in an export, which has no place for it in its rows, how far its figures are.
+    pub(super) fn put_on(&self, export: &mut HttpResponse) -> Result<(), Problem> {
+        let text = serde_json::to_string(self).ok();
+        let value = text.and_then(|text| HeaderValue::from_str(&text).ok());
+        let value = value.ok_or_else(|| Problem::plain(Code::InternalError))?;
+        export.headers_mut().insert(HeaderName::from_static(EXPORT_AS_OF), value);
+        Ok(())
     }
 }
 

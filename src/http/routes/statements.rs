@@ -209,13 +209,16 @@ fn place_of(statement: &Statement) -> [i64; 1] {
         ("period_start" = Timestamp, Path, description = "When the period of the statement began."),
         StatementParams
     ),
-    responses((status = 200, description = "The statement.", content(
+    responses((status = 200, description = "The statement.",
+        headers(("X-As-Of" = String, description = "Of CSV and NDJSON: the `as_of` that the JSON has.")), content(
         (StatementAnswer = "application/json", example = json!({
             "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "period_start": "2026-01-31T09:00:00.000000Z",
-            "period_end": "2026-02-28T09:00:00.000000Z", "state": "open", "plan_code": "pro", "plan_version": 1,
+            "period_end": "2026-02-28T09:00:00.000000Z", "state": "closed", "plan_code": "pro", "plan_version": 1,
             "opening": "0", "granted": "1000", "purchased": "500", "bonus": "50", "refunded": "1", "consumed": "12.5",
-            "expired": "0", "removed": "0", "reversed": "0", "voided": "0", "unexplained": "0", "closing": "1538.5", "debt_repaid": "0",
+            "expired": "988.5", "removed": "0", "reversed": "0", "voided": "0", "unexplained": "0", "closing": "550", "debt_repaid": "0",
             "rolled_over": "0", "first_seq": "0000000000000000001", "last_seq": "0000000000000000009",
+            "closed_at": "2026-02-28T09:00:00.000000Z",
+            "sha256": "643e92fe7c01415d1491bc502698b13424329db7dbc69b6ab99e026f4ef4bb19",
             "lines": [{
                 "feature_code": "video.render", "credits": "12.5", "refunded": "1", "quantity": "3", "deductions": 5,
                 "refused": 1
@@ -226,14 +229,17 @@ fn place_of(statement: &Statement) -> [i64; 1] {
             purchased,bonus,refunded,consumed,expired,removed,reversed,voided,unexplained,closing,debt_repaid,\
             rolled_over,first_seq,last_seq,closed_at,sha256,feature_code,line_credits,line_refunded,line_quantity,\
             line_deductions,line_refused\r\n\
-            0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10,2026-01-31T09:00:00.000000Z,2026-02-28T09:00:00.000000Z,open,pro,1,0,1000,\
-            500,50,1,12.5,0,0,0,0,0,1538.5,0,0,0000000000000000001,0000000000000000009,,,video.render,12.5,1,3,5,1\r\n"),
+            0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10,2026-01-31T09:00:00.000000Z,2026-02-28T09:00:00.000000Z,closed,pro,1,0,1000,\
+            500,50,1,12.5,988.5,0,0,0,0,550,0,0,0000000000000000001,0000000000000000009,2026-02-28T09:00:00.000000Z,\
+            643e92fe7c01415d1491bc502698b13424329db7dbc69b6ab99e026f4ef4bb19,video.render,12.5,1,3,5,1\r\n"),
         (String = "application/x-ndjson", example = "{\"workspace_id\":\"0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10\",\
             \"period_start\":\"2026-01-31T09:00:00.000000Z\",\"period_end\":\"2026-02-28T09:00:00.000000Z\",\
-            \"state\":\"open\",\"plan_code\":\"pro\",\"plan_version\":1,\"opening\":\"0\",\"granted\":\"1000\",\
-            \"purchased\":\"500\",\"bonus\":\"50\",\"refunded\":\"1\",\"consumed\":\"12.5\",\"expired\":\"0\",\
-            \"removed\":\"0\",\"reversed\":\"0\",\"voided\":\"0\",\"unexplained\":\"0\",\"closing\":\"1538.5\",\
+            \"state\":\"closed\",\"plan_code\":\"pro\",\"plan_version\":1,\"opening\":\"0\",\"granted\":\"1000\",\
+            \"purchased\":\"500\",\"bonus\":\"50\",\"refunded\":\"1\",\"consumed\":\"12.5\",\"expired\":\"988.5\",\
+            \"removed\":\"0\",\"reversed\":\"0\",\"voided\":\"0\",\"unexplained\":\"0\",\"closing\":\"550\",\
             \"debt_repaid\":\"0\",\"rolled_over\":\"0\",\"first_seq\":\"0000000000000000001\",\"last_seq\":\"0000000000000000009\",\
+            \"closed_at\":\"2026-02-28T09:00:00.000000Z\",\
+            \"sha256\":\"643e92fe7c01415d1491bc502698b13424329db7dbc69b6ab99e026f4ef4bb19\",\
             \"feature_code\":\"video.render\",\"line_credits\":\"12.5\",\"line_refunded\":\"1\",\
             \"line_quantity\":\"3\",\"line_deductions\":5,\"line_refused\":1}\n")
     ))),
@@ -253,14 +259,15 @@ pub async fn get_statement(
     let found = read(state.store.statement(as_of.version, workspace_id, period_start)).await?;
     let (statement, lines) = found.ok_or_else(|| Problem::plain(Code::StatementNotFound))?;
     let statement = StatementDocument::new(&statement, &lines);
+    let as_of = AsOfView::new(as_of, state.clock.now());
     match form {
-        ListForm::Page => {
-            let as_of = AsOfView::new(as_of, state.clock.now());
-            export::page(&request, &StatementAnswer { statement, as_of })
-        }
+        ListForm::Page => export::page(&request, &StatementAnswer { statement, as_of }),
         ListForm::Export(form) => {
             let name = format!("statement-{workspace_id}-{}", Day::of(period_start));
-            export(&request, caller, form, &name, stream::iter([Ok(export_rows(statement))])).await
+            let rows = stream::iter([Ok(export_rows(statement))]);
+            let mut answer = export(&request, caller, form, &name, rows).await?;
+            as_of.put_on(&mut answer)?;
+            Ok(answer)
         }
     }
 }
