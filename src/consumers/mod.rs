@@ -24,6 +24,7 @@ use crate::store::Consumption;
 mod config;
 mod measure;
 mod positions;
+mod reader;
 mod runner;
 mod step;
 mod wakeup;

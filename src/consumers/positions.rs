@@ -68,6 +68,11 @@ impl Positions {
 }
 
 impl Position {
+    /// Whether nobody misses anything of the other build who reads this one instead.
+    pub(super) fn can_replace(&self, other: &Self) -> bool {
+        self.seq >= other.seq && self.parked.keys().all(|workspace_id| other.parked.contains_key(workspace_id))
+    }
+
     fn of(cursor: ConsumerCursor) -> Self {
         Self {
             seq: cursor.seq,

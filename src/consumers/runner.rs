@@ -12,10 +12,11 @@ use tracing::Instrument as _;
 use super::config::ConsumersConfig;
 use super::measure;
 use super::positions::Positions;
+use super::reader::Reader;
 use super::step::{Replay, Step, by_step};
 use super::wakeup::Wakeup;
 use crate::clock::Clock;
-use crate::domain::consumers::{Build, ConsumerKeys, ConsumerRows, Fact, Fault, keys};
+use crate::domain::consumers::{Build, ConsumerKeys, ConsumerRows, ConsumerState, Fact, Fault, keys};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::store::consumers::Advance;
 use crate::store::queries::EventPosition;
@@ -33,8 +34,6 @@ const MIN_EVENTS: u32 = 16;
 /// How many workspaces may be parked within [`PARKING_WINDOW`] before the consumer is tripped.
 const MAX_PARKED: usize = 20;
 const PARKING_WINDOW: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
-/// A build is switched to when it is less than so many events behind in every partition.
-const NEARLY_BUILT: i64 = 1000;
 /// A cursor that stands still for so long while there are events is taken whoever has leased the partition: its owner may
 /// be an older server that cannot read them, or one that hangs.
 const STALLED: Duration = Duration::from_secs(5);
@@ -50,6 +49,7 @@ pub(super) struct Runner {
     owner: String,
     leased: BTreeSet<Partition>,
     positions: Positions,
+    reader: Reader,
     heads: BTreeMap<Partition, i64>,
     /// Where a build met an event that is newer than this version of the server: it does not look there again.
     newer_at: HashMap<(Partition, Build), i64>,
@@ -86,6 +86,7 @@ impl Runner {
             owner,
             leased: BTreeSet::new(),
             positions: Positions::default(),
+            reader: Reader::default(),
             heads: BTreeMap::new(),
             newer_at: HashMap::new(),
             seen_at: HashMap::new(),
@@ -232,36 +233,38 @@ impl Runner {
         self.heads.get(&partition).copied().unwrap_or_default().max(self.wakeup.head(partition))
     }
 
-    /// Reads the events after every position that is behind. Builds at one position share the read.
-    async fn next_steps(&self) -> Result<Vec<Step>, StoreError> {
-        let mut behind: BTreeMap<(Partition, i64), Vec<Build>> = BTreeMap::new();
+    /// Reads the events after every position that is behind. Builds that are near to each other share a read, and are at one
+    /// position after it: so one that is made catches up with the one in use.
+    async fn next_steps(&mut self) -> Result<Vec<Step>, StoreError> {
+        let mut behind: BTreeMap<Partition, BTreeMap<i64, Vec<Build>>> = BTreeMap::new();
         for (partition, build, position) in self.positions.running() {
             let is_newer = self.newer_at.get(&(partition, build)) == Some(&position.seq);
             let is_mine = self.leased.contains(&partition) || self.is_stalled(partition, build, position.seq);
-            if is_mine && position.seq < self.head(partition) && !is_newer {
-                behind.entry((partition, position.seq)).or_default().push(build);
+            let is_behind = position.seq < self.head(partition);
+            if is_mine && is_behind && !is_newer && self.reader.can_read(partition) {
+                behind.entry(partition).or_default().entry(position.seq).or_default().push(build);
             }
         }
-        let limit = self.config.max_events / u32::try_from(behind.len().max(1)).unwrap_or(u32::MAX);
+        let positions: usize = behind.values().map(BTreeMap::len).sum();
+        let limit = self.config.max_events / u32::try_from(positions.max(1)).unwrap_or(u32::MAX);
         let limit = limit.max(MIN_EVENTS);
         let mut steps = Vec::new();
-        // One read takes one position of each partition.
         while !behind.is_empty() {
-            let mut after: Vec<EventPosition> = Vec::new();
-            for (partition, seq) in behind.keys() {
-                if after.last().is_none_or(|position| position.partition != *partition) {
-                    after.push(EventPosition { partition: *partition, seq: *seq });
+            let first = |(partition, builds): (&Partition, &BTreeMap<i64, Vec<Build>>)| {
+                builds.keys().next().map(|seq| EventPosition { partition: *partition, seq: *seq })
+            };
+            let after: Vec<_> = behind.iter().filter_map(first).collect();
+            for (partition, facts) in self.reader.read(&*self.store, &after, limit).await? {
+                let Some(mut near) = behind.remove(&partition) else { continue };
+                let from = near.keys().next().copied().unwrap_or_default();
+                let far = near.split_off(&(from + i64::from(limit)));
+                if !far.is_empty() {
+                    behind.insert(partition, far);
                 }
-            }
-            let mut facts: BTreeMap<Partition, Vec<Fact>> = BTreeMap::new();
-            for event in self.store.read_each(&after, limit).await? {
-                facts.entry(event.partition).or_default().push(Fact::new(event));
-            }
-            for EventPosition { partition, seq } in after {
-                let builds = behind.remove(&(partition, seq)).unwrap_or_default();
-                let facts: Arc<[Fact]> = facts.remove(&partition).unwrap_or_default().into();
-                let of_builds = builds.into_iter().map(|build| Step::new(build, partition, seq, &facts));
-                steps.extend(of_builds.filter(|step| !step.facts.is_empty() || step.newer.is_some()));
+                let of_builds =
+                    near.into_iter().flat_map(|(seq, builds)| builds.into_iter().map(move |build| (seq, build)));
+                let steps_of = of_builds.map(|(seq, build)| Step::new(build, partition, seq, &facts));
+                steps.extend(steps_of.filter(|step| !step.facts.is_empty() || step.newer.is_some()));
             }
         }
         Ok(steps)
@@ -359,7 +362,9 @@ impl Runner {
     fn advanced(&mut self, advances: &[Advance]) {
         for advance in advances {
             let key = (advance.partition, advance.build);
-            if advance.waiting_for.is_some() {
+            if let Some(event) = &advance.waiting_for {
+                let (consumer, partition) = (advance.build.consumer.as_str(), advance.partition.number());
+                tracing::warn!(consumer, partition, event, "the next event waits for a newer version of the server");
                 self.newer_at.insert(key, advance.to);
             }
             let Some(position) = self.positions.of_builds.get_mut(&key) else { continue };
@@ -391,17 +396,20 @@ impl Runner {
         Ok(())
     }
 
-    /// Switches to builds that have caught up.
+    /// Switches to builds that are as far as those in use, and leave no more workspaces out.
     async fn switch_builds(&mut self) -> Result<(), StoreError> {
-        let is_near = |(partition, build): (&Partition, Build)| {
-            let position = self.positions.of_builds.get(&(*partition, build));
-            position.is_some_and(|position| position.seq + NEARLY_BUILT > self.head(*partition))
-        };
         let building = self.positions.consumers.values().filter_map(|registered| {
-            Some(Build { consumer: registered.consumer, version: registered.building_version? })
+            let in_use = Build { consumer: registered.consumer, version: registered.version };
+            let building = Build { version: registered.building_version?, ..in_use };
+            (registered.state == ConsumerState::Running).then_some((in_use, building))
         });
-        let built: Vec<_> =
-            building.filter(|build| self.heads.keys().all(|partition| is_near((partition, *build)))).collect();
+        let is_built = |(in_use, building): &(Build, Build)| {
+            Partition::all().all(|partition| {
+                let position = |build: &Build| self.positions.of_builds.get(&(partition, *build));
+                position(building).zip(position(in_use)).is_some_and(|(new, old)| new.can_replace(old))
+            })
+        };
+        let built: Vec<_> = building.filter(is_built).map(|(_, building)| building).collect();
         for build in built {
             self.store.switch_consumer(build).await?;
             tracing::info!(consumer = build.consumer.as_str(), version = build.version, "the new figures are in use");

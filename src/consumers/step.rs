@@ -1,7 +1,6 @@
 //! One step: some events of a partition for one build, and what the fold makes of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::domain::cloud_event::EventRecord;
@@ -102,7 +101,7 @@ impl Step {
                 let is_discarded = positions.discarded.contains(&(self.build.consumer, event.event_id));
                 tried.fail(DeadLetter::new(self.build, event, &fault, now), is_discarded);
             }
-            match self.try_fold(rows, |event| tried.treat(event)) {
+            match fold(self.build, &self.facts, rows.clone(), |event| tried.treat(event)) {
                 Folded::Rows(rows) => break rows,
                 Folded::Faulted { index, fault: found } => fault = Some((index, found)),
             }
@@ -110,21 +109,6 @@ impl Step {
         Ok(match &self.replay {
             None => self.advance(position, tried, rows, now),
             Some(replay) => self.advance_replay(position, replay, tried, rows, now),
-        })
-    }
-
-    fn try_fold(&self, rows: &ConsumerRows, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
-        let taken = std::cell::Cell::new(0);
-        let noting = |event: &EventRecord| {
-            taken.set(event.seq);
-            treat(event)
-        };
-        let folded = catch_unwind(AssertUnwindSafe(|| fold(self.build, &self.facts, rows.clone(), noting)));
-        folded.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the fold has panicked");
-            let index = self.facts.partition_point(|fact| fact.event.seq < taken.get());
-            Folded::Faulted { index, fault: Fault { class: Fault::PANIC, text: text.to_owned() } }
         })
     }
 

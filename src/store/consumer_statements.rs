@@ -35,6 +35,7 @@ const NEW_BUILD: &[KeyColumn] =
     &[("consumer", Kind::Text), ("version", Kind::Integer), ("updated_at", Kind::Timestamptz)];
 const CHANGE: &[KeyColumn] = &[
     ("consumer", Kind::Text),
+    ("version", Kind::Integer),
     ("before", Kind::Timestamptz),
     ("state", Kind::Text),
     ("reason", Kind::Text),
@@ -46,6 +47,8 @@ const CHANGE: &[KeyColumn] = &[
 const TRIPPED: &[KeyColumn] =
     &[("consumer", Kind::Text), ("reason", Kind::Text), ("changed_by", Kind::Text), ("changed_at", Kind::Timestamptz)];
 const OF_WORKSPACE: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Kind::Uuid)];
+const OF_PERIOD: &[KeyColumn] =
+    &[("version", Kind::Integer), ("workspace_id", Kind::Uuid), ("period_start", Kind::Timestamptz)];
 const OF_GRANT: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Kind::Uuid), ("grant_id", Kind::Uuid)];
 
 statements! {
@@ -54,7 +57,7 @@ statements! {
     consumers, consumer_cursors, parked_workspaces, discarded_events, free_workspaces, dead_letter, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
     consumer_positions, change_consumer, start_build, operator_acts, operator_act, dead_letters, dead_letter_groups,
     change_letters, try_workspaces, replay_progress,
-    open_statements, open_statement_lines, statement_page, statement, statement_lines,
+    open_statements, open_statement_lines, closed_in_use, delete_lines, statement_page, statement, statement_lines,
     notified_workspaces, notification_page, notification_page_of_kind,
     as_of, event_seq, usage_by_day_and_feature, usage_by_day, usage_by_feature, usage_in_total
 }
@@ -117,7 +120,7 @@ update consumers as c
 set state = k.state, reason = k.reason, changed_by = k.changed_by, changed_at = k.changed_at,
     building_version = k.building_version, building_fold_version = k.building_fold_version
 from {keys}
-where c.consumer = k.consumer and c.changed_at = k.before
+where c.consumer = k.consumer and c.version = k.version and c.changed_at = k.before
 returning 1";
 
 /// Its cursors begin before the first event.
@@ -170,6 +173,13 @@ from {keys}
 where c.consumer = k.consumer and c.state = 'running'
 returning 1";
 
+/// The lines of statements of a build that is made.
+const DELETE_LINES: &str = "
+delete from statement_lines where (version, workspace_id, period_start) in (
+    select k.version, k.workspace_id, k.period_start from {keys}
+)
+returning 1";
+
 impl ConsumerStatements {
     pub(super) fn new<S: Syntax>() -> Self {
         Self {
@@ -205,6 +215,8 @@ where s.version = k.version and s.workspace_id = k.workspace_id and s.closed_at 
                     StatementLine::select("t")
                 ),
             ),
+            closed_in_use: closed_in_use::<S>(),
+            delete_lines: lookup::<S>(OF_PERIOD, "statement_lines_pkey", DELETE_LINES),
             statement_page: of_build::<PeriodStatement>(
                 "statements_pkey",
                 "and t.period_start <= $3 order by t.period_start desc limit $4",
@@ -234,6 +246,17 @@ where s.version = k.version and s.workspace_id = k.workspace_id and s.closed_at 
             usage_in_total: usage_sums("null, null", ""),
         }
     }
+}
+
+/// The statements that the build in use has closed, of the periods of a build that is made.
+fn closed_in_use<S: Syntax>() -> Statement {
+    let text = format!(
+        "select {} from {{keys}} cross join consumers c cross join statements t
+where c.consumer = 'billing' and c.version < k.version and t.version = c.version and t.workspace_id = k.workspace_id
+    and t.period_start = k.period_start and t.closed_at is not null",
+        PeriodStatement::select("t")
+    );
+    lookup::<S>(OF_PERIOD, "statements_pkey", &text)
 }
 
 fn operator_acts(filter: &str) -> Statement {

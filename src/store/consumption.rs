@@ -11,6 +11,7 @@ use super::columns::Stored;
 use super::consumers::{Advance, ConsumerCursor, Registered};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
+use super::kept_statements::keep_closed;
 use super::queries::micros_of;
 use super::reads::{Database, list, list_each};
 use super::statements::Statement;
@@ -163,6 +164,7 @@ impl<D: Background + Outbox> Consumption for D {
             if moved != advances.len() {
                 return Err(StoreError::Conflict("a cursor is elsewhere".into()));
             }
+            keep_closed(connection, &mut all).await?;
             connection.put(&all.activities).await?;
             connection.put(&all.revenues).await?;
             // A closed statement takes no more lines, so they come first.

@@ -49,6 +49,7 @@ mod error;
 mod figure_reads;
 pub mod figures;
 mod invariants;
+mod kept_statements;
 mod kpi_reads;
 mod kpi_statements;
 mod load;

@@ -58,6 +58,7 @@ impl<D: Background + Outbox> Operations for D {
         let statements = D::Connection::consumer_statements();
         let change = Keys(vec![vec![
             after.consumer.to_value(),
+            before.version.to_value(),
             before.changed_at.to_value(),
             after.state.to_value(),
             after.reason.to_value(),

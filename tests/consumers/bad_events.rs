@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use visionscope_billing::clock::{Clock, SystemClock};
-use visionscope_billing::domain::consumers::ConsumerState;
+use visionscope_billing::domain::consumers::{Consumer, ConsumerState};
 use visionscope_billing::domain::event::EventType;
 
 use crate::databases::Database;
@@ -149,6 +149,39 @@ async fn a_newer_event_is_waited_for_and_other_partitions_go_on() {
         runner.stop().await;
         world.assert_figures(1).await;
         assert_eq!(world.integers(&waits).await, [[0]]);
+        world.close().await;
+    }
+}
+
+/// Nobody can tell what it says, or whose it is: no workspace can be left out instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_cannot_be_read_stops_its_partition_only() {
+    for kind in Database::ALL {
+        let world = world_with_usage(kind, 8).await;
+        let bad = world.event(world.workspaces[0], EventType::CreditConsumed, 1).await;
+        let change = match kind {
+            Database::Sqlite => "schema_version = 99999",
+            Database::Postgres => "recorded_at = 'infinity'",
+        };
+        world.change_event(&bad, change).await;
+        let runner = world.consume(LEASE);
+        let partition = bad.partition.number();
+        let others = format!(
+            "select cast(count(*) as bigint) from outbox_partitions p
+            join consumer_cursors c on c.partition_id = p.partition_id where c.seq < p.seq and p.partition_id <> {partition}"
+        );
+        world.wait_for(&others, 0).await;
+        let before = format!(
+            "select cast(count(*) as bigint) from consumer_cursors where partition_id = {partition} and seq = {}",
+            bad.seq - 1
+        );
+        world.wait_for(&before, i64::try_from(Consumer::ALL.len()).unwrap()).await;
+        for workspace_id in &world.workspaces[1..] {
+            world.deduct(*workspace_id, "8").await.unwrap();
+        }
+        world.wait_for(&others, 0).await;
+        runner.stop().await;
+        assert_eq!(world.integers("select cast(count(*) as bigint) from dead_letters").await, [[0]]);
         world.close().await;
     }
 }

@@ -11,4 +11,5 @@ mod faulty_consumption;
 mod figures;
 mod kpis;
 mod replays;
+mod switches;
 mod world;

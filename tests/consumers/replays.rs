@@ -17,11 +17,11 @@ use crate::figures::id;
 use crate::world::{NO_LEASE, Random, World};
 
 const LEASE: Duration = Duration::from_secs(10);
-const PARKED: &str = "select cast(count(*) as bigint) from parked_workspaces";
+pub const PARKED: &str = "select cast(count(*) as bigint) from parked_workspaces";
 const TRIED: &str = "select cast(count(*) as bigint) from parked_workspaces where replay_at is not null";
 
 impl World {
-    async fn letters_in(&self, state: LetterState) -> Vec<DeadLetter> {
+    pub async fn letters_in(&self, state: LetterState) -> Vec<DeadLetter> {
         let query = DeadLetterQuery { state, filter: LetterFilter::default(), start_at: None, limit: 1000 };
         self.database.server_store.dead_letters(&query).await.unwrap().rows
     }
@@ -40,7 +40,7 @@ impl World {
     }
 
     /// What an operator does to these open letters. Returns its id.
-    async fn change_letters(&self, letters: Vec<DeadLetter>, state: LetterState) -> Uuid {
+    pub async fn change_letters(&self, letters: Vec<DeadLetter>, state: LetterState) -> Uuid {
         let (act, now) = (self.act(), self.clock.now());
         let change = |letter: DeadLetter| LetterChange {
             letter: match state {
@@ -55,18 +55,18 @@ impl World {
     }
 
     /// Makes the nth event of this type one that nobody can take. Returns it as it was.
-    async fn poison(&self, workspace_id: WorkspaceId, event_type: EventType, nth: usize) -> EventRecord {
+    pub async fn poison(&self, workspace_id: WorkspaceId, event_type: EventType, nth: usize) -> EventRecord {
         let event = self.event(workspace_id, event_type, nth).await;
         self.change_event(&event, "data = '{}'").await;
         event
     }
 
-    async fn mend(&self, event: &EventRecord) {
+    pub async fn mend(&self, event: &EventRecord) {
         self.change_event(event, &format!("data = '{}'", event.data)).await;
     }
 
     /// Checks that usage, revenue and statements are what the history says.
-    async fn assert_all(&self, version: i32) {
+    pub async fn assert_all(&self, version: i32) {
         self.assert_figures(version).await;
         assert_eq!(self.database.store.audit(10).await.unwrap(), []);
     }

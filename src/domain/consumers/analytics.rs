@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::fact::Fact;
-use super::fold::Fold;
+use super::fold::{Fold, add, not_negative};
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
 use crate::domain::cloud_event::EventRecord;
@@ -370,17 +370,4 @@ impl Used {
 /// The shares of purchases. Other grants have cost nothing.
 fn bought(shares: &[GrantShare]) -> impl Iterator<Item = &GrantShare> {
     shares.iter().filter(|share| share.source == GrantSource::Purchase)
-}
-
-fn add(sum: &mut i64, part: i64) -> Result<(), Fault> {
-    *sum = sum.checked_add(part).ok_or_else(|| Fault::too_large("a sum"))?;
-    Ok(())
-}
-
-/// A negative amount would be refused by the database or not, by what other events of the batch add to it.
-fn not_negative(amounts: &[i64]) -> Result<(), Fault> {
-    match amounts.iter().find(|amount| **amount < 0) {
-        Some(amount) => Err(Fault::contradiction(format!("the amount {amount} is negative"))),
-        None => Ok(()),
-    }
 }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::beginning::Beginning;
 use super::fact::Fact;
-use super::fold::Fold;
+use super::fold::{Fold, add, not_negative};
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows};
 use super::statement::{Statement, StatementDocument, StatementLine};
@@ -94,7 +94,7 @@ impl Billing {
             return Err(Fault::contradiction(format!("the workspace {workspace_id} was created before")));
         }
         let mut statement = self.opened(fact, &data.into(), 0);
-        add(&mut statement.granted, data.granted)?;
+        add_credits(&mut statement.granted, data.granted)?;
         self.open.insert(workspace_id, statement);
         Ok(())
     }
@@ -174,6 +174,8 @@ impl Billing {
 
     /// Adds to the line of a feature in the open statement.
     fn use_feature(&mut self, fact: &Fact, feature_code: &FeatureCode, used: Used) -> Result<(), Fault> {
+        let quantity = used.quantity.map_or(0, Quantity::micro);
+        not_negative(&[quantity])?;
         let workspace_id = fact.event.workspace_id;
         let period_start = self.statement(workspace_id)?.period_start;
         let added = StatementLine {
@@ -184,7 +186,7 @@ impl Billing {
             partition: fact.event.partition,
             credits: used.credits.micro(),
             refunded: used.refunded.micro(),
-            quantity: used.quantity.map_or(0, Quantity::micro),
+            quantity,
             deductions: used.deductions,
             refused: used.refused,
         };
@@ -196,14 +198,14 @@ impl Billing {
     }
 
     fn consume(&mut self, fact: &Fact, data: &CreditConsumed) -> Result<(), Fault> {
-        add(&mut self.statement(fact.event.workspace_id)?.consumed, data.credits)?;
+        add_credits(&mut self.statement(fact.event.workspace_id)?.consumed, data.credits)?;
         let used = Used { credits: data.credits, quantity: data.quantity, deductions: 1, ..Used::default() };
         self.use_feature(fact, &data.feature_code, used)
     }
 
     fn reverse(statement: &mut Statement, data: &PurchaseReversed) -> Result<(), Fault> {
         for credits in [data.credits_removed, data.credits_owed, data.bonus_removed, data.bonus_owed] {
-            add(&mut statement.reversed, credits)?;
+            add_credits(&mut statement.reversed, credits)?;
         }
         Ok(())
     }
@@ -211,16 +213,16 @@ impl Billing {
     fn reset(&mut self, fact: &Fact, data: &CreditReset) -> Result<(), Fault> {
         let workspace_id = fact.event.workspace_id;
         let statement = self.statement(workspace_id)?;
-        add(&mut statement.expired, data.expired)?;
-        add(&mut statement.rolled_over, data.rolled_over)?;
+        add_credits(&mut statement.expired, data.expired)?;
+        add_credits(&mut statement.rolled_over, data.rolled_over)?;
         self.begin(fact, &data.into(), data.current_credits.micro().checked_sub(data.granted.micro()))?;
-        add(&mut self.statement(workspace_id)?.granted, data.granted)
+        add_credits(&mut self.statement(workspace_id)?.granted, data.granted)
     }
 
     fn change_subscription(&mut self, fact: &Fact, data: &SubscriptionChanged) -> Result<(), Fault> {
         let statement = self.statement(fact.event.workspace_id)?;
-        add(&mut statement.granted, data.credits_granted)?;
-        add(&mut statement.removed, data.credits_removed)?;
+        add_credits(&mut statement.granted, data.credits_granted)?;
+        add_credits(&mut statement.removed, data.credits_removed)?;
         if let Some(period) = Beginning::of_change(data) {
             return self.begin(fact, &period, Some(data.current_credits.micro()));
         }
@@ -246,20 +248,20 @@ impl Billing {
                 self.use_feature(fact, &data.feature_code, Used::REFUSED)
             }
             EventData::CreditsRefunded(data) => {
-                add(&mut self.statement(workspace_id)?.refunded, data.credits)?;
+                add_credits(&mut self.statement(workspace_id)?.refunded, data.credits)?;
                 let used = Used { refunded: data.credits, ..Used::default() };
                 self.use_feature(fact, &data.feature_code, used)
             }
             EventData::CreditsPurchased(data) => {
                 let statement = self.statement(workspace_id)?;
-                add(&mut statement.purchased, data.credits)?;
-                add(&mut statement.bonus, data.bonus_credits)
+                add_credits(&mut statement.purchased, data.credits)?;
+                add_credits(&mut statement.bonus, data.bonus_credits)
             }
-            EventData::CreditsGranted(data) => add(&mut self.statement(workspace_id)?.granted, data.credits),
-            EventData::GrantVoided(data) => add(&mut self.statement(workspace_id)?.voided, data.credits),
+            EventData::CreditsGranted(data) => add_credits(&mut self.statement(workspace_id)?.granted, data.credits),
+            EventData::GrantVoided(data) => add_credits(&mut self.statement(workspace_id)?.voided, data.credits),
             EventData::PurchaseReversed(data) => Self::reverse(self.statement(workspace_id)?, data),
-            EventData::CreditsExpired(data) => add(&mut self.statement(workspace_id)?.expired, data.credits),
-            EventData::DebtRepaid(data) => add(&mut self.statement(workspace_id)?.debt_repaid, data.credits),
+            EventData::CreditsExpired(data) => add_credits(&mut self.statement(workspace_id)?.expired, data.credits),
+            EventData::DebtRepaid(data) => add_credits(&mut self.statement(workspace_id)?.debt_repaid, data.credits),
             EventData::UsageLimitExceeded(_)
             | EventData::CreditsHeld(_)
             | EventData::HoldReleased(_)
@@ -326,19 +328,17 @@ fn key_of(line: &StatementLine) -> LineKey {
     (line.workspace_id, line.period_start, line.feature_code.clone())
 }
 
-fn add(sum: &mut i64, credits: Credits) -> Result<(), Fault> {
-    *sum = sum.checked_add(credits.micro()).ok_or_else(|| Fault::too_large("a sum"))?;
-    Ok(())
+fn add_credits(sum: &mut i64, credits: Credits) -> Result<(), Fault> {
+    not_negative(&[credits.micro()])?;
+    add(sum, credits.micro())
 }
 
 fn add_line(line: &mut StatementLine, added: &StatementLine) -> Result<(), Fault> {
-    let sum = |one: i64, other: i64| one.checked_add(other).ok_or_else(|| Fault::too_large("a sum"));
-    line.credits = sum(line.credits, added.credits)?;
-    line.refunded = sum(line.refunded, added.refunded)?;
-    line.quantity = sum(line.quantity, added.quantity)?;
-    line.deductions = sum(line.deductions, added.deductions)?;
-    line.refused = sum(line.refused, added.refused)?;
-    Ok(())
+    add(&mut line.credits, added.credits)?;
+    add(&mut line.refunded, added.refunded)?;
+    add(&mut line.quantity, added.quantity)?;
+    add(&mut line.deductions, added.deductions)?;
+    add(&mut line.refused, added.refused)
 }
 
 #[cfg(test)]

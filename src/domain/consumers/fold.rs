@@ -17,3 +17,16 @@ pub(super) trait Fold {
     /// The rows to write.
     fn finish(self) -> ConsumerRows;
 }
+
+pub(super) fn add(sum: &mut i64, part: i64) -> Result<(), Fault> {
+    *sum = sum.checked_add(part).ok_or_else(|| Fault::too_large("a sum"))?;
+    Ok(())
+}
+
+/// A negative amount would be refused by the database or not, by what other events of the batch add to it.
+pub(super) fn not_negative(amounts: &[i64]) -> Result<(), Fault> {
+    match amounts.iter().find(|amount| **amount < 0) {
+        Some(amount) => Err(Fault::contradiction(format!("the amount {amount} is negative"))),
+        None => Ok(()),
+    }
+}

@@ -1,5 +1,8 @@
 //! Runs the fold of a consumer over some events of a partition.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::analytics::{self, Analytics};
 use super::billing::{self, Billing};
 use super::consumer::{Build, Consumer};
@@ -81,33 +84,53 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
     }
 }
 
-/// Folds these events. `rows` are those of [`keys`] that exist.
+/// Folds these events. `rows` are those of [`keys`] that exist. A panic is a fault of the event that is taken then.
 pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
-    match build.consumer {
-        Consumer::Analytics => run(Analytics::new(build.version, rows), build.consumer, facts, treat),
-        Consumer::Billing => run(Billing::new(build.version, rows), build.consumer, facts, treat),
-        Consumer::Notifications => run(Notifications::new(build.version, rows), build.consumer, facts, treat),
+    let (version, consumer, place) = (build.version, build.consumer, Cell::new(0));
+    let events = Events { consumer, facts, place: &place };
+    let folded = catch_unwind(AssertUnwindSafe(|| match consumer {
+        Consumer::Analytics => events.run(Analytics::new(version, rows), treat),
+        Consumer::Billing => events.run(Billing::new(version, rows), treat),
+        Consumer::Notifications => events.run(Notifications::new(version, rows), treat),
+    }));
+    folded.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the fold has panicked");
+        Folded::Faulted { index: place.get(), fault: Fault { class: Fault::PANIC, text: text.to_owned() } }
+    })
+}
+
+struct Events<'a> {
+    consumer: Consumer,
+    facts: &'a [Fact],
+    /// The index of the event that is taken.
+    place: &'a Cell<usize>,
+}
+
+impl Events<'_> {
+    fn run(self, mut fold: impl Fold, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
+        for (index, fact) in self.facts.iter().enumerate().filter(|(_, fact)| is_read(self.consumer, &fact.event)) {
+            self.place.set(index);
+            match treat(&fact.event) {
+                Treatment::Take => {}
+                Treatment::LeaveOut => continue,
+                Treatment::Skip => {
+                    fold.skip(&fact.event);
+                    continue;
+                }
+            }
+            let taken = match &fact.data {
+                FactData::Known(data) => fold.take(fact, data),
+                FactData::Newer => Err(Fault::contradiction("the event is newer than this version of the server")),
+                FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
+            };
+            if let Err(fault) = taken {
+                return Folded::Faulted { index, fault };
+            }
+        }
+        Folded::Rows(fold.finish())
     }
 }
 
-fn run(mut fold: impl Fold, consumer: Consumer, facts: &[Fact], treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
-    for (index, fact) in facts.iter().enumerate().filter(|(_, fact)| is_read(consumer, &fact.event)) {
-        match treat(&fact.event) {
-            Treatment::Take => {}
-            Treatment::LeaveOut => continue,
-            Treatment::Skip => {
-                fold.skip(&fact.event);
-                continue;
-            }
-        }
-        let taken = match &fact.data {
-            FactData::Known(data) => fold.take(fact, data),
-            FactData::Newer => Err(Fault::contradiction("the event is newer than this version of the server")),
-            FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
-        };
-        if let Err(fault) = taken {
-            return Folded::Faulted { index, fault };
-        }
-    }
-    Folded::Rows(fold.finish())
-}
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use super::consumer::{Build, Consumer};
 use super::fact::Fact;
 use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
-use super::run::{Folded, Treatment, fold, keys, up_to_newer};
+use super::run::{Folded, Treatment, fold, keys};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::event::{EventData, EventType};
 use crate::domain::grant::Currency;
@@ -20,16 +20,16 @@ use crate::domain::ids::{EventId, GrantId, Partition, WorkspaceId};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 
-const BUILD: Build = Build { consumer: Consumer::Analytics, version: 1 };
-const CREDIT: i64 = 1_000_000;
-const DAY_1: &str = "2026-03-01T23:59:59.999999Z";
+pub(super) const BUILD: Build = Build { consumer: Consumer::Analytics, version: 1 };
+pub(super) const CREDIT: i64 = 1_000_000;
+pub(super) const DAY_1: &str = "2026-03-01T23:59:59.999999Z";
 const DAY_2: &str = "2026-03-02T00:00:00Z";
 const DAY_3: &str = "2026-03-03T12:30:00Z";
 
 /// Events of one partition, and the rows that are stored.
 #[derive(Default)]
-struct World {
-    facts: Vec<Fact>,
+pub(super) struct World {
+    pub(super) facts: Vec<Fact>,
     stored: Stored,
 }
 
@@ -99,15 +99,15 @@ fn add_revenue(sum: &mut RevenueDay, row: &RevenueDay) {
     sum.canceled_workspaces += row.canceled_workspaces;
 }
 
-fn at(text: &str) -> Timestamp {
+pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-fn workspace(number: u128) -> WorkspaceId {
+pub(super) fn workspace(number: u128) -> WorkspaceId {
     WorkspaceId(Uuid::from_u128(number))
 }
 
-fn grant(number: u128) -> GrantId {
+pub(super) fn grant(number: u128) -> GrantId {
     GrantId(Uuid::from_u128(1000 + number))
 }
 
@@ -168,7 +168,7 @@ fn text(micro: i64) -> String {
 
 impl World {
     /// A world with these workspaces, which were created on the first day.
-    fn of(workspaces: u128) -> Self {
+    pub(super) fn of(workspaces: u128) -> Self {
         let mut world = Self::default();
         for number in 1..=workspaces {
             world.raise(EventType::WorkspaceProvisioned, number, DAY_1, json!({"plan_code": "pro"}));
@@ -185,7 +185,7 @@ impl World {
         self.facts.push(fact);
     }
 
-    fn use_credits(&mut self, when: &str, micro: i64, grant_id: GrantId) {
+    pub(super) fn use_credits(&mut self, when: &str, micro: i64, grant_id: GrantId) {
         let fields = json!({"credits": text(micro), "grants": shares(&[(grant_id, micro)])});
         self.raise(EventType::CreditConsumed, 1, when, fields);
     }
@@ -438,49 +438,6 @@ fn what_contradicts_earlier_events_is_a_fault() {
         world.raise(EventType::CreditConsumed, 1, DAY_1, json!({"credits": "-1"}));
     });
     assert_eq!(hidden, (Fault::CONTRADICTION, "the amount -1000000 is negative".into()));
-}
-
-#[test]
-fn data_that_cannot_be_read_is_a_fault_and_newer_data_is_waited_for() {
-    let mut world = World::of(1);
-    world.use_credits(DAY_1, CREDIT, grant(1));
-    let mut record = world.facts.pop().unwrap().event;
-    record.data = r#"{"credits": "many"}"#.into();
-    let unreadable = Fact::new(record.clone());
-    record.schema_version += 1;
-    let newer = Fact::new(record);
-    let facts = [world.facts[0].clone(), unreadable, newer];
-    let (count, found) = up_to_newer(Consumer::Analytics, &facts);
-    let found = found.unwrap();
-    assert_eq!((count, &*found.event_type, found.schema_version), (2, "CreditConsumed", 2));
-    match fold(BUILD, &facts[..count], ConsumerRows::default(), |_| Treatment::Take) {
-        Folded::Faulted { index: 1, fault } => assert_eq!(fault.class, Fault::UNREADABLE),
-        other => panic!("{other:?}"),
-    }
-    let left_out = fold(BUILD, &facts, ConsumerRows::default(), |event| match event.workspace_seq {
-        1 => Treatment::LeaveOut,
-        _ => Treatment::Take,
-    });
-    assert_eq!(left_out, Folded::Rows(ConsumerRows::default()), "what is left out is neither read nor judged");
-}
-
-#[test]
-fn newer_data_of_a_type_that_the_consumer_does_not_read_is_passed() {
-    let mut fact = event(
-        EventType::GrantVoided,
-        workspace(1),
-        at(DAY_1),
-        json!({
-            "grant_id": grant(1), "source": "promotion", "credits": "1", "remaining_credits": "0",
-        }),
-    );
-    fact.event.schema_version += 1;
-    let newer = Fact::new(fact.event);
-    assert_eq!(up_to_newer(Consumer::Analytics, std::slice::from_ref(&newer)), (1, None));
-    assert_eq!(
-        fold(BUILD, &[newer], ConsumerRows::default(), |_| Treatment::Take),
-        Folded::Rows(ConsumerRows::default())
-    );
 }
 
 /// A random history: each number chooses what happens next, to which workspace and with how many credits.

@@ -167,7 +167,7 @@ pub async fn replay_dead_letters(
         return private_json(&request, &trial(state, &letters, has_more).await?);
     }
     let (replay_id, now) = (state.clock.new_id(), state.clock.now());
-    let told = Told { matched: letters.len() as u64, has_more, per_second: wanted.per_second };
+    let replay = Told { matched: letters.len() as u64, has_more, per_second: wanted.per_second };
     let act = OperatorAct {
         audit_id: replay_id,
         at: now,
@@ -175,8 +175,8 @@ pub async fn replay_dead_letters(
         action: REPLAY.to_owned(),
         target: wanted.target(),
         reason: wanted.reason,
-        before: None,
-        after: serde_json::to_string(&told).ok(),
+        before: Some(told(LetterState::Open)),
+        after: serde_json::to_string(&replay).ok(),
     };
     let pause = 1_000_000 / i64::from(wanted.per_second);
     let turn = |letter: DeadLetter, turn: i64| LetterChange {
@@ -186,10 +186,15 @@ pub async fn replay_dead_letters(
     let changes: Vec<_> = letters.into_iter().zip(0..).map(|(letter, n)| turn(letter, n)).collect();
     change(Code::DeadLetterChanged, state.operations.change_letters(&changes, &act)).await?;
     let waiting = i64::try_from(changes.len()).unwrap_or(i64::MAX);
-    let replay = ReplayView::new(act, told, &[(LetterState::Replaying, waiting)]);
-    let mut answer = private_json(&request, &replay)?;
+    let view = ReplayView::new(act, replay, &[(LetterState::Replaying, waiting)]);
+    let mut answer = private_json(&request, &view)?;
     *answer.status_mut() = StatusCode::ACCEPTED;
     Ok(answer)
+}
+
+/// What the audit says of letters in this state.
+fn told(state: LetterState) -> String {
+    serde_json::json!({"state": state}).to_string()
 }
 
 /// The open letters that are asked for.
@@ -341,7 +346,6 @@ pub async fn discard_dead_letter(
     }
     let now = state.clock.now();
     let discarded = letter.closed(LetterState::Discarded, now);
-    let told = |state: LetterState| Some(serde_json::json!({"state": state}).to_string());
     let act = OperatorAct {
         audit_id: state.clock.new_id(),
         at: now,
@@ -349,8 +353,8 @@ pub async fn discard_dead_letter(
         action: DISCARD.to_owned(),
         target: id.to_string(),
         reason,
-        before: told(LetterState::Open),
-        after: told(LetterState::Discarded),
+        before: Some(told(LetterState::Open)),
+        after: Some(told(LetterState::Discarded)),
     };
     let discard = [LetterChange { letter: discarded.clone(), replay_at: now }];
     change(Code::DeadLetterChanged, state.operations.change_letters(&discard, &act)).await?;

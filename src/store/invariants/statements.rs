@@ -15,8 +15,9 @@ from (
 where s.opening <> s.closing_before or s.first_seq <> s.seq_before
 limit $1";
 
-/// As far as the cursor is, and up to the event that could not be taken. Workspaces with a discarded event are left out. The events tell which usage logs belong to a period:
-/// a subscription may end within one, and the next events have the same instant as its end.
+/// As far as the cursor is, and up to the event that could not be taken. Left out are workspaces with a discarded event, and
+/// statements that say that something is unexplained. The events tell which usage logs belong to a period: a subscription may
+/// end within one, and the next events have the same instant as its end.
 pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = "
 with raised as (
     select workspace_id, causation_id, max(workspace_seq) as workspace_seq, max(seq) as seq
@@ -44,6 +45,10 @@ from compared c
 where not exists (
     select 1 from dead_letters d
     where d.consumer = 'billing' and d.version = c.version and d.workspace_id = c.workspace_id and d.state = 'discarded'
+) and not exists (
+    select 1 from statements s
+    where s.version = c.version and s.workspace_id = c.workspace_id and s.period_start = c.period_start
+        and s.unexplained <> 0
 )
 group by version, workspace_id, period_start, feature_code
 having sum(credits) <> sum(logged)

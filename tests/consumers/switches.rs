@@ -1,0 +1,128 @@
+//! When a new build is read, and what of the build before it stays.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use visionscope_billing::clock::Clock;
+use visionscope_billing::domain::consumers::LetterState;
+use visionscope_billing::domain::event::EventType;
+
+use crate::databases::Database;
+use crate::replays::PARKED;
+use crate::world::{Random, World};
+
+const LEASE: Duration = Duration::from_secs(10);
+/// Longer than it takes until a runner has looked twice whether it can switch.
+const AFTER_REFRESH: Duration = Duration::from_millis(2500);
+const OLDEST: &str = "select cast(min(version) as bigint) from consumers";
+const NEWEST: &str = "select cast(max(version) as bigint) from consumers";
+
+async fn world(kind: Database) -> World {
+    let world = World::on(kind, 4).await;
+    for workspace_id in &world.workspaces {
+        for credits in ["1", "2", "4"] {
+            world.deduct(*workspace_id, credits).await.unwrap();
+        }
+    }
+    world
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_has_not_caught_up_is_not_read() {
+    for kind in Database::ALL {
+        let world = world(kind).await;
+        let runner = world.consume(LEASE);
+        world.wait_until_taken(1).await;
+        world.execute(&["update consumers set state = 'paused', reason = 'A test', changed_by = 'operator'"]).await;
+        tokio::time::sleep(AFTER_REFRESH).await;
+        world.begin_second_build().await;
+        tokio::time::sleep(AFTER_REFRESH).await;
+        assert_eq!(world.integers(NEWEST).await, [[1]], "it has taken nothing");
+        world.execute(&["update consumers set state = 'running', reason = null"]).await;
+        world.wait_for(OLDEST, 2).await;
+        let behind = "select cast(count(*) as bigint) from consumer_cursors n join consumer_cursors o
+            on o.consumer = n.consumer and o.partition_id = n.partition_id and o.version = 1
+            where n.version = 2 and n.seq < o.seq";
+        assert_eq!(world.integers(behind).await, [[0]], "nothing that was read before is missing");
+        runner.stop().await;
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_leaves_more_workspaces_out_is_not_read() {
+    for kind in Database::ALL {
+        let world = world(kind).await;
+        let runner = world.consume(LEASE);
+        world.wait_until_taken(1).await;
+        let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
+        world.begin_second_build().await;
+        world.wait_until_taken(2).await;
+        tokio::time::sleep(AFTER_REFRESH).await;
+        assert_eq!(world.integers(NEWEST).await, [[1]]);
+        world.mend(&event).await;
+        let letters = world.letters_in(LetterState::Open).await;
+        assert!(letters.iter().all(|letter| letter.version == 2), "{letters:?}");
+        world.change_letters(letters, LetterState::Replaying).await;
+        world.wait_for(PARKED, 0).await;
+        world.wait_for(OLDEST, 2).await;
+        runner.stop().await;
+        world.assert_all(2).await;
+        world.close().await;
+    }
+}
+
+/// A rebuild knows of an event that was discarded when the statement was closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_keeps_the_statements_that_were_closed() {
+    for kind in Database::ALL {
+        let world = world(kind).await;
+        let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
+        let runner = world.consume(LEASE);
+        world.wait_until_taken(1).await;
+        let letters = world.letters_in(LetterState::Open).await;
+        world.change_letters(letters, LetterState::Discarded).await;
+        world.wait_for(PARKED, 0).await;
+        world.random_commands(&mut Random(5), 50).await;
+        world.clock.set(world.clock.now().plus(TimeDelta::days(45)));
+        world.random_commands(&mut Random(6), 50).await;
+        world.wait_until_taken(1).await;
+        let closed = |version: i32| {
+            format!(
+                "select cast(count(*) as bigint) from statements where version = {version} and unexplained = -2000000
+                and closed_at is not null"
+            )
+        };
+        assert_eq!(world.integers(&closed(1)).await, [[1]]);
+
+        world.mend(&event).await;
+        world.begin_second_build().await;
+        world.wait_until_taken(2).await;
+        world.wait_for(OLDEST, 2).await;
+        runner.stop().await;
+        assert_eq!(world.integers(&closed(2)).await, [[1]]);
+        for (table, columns) in [
+            (
+                "statements",
+                "workspace_id, period_start, sha256, closing, consumed, unexplained, first_seq, last_seq, closed_at",
+            ),
+            (
+                "statement_lines",
+                "workspace_id, period_start, feature_code, credits, refunded, quantity, deductions, refused",
+            ),
+        ] {
+            for [one, other] in [[1, 2], [2, 1]] {
+                let changed = format!(
+                    "select cast(count(*) as bigint) from (select {columns} from {table} where version = {one}
+                    except select {columns} from {table} where version = {other}) d"
+                );
+                assert_eq!(world.integers(&changed).await, [[0]], "{table}");
+            }
+        }
+        assert_eq!(world.database.store.audit(10).await.unwrap(), []);
+        let usage = "select cast(sum(d.credits) as bigint) from usage_days d where version = 2";
+        let logged = "select cast(sum(credits) as bigint) from usage_logs";
+        assert_eq!(world.integers(usage).await, world.integers(logged).await, "analytics has the event now");
+        world.close().await;
+    }
+}
