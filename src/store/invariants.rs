@@ -6,6 +6,7 @@
 //!
 //! These statements read whole tables. Both databases understand them. A joined subquery is grouped or distinct, so
 //! that both databases evaluate it once and find its rows by hashing or an index.
+//! SQLite joins in the order of a `cross join`; otherwise it may read all rows of a workspace again for each of them.
 
 /// The builds of a consumer that are in use or being made, with their cursors. What is left of older ones is being deleted.
 macro_rules! builds {

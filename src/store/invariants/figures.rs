@@ -48,7 +48,8 @@ pub(super) const USAGE_DAYS_ARE_SUM_OF_USAGE_LOGS: &str = concat!(
     union all
     select t.version, h.workspace_id, {day}, h.feature_code, 0, 0, 0, h.credits, h.refunded, h.deductions
     from history h
-    join taken t on t.workspace_id = h.workspace_id and h.recorded_at <= t.until
+    cross join taken t
+    where t.workspace_id = h.workspace_id and h.recorded_at <= t.until
 )
 select c.workspace_id, cast(null as uuid) as row_id,
     format('the day %s says %s of %s in %s deductions and %s refunded, the usage logs %s in %s and %s', c.day,
@@ -74,9 +75,10 @@ pub(super) const PURCHASE_REVENUE_IS_WHAT_WAS_PAID_AND_USED: &str = concat!(
     select e.workspace_id, e.grant_id, e.recorded_at, 0, 0,
         case when e.debit_account like 'consumed:%' then -e.amount else e.amount end
     from ledger_entries e
-    join credit_grants g on g.workspace_id = e.workspace_id and g.grant_id = e.grant_id and g.source = 'purchase'
-    where e.debit_account like 'consumed:%' or e.credit_account like 'consumed:%'
-        or e.credit_account in ('expired', 'debt')
+    cross join credit_grants g
+    where g.workspace_id = e.workspace_id and g.grant_id = e.grant_id and g.source = 'purchase' and (
+        e.debit_account like 'consumed:%' or e.credit_account like 'consumed:%' or e.credit_account in ('expired', 'debt')
+    )
 ), compared as (
     select version, workspace_id, grant_id, amount_minor, credits, used, recognised_minor,
         case when credits = 0 or used >= credits then amount_minor when used <= 0 then 0
@@ -86,7 +88,8 @@ pub(super) const PURCHASE_REVENUE_IS_WHAT_WAS_PAID_AND_USED: &str = concat!(
     union all
     select t.version, h.workspace_id, h.grant_id, 0, 0, 0, 0, 0, h.amount_minor, h.credits, h.used
     from history h
-    join taken t on t.workspace_id = h.workspace_id and h.recorded_at <= t.until
+    cross join taken t
+    where t.workspace_id = h.workspace_id and h.recorded_at <= t.until
 )
 select c.workspace_id, c.grant_id as row_id,
     format('%s paid for %s credits, %s used and %s recognised, history says %s, %s and %s', sum(c.amount_minor),

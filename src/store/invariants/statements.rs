@@ -29,7 +29,8 @@ pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = concat!(
 ), charged as (
     select l.workspace_id, l.feature_code, o.workspace_seq, o.seq, sum(l.credits) as credits
     from usage_logs l
-    join raised o on o.workspace_id = l.workspace_id and o.causation_id = l.command_id
+    cross join raised o
+    where o.workspace_id = l.workspace_id and o.causation_id = l.command_id
     group by l.workspace_id, l.feature_code, o.workspace_seq, o.seq
 ), compared as (
     select version, workspace_id, period_start, feature_code, credits, 0 as logged
@@ -37,12 +38,12 @@ pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = concat!(
     union all
     select s.version, s.workspace_id, s.period_start, c.feature_code, 0, c.credits
     from statements s
-    join builds b on b.version = s.version and b.partition_id = s.partition_id
-    join charged c on c.workspace_id = s.workspace_id and c.seq <= b.seq and c.workspace_seq >= s.first_seq
+    join consumer_cursors k on k.consumer = 'billing' and k.version = s.version and k.partition_id = s.partition_id
+    join charged c on c.workspace_id = s.workspace_id and c.seq <= k.seq and c.workspace_seq >= s.first_seq
         and (s.closed_at is null or c.workspace_seq <= s.last_seq)
     left join parked_workspaces p
         on p.consumer = 'billing' and p.version = s.version and p.workspace_id = s.workspace_id
-    where p.workspace_seq is null or c.workspace_seq < p.workspace_seq
+    where s.version in (select version from builds) and (p.workspace_seq is null or c.workspace_seq < p.workspace_seq)
 )
 select workspace_id, cast(null as uuid) as row_id,
     format('the statement says %s of %s, the usage logs of its events %s', sum(credits), feature_code, sum(logged)) as detail
