@@ -25,6 +25,10 @@ test *arguments:
 suite name *arguments:
     scripts/test --test {{name}} {{arguments}}
 
+# Kill the server, PostgreSQL and Redis so many times under load
+kills count='300':
+    CRASH_KILLS={{count}} scripts/test --test crash -- no_acknowledged --nocapture
+
 # Run the tests that need no servers
 unit:
     cargo test --lib --test tidy --test docs --test contract --test openapi

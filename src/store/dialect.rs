@@ -7,6 +7,7 @@ use super::cleaning_statements::CleaningStatements;
 use super::columns::{Fields, Kind, ReadValue, Stored, Value};
 use super::consumer_statements::ConsumerStatements;
 use super::error::StoreError;
+use super::invariants::Invariant;
 use super::queries::EventPosition;
 use super::statements::{Statement, Statements, Syntax};
 use super::tables::Table;
@@ -67,6 +68,8 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     fn consumer_statements() -> &'static ConsumerStatements;
 
     fn cleaning_statements() -> &'static CleaningStatements;
+
+    fn invariants() -> &'static [Invariant];
 
     fn look_up(
         &mut self,

@@ -6,18 +6,53 @@
 //!
 //! These statements read whole tables. Both databases understand them. A joined subquery is grouped or distinct, so
 //! that both databases evaluate it once and find its rows by hashing or an index.
+//! SQLite joins in the order of a `cross join`; otherwise it may read all rows of a workspace again for each of them.
 
+/// The builds of a consumer that are in use or being made, with their cursors. What is left of older ones is being deleted.
+macro_rules! builds {
+    ($consumer:literal) => {
+        concat!(
+            "
+with builds as (
+    select k.version, k.partition_id, k.seq
+    from consumers c
+    join consumer_cursors k on k.consumer = c.consumer and k.version in (c.version, c.building_version)
+    where c.consumer = '",
+            $consumer,
+            "'
+)"
+        )
+    };
+}
+
+mod figures;
 mod refunds_and_reversals;
+mod sequences;
 mod statements;
 
+use self::figures::{
+    PURCHASE_REVENUE_IS_WHAT_WAS_PAID_AND_USED, REVENUE_DAYS_ARE_SUM_OF_PURCHASES, USAGE_DAYS_ARE_SUM_OF_USAGE_LOGS,
+};
 use self::refunds_and_reversals::{
     PURCHASE_IS_NOT_OVER_REVERSED, REFUND_HAS_ENTRIES_AND_EVENT, REVERSAL_HAS_ENTRIES_AND_EVENT,
     USAGE_IS_NOT_OVER_REFUNDED,
 };
+use self::sequences::{
+    BATCHES_HAVE_NO_GAP, COMMAND_SEQ_HAS_NO_GAP, HISTORY_IS_IN_ORDER, LEDGER_SEQ_HAS_NO_GAP, PARTITION_SEQ_HAS_NO_GAP,
+    USAGE_SEQ_HAS_NO_GAP, WORKSPACE_SEQ_HAS_NO_GAP,
+};
 use self::statements::{STATEMENT_IS_SUM_OF_USAGE_LOGS, STATEMENTS_ARE_A_CHAIN};
+use super::statements::Syntax;
 
 /// The name of each invariant and its statement; `$1` is the most findings to return.
-pub(super) const INVARIANTS: &[(&str, &str)] = &[
+pub(super) type Invariant = (&'static str, String);
+
+pub(super) fn invariants<S: Syntax>() -> Vec<Invariant> {
+    let day = S::start_of_day("h.recorded_at");
+    INVARIANTS.iter().map(|(name, statement)| (*name, statement.replace("{day}", &day))).collect()
+}
+
+const INVARIANTS: &[(&str, &str)] = &[
     ("balance-is-sum-of-entries", BALANCE_IS_SUM_OF_ENTRIES),
     ("balance-after-chains", BALANCE_AFTER_CHAINS),
     ("balance-is-sum-of-grants", BALANCE_IS_SUM_OF_GRANTS),
@@ -43,6 +78,9 @@ pub(super) const INVARIANTS: &[(&str, &str)] = &[
     ("reversal-has-entries-and-event", REVERSAL_HAS_ENTRIES_AND_EVENT),
     ("statements-are-a-chain", STATEMENTS_ARE_A_CHAIN),
     ("statement-is-sum-of-usage-logs", STATEMENT_IS_SUM_OF_USAGE_LOGS),
+    ("usage-days-are-sum-of-usage-logs", USAGE_DAYS_ARE_SUM_OF_USAGE_LOGS),
+    ("purchase-revenue-is-what-was-paid-and-used", PURCHASE_REVENUE_IS_WHAT_WAS_PAID_AND_USED),
+    ("revenue-days-are-sum-of-purchases", REVENUE_DAYS_ARE_SUM_OF_PURCHASES),
     ("refusal-has-no-entry", REFUSAL_HAS_NO_ENTRY),
     ("refusal-has-event", REFUSAL_HAS_EVENT),
     ("row-has-command", ROW_HAS_COMMAND),
@@ -424,97 +462,12 @@ left join workspaces w on w.workspace_id = c.workspace_id
 where w.workspace_id is null
 limit $1";
 
-/// The rows of a workspace are numbered from 1 up to its head, and no number is given twice.
-macro_rules! has_no_gap {
-    (of: $table:literal, seq: $seq:literal, head: $head:literal, what: $what:literal) => {
-        concat!(
-            "
-select c.workspace_id, cast(null as uuid) as row_id,
-    format('%s ",
-            $what,
-            " up to %s, the head is %s', coalesce(r.row_count, 0), coalesce(r.last, 0), c.head) as detail
-from (select workspace_id, ",
-            $head,
-            " as head from workspace_credits) c
-left join (
-    select workspace_id, count(*) as row_count, count(distinct ",
-            $seq,
-            ") as numbers, max(",
-            $seq,
-            ") as last
-    from ",
-            $table,
-            " group by workspace_id
-) r on r.workspace_id = c.workspace_id
-where coalesce(r.row_count, 0) <> c.head or coalesce(r.last, 0) <> c.head or coalesce(r.numbers, 0) <> c.head
-limit $1"
-        )
-    };
-}
-
-const COMMAND_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "commands", seq: "seq", head: "version", what: "commands");
-const LEDGER_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "ledger_entries", seq: "seq", head: "ledger_seq", what: "entries");
-const USAGE_SEQ_HAS_NO_GAP: &str = has_no_gap!(of: "usage_logs", seq: "seq", head: "usage_seq", what: "usage logs");
-const WORKSPACE_SEQ_HAS_NO_GAP: &str =
-    has_no_gap!(of: "event_outbox", seq: "workspace_seq", head: "event_seq", what: "events");
-
-/// Instants rise strictly from command to command, and history is found by them.
-const HISTORY_IS_IN_ORDER: &str = "
-select r.workspace_id, cast(null as uuid) as row_id,
-    format('%s %s is earlier than the one before it', r.what, r.seq) as detail
-from (
-    select 'usage log' as what, workspace_id, seq,
-        recorded_at <= lag(recorded_at) over (partition by workspace_id order by seq) as is_early
-    from usage_logs
-    union all
-    select 'entry', workspace_id, seq, recorded_at < lag(recorded_at) over (partition by workspace_id order by seq)
-    from ledger_entries
-    union all
-    select 'command', workspace_id, seq, recorded_at <= lag(recorded_at) over (partition by workspace_id order by seq)
-    from commands
-    union all
-    select 'event', workspace_id, workspace_seq,
-        seq < lag(seq) over (partition by workspace_id order by workspace_seq)
-    from event_outbox
-) r
-where r.is_early
-limit $1";
-
-const PARTITION_SEQ_HAS_NO_GAP: &str = "
-select cast(null as uuid) as workspace_id, p.last_event_id as row_id,
-    format('partition %s has %s events up to %s, the head is %s', p.partition_id, coalesce(o.row_count, 0),
-        coalesce(o.last, 0), p.seq) as detail
-from outbox_partitions p
-left join (
-    select partition_id, count(*) as row_count, max(seq) as last from event_outbox group by partition_id
-) o on o.partition_id = p.partition_id
-left join event_outbox e on e.partition_id = p.partition_id and e.seq = p.seq
-where coalesce(o.row_count, 0) <> p.seq or coalesce(o.last, 0) <> p.seq or e.event_id is distinct from p.last_event_id
-limit $1";
-
 const EVENT_IS_IN_ITS_PARTITION: &str = "
 select o.workspace_id, o.event_id as row_id,
     format('the event is in partition %s, its workspace in %s', o.partition_id, coalesce(w.partition_id, -1)) as detail
 from event_outbox o
 left join workspaces w on w.workspace_id = o.workspace_id
 where o.partition_id is distinct from w.partition_id
-limit $1";
-
-/// The oldest batches are deleted, but none from the floor on: the first record of a stream is of the floor or before it.
-const BATCHES_HAVE_NO_GAP: &str = "
-select cast(null as uuid) as workspace_id, cast(null as uuid) as row_id,
-    format('partition %s generation %s: the batch from %s follows %s', b.partition_id, b.generation, b.seq_from,
-        b.seq_before) as detail
-from (
-    select s.partition_id, s.generation, s.seq_from,
-        coalesce(
-            lag(s.seq_to) over (partition by s.partition_id, s.generation order by s.seq_to),
-            case when s.generation = l.generation and s.seq_from > l.floor_seq then l.floor_seq - 1 end
-        ) as seq_before
-    from stream_batches s
-    join stream_leases l on l.partition_id = s.partition_id
-) b
-where b.seq_from <> b.seq_before + 1
 limit $1";
 
 #[cfg(test)]

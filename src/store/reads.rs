@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use super::columns::{Fields, Stored};
 use super::dialect::{Dialect, Keys, Parameters, each};
 use super::error::{StoreError, with_answer_timeout, with_timeout};
-use super::invariants::INVARIANTS;
 use super::load::{held_shares, peek, states, versions};
 use super::plan_cache::{PlanCache, PlanKey};
 use super::queries::{
@@ -336,7 +335,7 @@ impl<D: Database> Reads for D {
             let mut view = self.view().await?;
             view.begin_audit(AUDIT_TIMEOUT).await?;
             let mut findings = Vec::new();
-            for (invariant, statement) in INVARIANTS {
+            for (invariant, statement) in D::Connection::invariants() {
                 let found = view.list(statement, Parameters::of(&limit)).await?;
                 findings.extend(each(&found, |row| AuditFinding::read(invariant, row))?);
             }

@@ -41,6 +41,9 @@ pub(super) trait Syntax {
 
     /// A hint for the planner to use the index.
     fn indexed_by(index: &str) -> String;
+
+    /// The start of the day, in UTC, of an instant.
+    fn start_of_day(column: &str) -> String;
 }
 
 #[derive(Debug)]

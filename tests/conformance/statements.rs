@@ -6,6 +6,7 @@ use visionscope_billing::domain::ids::{Partition, WorkspaceId};
 use visionscope_billing::domain::text::PlanCode;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::StoreError;
+use visionscope_billing::store::cleaning::Leftover;
 
 use crate::audits::{audit, found_after_more};
 use crate::database::TestDatabase;
@@ -147,7 +148,8 @@ pub async fn a_closed_statement_never_changes_and_is_kept_while_its_build_is_in_
     assert_eq!(db.integers("select cast(count(*) as bigint) from statements").await, [[0]]);
 }
 
-pub async fn a_statement_that_does_not_match_is_found(db: &impl TestDatabase) {
+/// Two statements of one workspace that match its history.
+async fn two_statements(db: &impl TestDatabase) {
     let mut world = world_of(db.store(), 1).await;
     let deduct = |world: &mut World, credits, now| _ = world.deduct(workspace(0), Credits::whole(credits), at(now));
     deduct(&mut world, 1, 1);
@@ -179,6 +181,10 @@ pub async fn a_statement_that_does_not_match_is_found(db: &impl TestDatabase) {
     let newer = statement(at(MONTH), [4, 5], rest, Credits::ZERO, Credits::whole(3));
     let lines = [line(&older, "render", 3_000_000), line(&newer, "render", 3_000_000)];
     write(db, [0, 5], &[older, newer], &lines).await.unwrap();
+}
+
+pub async fn a_statement_that_does_not_match_is_found(db: &impl TestDatabase) {
+    two_statements(db).await;
     assert_eq!(audit(db).await, []);
     for (fault, found) in [
         ("update statement_lines set credits = credits + 1", "statement-is-sum-of-usage-logs"),
@@ -196,4 +202,21 @@ pub async fn a_statement_that_does_not_match_is_found(db: &impl TestDatabase) {
         assert_eq!(names.contains(&found), !found.is_empty(), "{fault}: {names:?}");
         assert!(!found.is_empty() || names.is_empty(), "{fault}: {names:?}");
     }
+}
+
+pub async fn a_build_that_is_being_deleted_has_no_findings(db: &impl TestDatabase) {
+    two_statements(db).await;
+    db.execute(
+        "insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
+        select consumer, 2, partition_id, 0, 0, updated_at from consumer_cursors where consumer = 'billing'",
+    )
+    .await
+    .unwrap();
+    db.execute("update consumers set version = 2 where consumer = 'billing'").await.unwrap();
+    let lines = "select cast(count(*) as bigint) from statement_lines";
+    assert_eq!(db.integers(lines).await, [[2]]);
+    while db.cleaning().clean(Leftover::OldBuilds, 1).await.unwrap() > 0 {
+        assert_eq!(audit(db).await, []);
+    }
+    assert_eq!(db.integers(lines).await, [[0]]);
 }

@@ -138,6 +138,7 @@ macro_rules! suite {
                 statements_are_read_as_they_were_written,
                 a_closed_statement_never_changes_and_is_kept_while_its_build_is_in_use,
                 a_statement_that_does_not_match_is_found,
+                a_build_that_is_being_deleted_has_no_findings,
             }
             notifications {
                 what_notifications_must_know_is_replaced,

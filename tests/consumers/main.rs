@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod audits;
 mod bad_events;
 mod builds;
 #[path = "../databases/mod.rs"]

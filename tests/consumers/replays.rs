@@ -107,6 +107,7 @@ async fn a_mended_event_is_taken_once_whoever_tries_it_and_the_rest_of_its_works
             (2 * each, vec![vec![i64::try_from(2 * each).unwrap()]])
         );
 
+        assert_eq!(world.database.store.audit(10).await.unwrap(), [], "two workspaces wait");
         world.mend(&of_first).await;
         let replay_id = world.change_letters(letters, LetterState::Replaying).await;
         world.random_commands(&mut random, 50).await;

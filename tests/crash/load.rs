@@ -1,4 +1,5 @@
-//! Clients that deduct credits, and hold and capture them, and retry as documented when there is no answer.
+//! Clients that deduct credits, hold and capture them, buy, refund and reverse, and retry as documented when there is no
+//! answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,17 +10,22 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use uuid::Uuid;
+use visionscope_billing::clock::{Clock as _, SystemClock};
 use visionscope_billing::domain::credits::Credits;
 
+use crate::figures::{Money, verify_notifications, verify_revenue, verify_usage};
 use crate::processes::Billing;
 
 const WORKSPACES: u128 = 6;
-const CLIENTS_PER_WORKSPACE: usize = 3;
+/// Of the plan `scale`.
+const ALLOWANCE: i64 = 20_000;
+/// The last one buys, the one before it holds, and the others deduct.
+const CLIENTS_PER_WORKSPACE: usize = 4;
+/// More than any workspace can spend.
+const TOO_MANY_CREDITS: &str = "900000000";
 /// How long a client retries one command.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long the consumers may take until they have taken all events.
-const FIGURES_TIMEOUT: Duration = Duration::from_mins(1);
-const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
+pub const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Clone)]
 pub struct Client {
@@ -31,20 +37,31 @@ pub struct Client {
 pub struct Load {
     stop: Arc<AtomicBool>,
     clients: JoinSet<Vec<Command>>,
+    begun: Vec<Command>,
 }
 
-/// A command that was answered with success.
+/// A command that was answered: with success, or with a refusal for want of credits.
 struct Command {
     workspace: Uuid,
     path: String,
     key: String,
     body: Value,
+    status: StatusCode,
     answer: String,
-    /// How many credits it has used.
-    used: i64,
 }
 
-/// Every command that was answered with success.
+/// What a command has moved, in micro-credits and in minor units.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    /// Used, less what was refunded.
+    used: i64,
+    /// Bought, with the bonus, less what was taken back.
+    added: i64,
+    paid_minor: i64,
+    returned_minor: i64,
+}
+
+/// Every command that was answered.
 pub struct Acknowledged(Vec<Command>);
 
 fn http() -> reqwest::Client {
@@ -57,8 +74,14 @@ impl Client {
         Self { http: http(), base: billing.base.clone(), token: billing.token() }
     }
 
-    /// Sends a command until it is answered. Returns whether the answer was replayed, and its body.
-    pub async fn post(&self, path: &str, key: &str, body: &Value) -> (bool, String) {
+    /// Sends a command until it has succeeded.
+    pub async fn post(&self, path: &str, key: &str, body: &Value) {
+        let (status, _, text) = self.decided(path, key, body).await;
+        assert!(status.is_success(), "{status} {text}");
+    }
+
+    /// Sends a command until it is answered. Returns the status, whether the answer was replayed, and its body.
+    async fn decided(&self, path: &str, key: &str, body: &Value) -> (StatusCode, bool, String) {
         let started = Instant::now();
         loop {
             assert!(started.elapsed() < RETRY_TIMEOUT, "{path} {key} has no answer");
@@ -68,8 +91,8 @@ impl Client {
                 let status = response.status();
                 let replayed = response.headers().contains_key("idempotency-replayed");
                 if let Ok(text) = response.text().await {
-                    if status.is_success() {
-                        return (replayed, text);
+                    if status.is_success() || status == StatusCode::PAYMENT_REQUIRED {
+                        return (status, replayed, text);
                     }
                     assert!(status.is_server_error(), "{status} {text}");
                 }
@@ -108,6 +131,12 @@ impl Client {
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.json().await.unwrap()
     }
+
+    /// Sends a command of the load until it is answered.
+    async fn command(&self, workspace: Uuid, path: String, key: String, body: Value) -> Command {
+        let (status, _, answer) = self.decided(&path, &key, &body).await;
+        Command { workspace, path, key, body, status, answer }
+    }
 }
 
 pub fn workspace(number: u128) -> Uuid {
@@ -119,21 +148,30 @@ pub fn deduct_path(workspace: Uuid) -> String {
 }
 
 pub fn one_credit() -> Value {
-    json!({"feature_code": "video.render", "credits": "1"})
+    credits("1")
+}
+
+fn credits(credits: &str) -> Value {
+    json!({"feature_code": "video.render", "credits": credits})
+}
+
+fn purchase_path(workspace: Uuid) -> String {
+    format!("/v1/workspaces/{workspace}/credits/purchase")
 }
 
 impl Load {
     /// Provisions the workspaces, buys credits for each, and starts the clients.
     pub async fn start(billing: &Billing, bought_credits: i64) -> Self {
         let client = Client::new(billing);
-        for number in 0..WORKSPACES {
-            let id = workspace(number);
+        let mut begun = Vec::new();
+        for id in (0..WORKSPACES).map(workspace) {
             let body = json!({"name": "Crash", "plan_code": "scale"});
             assert_eq!(client.put(&format!("/v1/workspaces/{id}"), &body).await, 201);
             let purchase = json!({
-                "credits": bought_credits.to_string(), "amount_minor": 1, "currency": "EUR", "payment_reference": "pay-1",
+                "credits": bought_credits.to_string(), "amount_minor": 9_999_999, "currency": "EUR",
+                "payment_reference": "pay-1",
             });
-            client.post(&format!("/v1/workspaces/{id}/credits/purchase"), "buy", &purchase).await;
+            begun.push(client.command(id, purchase_path(id), "buy".into(), purchase).await);
         }
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = JoinSet::new();
@@ -142,18 +180,18 @@ impl Load {
                 clients.spawn(run_client(client.clone(), workspace(number), n, Arc::clone(&stop)));
             }
         }
-        Self { stop, clients }
+        Self { stop, clients, begun }
     }
 
     /// Waits until every client has finished its current command.
-    pub async fn finish(self) -> Acknowledged {
+    pub async fn finish(mut self) -> Acknowledged {
         self.stop.store(true, Ordering::SeqCst);
         let all = self.clients.join_all().await;
-        Acknowledged(all.into_iter().flatten().collect())
+        self.begun.extend(all.into_iter().flatten());
+        Acknowledged(self.begun)
     }
 }
 
-/// The last client of each workspace holds credits and ends its holds, the others deduct.
 async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<AtomicBool>) -> Vec<Command> {
     let mut acknowledged = Vec::new();
     for round in 0.. {
@@ -161,91 +199,137 @@ async fn run_client(client: Client, workspace: Uuid, number: usize, stop: Arc<At
             break;
         }
         let key = format!("client-{number}-{round}");
-        let send = async |path: String, key: String, body: Value, used: i64| {
-            let (_, answer) = client.post(&path, &key, &body).await;
-            Command { workspace, path, key, body, answer, used }
-        };
-        if number + 1 < CLIENTS_PER_WORKSPACE {
-            acknowledged.push(send(deduct_path(workspace), key, one_credit(), 1).await);
-            continue;
+        match CLIENTS_PER_WORKSPACE - number {
+            1 => acknowledged.extend(buy(&client, workspace, &key, round).await),
+            2 => acknowledged.extend(hold(&client, workspace, &key, round).await),
+            _ => acknowledged.push(client.command(workspace, deduct_path(workspace), key, one_credit()).await),
         }
-        let holds = format!("/v1/workspaces/{workspace}/holds");
-        let hold = json!({"feature_code": "video.render", "credits": "2"});
-        let placed = send(holds.clone(), format!("{key}-hold"), hold, 0).await;
-        let placed_answer: Value = serde_json::from_str(&placed.answer).unwrap();
-        let hold_id = placed_answer["hold_id"].as_str().unwrap().to_owned();
-        acknowledged.push(placed);
-        let (end, body, used) =
-            if round % 3 == 0 { ("release", json!({}), 0) } else { ("capture", json!({"credits": "1"}), 1) };
-        acknowledged.push(send(format!("{holds}/{hold_id}/{end}"), format!("{key}-{end}"), body, used).await);
     }
     acknowledged
 }
 
-impl Acknowledged {
-    /// Checks that every answer is replayed, and that each command took its credit exactly once.
-    pub async fn verify(&self, billing: &Billing, bought_credits: i64) {
-        self.verify_with(billing, bought_credits, &[]).await;
+/// Holds credits, and captures some of them or none.
+async fn hold(client: &Client, workspace: Uuid, key: &str, round: usize) -> [Command; 2] {
+    let holds = format!("/v1/workspaces/{workspace}/holds");
+    let placed = client.command(workspace, holds.clone(), format!("{key}-hold"), credits("2")).await;
+    let hold_id = text(&placed.told()["hold_id"]);
+    let (end, body) =
+        if round.is_multiple_of(3) { ("release", json!({})) } else { ("capture", json!({"credits": "1"})) };
+    let ended = client.command(workspace, format!("{holds}/{hold_id}/{end}"), format!("{key}-{end}"), body).await;
+    [placed, ended]
+}
+
+/// Buys credits that are spent before all others, and uses some. Some of that is refunded, some purchases are taken back
+/// as a whole or in part, and sometimes there are too few credits.
+async fn buy(client: &Client, workspace: Uuid, key: &str, round: usize) -> Vec<Command> {
+    let send = async |path: String, what: &str, body: Value| {
+        client.command(workspace, path, format!("{key}-{what}"), body).await
+    };
+    let expires_at = SystemClock.now().plus(chrono::TimeDelta::days(1));
+    let purchase = json!({
+        "credits": "2", "bonus_credits": "1", "amount_minor": 199, "payment_reference": key,
+        "currency": if round.is_multiple_of(2) { "EUR" } else { "USD" },
+        "expires_at": expires_at.to_string(),
+    });
+    let bought = send(purchase_path(workspace), "buy", purchase).await;
+    let used = send(deduct_path(workspace), "use", credits("1.5")).await;
+    let (purchase_id, usage_id) = (text(&bought.told()["grant_id"]), text(&used.told()["usage_id"]));
+    let mut commands = vec![bought, used];
+    if !round.is_multiple_of(3) {
+        let path = format!("/v1/workspaces/{workspace}/usage/{usage_id}/refund");
+        commands.push(send(path, "refund", json!({"credits": "0.7"})).await);
+    }
+    if round.is_multiple_of(4) {
+        let path = format!("/v1/workspaces/{workspace}/purchases/{purchase_id}/reverse");
+        let all = round.is_multiple_of(8);
+        let body = if all { json!({"reason": "refund"}) } else { json!({"reason": "mistake", "amount_minor": 50}) };
+        commands.push(send(path, "reverse", body).await);
+    }
+    if round % 4 == 1 {
+        commands.push(send(deduct_path(workspace), "refused", credits(TOO_MANY_CREDITS)).await);
+    }
+    commands
+}
+
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// An amount of credits, in micro-credits.
+pub fn micro(value: &Value) -> i64 {
+    value.as_str().unwrap().parse::<Credits>().unwrap().micro()
+}
+
+impl Command {
+    fn told(&self) -> Value {
+        serde_json::from_str(&self.answer).unwrap()
     }
 
-    /// The same with further deductions that others have made.
-    pub async fn verify_with(&self, billing: &Billing, bought_credits: i64, others: &[(Uuid, i64)]) {
-        let client = Client::new(billing);
-        let mut per_workspace: BTreeMap<Uuid, i64> = others.iter().copied().collect();
-        println!("{} commands were acknowledged", self.0.len());
-        assert!(self.0.len() > 100, "too little load");
-        for command in &self.0 {
-            let (replayed, answer) = client.post(&command.path, &command.key, &command.body).await;
-            assert!(replayed, "{} was executed again", command.key);
-            assert_eq!(answer, command.answer, "{} has another answer now", command.key);
-            *per_workspace.entry(command.workspace).or_default() += command.used;
-        }
-        for (workspace, expected) in per_workspace {
-            let credits = client.get(&format!("/v1/workspaces/{workspace}/credits")).await;
-            let used: i64 = credits["used_this_month"].as_str().unwrap().parse().unwrap();
-            assert_eq!(used, expected, "each acknowledged command took its credits once");
-            assert_eq!(credits["held_credits"], "0", "every hold has ended");
-            let current: i64 = credits["current_credits"].as_str().unwrap().parse().unwrap();
-            assert_eq!((current + used - bought_credits) % 1000, 0, "bought and granted = spent + balance");
-            verify_figures(&client, workspace).await;
+    fn currency(&self) -> Option<String> {
+        let told = self.told();
+        self.body.get("currency").or_else(|| told.get("currency")).map(text)
+    }
+
+    fn moved(&self) -> Moved {
+        let told = self.told();
+        let sum = |fields: &[&str]| fields.iter().map(|field| micro(&told[field])).sum::<i64>();
+        let minor = |value: &Value| value["amount_minor"].as_i64().unwrap();
+        let nothing = Moved::default();
+        match self.path.rsplit('/').next().unwrap() {
+            _ if self.status == StatusCode::PAYMENT_REQUIRED => nothing,
+            "deduct" => Moved { used: sum(&["credits"]), ..nothing },
+            "capture" => Moved { used: sum(&["captured_credits"]), ..nothing },
+            "refund" => Moved { used: -sum(&["credits"]), ..nothing },
+            "purchase" => Moved { added: sum(&["credits", "bonus_credits"]), paid_minor: minor(&self.body), ..nothing },
+            "reverse" => {
+                let taken = sum(&["credits_removed", "credits_owed", "bonus_removed", "bonus_owed"]);
+                Moved { added: -taken, returned_minor: minor(&told), ..nothing }
+            }
+            "holds" | "release" => nothing,
+            other => panic!("{other}"),
         }
     }
 }
 
-/// Credits in micro-credits, and how many deductions, by day and feature.
-type Usage = BTreeMap<(String, String), (i64, i64)>;
-
-/// Checks that the figures, once all events are in them, are what the usage logs say.
-async fn verify_figures(client: &Client, workspace: Uuid) {
-    let micro = |item: &Value| item["credits"].as_str().unwrap().parse::<Credits>().unwrap().micro();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let (mut expected, mut cursor) = (Usage::new(), String::new());
-    loop {
-        let page = client.get(&format!("/v1/workspaces/{workspace}/usage?limit=200{cursor}")).await;
-        for log in page["items"].as_array().unwrap() {
-            let day = text(&log["recorded_at"])[.."2026-01-31".len()].to_owned();
-            let (credits, deductions) = expected.entry((day, text(&log["feature_code"]))).or_default();
-            (*credits, *deductions) = (*credits + micro(log), *deductions + 1);
-        }
-        if page["has_more"] == false {
-            break;
-        }
-        cursor = format!("&cursor={}", text(&page["next"]));
+impl Acknowledged {
+    /// Checks that every answer is replayed, and that each command took its credits exactly once.
+    pub async fn verify(&self, billing: &Billing) {
+        self.verify_with(billing, &[]).await;
     }
-    let started = Instant::now();
-    let figures = loop {
-        let figures = client.get(&format!("/v1/workspaces/{workspace}/analytics/usage")).await;
-        if figures["as_of"]["lag_seconds"] == 0 {
-            break figures;
+
+    /// The same with further deductions that others have made, in credits.
+    pub async fn verify_with(&self, billing: &Billing, others: &[(Uuid, i64)]) {
+        let client = Client::new(billing);
+        let mut by_workspace: BTreeMap<Uuid, Moved> = BTreeMap::new();
+        let mut money = Money::new();
+        for (workspace, used) in others {
+            by_workspace.entry(*workspace).or_default().used += Credits::whole(*used).micro();
         }
-        assert!(started.elapsed() < FIGURES_TIMEOUT, "the consumers do not catch up: {}", figures["as_of"]);
-        tokio::time::sleep(PAUSE_BEFORE_RETRY).await;
-    };
-    assert_eq!(figures["as_of"]["incomplete"], false, "no workspace waits behind a dead letter");
-    let of_item = |item: &Value| {
-        let key = (text(&item["day"]), text(&item["feature_code"]));
-        (key, (micro(item), item["deductions"].as_i64().unwrap()))
-    };
-    let found: Usage = figures["items"].as_array().unwrap().iter().map(of_item).collect();
-    assert_eq!(found, expected, "each usage log is counted once");
+        println!("{} commands were acknowledged", self.0.len());
+        assert!(self.0.len() > 100, "too little load");
+        for command in &self.0 {
+            let (status, replayed, answer) = client.decided(&command.path, &command.key, &command.body).await;
+            assert!(replayed, "{} was executed again", command.key);
+            assert_eq!((status, &answer), (command.status, &command.answer), "{} has another answer now", command.key);
+            let (moved, sums) = (command.moved(), by_workspace.entry(command.workspace).or_default());
+            sums.used += moved.used;
+            sums.added += moved.added;
+            if let Some(currency) = command.currency() {
+                let [paid, returned] = money.entry(currency).or_default();
+                *paid += moved.paid_minor;
+                *returned += moved.returned_minor;
+            }
+        }
+        let allowance = Credits::whole(ALLOWANCE).micro();
+        for (workspace, expected) in by_workspace {
+            let credits = client.get(&format!("/v1/workspaces/{workspace}/credits")).await;
+            assert_eq!(micro(&credits["used_this_month"]), expected.used, "each command took its credits once");
+            assert_eq!(credits["held_credits"], "0", "every hold has ended");
+            let balance = allowance + expected.added - expected.used;
+            assert_eq!(micro(&credits["current_credits"]), balance, "granted, bought, spent and taken back once");
+            verify_usage(&client, workspace).await;
+            verify_notifications(&client, workspace).await;
+        }
+        verify_revenue(&client, &money).await;
+    }
 }

@@ -2,7 +2,9 @@
 
 /// The first statement of a workspace begins with its first event and with nothing. Each later one begins with the event that
 /// ends the one before, and with its balance.
-pub(super) const STATEMENTS_ARE_A_CHAIN: &str = "
+pub(super) const STATEMENTS_ARE_A_CHAIN: &str = concat!(
+    builds!("billing"),
+    "
 select s.workspace_id, cast(null as uuid) as row_id,
     format('the statement opens with %s at event %s, the one before closes with %s at event %s', s.opening, s.first_seq,
         s.closing_before, s.seq_before) as detail
@@ -10,25 +12,29 @@ from (
     select workspace_id, opening, first_seq,
         lag(closing, 1, 0) over (partition by version, workspace_id order by period_start) as closing_before,
         lag(last_seq, 1, 1) over (partition by version, workspace_id order by period_start) as seq_before
-    from statements
+    from statements where version in (select version from builds)
 ) s
 where s.opening <> s.closing_before or s.first_seq <> s.seq_before
-limit $1";
+limit $1"
+);
 
 /// As far as the cursor is, and up to the event that could not be taken. Left out are workspaces with a discarded event, and
 /// statements that say that something is unexplained. The events tell which usage logs belong to a period: a subscription may
 /// end within one, and the next events have the same instant as its end.
-pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = "
-with raised as (
+pub(super) const STATEMENT_IS_SUM_OF_USAGE_LOGS: &str = concat!(
+    builds!("billing"),
+    ", raised as (
     select workspace_id, causation_id, max(workspace_seq) as workspace_seq, max(seq) as seq
     from event_outbox where event_type = 'CreditConsumed' group by workspace_id, causation_id
 ), charged as (
     select l.workspace_id, l.feature_code, o.workspace_seq, o.seq, sum(l.credits) as credits
     from usage_logs l
-    join raised o on o.workspace_id = l.workspace_id and o.causation_id = l.command_id
+    cross join raised o
+    where o.workspace_id = l.workspace_id and o.causation_id = l.command_id
     group by l.workspace_id, l.feature_code, o.workspace_seq, o.seq
 ), compared as (
-    select version, workspace_id, period_start, feature_code, credits, 0 as logged from statement_lines
+    select version, workspace_id, period_start, feature_code, credits, 0 as logged
+    from statement_lines where version in (select version from builds)
     union all
     select s.version, s.workspace_id, s.period_start, c.feature_code, 0, c.credits
     from statements s
@@ -37,7 +43,7 @@ with raised as (
         and (s.closed_at is null or c.workspace_seq <= s.last_seq)
     left join parked_workspaces p
         on p.consumer = 'billing' and p.version = s.version and p.workspace_id = s.workspace_id
-    where p.workspace_seq is null or c.workspace_seq < p.workspace_seq
+    where s.version in (select version from builds) and (p.workspace_seq is null or c.workspace_seq < p.workspace_seq)
 )
 select workspace_id, cast(null as uuid) as row_id,
     format('the statement says %s of %s, the usage logs of its events %s', sum(credits), feature_code, sum(logged)) as detail
@@ -52,4 +58,5 @@ where not exists (
 )
 group by version, workspace_id, period_start, feature_code
 having sum(credits) <> sum(logged)
-limit $1";
+limit $1"
+);

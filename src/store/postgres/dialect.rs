@@ -20,6 +20,7 @@ use crate::store::columns::Fields;
 use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
+use crate::store::invariants::{Invariant, invariants};
 use crate::store::kpi_statements::KPI_STATEMENTS;
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::EventPosition;
@@ -31,6 +32,7 @@ static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<PgConn
 
 static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<PgConnection>);
 static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStatements::new);
+pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariants::<PgConnection>);
 
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
@@ -80,6 +82,10 @@ impl Syntax for PgConnection {
     fn indexed_by(_: &str) -> String {
         String::new()
     }
+
+    fn start_of_day(column: &str) -> String {
+        format!("date_trunc('day', {column}, 'UTC')")
+    }
 }
 
 impl Dialect for PgConnection {
@@ -95,6 +101,10 @@ impl Dialect for PgConnection {
 
     fn cleaning_statements() -> &'static CleaningStatements {
         &OF_CLEANING
+    }
+
+    fn invariants() -> &'static [Invariant] {
+        &INVARIANTS
     }
 
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<PgRow>, StoreError> {

@@ -30,7 +30,7 @@ use crate::store::dialect::Dialect;
 use crate::store::error::{StoreError, with_answer_timeout, with_timeout};
 use crate::store::load::{event_source, put_plans, stale_workspaces, states};
 use crate::store::write::has_only_deduction_rows;
-use crate::store::{Store, WriteTx, invariants};
+use crate::store::{Store, WriteTx};
 
 mod connection;
 mod consumers;
@@ -153,7 +153,7 @@ pub fn indexes() -> Vec<(&'static str, &'static str)> {
 pub fn statements() -> impl Iterator<Item = String> {
     let fixed = [database::STATEMENTS, connection::STATEMENTS, consumers::STATEMENTS, outbox::STATEMENTS];
     let fixed = fixed.into_iter().flatten().copied();
-    let invariants = invariants::INVARIANTS.iter().map(|(_, statement)| *statement);
+    let invariants = dialect::INVARIANTS.iter().map(|(_, statement)| statement.as_str());
     let looked_up = dialect::indexes().into_iter().map(|(statement, _)| statement);
     let texts =
         fixed.chain(invariants).chain(looked_up).chain([dialect::PING, dialect::DATABASE_NOW, dialect::AUDIT_SETTINGS]);

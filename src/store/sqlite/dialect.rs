@@ -20,6 +20,7 @@ use crate::store::cleaning_statements::CleaningStatements;
 use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
+use crate::store::invariants::{Invariant, invariants};
 use crate::store::kpi_statements::KPI_STATEMENTS;
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::EventPosition;
@@ -31,6 +32,7 @@ static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<Sqlite
 
 static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<SqliteConnection>);
 static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStatements::new);
+pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariants::<SqliteConnection>);
 
 /// Each list and look-up with its index. It is empty if a small table is read whole.
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
@@ -61,6 +63,10 @@ impl Syntax for SqliteConnection {
     fn indexed_by(index: &str) -> String {
         format!("indexed by {index}")
     }
+
+    fn start_of_day(column: &str) -> String {
+        format!("({column} / 86400000000 * 86400000000)")
+    }
 }
 
 impl Dialect for SqliteConnection {
@@ -76,6 +82,10 @@ impl Dialect for SqliteConnection {
 
     fn cleaning_statements() -> &'static CleaningStatements {
         &OF_CLEANING
+    }
+
+    fn invariants() -> &'static [Invariant] {
+        &INVARIANTS
     }
 
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<SqliteRow>, StoreError> {
