@@ -1,17 +1,24 @@
 //! The metrics of the consumers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 
 use super::positions::Positions;
-use crate::domain::consumers::{Build, ConsumerState, DeadLetter, LetterState};
+use crate::domain::consumers::{Build, Consumer, ConsumerState, DeadLetter, LetterState};
 use crate::domain::ids::Partition;
+use crate::domain::time::Timestamp;
 use crate::store::consumers::Advance;
 use crate::telemetry::metric;
 
 /// How far each consumer is behind, how many workspaces it leaves out, where it waits, and whether it runs.
-pub(super) fn report(positions: &Positions, heads: &BTreeMap<Partition, i64>) {
+pub(super) fn report(
+    positions: &Positions,
+    heads: &BTreeMap<Partition, i64>,
+    waiting_since: &BTreeMap<Consumer, Timestamp>,
+    now: Timestamp,
+) {
     for registered in positions.consumers.values() {
         let build = Build { consumer: registered.consumer, version: registered.version };
         let (mut lag, mut parked, mut waiting) = (0_i64, 0_usize, 0_u32);
@@ -24,11 +31,19 @@ pub(super) fn report(positions: &Positions, heads: &BTreeMap<Partition, i64>) {
         let (consumer, runs) = (build.consumer.as_str(), registered.state == ConsumerState::Running);
         #[allow(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 events are out of reach")]
         gauge!(metric::CONSUMER_LAG_EVENTS, "consumer" => consumer).set(lag as f64);
+        let lag =
+            waiting_since.get(&build.consumer).map_or(0, |since| now.micros().saturating_sub(since.micros()).max(0));
+        let lag = Duration::from_micros(u64::try_from(lag).unwrap_or_default());
+        gauge!(metric::CONSUMER_LAG_SECONDS, "consumer" => consumer).set(lag.as_secs_f64());
         let parked = u32::try_from(parked).unwrap_or(u32::MAX);
         gauge!(metric::CONSUMER_PARKED_WORKSPACES, "consumer" => consumer).set(f64::from(parked));
         gauge!(metric::CONSUMER_WAITING_PARTITIONS, "consumer" => consumer).set(f64::from(waiting));
         gauge!(metric::CONSUMER_RUNS, "consumer" => consumer).set(f64::from(u8::from(runs)));
     }
+}
+
+pub(super) fn beat(took: Duration) {
+    histogram!(metric::CONSUMER_BEAT_SECONDS).record(took.as_secs_f64());
 }
 
 pub(super) fn count(advances: &[Advance]) {

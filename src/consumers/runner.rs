@@ -34,8 +34,8 @@ const MIN_EVENTS: u32 = 16;
 /// How many workspaces may be parked within [`PARKING_WINDOW`] before the consumer is tripped.
 const MAX_PARKED: usize = 20;
 const PARKING_WINDOW: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
-/// A cursor that stands still for so long while there are events is taken whoever has leased the partition: its owner may
-/// be an older server that cannot read them, or one that hangs.
+/// A cursor that stands still for so long while there are events is moved whoever has leased the partition, and a workspace
+/// that is to be tried again for so long is tried: the owner may be an older server that cannot do it, or one that hangs.
 const STALLED: Duration = Duration::from_secs(5);
 /// The first and the longest pause after a failure. There is no last attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -177,6 +177,7 @@ impl Runner {
         if steps.is_empty() || self.take(steps).await? {
             self.take_replays().await?;
         }
+        measure::beat(begun.elapsed());
         Ok(Turn::Busy(begun.elapsed()))
     }
 
@@ -185,7 +186,7 @@ impl Runner {
         self.look_for_events().await?;
         self.note_standstills();
         self.note_replays();
-        measure::report(&self.positions, &self.heads);
+        measure::report(&self.positions, &self.heads, &self.store.waiting_since().await?, self.clock.now());
         self.start_rebuilds().await?;
         self.switch_builds().await?;
         self.trip_consumers().await
@@ -211,13 +212,14 @@ impl Runner {
 
     fn note_replays(&mut self) {
         let now = self.clock.now();
+        let stalled = chrono::TimeDelta::from_std(STALLED).unwrap_or_default();
         let mut due: Vec<_> = Vec::new();
         for (partition, build, position) in self.positions.running() {
-            if self.leased.contains(&partition) {
-                let parked = position.parked.values();
-                let is_due = parked.filter_map(|parked| Some((parked.replay_at?, parked.workspace_id)));
-                due.extend(is_due.filter(|(at, _)| *at <= now).map(|(at, id)| (at, partition, build, id)));
-            }
+            let is_mine = self.leased.contains(&partition);
+            let since = if is_mine { now } else { now.minus(stalled) };
+            let parked = position.parked.values();
+            let is_due = parked.filter_map(|parked| Some((parked.replay_at?, parked.workspace_id)));
+            due.extend(is_due.filter(|(at, _)| *at <= since).map(|(at, id)| (at, partition, build, id)));
         }
         due.sort_unstable();
         self.replays = due.into_iter().map(|(_, partition, build, id)| (partition, build, id)).collect();
@@ -366,6 +368,10 @@ impl Runner {
                 let (consumer, partition) = (advance.build.consumer.as_str(), advance.partition.number());
                 tracing::warn!(consumer, partition, event, "the next event waits for a newer version of the server");
                 self.newer_at.insert(key, advance.to);
+            }
+            if let Some((seq, _)) = self.seen_at.get_mut(&key) {
+                // Its owner has not moved it since.
+                *seq = advance.to;
             }
             let Some(position) = self.positions.of_builds.get_mut(&key) else { continue };
             (position.seq, position.last_event_id) = (advance.to, advance.last_event_id);

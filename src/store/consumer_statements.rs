@@ -54,7 +54,7 @@ const OF_GRANT: &[KeyColumn] = &[("version", Kind::Integer), ("workspace_id", Ki
 statements! {
     /// The statements of the consumers, as one database writes them.
     ConsumerStatements:
-    consumers, consumer_cursors, parked_workspaces, discarded_events, free_workspaces, dead_letter, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
+    consumers, consumer_cursors, parked_workspaces, discarded_events, waiting_since, free_workspaces, dead_letter, advance_cursors, switch_consumer, trip_consumer, activities, revenues,
     consumer_positions, change_consumer, start_build, operator_acts, operator_act, dead_letters, dead_letter_groups,
     change_letters, try_workspaces, replay_progress,
     open_statements, open_statement_lines, closed_in_use, delete_lines, statement_page, statement, statement_lines,
@@ -96,6 +96,14 @@ returning 1";
 
 /// Few, because an operator discards each by hand.
 const DISCARDED_EVENTS: &str = "select consumer, event_id from dead_letters where state = 'discarded'";
+
+/// Numbers have no gaps.
+const WAITING_SINCE: &str = "
+select c.consumer, min(o.recorded_at)
+from consumers c
+join consumer_cursors k on k.consumer = c.consumer and k.version = c.version
+join event_outbox o on o.partition_id = k.partition_id and o.seq = k.seq + 1
+group by c.consumer";
 
 const FREE_WORKSPACES: &str = "
 delete from parked_workspaces where (consumer, version, workspace_id) in (
@@ -187,6 +195,7 @@ impl ConsumerStatements {
             consumer_cursors: list("", CONSUMER_CURSORS),
             parked_workspaces: list("", &format!("select {} from parked_workspaces t", ParkedWorkspace::select("t"))),
             discarded_events: list("", DISCARDED_EVENTS),
+            waiting_since: list("", WAITING_SINCE),
             free_workspaces: lookup::<S>(PARKED, "parked_workspaces_pkey", FREE_WORKSPACES),
             dead_letter: by_key::<S, DeadLetter>(DEAD_LETTER, "dead_letters_pkey", &format!("and {OF_BUILD_IN_USE}")),
             advance_cursors: lookup::<S>(CURSOR, "consumer_cursors_pkey", ADVANCE_CURSORS),

@@ -1,6 +1,6 @@
 //! What the consumers read and write, with the statements that both databases share.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -107,6 +107,12 @@ impl<D: Background + Outbox> Consumption for D {
 
     async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError> {
         let statement = &D::Connection::consumer_statements().discarded_events;
+        let found = list_each(self, statement, Parameters::default(), |mut row| Ok((row.next()?, row.next()?))).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    async fn waiting_since(&self) -> Result<BTreeMap<Consumer, Timestamp>, StoreError> {
+        let statement = &D::Connection::consumer_statements().waiting_since;
         let found = list_each(self, statement, Parameters::default(), |mut row| Ok((row.next()?, row.next()?))).await?;
         Ok(found.into_iter().collect())
     }

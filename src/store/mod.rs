@@ -7,7 +7,7 @@
 //! *Architecture invariant:* sqlx is known only below `store/postgres` and `store/sqlite`. Its
 //! errors leave as a [`StoreError`], whose variant says what may be retried.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,6 +128,9 @@ pub trait Consumption: Outbox {
 
     /// The events that operators have discarded.
     async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError>;
+
+    /// When the oldest event was recorded that each consumer has not taken yet. Those that have taken all are absent.
+    async fn waiting_since(&self) -> Result<BTreeMap<Consumer, Timestamp>, StoreError>;
 
     async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError>;
 

@@ -76,6 +76,10 @@ metrics_table! {
 
     CONSUMER_LAG_EVENTS = "visionscope_consumer_lag_events", Gauge, Count, ["consumer"],
         "Stored events that a consumer of this server has not taken yet, of all partitions.";
+    CONSUMER_LAG_SECONDS = "visionscope_consumer_lag_seconds", Gauge, Seconds, ["consumer"],
+        "Age of the oldest event that a consumer of this server has not taken yet.";
+    CONSUMER_BEAT_SECONDS = "visionscope_consumer_beat_seconds", Histogram, Seconds, [],
+        "How long it took to take the events of one beat, of all consumers.";
     CONSUMER_EVENTS = "visionscope_consumer_events_total", Counter, Count, ["consumer"],
         "Events that a consumer of this process has taken, or left out because it does not read their type.";
     CONSUMER_PARKED_WORKSPACES = "visionscope_consumer_parked_workspaces", Gauge, Count, ["consumer"],

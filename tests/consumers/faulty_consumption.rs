@@ -1,6 +1,6 @@
 //! A real store that fails at random towards the consumers.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -89,6 +89,10 @@ impl Consumption for FaultyConsumption {
 
     async fn discarded_events(&self) -> Result<HashSet<(Consumer, EventId)>, StoreError> {
         self.inner.discarded_events().await
+    }
+
+    async fn waiting_since(&self) -> Result<BTreeMap<Consumer, Timestamp>, StoreError> {
+        self.inner.waiting_since().await
     }
 
     async fn dead_letter(&self, dead_letter_id: Uuid) -> Result<Option<DeadLetter>, StoreError> {

@@ -1,6 +1,6 @@
 //! When a new build is read, and what of the build before it stays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use visionscope_billing::clock::Clock;
@@ -123,6 +123,42 @@ async fn a_rebuild_keeps_the_statements_that_were_closed() {
         let usage = "select cast(sum(d.credits) as bigint) from usage_days d where version = 2";
         let logged = "select cast(sum(credits) as bigint) from usage_logs";
         assert_eq!(world.integers(usage).await, world.integers(logged).await, "analytics has the event now");
+        world.close().await;
+    }
+}
+
+/// Older servers make other figures: they may hold every lease, and do nothing for these.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_goes_on_and_a_letter_is_tried_while_older_servers_hold_the_leases() {
+    for kind in Database::ALL {
+        let world = world(kind).await;
+        let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
+        let runner = world.consume(LEASE);
+        world.wait_until_taken(1).await;
+        runner.stop().await;
+        for _ in 0..100 {
+            world.deduct(world.workspaces[1], "0.01").await.unwrap();
+        }
+        let for_ever = match kind {
+            Database::Sqlite => "4000000000000000",
+            Database::Postgres => "'2096-01-01'",
+        };
+        let lease = format!("update consumer_leases set owner = 'older', leased_until = {for_ever}");
+        world.execute(&[&lease]).await;
+        world.mend(&event).await;
+        world.change_letters(world.letters_in(LetterState::Open).await, LetterState::Replaying).await;
+        world.clock.set(world.clock.now().plus(TimeDelta::seconds(10)));
+        let begun = Instant::now();
+        let runner = world.consume(LEASE);
+        world.wait_for(PARKED, 0).await;
+        world.wait_until_taken(1).await;
+        assert!(
+            begun.elapsed() < Duration::from_secs(15),
+            "one wait, and not one for each beat: {:?}",
+            begun.elapsed()
+        );
+        runner.stop().await;
+        world.assert_all(1).await;
         world.close().await;
     }
 }

@@ -123,12 +123,21 @@ impl TestDatabase {
 
     /// Changes a stored event, which the database refuses to everybody else.
     pub async fn change_event(&self, event: &EventRecord, change: &str) {
+        self.tamper(event, &format!("update event_outbox set {change}")).await;
+    }
+
+    /// Runs a statement on a stored event, whatever triggers and constraints say.
+    pub async fn tamper(&self, event: &EventRecord, statement: &str) {
         let place = format!("where partition_id = {} and seq = {}", event.partition.number(), event.seq);
-        let (before, after) = match &self.kind {
-            Kind::Sqlite(_) => ("drop trigger if exists event_outbox_refuse_update", "select 1"),
-            Kind::Postgres(_) => ("set session_replication_role = replica", "reset session_replication_role"),
+        let before: &[&str] = match &self.kind {
+            Kind::Sqlite(_) => &[
+                "drop trigger if exists event_outbox_refuse_update",
+                "drop trigger if exists event_outbox_refuse_delete",
+                "pragma ignore_check_constraints = on",
+            ],
+            Kind::Postgres(_) => &["set session_replication_role = replica"],
         };
-        self.execute(&[before, &format!("update event_outbox set {change} {place}"), after]).await;
+        self.execute(&[before, &[&format!("{statement} {place}")]].concat()).await;
     }
 
     pub async fn close(&self) {
