@@ -387,7 +387,7 @@ create table consumer_cursors (
     partition_id  smallint not null check (partition_id between 0 and 15),
     seq           bigint not null check (seq >= 0), -- the last event that was taken
     last_event_id uuid,
-    epoch         bigint not null, -- raised when a workspace is parked or set free
+    epoch         bigint not null, -- raised when a parked workspace is tried again
     waiting_for   text, -- the type and the schema version that the next event has, and this server does not know
     updated_at    timestamptz not null,
     primary key (consumer, version, partition_id)

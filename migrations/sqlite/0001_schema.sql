@@ -389,7 +389,7 @@ create table consumer_cursors (
     partition_id  integer not null check (partition_id between 0 and 15),
     seq           integer not null check (seq >= 0), -- the last event that was taken
     last_event_id blob check (length(last_event_id) = 16),
-    epoch         integer not null, -- raised when a workspace is parked or set free
+    epoch         integer not null, -- raised when a parked workspace is tried again
     waiting_for   text, -- the type and the schema version that the next event has, and this server does not know
     updated_at    integer not null,
     primary key (consumer, version, partition_id)

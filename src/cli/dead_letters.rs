@@ -101,8 +101,7 @@ struct Replay {
 
 fn state_named(text: &str) -> Result<LetterState, String> {
     let names = || LetterState::ALL.map(LetterState::as_str).join(", ");
-    let found = LetterState::ALL.into_iter().find(|state| state.as_str() == text);
-    found.ok_or_else(|| format!("is not one of {}", names()))
+    LetterState::from_stored(text).ok_or_else(|| format!("is not one of {}", names()))
 }
 
 #[derive(Deserialize)]
