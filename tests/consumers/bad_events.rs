@@ -14,17 +14,6 @@ const LEASE: Duration = Duration::from_secs(10);
 /// Longer than it takes until a runner reads the states of the consumers again.
 const AFTER_REFRESH: Duration = Duration::from_millis(2500);
 
-/// Three deductions of each workspace.
-async fn world_with_usage(kind: Database, workspaces: usize) -> World {
-    let world = World::on(kind, workspaces).await;
-    for workspace_id in &world.workspaces {
-        for credits in ["1", "2", "4"] {
-            world.deduct(*workspace_id, credits).await.unwrap();
-        }
-    }
-    world
-}
-
 async fn letters_of(world: &World, class: &str, text: &str) -> i64 {
     let sql = format!(
         "select cast(count(*) as bigint) from dead_letters d
@@ -39,7 +28,7 @@ async fn letters_of(world: &World, class: &str, text: &str) -> i64 {
 async fn a_poisoned_event_parks_its_workspace_and_all_others_go_on() {
     let purchase = r#"[{"grant_id":"00000000-0000-0000-0000-000000000001","source":"purchase","credits":"1"}]"#;
     for kind in Database::ALL {
-        let world = world_with_usage(kind, 6).await;
+        let world = World::with_usage(kind, 6).await;
         let poisons = [
             ("{\"credits\":true}".to_owned(), "unreadable", "boolean"),
             (String::new(), "contradiction", "negative"),
@@ -91,7 +80,7 @@ async fn a_poisoned_event_parks_its_workspace_and_all_others_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_whose_rows_the_database_refuses_is_found() {
     for kind in Database::ALL {
-        let world = world_with_usage(kind, 5).await;
+        let world = World::with_usage(kind, 5).await;
         let runner = world.consume(LEASE);
         world.wait_until_taken(1).await;
         runner.stop().await;
@@ -124,7 +113,7 @@ async fn a_newer_event_is_waited_for_and_other_partitions_go_on() {
     for (kind, (written, known, name)) in
         Database::ALL.into_iter().flat_map(|kind| changes.map(|change| (kind, change)))
     {
-        let world = world_with_usage(kind, 8).await;
+        let world = World::with_usage(kind, 8).await;
         let newer = world.event(world.workspaces[0], EventType::CreditConsumed, 1).await;
         world.change_event(&newer, written).await;
         let partition = newer.partition.number();
@@ -158,7 +147,7 @@ async fn a_newer_event_is_waited_for_and_other_partitions_go_on() {
 async fn an_event_that_cannot_be_read_or_is_missing_stops_its_partition_only() {
     let unreadable = "update event_outbox set schema_version = 99999";
     for (kind, is_missing) in [(Database::Sqlite, false), (Database::Sqlite, true), (Database::Postgres, true)] {
-        let world = world_with_usage(kind, 8).await;
+        let world = World::with_usage(kind, 8).await;
         let bad = world.event(world.workspaces[0], EventType::CreditConsumed, 1).await;
         let statement = if is_missing { "delete from event_outbox" } else { unreadable };
         world.database.tamper(&bad, statement).await;

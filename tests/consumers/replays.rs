@@ -79,12 +79,7 @@ fn readers(event_type: EventType) -> usize {
 
 /// Random commands of some workspaces, the events of which are not taken yet.
 async fn world(kind: Database, random: &mut Random) -> World {
-    let world = World::on(kind, 6).await;
-    for workspace_id in &world.workspaces {
-        for credits in ["1", "2", "4"] {
-            world.deduct(*workspace_id, credits).await.unwrap();
-        }
-    }
+    let world = World::with_usage(kind, 6).await;
     world.random_commands(random, 100).await;
     world
 }

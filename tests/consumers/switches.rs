@@ -17,20 +17,10 @@ const AFTER_REFRESH: Duration = Duration::from_millis(2500);
 const OLDEST: &str = "select cast(min(version) as bigint) from consumers";
 const NEWEST: &str = "select cast(max(version) as bigint) from consumers";
 
-async fn world(kind: Database) -> World {
-    let world = World::on(kind, 4).await;
-    for workspace_id in &world.workspaces {
-        for credits in ["1", "2", "4"] {
-            world.deduct(*workspace_id, credits).await.unwrap();
-        }
-    }
-    world
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_has_not_caught_up_is_not_read() {
     for kind in Database::ALL {
-        let world = world(kind).await;
+        let world = World::with_usage(kind, 4).await;
         let runner = world.consume(LEASE);
         world.wait_until_taken(1).await;
         world.execute(&["update consumers set state = 'paused', reason = 'A test', changed_by = 'operator'"]).await;
@@ -52,7 +42,7 @@ async fn a_build_that_has_not_caught_up_is_not_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_leaves_more_workspaces_out_is_not_read() {
     for kind in Database::ALL {
-        let world = world(kind).await;
+        let world = World::with_usage(kind, 4).await;
         let runner = world.consume(LEASE);
         world.wait_until_taken(1).await;
         let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
@@ -76,7 +66,7 @@ async fn a_build_that_leaves_more_workspaces_out_is_not_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_keeps_the_statements_that_were_closed() {
     for kind in Database::ALL {
-        let world = world(kind).await;
+        let world = World::with_usage(kind, 4).await;
         let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
         let runner = world.consume(LEASE);
         world.wait_until_taken(1).await;
@@ -131,7 +121,7 @@ async fn a_rebuild_keeps_the_statements_that_were_closed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_goes_on_and_a_letter_is_tried_while_older_servers_hold_the_leases() {
     for kind in Database::ALL {
-        let world = world(kind).await;
+        let world = World::with_usage(kind, 4).await;
         let event = world.poison(world.workspaces[0], EventType::CreditConsumed, 1).await;
         let runner = world.consume(LEASE);
         world.wait_until_taken(1).await;

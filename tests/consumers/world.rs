@@ -149,6 +149,17 @@ impl World {
         world
     }
 
+    /// Three deductions of each workspace.
+    pub async fn with_usage(kind: Database, workspaces: usize) -> Self {
+        let world = Self::on(kind, workspaces).await;
+        for workspace_id in &world.workspaces {
+            for credits in ["1", "2", "4"] {
+                world.deduct(*workspace_id, credits).await.unwrap();
+            }
+        }
+        world
+    }
+
     /// Runs consumers on the store itself.
     pub fn consume(&self, lease_ttl: Duration) -> Running {
         let store: Arc<dyn Consumption> = self.database.server_store.clone();
