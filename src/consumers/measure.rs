@@ -31,9 +31,7 @@ pub(super) fn report(
         let (consumer, runs) = (build.consumer.as_str(), registered.state == ConsumerState::Running);
         #[allow(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 events are out of reach")]
         gauge!(metric::CONSUMER_LAG_EVENTS, "consumer" => consumer).set(lag as f64);
-        let lag =
-            waiting_since.get(&build.consumer).map_or(0, |since| now.micros().saturating_sub(since.micros()).max(0));
-        let lag = Duration::from_micros(u64::try_from(lag).unwrap_or_default());
+        let lag = waiting_since.get(&build.consumer).map_or(Duration::ZERO, |oldest| now.since(*oldest));
         gauge!(metric::CONSUMER_LAG_SECONDS, "consumer" => consumer).set(lag.as_secs_f64());
         let parked = u32::try_from(parked).unwrap_or(u32::MAX);
         gauge!(metric::CONSUMER_PARKED_WORKSPACES, "consumer" => consumer).set(f64::from(parked));

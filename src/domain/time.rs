@@ -4,6 +4,7 @@
 //! every database.
 
 use std::fmt;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -90,6 +91,12 @@ impl Timestamp {
     #[must_use]
     pub fn minus(self, delta: TimeDelta) -> Self {
         self.plus(-delta)
+    }
+
+    /// How long ago the other instant was; zero if it is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
     }
 }
 
@@ -228,6 +235,13 @@ impl ToSchema for Timestamp {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_since_a_later_instant_is_zero() {
+        let [early, late] = [1, 3].map(Timestamp::from_micros);
+        assert_eq!([late.since(early), early.since(late)], [Duration::from_micros(2), Duration::ZERO]);
+        assert_eq!(Timestamp::MIN.since(Timestamp::MAX), Duration::ZERO);
+    }
 
     #[test]
     fn nanoseconds_are_truncated_and_the_text_form_is_always_microseconds() {

@@ -42,8 +42,7 @@ impl PublisherHealth {
         self.diverged = partitions.iter().filter(|p| p.diverged_seq.is_some()).map(|p| p.partition).collect();
         self.lag_events = partitions.iter().map(|p| p.seq.saturating_sub(p.published_seq).max(0)).sum();
         let oldest = partitions.iter().filter_map(|p| p.oldest_waiting_at).min();
-        let micros = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest.micros()));
-        self.lag = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        self.lag = oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
     }
 }
 

@@ -238,9 +238,8 @@ pub async fn get_usage_analytics(
         ListForm::Export(_) if limit.is_some() => Err(export::limit_refused()),
         ListForm::Export(form) => {
             let name = format!("usage-analytics-{workspace_id}");
-            let mut answer = export(&request, caller, form, &name, list.pages(state.clone())).await?;
-            AsOfView::new(as_of, now).put_on(&mut answer)?;
-            Ok(answer)
+            let answer = export(&request, caller, form, &name, list.pages(state.clone())).await?;
+            AsOfView::new(as_of, now).put_on(answer)
         }
     }
 }

@@ -49,12 +49,12 @@ impl AsOfView {
     }
 
     /// Says in an export, which has no place for it in its rows, how far its figures are.
-    pub(super) fn put_on(&self, export: &mut HttpResponse) -> Result<(), Problem> {
+    pub(super) fn put_on(&self, mut export: HttpResponse) -> Result<HttpResponse, Problem> {
         let text = serde_json::to_string(self).ok();
         let value = text.and_then(|text| HeaderValue::from_str(&text).ok());
         let value = value.ok_or_else(|| Problem::plain(Code::InternalError))?;
         export.headers_mut().insert(HeaderName::from_static(EXPORT_AS_OF), value);
-        Ok(())
+        Ok(export)
     }
 }
 
@@ -93,8 +93,8 @@ impl ServerAsOfView {
 
 /// Rounded up, so that 0 says that nothing waits.
 fn lag_seconds(waiting_since: Option<Timestamp>, now: Timestamp) -> u64 {
-    let waited = |since: Timestamp| u64::try_from(now.micros().saturating_sub(since.micros())).unwrap_or_default();
-    waiting_since.map_or(0, |since| waited(since).div_ceil(1_000_000).max(1))
+    let rounded_up = |lag: Duration| lag.as_secs() + u64::from(lag.subsec_nanos() > 0);
+    waiting_since.map_or(0, |oldest| rounded_up(now.since(oldest)).max(1))
 }
 
 /// The `workspaceseq` of an event that figures should contain.

@@ -81,7 +81,7 @@ impl ConsumerView {
         };
         let lag = |version: i32| of(version).map(ConsumerPosition::lag).fold(0, i64::saturating_add);
         let waiting_since = of(version).filter_map(|position| position.waiting_since).min();
-        let waited = waiting_since.map_or(0, |since| now.micros().saturating_sub(since.micros()));
+        let lag_seconds = waiting_since.map_or(0, |oldest| now.since(oldest).as_secs());
         let partition = |position: &ConsumerPosition| ConsumerPartition {
             partition: position.partition(),
             sequence: Sequence(position.cursor.seq),
@@ -98,7 +98,7 @@ impl ConsumerView {
             version,
             building: registered.building_version.map(|version| BuildView { version, lag_events: lag(version) }),
             lag_events: lag(version),
-            lag_seconds: u64::try_from(waited / 1_000_000).unwrap_or_default(),
+            lag_seconds,
             parked_workspaces: parked,
             partitions: of(version).map(partition).collect(),
         }

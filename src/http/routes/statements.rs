@@ -265,9 +265,7 @@ pub async fn get_statement(
         ListForm::Export(form) => {
             let name = format!("statement-{workspace_id}-{}", Day::of(period_start));
             let rows = stream::iter([Ok(export_rows(statement))]);
-            let mut answer = export(&request, caller, form, &name, rows).await?;
-            as_of.put_on(&mut answer)?;
-            Ok(answer)
+            as_of.put_on(export(&request, caller, form, &name, rows).await?)
         }
     }
 }

@@ -44,7 +44,7 @@ pub struct StreamView {
 
 impl StreamView {
     fn new(status: PartitionStatus, now: Timestamp) -> Self {
-        let waited = status.oldest_waiting_at.map_or(0, |since| now.micros().saturating_sub(since.micros()));
+        let lag_seconds = status.oldest_waiting_at.map_or(0, |oldest| now.since(oldest).as_secs());
         Self {
             partition: status.partition,
             generation: status.generation,
@@ -53,7 +53,7 @@ impl StreamView {
             floor: Sequence(status.floor_seq),
             diverged_sequence: status.diverged_seq.map(Sequence),
             lag_events: status.seq.saturating_sub(status.published_seq).max(0),
-            lag_seconds: u64::try_from(waited / 1_000_000).unwrap_or_default(),
+            lag_seconds,
             owner: status.owner.filter(|_| status.leased_until.is_some()),
             leased_until: status.leased_until,
         }
