@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::background::Background;
@@ -26,7 +27,7 @@ use crate::http::auth::keys::KeyConfig;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, Api, Health, Port};
-use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle, Retention};
+use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle, PublisherHealth, Retention};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
@@ -61,7 +62,7 @@ pub struct App {
     http: http::Running,
     ops: Option<http::Running>,
     publisher: Option<PublisherHandle>,
-    /// Stops the background tasks of the API: scheduler, key refresh, health watch.
+    /// Scheduler, consumers, cleaning, key refresh and the watches over health.
     background: Background,
     /// Stops the publisher, after the last command.
     publishing: CancellationToken,
@@ -174,7 +175,8 @@ impl App {
         let background = Background::default();
         let health = Arc::new(Health::default());
         engine.offer_plans(store.plans().await?);
-        follow_offered_plans(&store, &engine, &background);
+        let (plans, plan_engine) = (Arc::clone(&store), engine.clone());
+        background.run("plans", move |stop| follow_offered_plans(Arc::clone(&plans), plan_engine.clone(), stop));
         start_scheduler(config, &store, &engine, &clock, &background);
         start_consumers(config, &database, &clock, &wakeup, &background);
         watch_publisher(publisher.as_ref(), &health, &background);
@@ -349,23 +351,17 @@ fn start_publisher(
 }
 
 /// Tells the engine which plans are offered: another replica may offer others.
-fn follow_offered_plans(store: &Arc<dyn Store>, engine: &Engine, background: &Background) {
-    let (store, engine) = (Arc::clone(store), engine.clone());
-    background.run("plans", move |stop| {
-        let (store, engine) = (Arc::clone(&store), engine.clone());
-        async move {
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
-                }
-                match store.plans().await {
-                    Ok(plans) => engine.offer_plans(plans),
-                    Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
-                }
-            }
+async fn follow_offered_plans(store: Arc<dyn Store>, engine: Engine, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
         }
-    });
+        match store.plans().await {
+            Ok(plans) => engine.offer_plans(plans),
+            Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
+        }
+    }
 }
 
 fn start_consumers(
@@ -407,25 +403,24 @@ fn start_scheduler(
     background.run("scheduler", move |stop| scheduler.clone().run(stop));
 }
 
-/// Carries the publisher's health to the readiness probe.
 fn watch_publisher(publisher: Option<&PublisherHandle>, health: &Arc<Health>, background: &Background) {
     let Some(publisher) = publisher else { return };
     let (reports, health) = (publisher.health(), Arc::clone(health));
-    background.run("publisher_health", move |stop| {
-        let (mut reports, health) = (reports.clone(), Arc::clone(&health));
-        async move {
-            loop {
-                health.set_stream_degraded(reports.borrow_and_update().is_degraded());
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    changed = reports.changed() => if changed.is_err() {
-                        health.set_stream_degraded(true);
-                        return;
-                    }
-                }
+    background.run("publisher_health", move |stop| follow_publisher(reports.clone(), Arc::clone(&health), stop));
+}
+
+/// Carries the publisher's health to the readiness probe.
+async fn follow_publisher(mut reports: watch::Receiver<PublisherHealth>, health: Arc<Health>, stop: CancellationToken) {
+    loop {
+        health.set_stream_degraded(reports.borrow_and_update().is_degraded());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = reports.changed() => if changed.is_err() {
+                health.set_stream_degraded(true);
+                return;
             }
         }
-    });
+    }
 }
 
 /// Carries the database's health to the readiness probe.

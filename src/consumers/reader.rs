@@ -1,11 +1,9 @@
 //! Reads the events that the consumers take. An event that cannot be read, or that is missing, stops its partition only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use crate::domain::cloud_event::EventRecord;
@@ -37,7 +35,7 @@ impl Reader {
         limit: u32,
     ) -> Result<BTreeMap<Partition, Arc<[Fact]>>, StoreError> {
         let mut events: BTreeMap<Partition, Vec<EventRecord>> = BTreeMap::new();
-        match guarded_read(store, after, limit).await {
+        match store.read_each(after, limit).await {
             Err(StoreError::Corrupt(_)) => {
                 for position in after {
                     events.insert(position.partition, self.read_one(store, *position, limit).await?);
@@ -65,7 +63,7 @@ impl Reader {
     ) -> Result<Vec<EventRecord>, StoreError> {
         let mut limit = limit;
         loop {
-            match guarded_read(store, &[after], limit).await {
+            match store.read_each(&[after], limit).await {
                 Err(StoreError::Corrupt(_)) if limit > 1 => limit /= 2,
                 Err(StoreError::Corrupt(text)) => {
                     self.leave(after, &text);
@@ -92,14 +90,4 @@ impl Reader {
         tracing::error!(partition, seq, text, "an event cannot be read; the consumers wait before it");
         self.unreadable.insert(after.partition, Instant::now() + RETRY_AFTER);
     }
-}
-
-/// The decoder of the database's values panics at some that only a person can have written, such as an infinite time.
-async fn guarded_read(
-    store: &dyn Consumption,
-    after: &[EventPosition],
-    limit: u32,
-) -> Result<Vec<EventRecord>, StoreError> {
-    let read = AssertUnwindSafe(store.read_each(after, limit)).catch_unwind().await;
-    read.unwrap_or_else(|_| Err(StoreError::Corrupt("an event has values that no server writes".into())))
 }

@@ -14,8 +14,7 @@ use crate::domain::time::Timestamp;
 
 /// Replaces the statements that these rows close, where the build in use has closed another one of the same period.
 pub(super) async fn keep_closed<C: Dialect>(connection: &mut C, new: &mut ConsumerRows) -> Result<(), StoreError> {
-    let is_closed = |statement: &&mut Statement| statement.closed_at.is_some();
-    let keys: Vec<_> = new.statements.iter().filter(|statement| statement.closed_at.is_some()).map(key).collect();
+    let keys: Vec<_> = new.statements.iter().filter(|statement| statement.is_closed()).map(key).collect();
     if keys.is_empty() {
         return Ok(());
     }
@@ -23,7 +22,7 @@ pub(super) async fn keep_closed<C: Dialect>(connection: &mut C, new: &mut Consum
     let found = connection.look_up(&statements.closed_in_use, &Keys(keys)).await?;
     let kept: BTreeMap<(WorkspaceId, Timestamp), Statement> =
         rows(&found)?.into_iter().map(|kept: Statement| ((kept.workspace_id, kept.period_start), kept)).collect();
-    for statement in new.statements.iter_mut().filter(is_closed) {
+    for statement in new.statements.iter_mut().filter(|statement| statement.is_closed()) {
         let (version, place) = (statement.version, (statement.workspace_id, statement.period_start));
         let Some(kept) = kept.get(&place).filter(|kept| kept.sha256 != statement.sha256) else { continue };
         tracing::warn!(

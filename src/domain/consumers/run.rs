@@ -87,11 +87,10 @@ pub fn keys(build: Build, facts: &[Fact], keys: &mut ConsumerKeys) {
 /// Folds these events. `rows` are those of [`keys`] that exist. A panic is a fault of the event that is taken then.
 pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
     let (version, consumer, place) = (build.version, build.consumer, Cell::new(0));
-    let events = Events { consumer, facts, place: &place };
     let folded = catch_unwind(AssertUnwindSafe(|| match consumer {
-        Consumer::Analytics => events.run(Analytics::new(version, rows), treat),
-        Consumer::Billing => events.run(Billing::new(version, rows), treat),
-        Consumer::Notifications => events.run(Notifications::new(version, rows), treat),
+        Consumer::Analytics => run(Analytics::new(version, rows), consumer, facts, &place, treat),
+        Consumer::Billing => run(Billing::new(version, rows), consumer, facts, &place, treat),
+        Consumer::Notifications => run(Notifications::new(version, rows), consumer, facts, &place, treat),
     }));
     folded.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -100,36 +99,34 @@ pub fn fold(build: Build, facts: &[Fact], rows: ConsumerRows, treat: impl Fn(&Ev
     })
 }
 
-struct Events<'a> {
+/// Notes the index of the event that is taken in `place`.
+fn run(
+    mut fold: impl Fold,
     consumer: Consumer,
-    facts: &'a [Fact],
-    /// The index of the event that is taken.
-    place: &'a Cell<usize>,
-}
-
-impl Events<'_> {
-    fn run(self, mut fold: impl Fold, treat: impl Fn(&EventRecord) -> Treatment) -> Folded {
-        for (index, fact) in self.facts.iter().enumerate().filter(|(_, fact)| is_read(self.consumer, &fact.event)) {
-            self.place.set(index);
-            match treat(&fact.event) {
-                Treatment::Take => {}
-                Treatment::LeaveOut => continue,
-                Treatment::Skip => {
-                    fold.skip(&fact.event);
-                    continue;
-                }
-            }
-            let taken = match &fact.data {
-                FactData::Known(data) => fold.take(fact, data),
-                FactData::Newer => Err(Fault::contradiction("the event is newer than this version of the server")),
-                FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
-            };
-            if let Err(fault) = taken {
-                return Folded::Faulted { index, fault };
+    facts: &[Fact],
+    place: &Cell<usize>,
+    treat: impl Fn(&EventRecord) -> Treatment,
+) -> Folded {
+    for (index, fact) in facts.iter().enumerate().filter(|(_, fact)| is_read(consumer, &fact.event)) {
+        place.set(index);
+        match treat(&fact.event) {
+            Treatment::Take => {}
+            Treatment::LeaveOut => continue,
+            Treatment::Skip => {
+                fold.skip(&fact.event);
+                continue;
             }
         }
-        Folded::Rows(fold.finish())
+        let taken = match &fact.data {
+            FactData::Known(data) => fold.take(fact, data),
+            FactData::Newer => Err(Fault::contradiction("the event is newer than this version of the server")),
+            FactData::Unreadable(error) => Err(Fault { class: Fault::UNREADABLE, text: error.clone() }),
+        };
+        if let Err(fault) = taken {
+            return Folded::Faulted { index, fault };
+        }
     }
+    Folded::Rows(fold.finish())
 }
 
 #[cfg(test)]

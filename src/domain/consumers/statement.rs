@@ -72,6 +72,11 @@ pub struct StatementLine {
 }
 
 impl Statement {
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed_at.is_some()
+    }
+
     /// Explains what a discarded event has moved by a balance that a later one tells.
     pub(super) fn explain(&mut self, told: i64) -> Result<(), Fault> {
         if self.unexplained.is_none() {
@@ -202,7 +207,7 @@ impl Serialize for Sha256Hex {
 impl From<&Statement> for StatementView {
     fn from(statement: &Statement) -> Self {
         let sum = DecimalSum::of_micro;
-        let state = if statement.closed_at.is_some() { StatementState::Closed } else { StatementState::Open };
+        let state = if statement.is_closed() { StatementState::Closed } else { StatementState::Open };
         Self {
             workspace_id: statement.workspace_id,
             period_start: statement.period_start,
