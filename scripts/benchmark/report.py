@@ -121,7 +121,7 @@ def folding_rows(folding):
         yield [f"caught up after {FULL}, {database}", "", f"≤ {MOST_CATCH_UP_S} s", verdict(caught_up_s <= MOST_CATCH_UP_S),
                f"{caught_up_s:.2f} s, {lag:,} events", ""]
         events, first, second = found["rebuild"]
-        yield [f"analytics made again beside {FULL}, {database}", f"{second / first:.2f} × (second half / first)", "", "",
+        yield [f"analytics made again beside {HALF}, {database}", f"{second / first:.2f} × (second half / first)", "", "",
                f"{first + second:,.0f} s, {events / (first + second):,.0f} events/s of {events:,}", ""]
 
 
