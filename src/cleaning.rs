@@ -72,6 +72,7 @@ impl Cleaner {
             (Leftover::UsageHours(now.minus(KEEP_USAGE_HOURS)), "usage_hours"),
             (Leftover::ResolvedLetters(now.minus(KEEP_RESOLVED_LETTERS)), "dead_letters"),
             (Leftover::Notifications(now.minus(KEEP_NOTIFICATIONS)), "notifications"),
+            (Leftover::FinishedJobs(now), "jobs"),
         ] {
             loop {
                 let begun = Instant::now();

@@ -13,17 +13,19 @@ use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::event::{
     CreditConsumed, CreditLimitExceeded, CreditReset, CreditsExpired, CreditsExpiring, CreditsGranted, CreditsHeld,
     CreditsPurchased, CreditsRefunded, DebtRepaid, EventData, EventType, ExpiringCredits, FeatureChange, GrantShare,
-    GrantVoided, HoldReleased, LimitScope, LowCreditWarning, PurchaseReversed, ReleaseReason, ScheduledKind,
-    SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded, WorkspaceProvisioned,
+    GrantVoided, HoldReleased, JobCompleted, JobFailed, JobSubmitted, LimitScope, LowCreditWarning, PurchaseReversed,
+    ReleaseReason, ScheduledKind, SubscriptionChangeKind, SubscriptionChanged, SubscriptionSummary, UsageLimitExceeded,
+    WorkspaceProvisioned,
 };
 use visionscope_billing::domain::grant::GrantSource;
-use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, Partition, RefundId, ReversalId, WorkspaceId};
+use visionscope_billing::domain::ids::{EventId, GrantId, HoldId, JobId, Partition, RefundId, ReversalId, WorkspaceId};
+use visionscope_billing::domain::job_ref::JobFailureReason;
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::period::Period;
 use visionscope_billing::domain::plan::{FeatureTerms, UsageLimit};
 use visionscope_billing::domain::reversal::ReversalReason;
 use visionscope_billing::domain::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
-use visionscope_billing::domain::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
+use visionscope_billing::domain::text::{FeatureCode, JobKind, Label, PaymentReference, PlanCode, QueueName, UserId};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::UsageId;
 
@@ -290,9 +292,31 @@ fn of_subscriptions() -> Vec<EventData> {
     ]
 }
 
+fn of_jobs() -> Vec<EventData> {
+    let (job_id, hold_id) = (JobId(Uuid::from_u128(9)), HoldId(Uuid::from_u128(8)));
+    let kind = || JobKind::new("video_processing.analyse").unwrap();
+    let queue = || QueueName::new("video_processing").unwrap();
+    let current_credits = Credits::from_micro(2_500_000).unwrap();
+    let (credits, uncovered_credits) = (current_credits, Some(current_credits));
+    vec![
+        JobSubmitted { job_id, kind: kind(), queue: queue(), hold_id, credits, current_credits }.into(),
+        JobCompleted { job_id, kind: kind(), queue: queue(), hold_id, credits, uncovered_credits, current_credits }
+            .into(),
+        JobFailed {
+            job_id,
+            kind: kind(),
+            queue: queue(),
+            hold_id,
+            reason: JobFailureReason::Canceled,
+            current_credits,
+        }
+        .into(),
+    ]
+}
+
 /// One of every type.
 fn samples() -> Vec<EventData> {
-    [of_deductions(), of_holds(), of_grants(), of_refunds_and_reversals(), of_subscriptions()].concat()
+    [of_deductions(), of_holds(), of_jobs(), of_grants(), of_refunds_and_reversals(), of_subscriptions()].concat()
 }
 
 #[test]

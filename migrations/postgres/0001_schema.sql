@@ -401,17 +401,19 @@ create table consumer_leases (
     primary key (partition_id)
 ) with (fillfactor = 10);
 
--- Events that a consumer could not take.
+-- What failed for good: events that a consumer could not take, and jobs.
 create table dead_letters (
     dead_letter_id  uuid not null,
-    consumer        text not null references consumers,
-    version         integer not null,
-    workspace_id    uuid not null,
-    partition_id    smallint not null check (partition_id between 0 and 15),
-    seq             bigint not null,
-    workspace_seq   bigint not null,
-    event_id        uuid not null,
-    event_type      text not null,
+    source          text not null check (source in ('consumer', 'job')),
+    name            text not null, -- of the consumer or the queue
+    version         integer, -- of the build
+    workspace_id    uuid,
+    partition_id    smallint check (partition_id between 0 and 15),
+    seq             bigint,
+    workspace_seq   bigint,
+    event_id        uuid,
+    job_id          uuid,
+    kind            text not null, -- the type of the event, or the kind of the job
     fingerprint     text not null, -- the same for letters with one cause
     error_class     text not null,
     error           text not null,
@@ -421,12 +423,17 @@ create table dead_letters (
     state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
     replay_id       uuid, -- the act of an operator that tried it again last
     resolved_at     timestamptz, -- since when it is neither open nor replaying
-    primary key (dead_letter_id)
+    primary key (dead_letter_id),
+    constraint a_letter_of_a_consumer_names_its_event check (source <> 'consumer' or num_nulls(
+        version, workspace_id, partition_id, seq, workspace_seq, event_id
+    ) = 0),
+    constraint a_letter_of_a_job_names_its_job check ((source = 'job') = (job_id is not null))
 );
 
 create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
 create index dead_letters_of_replay on dead_letters (replay_id, state) where replay_id is not null;
-create index dead_letters_of_workspace on dead_letters (consumer, version, workspace_id);
+create index dead_letters_of_workspace on dead_letters (source, name, version, workspace_id);
+create unique index dead_letters_of_job on dead_letters (job_id) where job_id is not null;
 
 -- Workspaces that a consumer leaves out, from the event of the dead letter on.
 create table parked_workspaces (
@@ -605,6 +612,154 @@ insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updat
 select c.consumer, c.version, p.partition_id, 0, 0, now() from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, '-infinity' from outbox_partitions;
 
+-- Queues and jobs ---------------------------------------------------------------------------------------
+
+-- How the jobs of a queue are run. The configuration creates queues; from then on, operators change them here.
+create table queues (
+    queue                     text not null check (length(queue) between 1 and 64),
+    weight                    integer not null check (weight between 1 and 100),
+    is_paused                 boolean not null,
+    max_running               integer check (max_running >= 1),
+    max_running_per_workspace integer check (max_running_per_workspace >= 1),
+    lease_s                   integer not null check (lease_s >= 1), -- without a heartbeat
+    timeout_s                 integer not null check (timeout_s >= 1), -- of an attempt
+    max_attempts              integer not null check (max_attempts >= 1),
+    retry_delays_s            jsonb not null, -- after the first, second and every later attempt
+    keep_done_h               integer not null check (keep_done_h >= 1),
+    changed_by                text,
+    changed_at                timestamptz not null,
+    primary key (queue)
+);
+
+-- Work that is not over. A job that is over is moved to jobs_done. (No foreign key to its queue: that row would be locked by every
+-- new job.)
+create table jobs (
+    job_id              uuid not null,
+    queue               text not null,
+    kind                text not null,
+    runner              text not null check (runner in ('server', 'worker')),
+    workspace_id        uuid, -- null of the server's own jobs
+    state               text not null check (state in ('holding', 'waiting', 'ready', 'capped', 'running', 'settling')),
+    priority            smallint not null check (priority between 0 and 9),
+    rank                timestamptz not null, -- the place in the queue: the lowest goes first
+    run_at              timestamptz not null, -- when it is ready, for the first time or for the next attempt
+    attempt             integer not null check (attempt >= 0), -- the attempts that have begun and count
+    max_attempts        integer not null check (max_attempts >= 1),
+    args                text not null, -- JSON
+    unique_key          text, -- only one job of a workspace and a kind has it at a time
+    fingerprint         bytea not null check (octet_length(fingerprint) = 32), -- of the request
+    hold                jsonb, -- what a metered job reserves
+    hold_id             uuid,
+    held_credits        bigint check (held_credits > 0),
+    unit_price          bigint check (unit_price >= 0), -- at which a quantity is captured
+    hold_expires_at     timestamptz,
+    outcome             text check (outcome in ('completed', 'failed', 'canceled')),
+    result              text, -- JSON
+    actual              jsonb, -- what a metered job has cost
+    ended_by            uuid, -- the lease of the last attempt that its worker has ended
+    cancel_requested_at timestamptz,
+    error_class         text, -- of the last attempt that has failed
+    error               text,
+    dead_letter_id      uuid, -- the letter that it tries again
+    replay_id           uuid, -- the act of the operator who wants that
+    actor               text not null,
+    correlation_id      text not null,
+    causation_id        uuid,
+    traceparent         text,
+    created_at          timestamptz not null,
+    changed_at          timestamptz not null,
+    primary key (job_id),
+    constraint a_metered_job_knows_its_hold check ((hold_id is null) = (held_credits is null) and (hold_id is null or hold is not null)),
+    constraint a_job_is_held_or_settled_with_a_hold check (
+        (state <> 'holding' or hold is not null) and (state <> 'settling' or (hold_id is not null and outcome is not null))
+    ),
+    constraint a_replay_names_its_letter check ((dead_letter_id is null) = (replay_id is null)),
+    constraint an_error_has_a_class check ((error_class is null) = (error is null))
+) with (fillfactor = 70);
+
+create index jobs_ready on jobs (queue, runner, rank, job_id) where state = 'ready';
+-- The last rank of a line of jobs: the next one ranks behind it.
+create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state = 'ready';
+create index jobs_capped on jobs (queue, workspace_id, rank, job_id) where state = 'capped';
+create index jobs_waiting on jobs (run_at, job_id) where state = 'waiting';
+create index jobs_unsettled on jobs (changed_at, job_id) where state in ('holding', 'settling');
+create index jobs_holds on jobs (hold_expires_at, job_id) where hold_expires_at is not null;
+create index jobs_of_workspace on jobs (workspace_id, created_at, job_id) where workspace_id is not null;
+create unique index jobs_unique on jobs (workspace_id, kind, unique_key) where unique_key is not null and workspace_id is not null;
+create unique index jobs_unique_of_server on jobs (kind, unique_key) where unique_key is not null and workspace_id is null;
+
+-- The jobs that workers have. Few rows, and no other index: a heartbeat changes its row in place.
+create table job_leases (
+    job_id       uuid not null,
+    lease_id     uuid not null, -- who does not know it cannot end the job
+    worker_id    uuid not null,
+    queue        text not null,
+    workspace_id uuid,
+    started_at   timestamptz not null,
+    leased_until timestamptz not null,
+    deadline     timestamptz not null,
+    progress     text, -- what the worker has told last, as JSON
+    primary key (job_id)
+) with (fillfactor = 50);
+
+-- Attempts that are over, as long as their job is kept.
+create table job_attempts (
+    job_id      uuid not null,
+    attempt     integer not null check (attempt >= 1),
+    worker_id   uuid not null,
+    started_at  timestamptz not null,
+    ended_at    timestamptz not null,
+    outcome     text not null check (outcome in ('completed', 'failed', 'lost')),
+    error_class text,
+    error       text,
+    primary key (job_id, attempt)
+);
+
+-- Jobs that are over.
+create table jobs_done (
+    job_id              uuid not null,
+    queue               text not null,
+    kind                text not null,
+    runner              text not null check (runner in ('server', 'worker')),
+    workspace_id        uuid, -- null of the server's own jobs
+    state               text not null check (state in ('completed', 'failed', 'canceled', 'rejected')),
+    priority            smallint not null check (priority between 0 and 9),
+    rank                timestamptz not null, -- the place in the queue: the lowest goes first
+    run_at              timestamptz not null, -- when it is ready, for the first time or for the next attempt
+    attempt             integer not null check (attempt >= 0), -- the attempts that have begun and count
+    max_attempts        integer not null check (max_attempts >= 1),
+    args                text not null, -- JSON
+    unique_key          text, -- only one job of a workspace and a kind has it at a time
+    fingerprint         bytea not null check (octet_length(fingerprint) = 32), -- of the request
+    hold                jsonb, -- what a metered job reserves
+    hold_id             uuid,
+    held_credits        bigint check (held_credits > 0),
+    unit_price          bigint check (unit_price >= 0), -- at which a quantity is captured
+    hold_expires_at     timestamptz,
+    outcome             text check (outcome in ('completed', 'failed', 'canceled')),
+    result              text, -- JSON
+    actual              jsonb, -- what a metered job has cost
+    ended_by            uuid, -- the lease of the last attempt that its worker has ended
+    cancel_requested_at timestamptz,
+    error_class         text, -- of the last attempt that has failed
+    error               text,
+    dead_letter_id      uuid, -- the letter that it tries again
+    replay_id           uuid, -- the act of the operator who wants that
+    actor               text not null,
+    correlation_id      text not null,
+    causation_id        uuid,
+    traceparent         text,
+    created_at          timestamptz not null,
+    changed_at          timestamptz not null,
+    finished_at         timestamptz not null,
+    keep_until          timestamptz not null, -- from then on it may be deleted
+    captured_credits    bigint check (captured_credits >= 0),
+    primary key (job_id)
+);
+
+create index jobs_done_of_workspace on jobs_done (workspace_id, created_at, job_id) where workspace_id is not null;
+create index jobs_done_kept on jobs_done (keep_until, job_id);
+
 -- What operators did by hand, and why.
 create table ops_audit (
     audit_id uuid not null, -- in the order of time
@@ -640,7 +795,8 @@ begin
         'credit_hold_grants', 'commands',
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
         'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit',
-        'statements', 'statement_lines', 'notified_workspaces', 'notifications'] loop
+        'statements', 'statement_lines', 'notified_workspaces', 'notifications', 'queues', 'jobs', 'job_leases',
+        'job_attempts', 'jobs_done'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute

@@ -403,17 +403,19 @@ create table consumer_leases (
     primary key (partition_id)
 ) strict, without rowid;
 
--- Events that a consumer could not take.
+-- What failed for good: events that a consumer could not take, and jobs.
 create table dead_letters (
     dead_letter_id  blob not null check (length(dead_letter_id) = 16),
-    consumer        text not null references consumers,
-    version         integer not null,
-    workspace_id    blob not null check (length(workspace_id) = 16),
-    partition_id    integer not null check (partition_id between 0 and 15),
-    seq             integer not null,
-    workspace_seq   integer not null,
-    event_id        blob not null check (length(event_id) = 16),
-    event_type      text not null,
+    source          text not null check (source in ('consumer', 'job')),
+    name            text not null, -- of the consumer or the queue
+    version         integer, -- of the build
+    workspace_id    blob check (length(workspace_id) = 16),
+    partition_id    integer check (partition_id between 0 and 15),
+    seq             integer,
+    workspace_seq   integer,
+    event_id        blob check (length(event_id) = 16),
+    job_id          blob check (length(job_id) = 16),
+    kind            text not null, -- the type of the event, or the kind of the job
     fingerprint     text not null, -- the same for letters with one cause
     error_class     text not null,
     error           text not null,
@@ -423,12 +425,18 @@ create table dead_letters (
     state           text not null check (state in ('open', 'replaying', 'resolved', 'discarded')),
     replay_id       blob check (length(replay_id) = 16), -- the act of an operator that tried it again last
     resolved_at     integer, -- since when it is neither open nor replaying
-    primary key (dead_letter_id)
+    primary key (dead_letter_id),
+    constraint a_letter_of_a_consumer_names_its_event check (source <> 'consumer' or (
+        version is not null and workspace_id is not null and partition_id is not null and seq is not null
+        and workspace_seq is not null and event_id is not null
+    )),
+    constraint a_letter_of_a_job_names_its_job check ((source = 'job') = (job_id is not null))
 ) strict, without rowid;
 
 create index dead_letters_by_state on dead_letters (state, last_failed_at, dead_letter_id);
 create index dead_letters_of_replay on dead_letters (replay_id, state) where replay_id is not null;
-create index dead_letters_of_workspace on dead_letters (consumer, version, workspace_id);
+create index dead_letters_of_workspace on dead_letters (source, name, version, workspace_id);
+create unique index dead_letters_of_job on dead_letters (job_id) where job_id is not null;
 
 -- Workspaces that a consumer leaves out, from the event of the dead letter on.
 create table parked_workspaces (
@@ -606,6 +614,154 @@ values ('analytics', 1, 1, 'running', unixepoch() * 1000000), ('billing', 1, 1, 
 insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updated_at)
 select c.consumer, c.version, p.partition_id, 0, 0, unixepoch() * 1000000 from consumers c cross join outbox_partitions p;
 insert into consumer_leases (partition_id, leased_until) select partition_id, 0 from outbox_partitions;
+
+-- Queues and jobs ---------------------------------------------------------------------------------------
+
+-- How the jobs of a queue are run. The configuration creates queues; from then on, operators change them here.
+create table queues (
+    queue                     text not null check (length(queue) between 1 and 64),
+    weight                    integer not null check (weight between 1 and 100),
+    is_paused                 integer not null check (is_paused in (0, 1)),
+    max_running               integer check (max_running >= 1),
+    max_running_per_workspace integer check (max_running_per_workspace >= 1),
+    lease_s                   integer not null check (lease_s >= 1), -- without a heartbeat
+    timeout_s                 integer not null check (timeout_s >= 1), -- of an attempt
+    max_attempts              integer not null check (max_attempts >= 1),
+    retry_delays_s            text not null check (json_valid(retry_delays_s)), -- after the first, second and every later attempt
+    keep_done_h               integer not null check (keep_done_h >= 1),
+    changed_by                text,
+    changed_at                integer not null,
+    primary key (queue)
+) strict, without rowid;
+
+-- Work that is not over. A job that is over is moved to jobs_done. (No foreign key to its queue: that row would be locked by every
+-- new job.)
+create table jobs (
+    job_id              blob not null check (length(job_id) = 16),
+    queue               text not null,
+    kind                text not null,
+    runner              text not null check (runner in ('server', 'worker')),
+    workspace_id        blob check (length(workspace_id) = 16), -- null of the server's own jobs
+    state               text not null check (state in ('holding', 'waiting', 'ready', 'capped', 'running', 'settling')),
+    priority            integer not null check (priority between 0 and 9),
+    rank                integer not null, -- the place in the queue: the lowest goes first
+    run_at              integer not null, -- when it is ready, for the first time or for the next attempt
+    attempt             integer not null check (attempt >= 0), -- the attempts that have begun and count
+    max_attempts        integer not null check (max_attempts >= 1),
+    args                text not null, -- JSON
+    unique_key          text, -- only one job of a workspace and a kind has it at a time
+    fingerprint         blob not null check (length(fingerprint) = 32), -- of the request
+    hold                text check (json_valid(hold)), -- what a metered job reserves
+    hold_id             blob check (length(hold_id) = 16),
+    held_credits        integer check (held_credits > 0),
+    unit_price          integer check (unit_price >= 0), -- at which a quantity is captured
+    hold_expires_at     integer,
+    outcome             text check (outcome in ('completed', 'failed', 'canceled')),
+    result              text, -- JSON
+    actual              text check (json_valid(actual)), -- what a metered job has cost
+    ended_by            blob check (length(ended_by) = 16), -- the lease of the last attempt that its worker has ended
+    cancel_requested_at integer,
+    error_class         text, -- of the last attempt that has failed
+    error               text,
+    dead_letter_id      blob check (length(dead_letter_id) = 16), -- the letter that it tries again
+    replay_id           blob check (length(replay_id) = 16), -- the act of the operator who wants that
+    actor               text not null,
+    correlation_id      text not null,
+    causation_id        blob check (length(causation_id) = 16),
+    traceparent         text,
+    created_at          integer not null,
+    changed_at          integer not null,
+    primary key (job_id),
+    constraint a_metered_job_knows_its_hold check ((hold_id is null) = (held_credits is null) and (hold_id is null or hold is not null)),
+    constraint a_job_is_held_or_settled_with_a_hold check (
+        (state <> 'holding' or hold is not null) and (state <> 'settling' or (hold_id is not null and outcome is not null))
+    ),
+    constraint a_replay_names_its_letter check ((dead_letter_id is null) = (replay_id is null)),
+    constraint an_error_has_a_class check ((error_class is null) = (error is null))
+) strict, without rowid;
+
+create index jobs_ready on jobs (queue, runner, rank, job_id) where state = 'ready';
+-- The last rank of a line of jobs: the next one ranks behind it.
+create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state = 'ready';
+create index jobs_capped on jobs (queue, workspace_id, rank, job_id) where state = 'capped';
+create index jobs_waiting on jobs (run_at, job_id) where state = 'waiting';
+create index jobs_unsettled on jobs (changed_at, job_id) where state in ('holding', 'settling');
+create index jobs_holds on jobs (hold_expires_at, job_id) where hold_expires_at is not null;
+create index jobs_of_workspace on jobs (workspace_id, created_at, job_id) where workspace_id is not null;
+create unique index jobs_unique on jobs (workspace_id, kind, unique_key) where unique_key is not null and workspace_id is not null;
+create unique index jobs_unique_of_server on jobs (kind, unique_key) where unique_key is not null and workspace_id is null;
+
+-- The jobs that workers have. Few rows, and no other index: a heartbeat changes its row in place.
+create table job_leases (
+    job_id       blob not null check (length(job_id) = 16),
+    lease_id     blob not null check (length(lease_id) = 16), -- who does not know it cannot end the job
+    worker_id    blob not null check (length(worker_id) = 16),
+    queue        text not null,
+    workspace_id blob check (length(workspace_id) = 16),
+    started_at   integer not null,
+    leased_until integer not null,
+    deadline     integer not null,
+    progress     text, -- what the worker has told last, as JSON
+    primary key (job_id)
+) strict, without rowid;
+
+-- Attempts that are over, as long as their job is kept.
+create table job_attempts (
+    job_id      blob not null check (length(job_id) = 16),
+    attempt     integer not null check (attempt >= 1),
+    worker_id   blob not null check (length(worker_id) = 16),
+    started_at  integer not null,
+    ended_at    integer not null,
+    outcome     text not null check (outcome in ('completed', 'failed', 'lost')),
+    error_class text,
+    error       text,
+    primary key (job_id, attempt)
+) strict, without rowid;
+
+-- Jobs that are over.
+create table jobs_done (
+    job_id              blob not null check (length(job_id) = 16),
+    queue               text not null,
+    kind                text not null,
+    runner              text not null check (runner in ('server', 'worker')),
+    workspace_id        blob check (length(workspace_id) = 16), -- null of the server's own jobs
+    state               text not null check (state in ('completed', 'failed', 'canceled', 'rejected')),
+    priority            integer not null check (priority between 0 and 9),
+    rank                integer not null, -- the place in the queue: the lowest goes first
+    run_at              integer not null, -- when it is ready, for the first time or for the next attempt
+    attempt             integer not null check (attempt >= 0), -- the attempts that have begun and count
+    max_attempts        integer not null check (max_attempts >= 1),
+    args                text not null, -- JSON
+    unique_key          text, -- only one job of a workspace and a kind has it at a time
+    fingerprint         blob not null check (length(fingerprint) = 32), -- of the request
+    hold                text check (json_valid(hold)), -- what a metered job reserves
+    hold_id             blob check (length(hold_id) = 16),
+    held_credits        integer check (held_credits > 0),
+    unit_price          integer check (unit_price >= 0), -- at which a quantity is captured
+    hold_expires_at     integer,
+    outcome             text check (outcome in ('completed', 'failed', 'canceled')),
+    result              text, -- JSON
+    actual              text check (json_valid(actual)), -- what a metered job has cost
+    ended_by            blob check (length(ended_by) = 16), -- the lease of the last attempt that its worker has ended
+    cancel_requested_at integer,
+    error_class         text, -- of the last attempt that has failed
+    error               text,
+    dead_letter_id      blob check (length(dead_letter_id) = 16), -- the letter that it tries again
+    replay_id           blob check (length(replay_id) = 16), -- the act of the operator who wants that
+    actor               text not null,
+    correlation_id      text not null,
+    causation_id        blob check (length(causation_id) = 16),
+    traceparent         text,
+    created_at          integer not null,
+    changed_at          integer not null,
+    finished_at         integer not null,
+    keep_until          integer not null, -- from then on it may be deleted
+    captured_credits    integer check (captured_credits >= 0),
+    primary key (job_id)
+) strict, without rowid;
+
+create index jobs_done_of_workspace on jobs_done (workspace_id, created_at, job_id) where workspace_id is not null;
+create index jobs_done_kept on jobs_done (keep_until, job_id);
 
 -- What operators did by hand, and why.
 create table ops_audit (

@@ -1,4 +1,4 @@
-//! `visionscope dead-letters`: the events that a consumer of the running server could not take.
+//! `visionscope dead-letters`: what failed for good in the running server, events that a consumer could not take and jobs.
 
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use super::outcome::Outcome;
 use super::remote::{Answer, CallError, Client, Remote};
 use super::table::{Table, printable};
 use crate::config::Config;
-use crate::domain::consumers::{Consumer, LetterState};
+use crate::domain::consumers::Consumer;
+use crate::domain::dead_letter::LetterState;
+use crate::domain::text::QueueName;
 
 /// How often the progress of a replay is read.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -51,6 +53,9 @@ struct Filter {
     /// Only letters of this consumer.
     #[arg(long, value_parser = consumer_named)]
     consumer: Option<Consumer>,
+    /// Only letters of jobs of this queue.
+    #[arg(long, value_parser = QueueName::new, conflicts_with = "consumer")]
+    queue: Option<QueueName>,
     /// Only letters with this cause.
     #[arg(long)]
     fingerprint: Option<String>,
@@ -75,10 +80,10 @@ enum Action {
 }
 
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("which").args(["ids", "consumer", "fingerprint", "workspace"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("which").args(["ids", "consumer", "queue", "fingerprint", "workspace"]).required(true).multiple(true))]
 struct Replay {
     /// This letter. May be given several times.
-    #[arg(long = "id", conflicts_with_all = ["consumer", "fingerprint", "workspace"])]
+    #[arg(long = "id", conflicts_with_all = ["consumer", "queue", "fingerprint", "workspace"])]
     ids: Vec<Uuid>,
     #[command(flatten)]
     filter: Filter,
@@ -114,9 +119,10 @@ struct PageAnswer {
 #[derive(Deserialize)]
 struct LetterAnswer {
     dead_letter_id: String,
-    consumer: String,
-    workspace_id: String,
-    event_type: String,
+    source: String,
+    name: String,
+    kind: String,
+    workspace_id: Option<String>,
     fingerprint: String,
     error: String,
     attempts: i32,
@@ -127,8 +133,9 @@ struct LetterAnswer {
 #[derive(Deserialize)]
 struct GroupAnswer {
     fingerprint: String,
-    consumer: String,
-    event_type: String,
+    source: String,
+    name: String,
+    kind: String,
     sample: String,
     count: i64,
     last_failed_at: String,
@@ -185,9 +192,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Outcome {
 async fn list(client: &Client<'_>, list: &List, is_json: bool) -> Outcome {
     let List { state, filter, limit, cursor } = list;
     let mut query = vec![("state", state.as_str().to_owned()), ("limit", limit.to_string())];
-    query.extend(filter.consumer.map(|consumer| ("consumer", consumer.as_str().to_owned())));
-    query.extend(filter.fingerprint.clone().map(|fingerprint| ("fingerprint", fingerprint)));
-    query.extend(filter.workspace.map(|workspace| ("workspace_id", workspace.to_string())));
+    query.extend(filter.parameters());
     query.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
     let page = client.get::<PageAnswer>(&["dead-letters"], &query).await?;
     if is_json {
@@ -211,16 +216,15 @@ async fn list(client: &Client<'_>, list: &List, is_json: bool) -> Outcome {
 }
 
 fn print_letters(letters: &[LetterAnswer]) {
-    let head =
-        ["dead letter", "state", "consumer", "workspace", "event", "fingerprint", "attempts", "failed at", "error"];
+    let head = ["dead letter", "state", "of", "workspace", "kind", "fingerprint", "attempts", "failed at", "error"];
     let mut table = Table::new(head);
     for letter in letters {
         table.add([
             letter.dead_letter_id.clone(),
             letter.state.clone(),
-            letter.consumer.clone(),
-            letter.workspace_id.clone(),
-            letter.event_type.clone(),
+            format!("{} {}", letter.source, letter.name),
+            letter.workspace_id.clone().unwrap_or_default(),
+            letter.kind.clone(),
             letter.fingerprint.clone(),
             letter.attempts.to_string(),
             letter.last_failed_at.clone(),
@@ -231,12 +235,27 @@ fn print_letters(letters: &[LetterAnswer]) {
 }
 
 fn print_groups(groups: Vec<GroupAnswer>) {
-    let mut table = Table::new(["letters", "fingerprint", "consumer", "event", "failed at", "one of the errors"]);
+    let mut table = Table::new(["letters", "fingerprint", "of", "kind", "failed at", "one of the errors"]);
     for group in groups {
-        let GroupAnswer { fingerprint, consumer, event_type, sample, count, last_failed_at } = group;
-        table.add([count.to_string(), fingerprint, consumer, event_type, last_failed_at, sample]);
+        let GroupAnswer { fingerprint, source, name, kind, sample, count, last_failed_at } = group;
+        table.add([count.to_string(), fingerprint, format!("{source} {name}"), kind, last_failed_at, sample]);
     }
     println!("{table}");
+}
+
+impl Filter {
+    /// As the server names them.
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let of_consumer = self.consumer.map(|consumer| ("consumer", consumer.as_str()));
+        let of_queue = self.queue.as_ref().map(|queue| ("job", queue.as_str()));
+        let mut parameters = Vec::new();
+        if let Some((source, name)) = of_consumer.or(of_queue) {
+            parameters.extend([("source", source.to_owned()), ("name", name.to_owned())]);
+        }
+        parameters.extend(self.fingerprint.clone().map(|fingerprint| ("fingerprint", fingerprint)));
+        parameters.extend(self.workspace.map(|workspace| ("workspace_id", workspace.to_string())));
+        parameters
+    }
 }
 
 impl Replay {
@@ -245,14 +264,8 @@ impl Replay {
         if !self.ids.is_empty() {
             body["dead_letter_ids"] = json!(self.ids);
         }
-        if let Some(consumer) = self.filter.consumer {
-            body["consumer"] = json!(consumer);
-        }
-        if let Some(fingerprint) = &self.filter.fingerprint {
-            body["fingerprint"] = json!(fingerprint);
-        }
-        if let Some(workspace) = self.filter.workspace {
-            body["workspace_id"] = json!(workspace);
+        for (name, value) in self.filter.parameters() {
+            body[name] = json!(value);
         }
         body
     }

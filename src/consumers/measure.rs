@@ -6,7 +6,8 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 
 use super::positions::Positions;
-use crate::domain::consumers::{Build, Consumer, ConsumerState, DeadLetter, LetterState};
+use crate::domain::consumers::{Build, Consumer, ConsumerState};
+use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterState};
 use crate::domain::ids::Partition;
 use crate::domain::time::Timestamp;
 use crate::store::consumers::Advance;
@@ -57,8 +58,9 @@ pub(super) fn count(advances: &[Advance]) {
 
 /// Logs what became of a letter.
 pub(super) fn tell(letter: &DeadLetter) {
-    let DeadLetter { consumer, event_id, workspace_id, error_class, error, .. } = letter;
-    let consumer = consumer.as_str();
+    let DeadLetter { error_class, error, .. } = letter;
+    let Some(FailedEvent { build, workspace_id, event_id, .. }) = letter.event() else { return };
+    let consumer = build.consumer.as_str();
     match letter.state {
         LetterState::Open => tracing::error!(
             consumer, %event_id, %workspace_id, error_class, error,

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::domain::consumers::{Build, Consumer, ConsumerState, ParkedWorkspace};
+use crate::domain::consumers::{Build, Consumer, ConsumerState};
+use crate::domain::dead_letter::ParkedWorkspace;
 use crate::domain::ids::{EventId, Partition, WorkspaceId};
 use crate::store::consumers::{ConsumerCursor, Registered};
 use crate::store::{Consumption, StoreError};

@@ -4,10 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::domain::cloud_event::EventRecord;
-use crate::domain::consumers::{
-    Build, ConsumerRows, DeadLetter, Fact, Fault, Folded, LetterState, Newer, ParkedWorkspace, Treatment, fold,
-    up_to_newer,
-};
+use crate::domain::consumers::{Build, ConsumerRows, Fact, Fault, Folded, Newer, Treatment, fold, up_to_newer};
+use crate::domain::dead_letter::{DeadLetter, LetterState, ParkedWorkspace};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::time::Timestamp;
 use crate::store::StoreError;
@@ -99,7 +97,7 @@ impl Step {
                 let at_no_event = || StoreError::Corrupt(format!("the fold fails at no event: {}", fault.text));
                 let event = &fact.ok_or_else(at_no_event)?.event;
                 let is_discarded = positions.discarded.contains(&(self.build.consumer, event.event_id));
-                tried.fail(DeadLetter::new(self.build, event, &fault, now), is_discarded);
+                tried.fail(event, DeadLetter::of_event(self.build, event, &fault, now), is_discarded);
             }
             match fold(self.build, &self.facts, rows.clone(), |event| tried.treat(event)) {
                 Folded::Rows(rows) => break rows,
@@ -121,7 +119,7 @@ impl Step {
             last_event_id: taken.map(|fact| fact.event.event_id).or(position.last_event_id),
             waiting_for: newer.map(|newer| format!("{} {}", newer.event_type, newer.schema_version)),
             rows,
-            parked: failed.iter().map(ParkedWorkspace::behind).collect(),
+            parked: failed.iter().filter_map(ParkedWorkspace::behind).collect(),
             letters: closed(discarded, at).chain(failed).collect(),
             ..self.standstill(position, at)
         }
@@ -140,14 +138,14 @@ impl Step {
         let Replay { parked, letter, is_last } = replay;
         let again = failed.pop();
         let is_letter = |failed: &DeadLetter| failed.dead_letter_id == letter.dead_letter_id;
-        let is_over = parked.workspace_seq == letter.workspace_seq
+        let is_over = letter.event().is_some_and(|event| event.workspace_seq == parked.workspace_seq)
             && !again.iter().chain(&discarded).any(is_letter)
             && !self.facts.is_empty();
         let resolved = is_over.then(|| letter.clone().closed(LetterState::Resolved, at));
         let again = again.map(|failed| if is_letter(&failed) { letter.failed_again(&failed) } else { failed });
         let next = self.facts.last().map_or(parked.workspace_seq, |fact| fact.event.workspace_seq + 1);
-        let (moved, freed) = match &again {
-            Some(failed) => (Some(ParkedWorkspace { since: parked.since, ..ParkedWorkspace::behind(failed) }), None),
+        let (moved, freed) = match again.as_ref().and_then(ParkedWorkspace::behind) {
+            Some(behind) => (Some(ParkedWorkspace { since: parked.since, ..behind }), None),
             None if *is_last => (None, Some(parked.workspace_id)),
             None => (Some(ParkedWorkspace { workspace_seq: next, ..*parked }), None),
         };
@@ -220,15 +218,15 @@ impl Tried {
         }
     }
 
-    fn fail(&mut self, letter: DeadLetter, is_discarded: bool) {
+    fn fail(&mut self, event: &EventRecord, letter: DeadLetter, is_discarded: bool) {
         if is_discarded {
-            self.skipped.insert(letter.seq);
+            self.skipped.insert(event.seq);
             self.discarded.push(letter);
             return;
         }
-        self.left_out.insert(letter.workspace_id, letter.seq);
+        self.left_out.insert(event.workspace_id, event.seq);
         if self.failed.len() + 1 >= MAX_FAILED {
-            self.end = Some(letter.seq);
+            self.end = Some(event.seq);
         }
         self.failed.push(letter);
     }
@@ -305,8 +303,8 @@ mod tests {
             let advance = step.fold(&positions(seq), &none, None, now).unwrap();
             assert_eq!((advance.from, advance.to, advance.waiting_for), (seq, end, None));
             assert_eq!(advance.last_event_id, Some(EventId(Uuid::from_u128(u128::try_from(end).unwrap()))));
-            assert_eq!(advance.parked, advance.letters.iter().map(ParkedWorkspace::behind).collect::<Vec<_>>());
-            letters.extend(advance.letters.into_iter().map(|letter| letter.seq));
+            assert_eq!(advance.parked, advance.letters.iter().filter_map(ParkedWorkspace::behind).collect::<Vec<_>>());
+            letters.extend(advance.letters.iter().filter_map(|letter| Some(letter.event()?.seq)));
             // What follows was made for where the step would have ended.
             let rest: Arc<[Fact]> = [failing(FAILING + 1)].into();
             let next = Step::new(BUILD, partition(), FAILING, &rest).fold(&positions(end), &none, None, now);

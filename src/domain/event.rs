@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::jobs::{JobCompleted, JobFailed, JobSubmitted};
 use super::credits::{Credits, OutOfRange, Quantity};
 use super::grant::GrantSource;
 use super::ids::{GrantId, HoldId, RefundId, ReversalId};
@@ -24,6 +25,8 @@ use super::subscription::{CreditPolicy, PendingView, SubscriptionStatus};
 use super::text::{FeatureCode, Label, PaymentReference, PlanCode, UserId};
 use super::time::Timestamp;
 use super::usage::UsageId;
+
+mod jobs;
 
 /// Declares all events: the enum of their types, the enum of their data, and the mapping between them.
 macro_rules! events {
@@ -106,6 +109,9 @@ events! {
     CreditReset 1,
     SubscriptionChanged 1,
     WorkspaceProvisioned 1,
+    JobSubmitted 1,
+    JobCompleted 1,
+    JobFailed 1,
 }
 
 impl EventData {
@@ -131,7 +137,10 @@ impl EventData {
             | Self::LowCreditWarning(_)
             | Self::UsageLimitExceeded(_)
             | Self::CreditsExpiring(_)
-            | Self::DebtRepaid(_) => (Credits::ZERO, Credits::ZERO),
+            | Self::DebtRepaid(_)
+            | Self::JobSubmitted(_)
+            | Self::JobCompleted(_)
+            | Self::JobFailed(_) => (Credits::ZERO, Credits::ZERO),
         };
         added.minus(taken)
     }

@@ -72,7 +72,7 @@ impl HoldDuration {
 }
 
 /// What becomes of the part of a capture that is beyond its hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Overrun {
     /// The capture is refused.

@@ -66,6 +66,18 @@ uuid_type!(
     NotificationId
 );
 uuid_type!(
+    /// Work that waits in a queue.
+    JobId
+);
+uuid_type!(
+    /// The right to end a job. It is drawn at random: who does not have the lease does not know it.
+    LeaseId
+);
+uuid_type!(
+    /// A process that runs jobs.
+    WorkerId
+);
+uuid_type!(
     /// What ties a workspace to a plan.
     SubscriptionId
 );

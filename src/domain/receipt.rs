@@ -206,6 +206,9 @@ pub struct HoldReceipt {
     /// The part that is reserved from the overdraft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overdraft_credits: Option<Credits>,
+    /// The price at which a quantity is captured. Absent if the feature had none when the hold was placed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit_price: Option<Credits>,
     /// It cannot be captured at or after this instant.
     pub expires_at: Timestamp,
     /// What can be spent now, whatever the feature.

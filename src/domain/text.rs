@@ -205,6 +205,18 @@ text_type!(
     PlanCode, check_code, max = 64, pattern = CODE_PATTERN, example = "pro"
 );
 text_type!(
+    /// The name of a queue.
+    QueueName, check_code, max = 64, pattern = CODE_PATTERN, example = "video_processing"
+);
+text_type!(
+    /// What a job is, as workers know it.
+    JobKind, check_code, max = 64, pattern = CODE_PATTERN, example = "video_processing.analyse"
+);
+text_type!(
+    /// What only one job of a workspace and a kind may be about at a time.
+    UniqueKey, check_identifier, max = 128, pattern = None::<&str>, example = "video-17"
+);
+text_type!(
     /// The caller's own id of the person or service that used something.
     UserId, check_identifier, max = 128, pattern = None::<&str>, example = "user-7"
 );

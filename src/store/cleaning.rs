@@ -12,10 +12,13 @@ pub enum Leftover {
     OldBuilds,
     /// The figures in use of hours before an instant.
     UsageHours(Timestamp),
-    /// Dead letters that were resolved before an instant. Discarded ones are kept: they say why figures are incomplete.
+    /// Dead letters that were resolved before an instant, and those of jobs that were discarded. Discarded ones of consumers
+    /// are kept: they say why figures are incomplete.
     ResolvedLetters(Timestamp),
     /// Notifications of what happened before an instant.
     Notifications(Timestamp),
+    /// Jobs that are over and need not be kept after an instant, with their attempts. A job whose dead letter is open is kept.
+    FinishedJobs(Timestamp),
 }
 
 /// A store whose leftovers can be deleted bit by bit.

@@ -4,15 +4,18 @@ use super::cleaning::Leftover;
 use super::statements::{Statement, list, statements};
 use super::tables::Table;
 use crate::domain::consumers::{
-    Consumer, DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, RevenueDay,
-    Statement as PeriodStatement, StatementLine, UsageDay, UsageHour, WorkspaceActivity,
+    Consumer, Notification, NotifiedWorkspace, PurchaseRevenue, RevenueDay, Statement as PeriodStatement,
+    StatementLine, UsageDay, UsageHour, WorkspaceActivity,
 };
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
+use crate::domain::jobs::FinishedJob;
 
 statements! {
     /// What deletes leftovers, as one database writes it.
     CleaningStatements:
     old_cursors, old_parked, old_letters, old_usage_days, old_usage_hours, old_revenue_days, old_activities, old_revenues,
-    old_statement_lines, old_statements, old_notified_workspaces, old_notifications, past_usage_hours, resolved_letters, past_notifications
+    old_statement_lines, old_statements, old_notified_workspaces, old_notifications, past_usage_hours, resolved_letters,
+    discarded_letters_of_jobs, past_notifications, attempts_of_finished_jobs, finished_jobs
 }
 
 /// Without its cursor, nobody can write rows of a build any more. So it goes first.
@@ -31,13 +34,26 @@ const OF_OLD_BUILD: &str = "exists (select 1 from consumers c where c.consumer =
 const OLD_LETTERS: &str = "
 delete from dead_letters where dead_letter_id in (
     select t.dead_letter_id from consumers c cross join dead_letters t
-    where t.consumer = c.consumer and t.version < c.version and {free}
+    where t.source = 'consumer' and t.name = c.consumer and t.version < c.version and {free}
     limit $1
 )
 returning 1";
 
 /// No workspace waits behind the letter.
 const FREE: &str = "not exists (select 1 from parked_workspaces p where p.dead_letter_id = t.dead_letter_id)";
+
+/// The job need not be kept, and nobody can want to try it again.
+const NOT_KEPT: &str = "t.keep_until < $2 and not exists (
+        select 1 from dead_letters d where d.job_id = t.job_id and d.job_id is not null and d.state in ('open', 'replaying')
+    )";
+
+/// Attempts go before their jobs.
+const ATTEMPTS_OF_FINISHED_JOBS: &str = "
+delete from job_attempts where (job_id, attempt) in (
+    select a.job_id, a.attempt from jobs_done t cross join job_attempts a
+    where a.job_id = t.job_id and {not_kept} order by t.keep_until, t.job_id limit $1
+)
+returning 1";
 
 impl CleaningStatements {
     pub(super) fn new() -> Self {
@@ -67,6 +83,20 @@ impl CleaningStatements {
                 &format!("t.state = 'resolved' and t.last_failed_at < $2 and t.resolved_at < $2 and {FREE}"),
                 "t.last_failed_at, t.dead_letter_id",
             ),
+            discarded_letters_of_jobs: deletion::<DeadLetter>(
+                "dead_letters_by_state",
+                "t.state = 'discarded' and t.source = 'job' and t.last_failed_at < $2 and t.resolved_at < $2",
+                "t.last_failed_at, t.dead_letter_id",
+            ),
+            attempts_of_finished_jobs: list(
+                "jobs_done_kept",
+                &ATTEMPTS_OF_FINISHED_JOBS.replace("{not_kept}", NOT_KEPT),
+            ),
+            finished_jobs: deletion::<FinishedJob>(
+                "jobs_done_kept",
+                &format!("{NOT_KEPT} and not exists (select 1 from job_attempts a where a.job_id = t.job_id)"),
+                "t.keep_until, t.job_id",
+            ),
             past_notifications: deletion::<Notification>("notifications_by_time", "t.created_at < $2", "t.created_at"),
         }
     }
@@ -89,8 +119,9 @@ impl CleaningStatements {
                 &self.old_notifications,
             ],
             Leftover::UsageHours(_) => vec![&self.past_usage_hours],
-            Leftover::ResolvedLetters(_) => vec![&self.resolved_letters],
+            Leftover::ResolvedLetters(_) => vec![&self.resolved_letters, &self.discarded_letters_of_jobs],
             Leftover::Notifications(_) => vec![&self.past_notifications],
+            Leftover::FinishedJobs(_) => vec![&self.attempts_of_finished_jobs, &self.finished_jobs],
         }
     }
 }

@@ -15,9 +15,10 @@ impl<D: Background> Cleaning for D {
             let parameters = Parameters::of(&limit);
             let parameters = match &leftover {
                 Leftover::OldBuilds => parameters,
-                Leftover::UsageHours(before) | Leftover::ResolvedLetters(before) | Leftover::Notifications(before) => {
-                    parameters.and(before)
-                }
+                Leftover::UsageHours(before)
+                | Leftover::ResolvedLetters(before)
+                | Leftover::Notifications(before)
+                | Leftover::FinishedJobs(before) => parameters.and(before),
             };
             let deleted = with_answer_timeout(async {
                 let mut tx = self.begin_background().await?;

@@ -8,18 +8,25 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono_tz::Tz;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::error::StoreError;
 use super::plan_rows::Terms;
 use crate::domain::cloud_event::AnyEventType;
-use crate::domain::consumers::{Consumer, ConsumerState, LetterState, NotificationData, NotificationKind};
+use crate::domain::consumers::{Build, Consumer, ConsumerState, NotificationData, NotificationKind};
 use crate::domain::counter::CounterSubject;
 use crate::domain::credits::{Credits, Quantity};
+use crate::domain::dead_letter::{FailedEvent, FailedJob, FailedWork, LetterSource, LetterState};
 use crate::domain::grant::{CostBasis, Currency, GrantSource};
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{
-    CommandId, EventId, GrantId, HoldId, NotificationId, Partition, RefundId, ReversalId, SubscriptionId, WorkspaceId,
+    CommandId, EventId, GrantId, HoldId, JobId, LeaseId, NotificationId, Partition, RefundId, ReversalId,
+    SubscriptionId, WorkerId, WorkspaceId,
+};
+use crate::domain::jobs::{
+    ActualUse, AttemptOutcome, JobError, JobHold, JobOutcome, JobState, QueueSettings, ReplayedLetter, RetryDelays,
+    Runner,
 };
 use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
@@ -27,7 +34,9 @@ use crate::domain::period::Period;
 use crate::domain::plan::{LimitMode, UsageLimit};
 use crate::domain::reversal::ReversalReason;
 use crate::domain::subscription::{PendingChange, SubscriptionStatus};
-use crate::domain::text::{FeatureCode, IdempotencyKey, Label, PaymentReference, PlanCode, UserId};
+use crate::domain::text::{
+    FeatureCode, IdempotencyKey, JobKind, Label, PaymentReference, PlanCode, QueueName, UniqueKey, UserId,
+};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
 use crate::domain::workspace::OverrideTerms;
@@ -123,6 +132,10 @@ fn unreadable(column: &str, value: &Value<'_>) -> StoreError {
     StoreError::Corrupt(format!("stored {column} {value:?} cannot be read"))
 }
 
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a small tree of texts and numbers is JSON")
+}
+
 /// A type that fills one column.
 pub(super) trait Stored: Sized {
     const KIND: Kind;
@@ -197,6 +210,9 @@ stored! {
     RefundId: Uuid, id => id.0, value => Some(Self(value));
     ReversalId: Uuid, id => id.0, value => Some(Self(value));
     EventId: Uuid, id => id.0, value => Some(Self(value));
+    JobId: Uuid, id => id.0, value => Some(Self(value));
+    LeaseId: Uuid, id => id.0, value => Some(Self(value));
+    WorkerId: Uuid, id => id.0, value => Some(Self(value));
     NotificationId: Uuid, id => id.0, value => Some(Self(value));
     SubscriptionId: Uuid, id => id.0, value => Some(Self(value));
     Partition: Smallint, partition => partition.stored(), value => u8::try_from(value).ok().and_then(Self::new);
@@ -214,12 +230,20 @@ stored! {
     Label: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     PaymentReference: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     PlanCode: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    JobKind: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    UniqueKey: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
+    QueueName: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     UserId: Text, text => text.as_str().into(), value => Some(Self::from_stored(&value));
     GrantSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
     HoldState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     ReversalReason: Text, reason => reason.as_str().into(), value => Self::from_stored(&value);
     Consumer: Text, consumer => consumer.as_str().into(), value => Self::from_stored(&value);
     ConsumerState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
+    JobState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
+    JobOutcome: Text, outcome => outcome.as_str().into(), value => Self::from_stored(&value);
+    AttemptOutcome: Text, outcome => outcome.as_str().into(), value => Self::from_stored(&value);
+    Runner: Text, runner => runner.as_str().into(), value => Self::from_stored(&value);
+    LetterSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
     LetterState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     NotificationKind: Text, kind => kind.as_str().into(), value => Self::from_stored(&value);
     LimitMode: Text, mode => mode.as_str().into(), value => Self::from_stored(&value);
@@ -230,7 +254,10 @@ stored! {
     Arc<Metadata>: Text, metadata => metadata.to_json().into(), value => Metadata::from_stored(&value).map(Self::new);
     [u8; 32]: Bytea, bytes => bytes.as_slice().into(), value => value.as_ref().try_into().ok();
     Terms: Jsonb, terms => terms.0.as_str().into(), value => Some(Self(value.into_owned()));
-    PendingChange: Jsonb, pending => serde_json::to_string(pending).expect("a small tree of texts is JSON").into(),
+    JobHold: Jsonb, hold => to_json(hold).into(), value => serde_json::from_str(&value).ok();
+    ActualUse: Jsonb, actual => to_json(actual).into(), value => serde_json::from_str(&value).ok();
+    RetryDelays: Jsonb, delays => to_json(delays).into(), value => serde_json::from_str(&value).ok();
+    PendingChange: Jsonb, pending => to_json(pending).into(),
         value => serde_json::from_str(&value).ok();
 }
 
@@ -241,8 +268,16 @@ macro_rules! optional_pair {
             const KINDS: &'static [Kind] = &[<$of_one>::KIND, <$of_other>::KIND];
 
             fn put(&self, row: &mut impl WriteValue) {
-                self.as_ref().map(|pair| pair.$one).put(row);
-                self.as_ref().map(|pair| pair.$other).put(row);
+                match self {
+                    Some(pair) => {
+                        pair.$one.put(row);
+                        pair.$other.put(row);
+                    }
+                    None => {
+                        None::<$of_one>.put(row);
+                        None::<$of_other>.put(row);
+                    }
+                }
             }
 
             fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
@@ -261,6 +296,8 @@ optional_pair! {
     CostBasis { amount_minor: i64, currency: Currency }
     UsageLimit { credits: Credits, mode: LimitMode }
     UsageId { recorded_at: Timestamp, seq: i64 }
+    JobError { class: String, text: String }
+    ReplayedLetter { dead_letter_id: Uuid, replay_id: Uuid }
 }
 
 impl Columns for Period {
@@ -286,6 +323,37 @@ impl Columns for UsageId {
 
     fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
         Ok(Self { recorded_at: row.next()?, seq: row.next()? })
+    }
+}
+
+impl Columns for QueueSettings {
+    const KINDS: &'static [Kind] =
+        &[i32::KIND, bool::KIND, i32::KIND, i32::KIND, i32::KIND, i32::KIND, i32::KIND, RetryDelays::KIND, i32::KIND];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        self.weight.put(row);
+        self.is_paused.put(row);
+        self.max_running.put(row);
+        self.max_running_per_workspace.put(row);
+        self.lease_s.put(row);
+        self.timeout_s.put(row);
+        self.max_attempts.put(row);
+        self.retry_delays_s.put(row);
+        self.keep_done_h.put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            weight: row.next()?,
+            is_paused: row.next()?,
+            max_running: row.next()?,
+            max_running_per_workspace: row.next()?,
+            lease_s: row.next()?,
+            timeout_s: row.next()?,
+            max_attempts: row.next()?,
+            retry_delays_s: row.next()?,
+            keep_done_h: row.next()?,
+        })
     }
 }
 
@@ -331,8 +399,7 @@ impl Columns for NotificationData {
 
     fn put(&self, row: &mut impl WriteValue) {
         self.kind().put(row);
-        let json = serde_json::to_string(self).expect("a struct of texts and numbers is JSON");
-        row.value(Kind::Jsonb, Value::Jsonb(json.into()));
+        row.value(Kind::Jsonb, Value::Jsonb(to_json(self).into()));
     }
 
     fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
@@ -342,6 +409,56 @@ impl Columns for NotificationData {
         let data = Self::parse(kind, json).map_err(|_| unreadable("data", &value))?;
         row.skip(1);
         Ok(data)
+    }
+}
+
+/// What a dead letter is about, and the ids of that.
+impl Columns for FailedWork {
+    const KINDS: &'static [Kind] = &[
+        LetterSource::KIND,
+        Kind::Text,
+        i32::KIND,
+        WorkspaceId::KIND,
+        Partition::KIND,
+        i64::KIND,
+        i64::KIND,
+        EventId::KIND,
+        JobId::KIND,
+    ];
+
+    fn put(&self, row: &mut impl WriteValue) {
+        let (event, job) = match self {
+            Self::Event(event) => (Some(event), None),
+            Self::Job(job) => (None, Some(job)),
+        };
+        self.source().put(row);
+        row.value(Kind::Text, Value::Text(self.name().into()));
+        event.map(|event| event.build.version).put(row);
+        self.workspace_id().put(row);
+        event.map(|event| event.partition).put(row);
+        event.map(|event| event.seq).put(row);
+        event.map(|event| event.workspace_seq).put(row);
+        event.map(|event| event.event_id).put(row);
+        job.map(|job| job.job_id).put(row);
+    }
+
+    fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
+        match row.next()? {
+            LetterSource::Consumer => {
+                let build = Build { consumer: row.next()?, version: row.next()? };
+                let (workspace_id, partition) = (row.next()?, row.next()?);
+                let (seq, workspace_seq, event_id) = (row.next()?, row.next()?, row.next()?);
+                row.skip(1);
+                Ok(Self::Event(FailedEvent { build, workspace_id, partition, seq, workspace_seq, event_id }))
+            }
+            LetterSource::Job => {
+                let queue = row.next()?;
+                row.skip(1);
+                let workspace_id = row.next()?;
+                row.skip(4);
+                Ok(Self::Job(FailedJob { queue, workspace_id, job_id: row.next()? }))
+            }
+        }
     }
 }
 

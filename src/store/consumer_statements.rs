@@ -4,9 +4,9 @@ use super::columns::Kind;
 use super::statements::{KeyColumn, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
 use crate::domain::consumers::{
-    DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
-    StatementLine, WorkspaceActivity,
+    Notification, NotifiedWorkspace, PurchaseRevenue, Statement as PeriodStatement, StatementLine, WorkspaceActivity,
 };
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::operator_act::OperatorAct;
 
 const BUILD: &[KeyColumn] = &[("consumer", Kind::Text), ("version", Kind::Integer)];
@@ -79,7 +79,8 @@ select c.version, k.seq,
     ),
     exists (
         select 1 from dead_letters d
-        where d.consumer = $1 and d.version = c.version and d.workspace_id = $3 and d.state = 'discarded'
+        where d.source = 'consumer' and d.name = $1 and d.version = c.version and d.workspace_id = $3
+            and d.state = 'discarded'
     )
 from consumers c
 join consumer_cursors k on k.consumer = c.consumer and k.version = c.version and k.partition_id = $2
@@ -95,7 +96,8 @@ where c.consumer = k.consumer and c.version = k.version and c.partition_id = k.p
 returning 1";
 
 /// Few, because an operator discards each by hand.
-const DISCARDED_EVENTS: &str = "select consumer, event_id from dead_letters where state = 'discarded'";
+const DISCARDED_EVENTS: &str =
+    "select name, event_id from dead_letters where source = 'consumer' and state = 'discarded'";
 
 /// Numbers have no gaps.
 const WAITING_SINCE: &str = "
@@ -137,12 +139,13 @@ insert into consumer_cursors (consumer, version, partition_id, seq, epoch, updat
 select k.consumer, k.version, p.partition_id, 0, 0, k.updated_at from {keys} cross join outbox_partitions p
 returning 1";
 
-/// A dead letter whose build is read or made.
-const OF_BUILD_IN_USE: &str =
-    "exists (select 1 from consumers c where c.consumer = t.consumer and t.version in (c.version, c.building_version))";
+/// A dead letter of a job, or of a build that is read or made.
+const IN_USE: &str = "(t.source = 'job' or exists (
+        select 1 from consumers c where c.consumer = t.name and t.version in (c.version, c.building_version)
+    ))";
 
 const DEAD_LETTER_GROUPS: &str = "
-select fingerprint, min(consumer), min(event_type), min(error_class), min(error), count(*), min(first_failed_at),
+select fingerprint, min(source), min(name), min(kind), min(error_class), min(error), count(*), min(first_failed_at),
     max(last_failed_at)
 from dead_letters t
 where state = $1 and {in_use}
@@ -197,7 +200,7 @@ impl ConsumerStatements {
             discarded_events: list("", DISCARDED_EVENTS),
             waiting_since: list("", WAITING_SINCE),
             free_workspaces: lookup::<S>(PARKED, "parked_workspaces_pkey", FREE_WORKSPACES),
-            dead_letter: by_key::<S, DeadLetter>(DEAD_LETTER, "dead_letters_pkey", &format!("and {OF_BUILD_IN_USE}")),
+            dead_letter: by_key::<S, DeadLetter>(DEAD_LETTER, "dead_letters_pkey", &format!("and {IN_USE}")),
             advance_cursors: lookup::<S>(CURSOR, "consumer_cursors_pkey", ADVANCE_CURSORS),
             switch_consumer: lookup::<S>(BUILD, "consumers_pkey", SWITCH_CONSUMER),
             trip_consumer: lookup::<S>(TRIPPED, "consumers_pkey", TRIP_CONSUMER),
@@ -212,7 +215,7 @@ impl ConsumerStatements {
             change_letters: lookup::<S>(CHANGED_LETTER, "dead_letters_pkey", CHANGE_LETTERS),
             try_workspaces: lookup::<S>(TRIED_WORKSPACE, "parked_workspaces_by_letter", TRY_WORKSPACES),
             replay_progress: list("dead_letters_of_replay", REPLAY_PROGRESS),
-            dead_letter_groups: list("dead_letters_by_state", &DEAD_LETTER_GROUPS.replace("{in_use}", OF_BUILD_IN_USE)),
+            dead_letter_groups: list("dead_letters_by_state", &DEAD_LETTER_GROUPS.replace("{in_use}", IN_USE)),
             open_statements: by_key::<S, PeriodStatement>(OF_WORKSPACE, "statements_open", "and t.closed_at is null"),
             open_statement_lines: lookup::<S>(
                 OF_WORKSPACE,
@@ -272,15 +275,16 @@ fn operator_acts(filter: &str) -> Statement {
     list("ops_audit_pkey", &format!("select {} from ops_audit t where {filter}", OperatorAct::select("t")))
 }
 
-/// In a state ($1), the one that failed last first, from a place on ($2, $3): at most $4, and only those that match $5, $6 and
-/// $7, if they are not null.
+/// In a state ($1), the one that failed last first, from a place on ($2, $3): at most $4, and only those that match $5, $6, $7 and
+/// $8, if they are not null.
 fn dead_letters<S: Syntax>() -> Statement {
     let (columns, hint) = (DeadLetter::select("t"), hint::<S>("dead_letters_by_state"));
     let text = format!(
         "select {columns} from dead_letters t {hint}
 where t.state = $1 and (t.last_failed_at, t.dead_letter_id) <= ($2, $3)
-    and (cast($5 as text) is null or t.consumer = $5) and (cast($6 as text) is null or t.fingerprint = $6)
-    and (cast($7 as uuid) is null or t.workspace_id = $7) and {OF_BUILD_IN_USE}
+    and (cast($5 as text) is null or t.source = $5) and (cast($6 as text) is null or t.name = $6)
+    and (cast($7 as text) is null or t.fingerprint = $7) and (cast($8 as uuid) is null or t.workspace_id = $8)
+    and {IN_USE}
 order by t.last_failed_at desc, t.dead_letter_id desc limit $4"
     );
     list("dead_letters_by_state", &text)

@@ -5,7 +5,8 @@
 
 use super::columns::{Fields, Stored, Value};
 use super::error::StoreError;
-use crate::domain::consumers::{Build, Consumer, ConsumerRows, ConsumerState, DeadLetter, ParkedWorkspace};
+use crate::domain::consumers::{Build, Consumer, ConsumerRows, ConsumerState};
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::ids::{EventId, Partition, WorkspaceId};
 use crate::domain::time::Timestamp;
 

@@ -19,9 +19,10 @@ use super::tables::Table;
 use super::{Operations as _, Outbox};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue,
-    Statement as PeriodStatement, StatementLine, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, NotifiedWorkspace, PurchaseRevenue, Statement as PeriodStatement,
+    StatementLine, WorkspaceActivity,
 };
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::ids::{EventId, Partition};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::Label;

@@ -8,6 +8,7 @@ use super::columns::{Fields, Kind, ReadValue, Stored, Value};
 use super::consumer_statements::ConsumerStatements;
 use super::error::StoreError;
 use super::invariants::Invariant;
+use super::job_statements::JobStatements;
 use super::queries::EventPosition;
 use super::statements::{Statement, Statements, Syntax};
 use super::tables::Table;
@@ -66,6 +67,8 @@ pub(super) trait Dialect: Syntax + Send + Sized {
     fn statements() -> &'static Statements;
 
     fn consumer_statements() -> &'static ConsumerStatements;
+
+    fn job_statements() -> &'static JobStatements;
 
     fn cleaning_statements() -> &'static CleaningStatements;
 

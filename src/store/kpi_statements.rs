@@ -25,7 +25,8 @@ select c.version, k.partition_id, k.seq,
     ),
     exists (select 1 from parked_workspaces p where p.consumer = $1 and p.version = c.version)
         or exists (
-            select 1 from dead_letters d where d.consumer = $1 and d.version = c.version and d.state = 'discarded'
+            select 1 from dead_letters d
+            where d.source = 'consumer' and d.name = $1 and d.version = c.version and d.state = 'discarded'
         )
 from consumers c
 join consumer_cursors k on k.consumer = c.consumer and k.version = c.version

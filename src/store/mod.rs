@@ -18,6 +18,7 @@ pub use self::cleaning::Cleaning;
 use self::consumers::{Advance, ConsumerCursor, Registered};
 pub use self::error::StoreError;
 pub use self::figures::Figures;
+pub use self::jobs::Jobs;
 pub use self::operations::Operations;
 use self::queries::{
     AuditFinding, DueWorkspace, EventPosition, EventQuery, GrantFilter, HistoryQuery, Lease, ListedHold, ListedUsage,
@@ -25,7 +26,8 @@ use self::queries::{
 };
 use crate::domain::change_set::ChangeSet;
 use crate::domain::cloud_event::{EventRecord, EventSource};
-use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace};
+use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows};
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::HoldState;
 use crate::domain::ids::{EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -49,6 +51,9 @@ mod error;
 mod figure_reads;
 pub mod figures;
 mod invariants;
+mod job_statements;
+mod job_writes;
+pub mod jobs;
 mod kept_statements;
 mod kpi_reads;
 mod kpi_statements;
@@ -156,9 +161,9 @@ pub trait Consumption: Outbox {
 }
 
 /// All that a database can do, for the server that composes its parts.
-pub trait ServerStore: Store + Consumption + Operations + Cleaning {}
+pub trait ServerStore: Store + Consumption + Operations + Jobs + Cleaning {}
 
-impl<S: Store + Consumption + Operations + Cleaning> ServerStore for S {}
+impl<S: Store + Consumption + Operations + Jobs + Cleaning> ServerStore for S {}
 
 /// One write transaction.
 #[async_trait]

@@ -14,7 +14,8 @@ use super::operations::{
 use super::queries::{EventPosition, Page, PartitionStatus};
 use super::reads::{list, list_each};
 use super::{Consumption as _, Outbox};
-use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, Fact, LetterState, keys};
+use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, Fact, keys};
+use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterState};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
@@ -93,9 +94,9 @@ impl<D: Background + Outbox> Operations for D {
     async fn dead_letters(&self, query: &DeadLetterQuery) -> Result<Page<DeadLetter>, StoreError> {
         let (at, id) = query.start_at.unwrap_or((Timestamp::MAX, Uuid::max()));
         let one_more = i64::from(query.limit) + 1;
-        let LetterFilter { consumer, fingerprint, workspace_id } = &query.filter;
+        let LetterFilter { source, name, fingerprint, workspace_id } = &query.filter;
         let parameters = Parameters::of(&query.state).and(&at).and(&id).and(&one_more);
-        let parameters = parameters.and(consumer).and(fingerprint).and(workspace_id);
+        let parameters = parameters.and(source).and(name).and(fingerprint).and(workspace_id);
         let statement = &D::Connection::consumer_statements().dead_letters;
         Ok(Page::of(list(self, statement, parameters).await?, query.limit))
     }
@@ -111,12 +112,12 @@ impl<D: Background + Outbox> Operations for D {
         with_answer_timeout(async { rows(&self.reader().await?.look_up(statement, &Keys::of(ids)).await?) }).await
     }
 
-    async fn dead_letter_trial(&self, letter: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
-        let before = EventPosition { partition: letter.partition, seq: letter.seq.saturating_sub(1) };
+    async fn event_trial(&self, failed: &FailedEvent) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
+        let before = EventPosition { partition: failed.partition, seq: failed.seq.saturating_sub(1) };
         let mut events = self.read_each(&[before], 1).await?;
-        let Some(event) = events.pop().filter(|event| event.event_id == letter.event_id) else { return Ok(None) };
+        let Some(event) = events.pop().filter(|event| event.event_id == failed.event_id) else { return Ok(None) };
         let (fact, mut wanted) = (Fact::new(event), ConsumerKeys::default());
-        keys(letter.build(), std::slice::from_ref(&fact), &mut wanted);
+        keys(failed.build, std::slice::from_ref(&fact), &mut wanted);
         let rows = self.consumer_rows(&wanted).await?;
         Ok(Some((fact, rows)))
     }
@@ -124,15 +125,15 @@ impl<D: Background + Outbox> Operations for D {
     async fn change_letters(&self, changes: &[LetterChange], act: &OperatorAct) -> Result<(), StoreError> {
         let statements = D::Connection::consumer_statements();
         let letters = Keys(changes.iter().map(|change| letter_key(&change.letter)).collect());
-        let parked =
-            changes.iter().map(|change| vec![change.letter.dead_letter_id.to_value(), change.replay_at.to_value()]);
+        let of_events = changes.iter().filter(|change| change.letter.event().is_some());
+        let parked = of_events.map(|change| vec![change.letter.dead_letter_id.to_value(), change.replay_at.to_value()]);
         let parked = Keys(parked.collect());
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
             let connection = tx.connection();
             let closed = connection.look_up(&statements.change_letters, &letters).await?.len();
             let freed = connection.look_up(&statements.try_workspaces, &parked).await?.len();
-            if (closed, freed) != (changes.len(), changes.len()) {
+            if (closed, freed) != (changes.len(), parked.0.len()) {
                 return Err(StoreError::Conflict("a dead letter was changed meanwhile".into()));
             }
             connection.insert(std::slice::from_ref(act)).await?;

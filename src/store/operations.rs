@@ -7,7 +7,8 @@ use super::columns::Fields;
 use super::consumers::{ConsumerCursor, Registered};
 use super::error::StoreError;
 use super::queries::{Page, PartitionStatus};
-use crate::domain::consumers::{Consumer, ConsumerRows, DeadLetter, Fact, LetterState};
+use crate::domain::consumers::{Consumer, ConsumerRows, Fact};
+use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
 use crate::domain::ids::{Partition, WorkspaceId};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
@@ -45,9 +46,9 @@ pub trait Operations: Send + Sync {
     /// Those of these letters that exist.
     async fn dead_letters_by_id(&self, ids: &[Uuid]) -> Result<Vec<DeadLetter>, StoreError>;
 
-    /// What a fold needs to try the letter's event again: the event, and the rows that it changes. None if the event is no
-    /// longer stored.
-    async fn dead_letter_trial(&self, letter: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError>;
+    /// What a fold needs to try the event again: the event, and the rows that it changes. None if the event is no longer
+    /// stored.
+    async fn event_trial(&self, failed: &FailedEvent) -> Result<Option<(Fact, ConsumerRows)>, StoreError>;
 
     /// Gives open letters a new state, and lets the events of their workspaces be taken again from an instant on. It is a
     /// conflict if one of the letters is no longer open.
@@ -63,7 +64,7 @@ pub trait Operations: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LetterChange {
     pub letter: DeadLetter,
-    /// From when on the events of its workspace are taken again.
+    /// From when on it is tried again, or the events behind it are.
     pub replay_at: Timestamp,
 }
 
@@ -127,7 +128,9 @@ pub struct DeadLetterQuery {
 /// to none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LetterFilter {
-    pub consumer: Option<Consumer>,
+    pub source: Option<LetterSource>,
+    /// The consumer or the queue.
+    pub name: Option<String>,
     pub fingerprint: Option<String>,
     pub workspace_id: Option<WorkspaceId>,
 }
@@ -136,8 +139,11 @@ pub struct LetterFilter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterGroup {
     pub fingerprint: String,
-    pub consumer: Consumer,
-    pub event_type: String,
+    pub source: LetterSource,
+    /// The consumer or the queue.
+    pub name: String,
+    /// The type of the events, or the kind of the jobs.
+    pub kind: String,
     pub error_class: String,
     /// One of their errors.
     pub error: String,
@@ -150,8 +156,9 @@ impl DeadLetterGroup {
     pub(super) fn read(mut row: Fields<'_>) -> Result<Self, StoreError> {
         Ok(Self {
             fingerprint: row.next()?,
-            consumer: row.next()?,
-            event_type: row.next()?,
+            source: row.next()?,
+            name: row.next()?,
+            kind: row.next()?,
             error_class: row.next()?,
             error: row.next()?,
             count: row.next()?,

@@ -44,6 +44,21 @@ pub(super) trait Syntax {
 
     /// The start of the day, in UTC, of an instant.
     fn start_of_day(column: &str) -> String;
+
+    /// What locks the rows `t` that a query finds, at its end.
+    fn lock(lock: Lock) -> &'static str;
+}
+
+/// Whom a query keeps from changing the rows that it finds, until its transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    None,
+    /// All others may still read and share them.
+    Share,
+    /// This transaction will change them.
+    Change,
+    /// Like `Change`, without those that another transaction has locked.
+    ChangeFree,
 }
 
 #[derive(Debug)]

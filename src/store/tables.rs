@@ -11,13 +11,15 @@ use crate::domain::change_set::SubscriptionPeriod;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::command_record::CommandRecord;
 use crate::domain::consumers::{
-    DeadLetter, Notification, NotifiedWorkspace, ParkedWorkspace, PurchaseRevenue, RevenueDay, Statement,
-    StatementLine, UsageDay, UsageHour, WorkspaceActivity,
+    Notification, NotifiedWorkspace, PurchaseRevenue, RevenueDay, Statement, StatementLine, UsageDay, UsageHour,
+    WorkspaceActivity,
 };
 use crate::domain::counter::UsageCounter;
+use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::partition_head::PartitionHead;
@@ -84,6 +86,10 @@ fn kinds_of<Row, Field: Columns>(_: fn(&Row) -> &Field) -> &'static [Kind] {
     Field::KINDS
 }
 
+fn columns_of<Row, Embedded: Table>(_: fn(&Row) -> &Embedded) -> Vec<Column> {
+    Embedded::columns()
+}
+
 fn add(columns: &mut Vec<Column>, names: &[&'static str], kinds: &[Kind]) {
     debug_assert_eq!(names.len(), kinds.len(), "{names:?}");
     columns.extend(names.iter().zip(kinds).map(|(name, kind)| Column { name, kind: *kind }));
@@ -98,10 +104,11 @@ macro_rules! names {
     };
 }
 
-/// A column behind `+` is derived from the row: it is written but not read.
+/// A field in braces is a row of another table, whose columns come first. A column behind `+` is derived from the row: it is
+/// written but not read.
 macro_rules! tables {
     ($($table:ident($($key:ident),+) $(fixed($($fixed:ident),+))?: $row:ty {
-        $($field:ident $([$($column:ident),+])?),+
+        $({$embedded:ident})? $($field:ident $([$($column:ident),+])?),+
         $(; $(+ $derived:ident: $kind:ty = $derive:expr),+)?
     })+) => {
         $(impl Table for $row {
@@ -112,18 +119,20 @@ macro_rules! tables {
 
             fn columns() -> Vec<Column> {
                 let mut columns = Vec::new();
+                $(columns.extend(columns_of(|row: &Self| &row.$embedded));)?
                 $(add(&mut columns, &names!($field $([$($column),+])?), kinds_of(|row: &Self| &row.$field));)+
                 $($(add(&mut columns, &[stringify!($derived)], <$kind as Columns>::KINDS);)+)?
                 columns
             }
 
             fn put(&self, row: &mut impl WriteValue) {
+                $(Table::put(&self.$embedded, row);)?
                 $(self.$field.put(row);)+
                 $($(let derive: fn(&Self) -> $kind = $derive; derive(self).put(row);)+)?
             }
 
             fn take(row: &mut Fields<'_>) -> Result<Self, StoreError> {
-                let read = Self { $($field: row.next()?),+ };
+                let read = Self { $($embedded: Table::take(row)?,)? $($field: row.next()?),+ };
                 $($(row.skip(<$kind as Columns>::KINDS.len());)+)?
                 Ok(read)
             }
@@ -228,7 +237,7 @@ tables! {
     }
 
     dead_letters(dead_letter_id) fixed(first_failed_at): DeadLetter {
-        dead_letter_id, consumer, version, workspace_id, partition [partition_id], seq, workspace_seq, event_id, event_type,
+        dead_letter_id, work [source, name, version, workspace_id, partition_id, seq, workspace_seq, event_id, job_id], kind,
         fingerprint, error_class, error, attempts, first_failed_at, last_failed_at, state, replay_id, resolved_at
     }
 
@@ -279,6 +288,35 @@ tables! {
     notifications(version, workspace_id, kind, subject, period_start): Notification {
         version, workspace_id, data [kind, data], subject, period_start, partition [partition_id], notification_id, event_id,
         workspace_seq, created_at
+    }
+
+    queues(queue): Queue {
+        queue, settings [
+            weight, is_paused, max_running, max_running_per_workspace, lease_s, timeout_s, max_attempts, retry_delays_s,
+            keep_done_h
+        ], changed_by, changed_at
+    }
+
+    jobs(job_id) fixed(
+        queue, kind, runner, workspace_id, priority, max_attempts, args, unique_key, fingerprint, hold, dead_letter_id,
+        replay_id, actor, correlation_id, causation_id, traceparent, created_at
+    ): Job {
+        job_id, queue, kind, runner, workspace_id, state, priority, rank, run_at, attempt, max_attempts, args, unique_key,
+        fingerprint, hold, hold_id, held_credits, unit_price, hold_expires_at, outcome, result, actual, ended_by,
+        cancel_requested_at, error [error_class, error], replays [dead_letter_id, replay_id], actor, correlation_id,
+        causation_id, traceparent, created_at, changed_at
+    }
+
+    job_leases(job_id) fixed(lease_id, worker_id, queue, workspace_id, started_at, deadline): JobLease {
+        job_id, lease_id, worker_id, queue, workspace_id, started_at, leased_until, deadline, progress
+    }
+
+    job_attempts(job_id, attempt): JobAttempt {
+        job_id, attempt, worker_id, started_at, ended_at, outcome, error [error_class, error]
+    }
+
+    jobs_done(job_id): FinishedJob {
+        {job} finished_at, keep_until, captured [captured_credits]
     }
 
     outbox_partitions(partition_id): PartitionHead {

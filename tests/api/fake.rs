@@ -11,9 +11,10 @@ use visionscope_billing::domain::change_set::ChangeSet;
 use visionscope_billing::domain::cloud_event::{EventRecord, EventSource};
 use visionscope_billing::domain::commands::Envelope;
 use visionscope_billing::domain::consumers::{
-    Consumer, ConsumerRows, ConsumerState, DeadLetter, Fact, LetterState, Notification, Statement, StatementLine,
+    Build, Consumer, ConsumerRows, ConsumerState, Fact, Notification, Statement, StatementLine,
 };
 use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::dead_letter::{DeadLetter, FailedEvent, FailedWork, LetterState};
 use visionscope_billing::domain::grant::Grant;
 use visionscope_billing::domain::hold::HoldState;
 use visionscope_billing::domain::ids::{CommandId, EventId, GrantId, HoldId, Partition, WorkspaceId};
@@ -322,14 +323,15 @@ impl Operations for FakeStore {
     async fn dead_letters_by_id(&self, ids: &[Uuid]) -> Result<Vec<DeadLetter>, StoreError> {
         let open = |dead_letter_id: &Uuid| DeadLetter {
             dead_letter_id: *dead_letter_id,
-            consumer: Consumer::Analytics,
-            version: 1,
-            workspace_id: WorkspaceId(Uuid::nil()),
-            partition: Partition::of(WorkspaceId(Uuid::nil())),
-            seq: 1,
-            workspace_seq: 1,
-            event_id: EventId(Uuid::nil()),
-            event_type: "CreditConsumed".into(),
+            work: FailedWork::Event(FailedEvent {
+                build: Build { consumer: Consumer::Analytics, version: 1 },
+                workspace_id: WorkspaceId(Uuid::nil()),
+                partition: Partition::of(WorkspaceId(Uuid::nil())),
+                seq: 1,
+                workspace_seq: 1,
+                event_id: EventId(Uuid::nil()),
+            }),
+            kind: "CreditConsumed".into(),
             fingerprint: "9c3a1f0e5b7d2468".into(),
             error_class: "contradiction".into(),
             error: "the purchase is unknown".into(),
@@ -342,7 +344,7 @@ impl Operations for FakeStore {
         };
         self.answer(ids.iter().map(open).collect())
     }
-    async fn dead_letter_trial(&self, _: &DeadLetter) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
+    async fn event_trial(&self, _: &FailedEvent) -> Result<Option<(Fact, ConsumerRows)>, StoreError> {
         self.answer(None)
     }
     async fn change_letters(&self, _: &[LetterChange], _: &OperatorAct) -> Result<(), StoreError> {

@@ -144,7 +144,7 @@ async fn dead_letters_are_tried_again_or_discarded() {
         assert_eq!((&letter["attempts"], &letter["replay_id"]), (&json!(2), &again["replay_id"]));
 
         // One letter is discarded, the other is mended.
-        let analytics = letters.iter().find(|letter| letter["consumer"] == "analytics").unwrap();
+        let analytics = letters.iter().find(|letter| letter["name"] == "analytics").unwrap();
         let path = format!("/{}/discard", analytics["dead_letter_id"].as_str().unwrap());
         let discarded = dead_letters(&server, &path, json!({"reason": "A test"})).await.json();
         assert_eq!((&discarded["state"], discarded["resolved_at"].is_string()), (&json!("discarded"), true));
@@ -229,6 +229,8 @@ async fn what_operators_send_is_checked() {
     for (path, code) in [
         ("audit?cursor=x", "invalid-cursor"),
         ("dead-letters?state=none", "invalid-field"),
+        ("dead-letters?source=none", "invalid-field"),
+        ("dead-letters?name=No", "invalid-text"),
         ("audit?by=me", "unknown-field"),
     ] {
         get(&server, &format!("/{path}")).await.is_problem(422, code);

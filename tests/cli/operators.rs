@@ -96,7 +96,7 @@ fn open_letters(place: &Place) -> Vec<Value> {
 }
 
 fn letter_of(letters: &[Value], consumer: &str) -> String {
-    let letter = letters.iter().find(|letter| letter["consumer"] == consumer).unwrap();
+    let letter = letters.iter().find(|letter| letter["name"] == consumer).unwrap();
     letter["dead_letter_id"].as_str().unwrap().to_owned()
 }
 
@@ -144,7 +144,7 @@ fn dead_letters_are_listed_tried_again_and_discarded() {
         printed.starts_with("3 letters match; of the first 3, 3 would fail again. Nothing was changed.\n"),
         "{printed}"
     );
-    let fingerprint = letters.iter().find(|letter| letter["consumer"] == "billing").unwrap()["fingerprint"].as_str();
+    let fingerprint = letters.iter().find(|letter| letter["name"] == "billing").unwrap()["fingerprint"].as_str();
     let (code, printed, errors) = run(&place, &[&replay[..], &["--fingerprint", fingerprint.unwrap()]].concat());
     assert_eq!(code, 1, "{printed}{errors}");
     assert!(printed.contains(": 1 letters, 0 resolved, 1 failed again, 0 discarded, 0 waiting"), "{printed}");
@@ -255,6 +255,8 @@ fn a_wrong_command_line_calls_no_server() {
         &["dead-letters", "replay", "--reason", "x", "--id", id, "--no-wait", "--wait-s", "1"],
         &["dead-letters", "--state", "open", "replay", "--reason", "x", "--id", id],
         &["dead-letters", "--state", "lost"],
+        &["dead-letters", "--consumer", "billing", "--queue", "billing"],
+        &["dead-letters", "--queue", "No"],
         &["dead-letters", "discard", "1", "--reason", "x"],
     ] {
         place.command(arguments).stdin(Stdio::null()).assert().failure().code(2);

@@ -76,6 +76,9 @@ function told(event: Event): string {
     case "DebtRepaid":
     case "CreditReset":
     case "SubscriptionChanged":
+    case "JobSubmitted":
+    case "JobCompleted":
+    case "JobFailed":
       return event.data.current_credits;
     default:
       return event satisfies never;

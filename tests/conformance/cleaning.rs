@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 use visionscope_billing::domain::consumers::{
-    Build, Consumer, ConsumerRows, DeadLetter, Fault, LetterState, Notification, NotificationData, ParkedWorkspace,
-    StatementClosedData, UsageHour,
+    Build, Consumer, ConsumerRows, Fault, Notification, NotificationData, StatementClosedData, UsageHour,
 };
 use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::dead_letter::{DeadLetter, LetterState, ParkedWorkspace};
 use visionscope_billing::domain::ids::{EventId, NotificationId, Partition};
 use visionscope_billing::domain::text::PlanCode;
 use visionscope_billing::domain::time::{Day, Timestamp};
@@ -51,7 +51,7 @@ fn notification(days: i64) -> Notification {
 
 async fn write(db: &impl TestDatabase, consumer: Consumer, rows: ConsumerRows, letters: Vec<DeadLetter>) {
     let open = letters.iter().filter(|letter| letter.state == LetterState::Open);
-    let parked = open.map(ParkedWorkspace::behind).collect();
+    let parked = open.filter_map(ParkedWorkspace::behind).collect();
     let build = Build { consumer, version: 1 };
     let advance = Advance { parked, letters, ..advance(build, Partition::of(workspace(0)), [0, 1], rows) };
     db.consumption().advance_consumers(&[advance]).await.unwrap();
@@ -92,10 +92,9 @@ pub async fn dead_letters_are_deleted_some_time_after_they_were_resolved(db: &im
     let build = Build { consumer: Consumer::Analytics, version: 1 };
     let letter = |number: u128, state, failed: i64, closed: Option<i64>| DeadLetter {
         dead_letter_id: Uuid::from_u128(number),
-        event_id: EventId(Uuid::from_u128(number)),
         state,
         resolved_at: closed.map(day),
-        ..DeadLetter::new(build, &event, &fault, day(failed))
+        ..DeadLetter::of_event(build, &event, &fault, day(failed))
     };
     let letters = vec![
         letter(1, LetterState::Resolved, -9, Some(-8)),

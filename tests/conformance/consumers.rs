@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use visionscope_billing::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, DeadLetter, Fault, LetterState, ParkedWorkspace,
-    PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity,
+    Build, Consumer, ConsumerKeys, ConsumerRows, ConsumerState, Fault, PurchaseRevenue, RevenueDay, UsageDay,
+    UsageHour, WorkspaceActivity,
 };
 use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState, ParkedWorkspace};
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::{EventId, GrantId, PARTITIONS, Partition, WorkspaceId};
 use visionscope_billing::domain::operator_act::OperatorAct;
@@ -216,10 +217,10 @@ pub async fn dead_letters_and_parked_workspaces_are_written_with_the_cursor(db: 
     world_of(db.store(), 1).await;
     let event = db.store().read(partition(), 0, 1).await.unwrap().remove(0);
     let fault = Fault { class: Fault::REFUSED, text: "for a test".into() };
-    let letter = DeadLetter::new(FIRST, &event, &fault, at(2));
+    let letter = DeadLetter::of_event(FIRST, &event, &fault, at(2));
     let with_letter = |from| Advance {
         letters: vec![letter.clone()],
-        parked: vec![ParkedWorkspace::behind(&letter)],
+        parked: ParkedWorkspace::behind(&letter).into_iter().collect(),
         ..advance(from, 1, ConsumerRows::default())
     };
     assert!(is_conflict(db, &[with_letter(7)]).await);
@@ -240,18 +241,19 @@ pub async fn dead_letters_and_parked_workspaces_are_written_with_the_cursor(db: 
 pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
     world_of(db.store(), 1).await;
     let event = db.store().read(partition(), 0, 1).await.unwrap().remove(0);
-    let letter = DeadLetter::new(FIRST, &event, &Fault { class: Fault::REFUSED, text: "for a test".into() }, at(2));
-    let (letters, parked) = (vec![letter.clone()], vec![ParkedWorkspace::behind(&letter)]);
-    let write = Advance { letters, parked, ..advance(0, 1, ConsumerRows::default()) };
+    let letter =
+        DeadLetter::of_event(FIRST, &event, &Fault { class: Fault::REFUSED, text: "for a test".into() }, at(2));
+    let (letters, behind) = (vec![letter.clone()], ParkedWorkspace::behind(&letter).unwrap());
+    let write = Advance { letters, parked: vec![behind], ..advance(0, 1, ConsumerRows::default()) };
     db.consumption().advance_consumers(&[write]).await.unwrap();
     assert_eq!(
         db.operations().dead_letters_by_id(&[letter.dead_letter_id]).await.unwrap(),
         std::slice::from_ref(&letter)
     );
-    let (fact, rows) = db.operations().dead_letter_trial(&letter).await.unwrap().unwrap();
+    let (fact, rows) = db.operations().event_trial(letter.event().unwrap()).await.unwrap().unwrap();
     assert_eq!((fact.event, rows), (event.clone(), ConsumerRows::default()));
-    let gone = DeadLetter { event_id: EventId(Uuid::nil()), ..letter.clone() };
-    assert!(db.operations().dead_letter_trial(&gone).await.unwrap().is_none());
+    let gone = FailedEvent { event_id: EventId(Uuid::nil()), ..*letter.event().unwrap() };
+    assert!(db.operations().event_trial(&gone).await.unwrap().is_none());
 
     let act = operator_act(3);
     let replaying = DeadLetter { state: LetterState::Replaying, replay_id: Some(act.audit_id), ..letter.clone() };
@@ -264,7 +266,7 @@ pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
     assert_eq!(db.consumption().dead_letter(letter.dead_letter_id).await.unwrap(), Some(replaying.clone()));
     assert_eq!(db.consumption().parked_workspaces().await.unwrap()[0].replay_at, Some(at(3)));
     assert_eq!(db.operations().replay_progress(act.audit_id).await.unwrap(), [(LetterState::Replaying, 1)]);
-    let left_out = db.consumption().events_left_out(&ParkedWorkspace::behind(&letter), 10).await.unwrap();
+    let left_out = db.consumption().events_left_out(&behind, 10).await.unwrap();
     assert_eq!(left_out[0], event);
 
     // The cursor stays, and its epoch is raised: who writes the same again is too late.
@@ -291,14 +293,16 @@ pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
     let fingerprint = Some(letter.fingerprint.clone());
     for filter in [
         all(),
-        LetterFilter { consumer: Some(Consumer::Analytics), ..all() },
+        LetterFilter { source: Some(LetterSource::Consumer), ..all() },
+        LetterFilter { name: Some("analytics".into()), ..all() },
         LetterFilter { fingerprint, ..all() },
         LetterFilter { workspace_id: Some(workspace(0)), ..all() },
     ] {
         assert_eq!(found(filter.clone()).await, std::slice::from_ref(&discarded), "{filter:?}");
     }
     for filter in [
-        LetterFilter { consumer: Some(Consumer::Billing), ..all() },
+        LetterFilter { source: Some(LetterSource::Job), ..all() },
+        LetterFilter { name: Some("billing".into()), ..all() },
         LetterFilter { fingerprint: Some("0".into()), ..all() },
         LetterFilter { workspace_id: Some(workspace(1)), ..all() },
     ] {

@@ -1,7 +1,7 @@
 //! What the suite needs from a database besides its store.
 
 use async_trait::async_trait;
-use visionscope_billing::store::{Cleaning, Consumption, Operations, Store};
+use visionscope_billing::store::{Cleaning, Consumption, Jobs, Operations, Store};
 
 #[async_trait]
 pub trait TestDatabase: Send + Sync + Sized {
@@ -17,6 +17,9 @@ pub trait TestDatabase: Send + Sync + Sized {
 
     /// The same store, as operators see it.
     fn operations(&self) -> &dyn Operations;
+
+    /// The same store, as queues and workers see it.
+    fn jobs(&self) -> &dyn Jobs;
 
     /// The same store, as the cleaning sees it.
     fn cleaning(&self) -> &dyn Cleaning;

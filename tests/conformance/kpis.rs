@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use visionscope_billing::domain::consumers::{
-    Build, Consumer, ConsumerRows, DeadLetter, Fault, ParkedWorkspace, RevenueDay, UsageHour,
-};
+use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerRows, Fault, RevenueDay, UsageHour};
 use visionscope_billing::domain::credits::Credits;
+use visionscope_billing::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use visionscope_billing::domain::grant::Currency;
 use visionscope_billing::domain::ids::{PARTITIONS, Partition};
 use visionscope_billing::domain::kpis::{
@@ -311,9 +310,9 @@ pub async fn as_of_of_the_server_is_every_cursor_and_the_oldest_event_behind_one
         let events = i64::try_from(db.store().read(partition, 0, 100).await.unwrap().len()).unwrap();
         let is_own = partition == event.partition;
         let fault = Fault { class: Fault::REFUSED, text: "for a test".into() };
-        let letters = if is_own { vec![DeadLetter::new(BUILD, &event, &fault, at(2))] } else { Vec::new() };
+        let letters = if is_own { vec![DeadLetter::of_event(BUILD, &event, &fault, at(2))] } else { Vec::new() };
         let advance = Advance {
-            parked: letters.iter().map(ParkedWorkspace::behind).collect(),
+            parked: letters.iter().filter_map(ParkedWorkspace::behind).collect(),
             letters,
             ..advance(BUILD, partition, [0, events + 100], ConsumerRows::default())
         };

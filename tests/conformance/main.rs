@@ -16,6 +16,7 @@ mod cleaning;
 mod consumers;
 mod fixtures;
 mod holds;
+mod jobs;
 mod kpis;
 mod migrations;
 mod notifications;

@@ -14,7 +14,7 @@ use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::Partition;
 use visionscope_billing::domain::snapshot::KeySet;
 use visionscope_billing::store::postgres::{MAX_STATEMENT_TIMEOUT, PostgresConfig, PostgresStore, indexes, statements};
-use visionscope_billing::store::{Cleaning, Consumption, Operations, Store, StoreError};
+use visionscope_billing::store::{Cleaning, Consumption, Jobs, Operations, Store, StoreError};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, keys_of, load, workspace, workspace_in, world_of};
@@ -73,6 +73,10 @@ impl TestDatabase for PostgresDatabase {
     }
 
     fn operations(&self) -> &dyn Operations {
+        &self.store
+    }
+
+    fn jobs(&self) -> &dyn Jobs {
         &self.store
     }
 

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use tempfile::TempDir;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::store::sqlite::{SqliteConfig, SqliteStore, indexes};
-use visionscope_billing::store::{Cleaning, Consumption, Operations, Reads, Store, StoreError};
+use visionscope_billing::store::{Cleaning, Consumption, Jobs, Operations, Reads, Store, StoreError};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, workspace, world_of};
@@ -59,6 +59,10 @@ impl TestDatabase for SqliteDatabase {
     }
 
     fn operations(&self) -> &dyn Operations {
+        &self.store
+    }
+
+    fn jobs(&self) -> &dyn Jobs {
         &self.store
     }
 

@@ -117,6 +117,20 @@ macro_rules! suite {
                 as_of_is_the_cursor_and_the_first_event_behind_it,
                 usage_is_summed_up_in_each_grouping_and_page_by_page,
             }
+            jobs {
+                a_job_is_read_as_it_was_written_in_every_table,
+                what_is_known_of_sent_jobs_is_found_by_their_ids_keys_and_lines,
+                ready_jobs_are_claimed_once_and_the_lowest_rank_first,
+                a_claim_knows_the_queue_and_what_runs_in_it,
+                jobs_are_found_when_their_time_has_come_or_their_lease_is_over,
+                a_job_that_is_over_leaves_the_others_with_its_attempts_and_its_letter,
+                jobs_that_were_set_aside_are_found_by_their_workspace,
+                a_lease_is_extended_up_to_its_deadline,
+                holds_that_need_something_are_found,
+                jobs_of_a_workspace_are_listed_the_newest_first_whether_over_or_not,
+                a_queue_is_created_once_and_changed_with_its_record,
+                finished_jobs_are_deleted_with_their_attempts_unless_their_letter_is_open,
+            }
             cleaning {
                 usage_by_the_hour_and_notifications_are_deleted_when_they_are_old,
                 dead_letters_are_deleted_some_time_after_they_were_resolved,

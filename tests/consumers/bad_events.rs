@@ -19,7 +19,7 @@ async fn letters_of(world: &World, class: &str, text: &str) -> i64 {
         "select cast(count(*) as bigint) from dead_letters d
         join parked_workspaces p on p.dead_letter_id = d.dead_letter_id and p.workspace_seq = d.workspace_seq
         where d.error_class = '{class}' and d.error like '%{text}%' and d.state = 'open'
-            and d.consumer = 'analytics'"
+            and d.source = 'consumer' and d.name = 'analytics'"
     );
     world.integers(&sql).await[0][0]
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 use visionscope_billing::domain::cloud_event::EventRecord;
-use visionscope_billing::domain::consumers::{
-    Build, Consumer, ConsumerKeys, ConsumerRows, DeadLetter, ParkedWorkspace,
-};
+use visionscope_billing::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows};
+use visionscope_billing::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use visionscope_billing::domain::ids::{EventId, Partition};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::consumers::{Advance, ConsumerCursor, Registered};

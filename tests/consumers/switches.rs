@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use visionscope_billing::clock::Clock;
-use visionscope_billing::domain::consumers::LetterState;
+use visionscope_billing::domain::dead_letter::LetterState;
 use visionscope_billing::domain::event::EventType;
 
 use crate::databases::Database;
-use crate::replays::PARKED;
+use crate::replays::{PARKED, version_of};
 use crate::world::{Random, World};
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ async fn a_build_that_leaves_more_workspaces_out_is_not_read() {
         assert_eq!(world.integers(NEWEST).await, [[1]]);
         world.mend(&event).await;
         let letters = world.letters_in(LetterState::Open).await;
-        assert!(letters.iter().all(|letter| letter.version == 2), "{letters:?}");
+        assert!(letters.iter().all(|letter| version_of(letter) == Some(2)), "{letters:?}");
         world.change_letters(letters, LetterState::Replaying).await;
         world.wait_for(PARKED, 0).await;
         world.wait_for(OLDEST, 2).await;

@@ -292,12 +292,16 @@ impl World {
             duration: HoldDuration::new(600).unwrap(),
             user_id: None,
             explain: false,
+            job: None,
         });
         let Ok(receipt) = self.send(workspace_id, hold).await else { return };
         let hold_id = HoldId(receipt["hold_id"].as_str().unwrap().parse().unwrap());
         let (charge, overrun) = (None, Overrun::Reject);
         let _ = self
-            .send(workspace_id, Command::CaptureHold(CaptureHold { hold_id, charge, overrun, late_capture: false }))
+            .send(
+                workspace_id,
+                Command::CaptureHold(CaptureHold { hold_id, charge, overrun, late_capture: false, job: None }),
+            )
             .await;
     }
 

@@ -78,6 +78,7 @@ async fn books_expired_holds_once() {
             duration: HoldDuration::new(60).unwrap(),
             user_id: None,
             explain: false,
+            job: None,
         };
         for key in ["one", "other"] {
             world.schedule(world.workspace_id, key, Command::PlaceHold(place.clone())).await;

@@ -64,6 +64,9 @@ impl ToldGrants {
             | EventData::LowCreditWarning(_)
             | EventData::UsageLimitExceeded(_)
             | EventData::CreditsExpiring(_)
+            | EventData::JobSubmitted(_)
+            | EventData::JobCompleted(_)
+            | EventData::JobFailed(_)
             | EventData::CreditReset(_)
             | EventData::SubscriptionChanged(_)
             | EventData::WorkspaceProvisioned(_) => {}

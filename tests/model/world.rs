@@ -449,6 +449,7 @@ fn hold_command(step: HoldStep, holds: &[HoldId]) -> Command {
             duration: HoldDuration::new(seconds).unwrap(),
             user_id: None,
             explain: false,
+            job: None,
         }),
         HoldStep::Capture { number, amount, overrun, late } => Command::CaptureHold(CaptureHold {
             hold_id: hold_id(number),
@@ -459,8 +460,9 @@ fn hold_command(step: HoldStep, holds: &[HoldId]) -> Command {
                 Overrun::Overdraft => hold::Overrun::Overdraft,
             },
             late_capture: late,
+            job: None,
         }),
-        HoldStep::Release { number } => Command::ReleaseHold(ReleaseHold { hold_id: hold_id(number) }),
+        HoldStep::Release { number } => Command::ReleaseHold(ReleaseHold { hold_id: hold_id(number), job: None }),
         HoldStep::Extend { number, seconds } => {
             Command::ExtendHold(ExtendHold { hold_id: hold_id(number), duration: HoldDuration::new(seconds).unwrap() })
         }

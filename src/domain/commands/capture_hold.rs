@@ -14,8 +14,10 @@ use super::spending::{Charge, CheckedLimit, Spending, Taken, burn, count, grante
 use super::usage_record::{Capture, Usage, record_usage};
 use super::work::Work;
 use crate::domain::credits::Credits;
+use crate::domain::event::JobCompleted;
 use crate::domain::hold::{Hold, HoldState, OpenHold, Overrun};
 use crate::domain::ids::{GrantId, HoldId};
+use crate::domain::job_ref::JobRef;
 use crate::domain::ledger::Account;
 use crate::domain::receipt::{CaptureReceipt, Receipt};
 use crate::domain::rejection::Rejection;
@@ -29,6 +31,8 @@ pub struct CaptureHold {
     pub overrun: Overrun,
     /// Charge an expired hold like a deduction of now.
     pub late_capture: bool,
+    /// The job that has ended, if the server captures it for one.
+    pub job: Option<JobRef>,
 }
 
 /// What was charged like a deduction, and the soft limits that it has exceeded.
@@ -91,7 +95,7 @@ impl CaptureHold {
         }
         let returned = return_held(&mut work, rest, now)?;
         settle_returned(&mut work, &returned, now)?;
-        Ok(end(work, receipt))
+        Ok(self.end(work, receipt))
     }
 
     /// The hold's credits went back when it expired: nothing is released.
@@ -110,7 +114,7 @@ impl CaptureHold {
         let capture = Capture { released: Credits::ZERO, uncovered: cost.minus(credits)? };
         let receipt = self.record(&mut work, request, hold.clone(), credits, taken, capture);
         spending.report(&mut work, soft_limits, credits);
-        Ok(end(work, receipt))
+        Ok(self.end(work, receipt))
     }
 
     fn cost(&self, hold: &Hold, unit_price: Option<Credits>) -> Result<Credits, Rejection> {
@@ -176,13 +180,18 @@ impl CaptureHold {
         work.change_hold(hold);
         receipt
     }
-}
 
-/// What went back to grants may have expired, or repaid debt: the receipt shows the balance after that.
-fn end(work: Work<'_>, receipt: CaptureReceipt) -> (Effects, Receipt) {
-    let (available_credits, current_credits) = (work.available(), work.credits().current_credits);
-    let receipt = CaptureReceipt { available_credits, current_credits, ..receipt };
-    (work.finish(), Receipt::Captured(receipt))
+    /// What went back to grants may have expired, or repaid debt: the receipt shows the balance after that.
+    fn end(&self, mut work: Work<'_>, receipt: CaptureReceipt) -> (Effects, Receipt) {
+        let (available_credits, current_credits) = (work.available(), work.credits().current_credits);
+        let receipt = CaptureReceipt { available_credits, current_credits, ..receipt };
+        if let Some(JobRef { job_id, kind, queue }) = self.job.clone() {
+            let CaptureReceipt { hold_id, captured_credits: credits, uncovered_credits, .. } = receipt;
+            let uncovered_credits = uncovered_credits.positive();
+            work.raise(JobCompleted { job_id, kind, queue, hold_id, credits, uncovered_credits, current_credits });
+        }
+        (work.finish(), Receipt::Captured(receipt))
+    }
 }
 
 /// Charges what a hold reserved, first what it reserved of grants. Returns what was taken, and what is left of each grant.

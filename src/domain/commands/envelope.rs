@@ -101,7 +101,7 @@ impl Envelope {
                 keys.features.insert(command.feature_code.clone());
             }
             Command::CaptureHold(CaptureHold { hold_id, .. })
-            | Command::ReleaseHold(ReleaseHold { hold_id })
+            | Command::ReleaseHold(ReleaseHold { hold_id, .. })
             | Command::ExtendHold(ExtendHold { hold_id, .. }) => {
                 keys.holds.insert((self.workspace_id, *hold_id));
             }

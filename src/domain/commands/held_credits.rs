@@ -161,6 +161,7 @@ pub(super) fn receipt(work: &Work<'_>, hold: &Hold, grants: Vec<GrantShare>) -> 
         credits: hold.amount,
         grants,
         overdraft_credits: hold.overdraft.positive(),
+        unit_price: hold.unit_price,
         expires_at: hold.expires_at,
         available_credits: work.available(),
         current_credits: work.credits().current_credits,

@@ -13,9 +13,10 @@ use super::request::Request;
 use super::spending::{Charge, Spending, granted_for};
 use super::work::Work;
 use crate::domain::credits::{Credits, PositiveCredits};
-use crate::domain::event::CreditsHeld;
+use crate::domain::event::{CreditsHeld, JobSubmitted};
 use crate::domain::hold::{Hold, HoldDuration, HoldState, MAX_GRANTS_PER_HOLD, MAX_OPEN_HOLDS, OpenHold};
 use crate::domain::ids::HoldId;
+use crate::domain::job_ref::JobRef;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
 use crate::domain::text::{FeatureCode, UserId};
@@ -31,6 +32,8 @@ pub struct PlaceHold {
     pub user_id: Option<UserId>,
     /// Whether the receipt says why it was accepted.
     pub explain: bool,
+    /// The job that it is for, if the server places it for one.
+    pub job: Option<JobRef>,
 }
 
 impl PlaceHold {
@@ -97,6 +100,10 @@ impl PlaceHold {
             available_credits: receipt.available_credits,
             current_credits: receipt.current_credits,
         });
+        if let Some(JobRef { job_id, kind, queue }) = self.job.clone() {
+            let current_credits = receipt.current_credits;
+            work.raise(JobSubmitted { job_id, kind, queue, hold_id, credits: amount, current_credits });
+        }
         spending.report(&mut work, soft_limits, amount);
         let effects = work.finish();
         if self.explain {

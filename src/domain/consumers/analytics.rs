@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::fact::Fact;
+use super::fault::Fault;
 use super::fold::{Fold, add, not_negative};
-use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::credits::Quantity;
@@ -40,7 +40,10 @@ pub(super) const fn reads(event_type: EventType) -> bool {
         | EventType::LowCreditWarning
         | EventType::CreditsGranted
         | EventType::GrantVoided
-        | EventType::CreditsExpiring => false,
+        | EventType::CreditsExpiring
+        | EventType::JobSubmitted
+        | EventType::JobCompleted
+        | EventType::JobFailed => false,
     }
 }
 

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::beginning::Beginning;
 use super::fact::Fact;
+use super::fault::Fault;
 use super::fold::{Fold, add, not_negative};
-use super::letter::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows};
 use super::statement::{Statement, StatementDocument, StatementLine};
 use crate::domain::cloud_event::EventRecord;
@@ -42,9 +42,13 @@ pub(super) const fn reads(event_type: EventType) -> bool {
         | EventType::CreditReset
         | EventType::SubscriptionChanged
         | EventType::WorkspaceProvisioned => true,
-        EventType::CreditsHeld | EventType::HoldReleased | EventType::LowCreditWarning | EventType::CreditsExpiring => {
-            false
-        }
+        EventType::CreditsHeld
+        | EventType::HoldReleased
+        | EventType::LowCreditWarning
+        | EventType::CreditsExpiring
+        | EventType::JobSubmitted
+        | EventType::JobCompleted
+        | EventType::JobFailed => false,
     }
 }
 
@@ -266,7 +270,10 @@ impl Billing {
             | EventData::CreditsHeld(_)
             | EventData::HoldReleased(_)
             | EventData::LowCreditWarning(_)
-            | EventData::CreditsExpiring(_) => Ok(()),
+            | EventData::CreditsExpiring(_)
+            | EventData::JobSubmitted(_)
+            | EventData::JobCompleted(_)
+            | EventData::JobFailed(_) => Ok(()),
         }
     }
 }

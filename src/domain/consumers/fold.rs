@@ -1,7 +1,7 @@
 //! What every consumer is.
 
 use super::fact::Fact;
-use super::letter::Fault;
+use super::fault::Fault;
 use super::rows::ConsumerRows;
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::event::EventData;

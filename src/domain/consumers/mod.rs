@@ -16,8 +16,8 @@ mod beginning;
 mod billing;
 mod consumer;
 mod fact;
+mod fault;
 mod fold;
-mod letter;
 mod notification;
 mod notifications;
 mod rows;
@@ -28,7 +28,7 @@ mod tests;
 
 pub use self::consumer::{Build, Consumer, ConsumerState};
 pub use self::fact::Fact;
-pub use self::letter::{DeadLetter, Fault, LetterState, ParkedWorkspace};
+pub use self::fault::Fault;
 pub use self::notification::{
     CreditsExhaustedData, CreditsExpiringData, LimitReachedData, LowCreditData, Notification, NotificationData,
     NotificationKind, NotifiedPlan, NotifiedWorkspace, PlanChangedData, StatementClosedData,

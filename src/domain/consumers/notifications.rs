@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::beginning::Beginning;
 use super::fact::Fact;
+use super::fault::Fault;
 use super::fold::Fold;
-use super::letter::Fault;
 use super::notification::{
     CreditsExhaustedData, CreditsExpiringData, LimitReachedData, LowCreditData, Notification, NotificationData,
     NotificationKind, NotifiedPlan, NotifiedWorkspace, PlanChangedData, StatementClosedData,
@@ -44,9 +44,13 @@ pub(super) const fn reads(event_type: EventType) -> bool {
         | EventType::CreditReset
         | EventType::SubscriptionChanged
         | EventType::WorkspaceProvisioned => true,
-        EventType::CreditsHeld | EventType::GrantVoided | EventType::PurchaseReversed | EventType::CreditsExpired => {
-            false
-        }
+        EventType::CreditsHeld
+        | EventType::GrantVoided
+        | EventType::PurchaseReversed
+        | EventType::CreditsExpired
+        | EventType::JobSubmitted
+        | EventType::JobCompleted
+        | EventType::JobFailed => false,
     }
 }
 
@@ -270,7 +274,10 @@ fn adds_credits(data: &EventData) -> bool {
         | EventData::GrantVoided(_)
         | EventData::PurchaseReversed(_)
         | EventData::CreditsExpiring(_)
-        | EventData::CreditsExpired(_) => false,
+        | EventData::CreditsExpired(_)
+        | EventData::JobSubmitted(_)
+        | EventData::JobCompleted(_)
+        | EventData::JobFailed(_) => false,
     }
 }
 

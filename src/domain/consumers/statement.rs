@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use super::letter::Fault;
+use super::fault::Fault;
 use crate::domain::cloud_event::Sequence;
 use crate::domain::credits::DecimalSum;
 use crate::domain::ids::{Partition, WorkspaceId};

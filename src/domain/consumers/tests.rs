@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::consumer::{Build, Consumer};
 use super::fact::Fact;
-use super::letter::Fault;
+use super::fault::Fault;
 use super::rows::{ConsumerKeys, ConsumerRows, PurchaseRevenue, RevenueDay, UsageDay, UsageHour, WorkspaceActivity};
 use super::run::{Folded, Treatment, fold, keys};
 use crate::domain::cloud_event::EventRecord;

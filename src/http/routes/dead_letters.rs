@@ -1,4 +1,4 @@
-//! Dead letters: the events that a consumer of this server could not take.
+//! Dead letters: what failed for good, events that a consumer of this server could not take and jobs.
 
 use actix_web::{HttpRequest, HttpResponse, get};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::reads::read;
 use crate::domain::cloud_event::Sequence;
-use crate::domain::consumers::{Consumer, DeadLetter, LetterState};
-use crate::domain::ids::{EventId, Partition, WorkspaceId};
-use crate::domain::text::{FieldCode, FieldError};
+use crate::domain::dead_letter::{DeadLetter, FailedWork, LetterSource, LetterState};
+use crate::domain::ids::{EventId, JobId, Partition, WorkspaceId};
+use crate::domain::text::{FieldCode, FieldError, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::extract::{OperatorCaller, query};
@@ -41,9 +41,12 @@ pub struct DeadLetterParams {
     #[serde(default)]
     #[param(required = false, inline)]
     state: StateFilter,
-    /// Only letters of this consumer.
+    /// Only letters of consumers, or of jobs.
     #[param(required = false, inline)]
-    consumer: Option<Consumer>,
+    source: Option<LetterSource>,
+    /// Only letters of this consumer or queue.
+    #[param(required = false, inline)]
+    name: Option<QueueName>,
     /// Only letters with this cause.
     #[param(required = false, inline)]
     fingerprint: Option<Fingerprint>,
@@ -55,7 +58,8 @@ pub struct DeadLetterParams {
 impl DeadLetterParams {
     fn filter(&self) -> LetterFilter {
         let fingerprint = self.fingerprint.as_ref().map(|fingerprint| fingerprint.0.clone());
-        LetterFilter { consumer: self.consumer, fingerprint, workspace_id: self.workspace_id }
+        let name = self.name.as_ref().map(|name| name.as_str().to_owned());
+        LetterFilter { source: self.source, name, fingerprint, workspace_id: self.workspace_id }
     }
 }
 
@@ -92,21 +96,32 @@ impl Default for StateFilter {
     }
 }
 
-/// An event that a consumer could not take.
+/// An event that a consumer could not take, or a job that has failed for the last time.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = DeadLetter)]
 pub struct DeadLetterView {
     dead_letter_id: Uuid,
-    consumer: Consumer,
+    source: LetterSource,
+    /// The consumer or the queue.
+    name: String,
+    /// The type of the event, or the kind of the job.
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace_id: Option<WorkspaceId>,
     /// The build of the consumer.
-    version: i32,
-    workspace_id: WorkspaceId,
-    partition: Partition,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<Partition>,
     /// The number of the event in its partition, and in its workspace.
-    sequence: Sequence,
-    workspaceseq: Sequence,
-    event_id: EventId,
-    event_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<Sequence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspaceseq: Option<Sequence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<JobId>,
     /// The same for letters with one cause.
     fingerprint: String,
     error_class: String,
@@ -128,8 +143,11 @@ pub struct DeadLetterView {
 #[schema(as = DeadLetterGroup)]
 pub struct DeadLetterGroupView {
     fingerprint: String,
-    consumer: Consumer,
-    event_type: String,
+    source: LetterSource,
+    /// The consumer or the queue.
+    name: String,
+    /// The type of the events, or the kind of the jobs.
+    kind: String,
     error_class: String,
     /// One of their errors.
     sample: String,
@@ -153,16 +171,23 @@ pub struct DeadLetterPage {
 
 impl From<DeadLetter> for DeadLetterView {
     fn from(letter: DeadLetter) -> Self {
+        let event = letter.event().copied();
+        let job_id = match &letter.work {
+            FailedWork::Event(_) => None,
+            FailedWork::Job(job) => Some(job.job_id),
+        };
         Self {
             dead_letter_id: letter.dead_letter_id,
-            consumer: letter.consumer,
-            version: letter.version,
-            workspace_id: letter.workspace_id,
-            partition: letter.partition,
-            sequence: Sequence(letter.seq),
-            workspaceseq: Sequence(letter.workspace_seq),
-            event_id: letter.event_id,
-            event_type: letter.event_type,
+            source: letter.work.source(),
+            name: letter.work.name().to_owned(),
+            kind: letter.kind,
+            workspace_id: letter.work.workspace_id(),
+            version: event.map(|event| event.build.version),
+            partition: event.map(|event| event.partition),
+            sequence: event.map(|event| Sequence(event.seq)),
+            workspaceseq: event.map(|event| Sequence(event.workspace_seq)),
+            event_id: event.map(|event| event.event_id),
+            job_id,
             fingerprint: letter.fingerprint,
             error_class: letter.error_class,
             error: letter.error,
@@ -180,8 +205,9 @@ impl From<DeadLetterGroup> for DeadLetterGroupView {
     fn from(group: DeadLetterGroup) -> Self {
         Self {
             fingerprint: group.fingerprint,
-            consumer: group.consumer,
-            event_type: group.event_type,
+            source: group.source,
+            name: group.name,
+            kind: group.kind,
             error_class: group.error_class,
             sample: group.error,
             count: group.count,
@@ -193,24 +219,25 @@ impl From<DeadLetterGroup> for DeadLetterGroupView {
 
 /// List the dead letters
 ///
-/// Events that a consumer could not take, the one that failed last first, and how many have one cause. The workspace of a
-/// letter that is open waits: the consumer leaves its later events out.
+/// What failed for good, the letter that failed last first, and how many have one cause. A letter of a consumer is about an
+/// event that it could not take: while it is open, its workspace waits, and the consumer leaves its later events out. A letter
+/// of a job is about its last attempt.
 #[utoipa::path(
     tag = "operations",
     params(DeadLetterParams),
     responses((status = 200, description = "A page of dead letters.", body = DeadLetterPage, example = json!({
         "items": [{
-            "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "consumer": "analytics", "version": 1,
-            "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "partition": 7, "sequence": "0000000000000000042",
-            "workspaceseq": "0000000000000000003", "event_id": "019a0000-0000-7000-8000-000000000007",
-            "event_type": "CreditConsumed", "fingerprint": "9c3a1f0e5b7d2468", "error_class": "contradiction",
+            "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "source": "consumer", "name": "analytics",
+            "kind": "CreditConsumed", "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "version": 1,
+            "partition": 7, "sequence": "0000000000000000042", "workspaceseq": "0000000000000000003",
+            "event_id": "019a0000-0000-7000-8000-000000000007", "fingerprint": "9c3a1f0e5b7d2468", "error_class": "contradiction",
             "error": "the purchase 019a0000-0000-7000-8000-000000000004 is unknown", "attempts": 1,
             "first_failed_at": "2026-01-31T09:00:00.000000Z", "last_failed_at": "2026-01-31T09:00:00.000000Z",
             "state": "open"
         }],
         "has_more": false,
         "groups": [{
-            "fingerprint": "9c3a1f0e5b7d2468", "consumer": "analytics", "event_type": "CreditConsumed",
+            "fingerprint": "9c3a1f0e5b7d2468", "source": "consumer", "name": "analytics", "kind": "CreditConsumed",
             "error_class": "contradiction", "sample": "the purchase 019a0000-0000-7000-8000-000000000004 is unknown",
             "count": 1, "first_failed_at": "2026-01-31T09:00:00.000000Z",
             "last_failed_at": "2026-01-31T09:00:00.000000Z"
@@ -228,7 +255,10 @@ pub async fn list_dead_letters(
     let DeadLetterParams { cursor, limit, state: StateFilter(letter_state), .. } = &params;
     let (letter_state, filter) = (*letter_state, params.filter());
     let operations = &AppState::of(&request).operations;
-    let key = ListKey::new("dead-letters", &(letter_state, params.consumer, &params.fingerprint, params.workspace_id));
+    let key = ListKey::new(
+        "dead-letters",
+        &(letter_state, params.source, &params.name, &params.fingerprint, params.workspace_id),
+    );
     let seen = cursor.as_ref().map(|cursor| key.parse::<3>(cursor)).transpose()?;
     let start_at = seen.map(|seen| {
         let [at, high, low] = seen.place;

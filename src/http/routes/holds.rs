@@ -80,6 +80,7 @@ impl CommandRequest for PlaceHoldRequest {
             duration: self.expires_in_s,
             user_id: self.user_id,
             explain: self.explain,
+            job: None,
         };
         Ok((Command::PlaceHold(command), self.metadata))
     }
@@ -317,7 +318,8 @@ pub async fn capture_hold(
     let hold_id = hold_id(&request)?;
     let into_command = |sent: CaptureHoldRequest| {
         let charge = optional_charge(sent.credits, sent.quantity)?;
-        let command = CaptureHold { hold_id, charge, overrun: sent.overrun, late_capture: sent.late_capture };
+        let command =
+            CaptureHold { hold_id, charge, overrun: sent.overrun, late_capture: sent.late_capture, job: None };
         Ok((Command::CaptureHold(command), sent.metadata))
     };
     let name = format!("CaptureHold {hold_id}");
@@ -354,7 +356,8 @@ pub async fn release_hold(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let hold_id = hold_id(&request)?;
-    let into_command = |sent: ReleaseHoldRequest| Ok((Command::ReleaseHold(ReleaseHold { hold_id }), sent.metadata));
+    let into_command =
+        |sent: ReleaseHoldRequest| Ok((Command::ReleaseHold(ReleaseHold { hold_id, job: None }), sent.metadata));
     let name = format!("ReleaseHold {hold_id}");
     submit_as(caller, KeyKind::FromCaller, request, payload, (&name, true), into_command).await
 }

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use super::dead_letters::{DeadLetterView, Fingerprint};
 use super::ops::ReasonRequest;
 use super::reads::{change, read};
-use crate::domain::consumers::{Consumer, DeadLetter, Fault, Folded, LetterState, Treatment, fold};
+use crate::domain::consumers::{Fault, Folded, Treatment, fold};
+use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
 use crate::domain::event::EventType;
 use crate::domain::ids::WorkspaceId;
 use crate::domain::operator_act::OperatorAct;
-use crate::domain::text::{FieldCode, FieldError, Label};
+use crate::domain::text::{FieldCode, FieldError, Label, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::{self, refuse};
@@ -40,7 +41,9 @@ pub struct ReplayRequest {
     #[serde(default, deserialize_with = "letter_ids")]
     #[schema(value_type = Vec<Uuid>, required = false, max_items = 1000)]
     dead_letter_ids: Vec<Uuid>,
-    consumer: Option<Consumer>,
+    source: Option<LetterSource>,
+    /// The consumer or the queue.
+    name: Option<QueueName>,
     fingerprint: Option<Fingerprint>,
     workspace_id: Option<WorkspaceId>,
     /// `true`: nothing is changed. The first 100 letters are tried, and the answer says which would fail again.
@@ -199,15 +202,16 @@ fn told(state: LetterState) -> String {
 
 /// The open letters that are asked for.
 async fn matching(state: &AppState, wanted: &ReplayRequest) -> Result<Page<DeadLetter>, Problem> {
-    let ReplayRequest { dead_letter_ids, consumer, fingerprint, workspace_id, .. } = wanted;
+    let ReplayRequest { dead_letter_ids, source, name, fingerprint, workspace_id, .. } = wanted;
     let filter = LetterFilter {
-        consumer: *consumer,
+        source: *source,
+        name: name.as_ref().map(|name| name.as_str().to_owned()),
         fingerprint: fingerprint.as_ref().map(|fingerprint| fingerprint.0.clone()),
         workspace_id: *workspace_id,
     };
     let has_filter = filter != LetterFilter::default();
     if has_filter != dead_letter_ids.is_empty() {
-        let detail = "must be there, or a filter: consumer, fingerprint or workspace_id, but not both";
+        let detail = "must be there, or a filter: source, name, fingerprint or workspace_id, but not both";
         return Err(Problem::field(Code::InvalidField, "/dead_letter_ids", detail));
     }
     if has_filter {
@@ -226,13 +230,8 @@ async fn trial(state: &AppState, letters: &[DeadLetter], has_more: bool) -> Resu
     let (mut tried, mut failing) = (0, Vec::new());
     for letter in letters.iter().take(MAX_TRIALS) {
         tried += 1;
-        let fault = match read(state.operations.dead_letter_trial(letter)).await? {
-            None => Some(Fault { class: "event_not_found", text: "the event is no longer stored".into() }),
-            Some((fact, rows)) => match fold(letter.build(), &[fact], rows, |_| Treatment::Take) {
-                Folded::Rows(_) => None,
-                Folded::Faulted { fault, .. } => Some(fault),
-            },
-        };
+        let Some(event) = letter.event() else { continue };
+        let fault = fault_now(state, event).await?;
         failing.extend(fault.map(|fault| FailedTrial {
             dead_letter_id: letter.dead_letter_id,
             error_class: fault.class.to_owned(),
@@ -242,10 +241,22 @@ async fn trial(state: &AppState, letters: &[DeadLetter], has_more: bool) -> Resu
     Ok(ReplayTrial { matched: letters.len(), has_more, tried, failing })
 }
 
+/// Why the event could not be taken now, if so.
+async fn fault_now(state: &AppState, event: &FailedEvent) -> Result<Option<Fault>, Problem> {
+    let Some((fact, rows)) = read(state.operations.event_trial(event)).await? else {
+        return Ok(Some(Fault { class: "event_not_found", text: "the event is no longer stored".into() }));
+    };
+    Ok(match fold(event.build, &[fact], rows, |_| Treatment::Take) {
+        Folded::Rows(_) => None,
+        Folded::Faulted { fault, .. } => Some(fault),
+    })
+}
+
 impl ReplayRequest {
     /// What the audit calls these letters.
     fn target(&self) -> String {
-        let consumer = self.consumer.map(|consumer| format!("consumer {}", consumer.as_str()));
+        let source = self.source.map(|source| format!("source {}", source.as_str()));
+        let name = self.name.as_ref().map(|name| format!("name {name}"));
         let fingerprint = self.fingerprint.as_ref().map(|fingerprint| format!("fingerprint {}", fingerprint.0));
         let workspace = self.workspace_id.map(|workspace_id| format!("workspace {workspace_id}"));
         let ids = match &self.dead_letter_ids[..] {
@@ -253,7 +264,7 @@ impl ReplayRequest {
             [only] => Some(only.to_string()),
             ids => Some(format!("{} dead letters", ids.len())),
         };
-        [ids, consumer, fingerprint, workspace].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        [ids, source, name, fingerprint, workspace].into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -313,10 +324,10 @@ pub async fn get_replay(_: OperatorCaller<scope::OpsRead>, request: HttpRequest)
     params(("dead_letter_id" = Uuid, Path, description = "The letter.")),
     request_body(content = ReasonRequest, example = json!({"reason": "The purchase was a test"})),
     responses((status = 200, description = "It is discarded.", body = DeadLetterView, example = json!({
-        "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "consumer": "analytics", "version": 1,
-        "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "partition": 7, "sequence": "0000000000000000042",
-        "workspaceseq": "0000000000000000003", "event_id": "019a0000-0000-7000-8000-000000000007",
-        "event_type": "CreditConsumed", "fingerprint": "9c3a1f0e5b7d2468", "error_class": "contradiction",
+        "dead_letter_id": "019a0000-0000-7000-8000-00000000000b", "source": "consumer", "name": "analytics",
+        "kind": "CreditConsumed", "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "version": 1,
+        "partition": 7, "sequence": "0000000000000000042", "workspaceseq": "0000000000000000003",
+        "event_id": "019a0000-0000-7000-8000-000000000007", "fingerprint": "9c3a1f0e5b7d2468", "error_class": "contradiction",
         "error": "the purchase 019a0000-0000-7000-8000-000000000004 is unknown", "attempts": 1,
         "first_failed_at": "2026-01-31T09:00:00.000000Z", "last_failed_at": "2026-01-31T09:00:00.000000Z",
         "state": "discarded", "resolved_at": "2026-01-31T10:00:00.000000Z"
@@ -341,7 +352,7 @@ pub async fn discard_dead_letter(
     if letter.state != LetterState::Open {
         return Err(Problem::plain(Code::DeadLetterChanged));
     }
-    if letter.event_type == EventType::WorkspaceProvisioned.as_str() {
+    if letter.kind == EventType::WorkspaceProvisioned.as_str() {
         return Err(Problem::plain(Code::DeadLetterNeeded));
     }
     let now = state.clock.now();

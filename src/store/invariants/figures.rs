@@ -25,8 +25,8 @@ macro_rules! taken {
     from reached r
     where (r.until is null or r.next_at is null or r.until < r.next_at) and not exists (
         select 1 from dead_letters d
-        where d.consumer = 'analytics' and d.version = r.version and d.workspace_id = r.workspace_id
-            and d.state = 'discarded'
+        where d.source = 'consumer' and d.name = 'analytics' and d.version = r.version
+            and d.workspace_id = r.workspace_id and d.state = 'discarded'
     )
 )"
         )

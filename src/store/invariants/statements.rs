@@ -50,7 +50,8 @@ select workspace_id, cast(null as uuid) as row_id,
 from compared c
 where not exists (
     select 1 from dead_letters d
-    where d.consumer = 'billing' and d.version = c.version and d.workspace_id = c.workspace_id and d.state = 'discarded'
+    where d.source = 'consumer' and d.name = 'billing' and d.version = c.version and d.workspace_id = c.workspace_id
+        and d.state = 'discarded'
 ) and not exists (
     select 1 from statements s
     where s.version = c.version and s.workspace_id = c.workspace_id and s.period_start = c.period_start

@@ -21,16 +21,18 @@ use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
 use crate::store::invariants::{Invariant, invariants};
+use crate::store::job_statements::JobStatements;
 use crate::store::kpi_statements::KPI_STATEMENTS;
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::EventPosition;
 use crate::store::reads::Database;
-use crate::store::statements::{KeyColumn, Statement, Statements, Syntax};
+use crate::store::statements::{KeyColumn, Lock, Statement, Statements, Syntax};
 use crate::store::tables::Table;
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<PgConnection>);
 
 static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<PgConnection>);
+static OF_JOBS: LazyLock<JobStatements> = LazyLock::new(JobStatements::new::<PgConnection>);
 static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStatements::new);
 pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariants::<PgConnection>);
 
@@ -38,7 +40,7 @@ pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariant
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(LOCK_HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_AFTER.as_str(), "event_outbox_pkey")];
     let shared = STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(OF_CLEANING.all());
-    shared.chain(KPI_STATEMENTS.all()).chain(own).collect()
+    shared.chain(KPI_STATEMENTS.all()).chain(OF_JOBS.all()).chain(own).collect()
 }
 
 static LOCK_HEADS: LazyLock<String> = LazyLock::new(|| {
@@ -86,6 +88,15 @@ impl Syntax for PgConnection {
     fn start_of_day(column: &str) -> String {
         format!("date_trunc('day', {column}, 'UTC')")
     }
+
+    fn lock(lock: Lock) -> &'static str {
+        match lock {
+            Lock::None => "",
+            Lock::Share => "for share of t",
+            Lock::Change => "for no key update of t",
+            Lock::ChangeFree => "for no key update of t skip locked",
+        }
+    }
 }
 
 impl Dialect for PgConnection {
@@ -97,6 +108,10 @@ impl Dialect for PgConnection {
 
     fn consumer_statements() -> &'static ConsumerStatements {
         &OF_CONSUMERS
+    }
+
+    fn job_statements() -> &'static JobStatements {
+        &OF_JOBS
     }
 
     fn cleaning_statements() -> &'static CleaningStatements {

@@ -21,16 +21,18 @@ use crate::store::consumer_statements::ConsumerStatements;
 use crate::store::dialect::{Dialect, Keys, Parameters, rows};
 use crate::store::error::StoreError;
 use crate::store::invariants::{Invariant, invariants};
+use crate::store::job_statements::JobStatements;
 use crate::store::kpi_statements::KPI_STATEMENTS;
 use crate::store::plan_cache::PlanCache;
 use crate::store::queries::EventPosition;
 use crate::store::reads::Database;
-use crate::store::statements::{KeyColumn, Statement, Statements, Syntax};
+use crate::store::statements::{KeyColumn, Lock, Statement, Statements, Syntax};
 use crate::store::tables::{Column, Table, list};
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new::<SqliteConnection>);
 
 static OF_CONSUMERS: LazyLock<ConsumerStatements> = LazyLock::new(ConsumerStatements::new::<SqliteConnection>);
+static OF_JOBS: LazyLock<JobStatements> = LazyLock::new(JobStatements::new::<SqliteConnection>);
 static OF_CLEANING: LazyLock<CleaningStatements> = LazyLock::new(CleaningStatements::new);
 pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariants::<SqliteConnection>);
 
@@ -38,7 +40,7 @@ pub(super) static INVARIANTS: LazyLock<Vec<Invariant>> = LazyLock::new(invariant
 pub(super) fn indexes() -> Vec<(&'static str, &'static str)> {
     let own = [(HEADS.as_str(), "outbox_partitions_pkey"), (EVENTS_OF_PARTITION.as_str(), "event_outbox_pkey")];
     let shared = STATEMENTS.all().into_iter().chain(OF_CONSUMERS.all()).chain(OF_CLEANING.all());
-    shared.chain(KPI_STATEMENTS.all()).chain(own).collect()
+    shared.chain(KPI_STATEMENTS.all()).chain(OF_JOBS.all()).chain(own).collect()
 }
 
 static HEADS: LazyLock<String> = LazyLock::new(|| {
@@ -67,6 +69,11 @@ impl Syntax for SqliteConnection {
     fn start_of_day(column: &str) -> String {
         format!("({column} / 86400000000 * 86400000000)")
     }
+
+    /// Nothing: a write transaction holds the write lock since it began.
+    fn lock(_: Lock) -> &'static str {
+        ""
+    }
 }
 
 impl Dialect for SqliteConnection {
@@ -78,6 +85,10 @@ impl Dialect for SqliteConnection {
 
     fn consumer_statements() -> &'static ConsumerStatements {
         &OF_CONSUMERS
+    }
+
+    fn job_statements() -> &'static JobStatements {
+        &OF_JOBS
     }
 
     fn cleaning_statements() -> &'static CleaningStatements {

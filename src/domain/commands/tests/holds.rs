@@ -31,12 +31,13 @@ fn place(credits: &str) -> PlaceHold {
         duration: HoldDuration::DEFAULT,
         user_id: None,
         explain: false,
+        job: None,
     }
 }
 
 fn capture(hold_id: HoldId, credits: Option<&str>) -> CaptureHold {
     let charge = credits.map(|credits| Charge::Credits(parsed(credits)));
-    CaptureHold { hold_id, charge, overrun: Overrun::default(), late_capture: false }
+    CaptureHold { hold_id, charge, overrun: Overrun::default(), late_capture: false, job: None }
 }
 
 fn id(receipt: &Value) -> HoldId {
@@ -61,7 +62,7 @@ impl World {
     }
 
     fn release(&mut self, hold_id: HoldId) -> Ran {
-        self.run(Command::ReleaseHold(ReleaseHold { hold_id }))
+        self.run(Command::ReleaseHold(ReleaseHold { hold_id, job: None }))
     }
 
     fn extend(&mut self, hold_id: HoldId, seconds: i64) -> Ran {

@@ -3,6 +3,7 @@
 mod credits;
 mod grants;
 mod holds;
+mod jobs;
 mod periods;
 mod refunds_and_reversals;
 mod remedies;

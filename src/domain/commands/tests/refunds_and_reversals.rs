@@ -73,6 +73,7 @@ impl World {
             duration: HoldDuration::new(7 * 24 * 3600).unwrap(),
             user_id: None,
             explain: false,
+            job: None,
         };
         let placed = self.run(Command::PlaceHold(hold)).accepted();
         HoldId(placed.receipt()["hold_id"].as_str().unwrap().parse().unwrap())
@@ -139,7 +140,7 @@ fn a_capture_can_be_refunded_too() {
     world.buy("100", None, "p");
     let hold_id = world.hold_for_a_week("40");
     let charge = Some(Charge::Credits(parsed("70")));
-    let capture = CaptureHold { hold_id, charge, overrun: Overrun::ChargeAvailable, late_capture: false };
+    let capture = CaptureHold { hold_id, charge, overrun: Overrun::ChargeAvailable, late_capture: false, job: None };
     let captured = usage_id(&world.run(Command::CaptureHold(capture)).accepted());
     let ran = world.refund(captured, None).accepted();
     assert_eq!((shares(&ran), world.figures()), (vec![share("purchase", "70")], ["100", "0", "0"].map(str::to_owned)));
@@ -266,7 +267,7 @@ fn a_reversal_of_what_is_held_leaves_nothing_and_no_debt_if_it_is_not_used() {
             if has_expired {
                 world.at("2026-02-06T00:00:00Z");
             }
-            world.run(Command::ReleaseHold(ReleaseHold { hold_id })).accepted();
+            world.run(Command::ReleaseHold(ReleaseHold { hold_id, job: None })).accepted();
             assert_eq!(world.figures(), ["0", "0", "0"].map(str::to_owned), "{shortfall:?} {has_expired}");
         }
     }

@@ -193,6 +193,7 @@ fn waiting_for_the_window_a_hold_or_a_grant_is_named_first() {
         duration: HoldDuration::DEFAULT,
         user_id: None,
         explain: false,
+        job: None,
     };
     world.run(Command::PlaceHold(hold.clone())).accepted();
     let found = world.remedies(Command::PlaceHold(hold));
@@ -241,6 +242,7 @@ fn request(hold: bool, render: bool, credits: u32) -> Command {
             duration,
             user_id: None,
             explain: false,
+            job: None,
         })
     } else {
         Command::DeductCredits(DeductCredits { charge, explain: false, ..deduction(feature(render), "1") })

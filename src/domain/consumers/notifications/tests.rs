@@ -285,6 +285,10 @@ fn credits_are_exhausted_once_until_some_are_added() {
     let captured = |released: &str| json!({"credits": "1", "hold_id": Uuid::nil(), "released_credits": released});
     let reversed = with(grant(), &[("reason", "mistake".into()), ("amount_minor", 1.into())]);
     let voided = with(grant(), &[("remaining_credits", "0".into())]);
+    let of_job = |name: &str, value: &str| {
+        let job = json!({"job_id": Uuid::nil(), "kind": "render", "queue": "default", "hold_id": Uuid::nil()});
+        with(job, &[(name, value.into())])
+    };
     let table = [
         (EventType::CreditsPurchased, bought, true),
         (EventType::CreditsGranted, given, true),
@@ -308,6 +312,9 @@ fn credits_are_exhausted_once_until_some_are_added() {
         (EventType::PurchaseReversed, reversed, false),
         (EventType::CreditsExpiring, expire_soon(1).2, false),
         (EventType::CreditsExpired, json!({"credits": "1"}), false),
+        (EventType::JobSubmitted, of_job("credits", "1"), false),
+        (EventType::JobCompleted, of_job("credits", "1"), false),
+        (EventType::JobFailed, of_job("reason", "failed"), false),
     ];
     let types: HashSet<_> = table.iter().map(|(event_type, ..)| event_type).collect();
     assert_eq!(types.len(), EventType::ALL.len() - 1, "all but the first event of a workspace");

@@ -1,0 +1,157 @@
+//! The statements of queues and jobs, which both databases share.
+
+use super::columns::Kind;
+use super::statements::{KeyColumn, Lock, Statement, Syntax, by_key, hint, list, lookup, statements};
+use super::tables::Table;
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue};
+
+const QUEUE: &[KeyColumn] = &[("queue", Kind::Text)];
+const JOB: &[KeyColumn] = &[("job_id", Kind::Uuid)];
+const OF_WORKSPACE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kind::Uuid)];
+const LINE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kind::Uuid), ("priority", Kind::Smallint)];
+const UNIQUE: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("kind", Kind::Text), ("unique_key", Kind::Text)];
+const UNIQUE_OF_SERVER: &[KeyColumn] = &[("kind", Kind::Text), ("unique_key", Kind::Text)];
+const BEAT: &[KeyColumn] =
+    &[("job", Kind::Uuid), ("lease", Kind::Uuid), ("until", Kind::Timestamptz), ("told", Kind::Text)];
+const RESOLVED: &[KeyColumn] = &[("dead_letter_id", Kind::Uuid), ("resolved_at", Kind::Timestamptz)];
+
+statements! {
+    /// The statements of queues and jobs, as one database writes them.
+    JobStatements:
+    queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
+    last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, extend_leases, canceled, unsettled,
+    ending_holds, attempts, page, done_page
+}
+
+/// Few rows: only jobs that workers have.
+const RUNNING: &str = "
+select l.queue, l.workspace_id, count(*) from {keys} cross join job_leases l
+where l.queue = k.queue group by l.queue, l.workspace_id";
+
+/// Few rows, as above.
+const LOST: &str = "
+select l.job_id from job_leases l where l.leased_until <= $1 order by l.leased_until, l.job_id limit $2";
+
+/// How many jobs that were set aside are looked at for each workspace: as many as one request ends.
+const NEXT_CAPPED: u32 = 32;
+
+const LAST_RANKS: &str = "
+select k.queue, k.workspace_id, k.priority, (
+    select t.rank from jobs t {index}
+    where t.queue = k.queue and t.workspace_id = k.workspace_id and t.priority = k.priority and t.state = 'ready'
+    order by t.rank desc limit 1
+) from {keys}";
+
+const DELETE_JOBS: &str = "delete from jobs where job_id in (select k.job_id from {keys}) returning 1";
+
+const DELETE_LEASES: &str = "delete from job_leases where job_id in (select k.job_id from {keys}) returning 1";
+
+/// A letter that was discarded meanwhile stays so.
+const RESOLVE_LETTERS: &str = "
+update dead_letters as t
+set state = 'resolved', resolved_at = k.resolved_at
+from {keys}
+where t.dead_letter_id = k.dead_letter_id and t.state || '' = 'replaying'
+returning 1";
+
+/// A lease never becomes shorter, and never lasts beyond its deadline.
+const EXTEND_LEASES: &str = "
+update job_leases as l
+set leased_until = case
+        when k.until > l.deadline then l.deadline when k.until > l.leased_until then k.until else l.leased_until
+    end,
+    progress = coalesce(k.told, l.progress)
+from {keys}
+where l.job_id = k.job and l.lease_id = k.lease
+returning job_id";
+
+const CANCELED: &str = "
+select j.job_id from {keys} cross join jobs j where j.job_id = k.job_id and j.cancel_requested_at is not null";
+
+impl JobStatements {
+    pub(super) fn new<S: Syntax>() -> Self {
+        let due = "t.state = 'waiting' and t.run_at <= $1 order by t.run_at, t.job_id limit $2";
+        let ready = "t.queue = $1 and t.runner = $2 and t.state = 'ready' order by t.rank, t.job_id limit $3";
+        let unsettled =
+            "t.state in ('holding', 'settling') and t.changed_at <= $1 order by t.changed_at, t.job_id limit $2";
+        let ending = "t.hold_expires_at is not null and t.hold_expires_at <= $1 and t.state <> 'settling'
+    order by t.hold_expires_at, t.job_id limit $2";
+        Self {
+            queues: list("", &format!("select {} from queues t order by t.queue", Queue::select("t"))),
+            queue: by_key::<S, Queue>(QUEUE, "queues_pkey", ""),
+            lock_queues: by_key::<S, Queue>(QUEUE, "queues_pkey", S::lock(Lock::Change)),
+            share_queues: by_key::<S, Queue>(QUEUE, "queues_pkey", S::lock(Lock::Share)),
+            running: lookup::<S>(QUEUE, "", RUNNING),
+            ready: jobs::<S>("jobs_ready", ready, Lock::ChangeFree),
+            jobs_by_id: by_key::<S, Job>(JOB, "jobs_pkey", ""),
+            lock_jobs: by_key::<S, Job>(JOB, "jobs_pkey", S::lock(Lock::Change)),
+            finished_by_id: by_key::<S, FinishedJob>(JOB, "jobs_done_pkey", ""),
+            leases_by_id: by_key::<S, JobLease>(JOB, "job_leases_pkey", ""),
+            lock_leases: by_key::<S, JobLease>(JOB, "job_leases_pkey", S::lock(Lock::Change)),
+            due: jobs::<S>("jobs_waiting", due, Lock::ChangeFree),
+            lost: list("", LOST),
+            capped: capped::<S>(),
+            last_ranks: lookup::<S>(LINE, "jobs_lines", LAST_RANKS),
+            unique: by_key::<S, Job>(
+                UNIQUE,
+                "jobs_unique",
+                "and t.unique_key is not null and t.workspace_id is not null",
+            ),
+            unique_of_server: by_key::<S, Job>(
+                UNIQUE_OF_SERVER,
+                "jobs_unique_of_server",
+                "and t.unique_key is not null and t.workspace_id is null",
+            ),
+            delete_jobs: lookup::<S>(JOB, "jobs_pkey", DELETE_JOBS),
+            delete_leases: lookup::<S>(JOB, "job_leases_pkey", DELETE_LEASES),
+            resolve_letters: lookup::<S>(RESOLVED, "dead_letters_pkey", RESOLVE_LETTERS),
+            extend_leases: lookup::<S>(BEAT, "job_leases_pkey", EXTEND_LEASES),
+            canceled: lookup::<S>(JOB, "jobs_pkey", CANCELED),
+            unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::None),
+            ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),
+            attempts: list(
+                "job_attempts_pkey",
+                &format!(
+                    "select {} from job_attempts t where t.job_id = $1 order by t.attempt",
+                    JobAttempt::select("t")
+                ),
+            ),
+            page: page::<S, Job>("jobs_of_workspace"),
+            done_page: page::<S, FinishedJob>("jobs_done_of_workspace"),
+        }
+    }
+}
+
+fn jobs<S: Syntax>(index: &'static str, filter: &str, lock: Lock) -> Statement {
+    let (columns, hint, lock) = (Job::select("t"), hint::<S>(index), S::lock(lock));
+    list(index, &format!("select {columns} from jobs t {hint} where {filter} {lock}"))
+}
+
+/// Of a workspace ($1) from a position ($2, $3) on, the newest first: at most $4.
+fn page<S: Syntax, T: Table>(index: &'static str) -> Statement {
+    let (columns, table, hint) = (T::select("t"), T::NAME, hint::<S>(index));
+    let text = format!(
+        "select {columns} from {table} t {hint}
+where t.workspace_id = $1 and t.workspace_id is not null and (t.created_at, t.job_id) <= ($2, $3)
+order by t.created_at desc, t.job_id desc limit $4"
+    );
+    list(index, &text)
+}
+
+/// Up to the rank of the last one that is looked at, or of the last one that there is.
+fn capped<S: Syntax>() -> Statement {
+    let of_workspace = "queue = k.queue and {t}.workspace_id = k.workspace_id and {t}.state = 'capped'";
+    let rank = format!("select c.rank from jobs c {{index}} where c.{}", of_workspace.replace("{t}", "c"));
+    let text = format!(
+        "select {} from {{keys}} cross join jobs t {{index}}
+where t.{} and t.rank <= coalesce(
+    ({rank} order by c.rank, c.job_id limit 1 offset {}), ({rank} order by c.rank desc, c.job_id desc limit 1)
+)
+order by t.rank, t.job_id {}",
+        Job::select("t"),
+        of_workspace.replace("{t}", "t"),
+        NEXT_CAPPED - 1,
+        S::lock(Lock::ChangeFree),
+    );
+    lookup::<S>(OF_WORKSPACE, "jobs_capped", &text)
+}

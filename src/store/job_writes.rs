@@ -1,0 +1,326 @@
+//! What queues and workers read and write, with the statements that both databases share.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use async_trait::async_trait;
+
+use super::columns::{Fields, Stored as _};
+use super::consumption::{Background, BackgroundTx as _};
+use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::error::{StoreError, with_answer_timeout};
+use super::jobs::{
+    Beat, Beaten, DecideJobs, Finished, JobRecord, JobSelection, Jobs, ListedJob, SentJobs, resolved_key,
+};
+use super::reads::list;
+use super::statements::Statement;
+use super::tables::Table;
+use crate::domain::ids::{JobId, WorkspaceId};
+use crate::domain::jobs::{FinishedJob, FoundJobs, Job, JobChanges, JobLease, JobState, Line, Queue, Running};
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::text::QueueName;
+use crate::domain::time::Timestamp;
+
+#[async_trait]
+impl<D: Background> Jobs for D {
+    async fn change_jobs(&self, which: &JobSelection, decide: DecideJobs<'_>) -> Result<(), StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let found = find(tx.connection(), which).await?;
+            let changes = decide(found);
+            if !changes.is_empty() {
+                write(tx.connection(), &changes).await?;
+            }
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError> {
+        let statements = D::Connection::job_statements();
+        let keys = Keys(beats.iter().map(Beat::key).collect());
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let extended = tx.connection().look_up(&statements.extend_leases, &keys).await?;
+            let leased: Vec<JobId> = each(&extended, |mut row| row.next())?;
+            let canceled = tx.connection().look_up(&statements.canceled, &Keys::of(&leased)).await?;
+            tx.commit().await?;
+            Ok(Beaten { leased, canceled: each(&canceled, |mut row| row.next())? })
+        })
+        .await
+    }
+
+    async fn queues(&self) -> Result<Vec<Queue>, StoreError> {
+        list(self, &D::Connection::job_statements().queues, Parameters::default()).await
+    }
+
+    async fn create_queues(&self, queues: &[Queue]) -> Result<(), StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            tx.connection().insert_missing(queues).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError> {
+        let statement = &D::Connection::job_statements().lock_queues;
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let connection = tx.connection();
+            let stored: Vec<Queue> = rows(&connection.look_up(statement, &Keys::of([&before.queue])).await?)?;
+            if stored != std::slice::from_ref(before) {
+                return Err(StoreError::Conflict("the queue was changed meanwhile".into()));
+            }
+            connection.update(std::slice::from_ref(after)).await?;
+            connection.insert(std::slice::from_ref(act)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let limit = i64::from(limit);
+        list(self, &D::Connection::job_statements().unsettled, Parameters::of(&before).and(&limit)).await
+    }
+
+    async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let limit = i64::from(limit);
+        list(self, &D::Connection::job_statements().ending_holds, Parameters::of(&before).and(&limit)).await
+    }
+
+    async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError> {
+        let statements = D::Connection::job_statements();
+        with_answer_timeout(async {
+            let mut view = self.view().await?;
+            let key = Keys::of([&job_id]);
+            let jobs: Vec<Job> = rows(&view.look_up(&statements.jobs_by_id, &key).await?)?;
+            let finished: Vec<FinishedJob> = rows(&view.look_up(&statements.finished_by_id, &key).await?)?;
+            let mut listed = jobs.into_iter().map(ListedJob::from).chain(finished.into_iter().map(ListedJob::from));
+            let is_visible = |listed: &ListedJob| workspace_id.is_none() || listed.job.workspace_id == workspace_id;
+            let Some(listed) = listed.next().filter(is_visible) else { return Ok(None) };
+            let lease = rows(&view.look_up(&statements.leases_by_id, &key).await?)?.pop();
+            let attempts = rows(&view.list(&statements.attempts.text, Parameters::of(&job_id)).await?)?;
+            Ok(Some(JobRecord { listed, lease, attempts }))
+        })
+        .await
+    }
+
+    async fn jobs(
+        &self,
+        workspace_id: WorkspaceId,
+        start_at: Option<(Timestamp, JobId)>,
+        limit: u32,
+    ) -> Result<Vec<ListedJob>, StoreError> {
+        let statements = D::Connection::job_statements();
+        let (at, id) = start_at.unwrap_or((Timestamp::MAX, JobId(uuid::Uuid::max())));
+        let most = i64::from(limit);
+        let parameters = || Parameters::of(&workspace_id).and(&at).and(&id).and(&most);
+        with_answer_timeout(async {
+            let mut view = self.view().await?;
+            let jobs: Vec<Job> = rows(&view.list(&statements.page.text, parameters()).await?)?;
+            let finished: Vec<FinishedJob> = rows(&view.list(&statements.done_page.text, parameters()).await?)?;
+            let listed = jobs.into_iter().map(ListedJob::from).chain(finished.into_iter().map(ListedJob::from));
+            let mut listed: Vec<_> = listed.collect();
+            listed.sort_by_key(|listed| std::cmp::Reverse((listed.job.created_at, listed.job.job_id)));
+            listed.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            Ok(listed)
+        })
+        .await
+    }
+}
+
+/// Locks and reads what is selected, and what a change of it depends on.
+async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<FoundJobs, StoreError> {
+    let statements = C::job_statements();
+    match which {
+        JobSelection::Sent(sent) => sent_jobs(connection, sent).await,
+        JobSelection::Ready { queue, runner, limit } => {
+            let queues = shared_queue(connection, queue).await?;
+            let mut found = FoundJobs { queues, ..FoundJobs::default() };
+            let settings = found.settings(queue).filter(|settings| !settings.is_paused).cloned();
+            let Some(settings) = settings else { return Ok(found) };
+            let mut limit = i64::from(*limit);
+            if settings.has_caps() {
+                let running = running(connection, [queue]).await?;
+                limit = limit.min(running.get(queue).unwrap_or(&Running::default()).room(&settings));
+                found.running = running;
+            }
+            let parameters = Parameters::of(queue).and(runner).and(&limit);
+            found.jobs = rows(&connection.list(&statements.ready.text, parameters).await?)?;
+            Ok(found)
+        }
+        JobSelection::Due { now, limit } => {
+            let limit = i64::from(*limit);
+            let parameters = Parameters::of(now).and(&limit);
+            let jobs: Vec<Job> = rows(&connection.list(&statements.due.text, parameters).await?)?;
+            let last_ranks = last_ranks(connection, jobs.iter().filter_map(Job::line)).await?;
+            Ok(FoundJobs { jobs, last_ranks, ..FoundJobs::default() })
+        }
+        JobSelection::Lost { now, limit } => {
+            let limit = i64::from(*limit);
+            let lost = connection.list(&statements.lost.text, Parameters::of(now).and(&limit)).await?;
+            let ids: Vec<JobId> = each(&lost, |mut row| row.next())?;
+            jobs_by_id(connection, &ids).await
+        }
+        JobSelection::ById(ids) => jobs_by_id(connection, ids).await,
+    }
+}
+
+async fn sent_jobs<C: Dialect>(connection: &mut C, sent: &SentJobs) -> Result<FoundJobs, StoreError> {
+    let statements = C::job_statements();
+    let SentJobs { ids, unique_keys, lines } = sent;
+    let of_workspaces = unique_keys.iter().filter(|(workspace_id, ..)| workspace_id.is_some());
+    let of_workspaces =
+        Keys(of_workspaces.map(|(id, kind, key)| vec![id.to_value(), kind.to_value(), key.to_value()]).collect());
+    let of_server = unique_keys.iter().filter(|(workspace_id, ..)| workspace_id.is_none());
+    let of_server = Keys(of_server.map(|(_, kind, key)| vec![kind.to_value(), key.to_value()]).collect());
+    let mut jobs: Vec<Job> = of_keys(connection, &statements.jobs_by_id, Keys::of(ids)).await?;
+    jobs.extend(of_keys(connection, &statements.unique, of_workspaces).await?);
+    jobs.extend(of_keys(connection, &statements.unique_of_server, of_server).await?);
+    let finished = of_keys(connection, &statements.finished_by_id, Keys::of(ids)).await?;
+    let last_ranks = last_ranks(connection, lines.iter().cloned()).await?;
+    Ok(FoundJobs { jobs, finished, last_ranks, ..FoundJobs::default() })
+}
+
+/// The queue, so that nobody changes it meanwhile. With a cap, nobody else counts what runs in it meanwhile either.
+async fn shared_queue<C: Dialect>(
+    connection: &mut C,
+    queue: &QueueName,
+) -> Result<BTreeMap<QueueName, Queue>, StoreError> {
+    let (statements, key) = (C::job_statements(), Keys::of([queue]));
+    let seen: Vec<Queue> = rows(&connection.look_up(&statements.queue, &key).await?)?;
+    let has_caps = |queues: &[Queue]| queues.iter().any(|queue| queue.settings.has_caps());
+    let statement = if has_caps(&seen) { &statements.lock_queues } else { &statements.share_queues };
+    let locked: Vec<Queue> = rows(&connection.look_up(statement, &key).await?)?;
+    if has_caps(&locked) && !has_caps(&seen) {
+        return Err(StoreError::Conflict("the queue was changed meanwhile".into()));
+    }
+    Ok(by_name(locked))
+}
+
+fn by_name(queues: Vec<Queue>) -> BTreeMap<QueueName, Queue> {
+    queues.into_iter().map(|queue| (queue.queue.clone(), queue)).collect()
+}
+
+/// Locks jobs. Their queues are locked after them, and a claim never waits for a job while it has its queue: so there are no
+/// deadlocks.
+async fn jobs_by_id<C: Dialect>(connection: &mut C, ids: &[JobId]) -> Result<FoundJobs, StoreError> {
+    let statements = C::job_statements();
+    let sorted: BTreeSet<JobId> = ids.iter().copied().collect();
+    let mut found = FoundJobs::default();
+    let jobs: Vec<Job> = of_keys(connection, &statements.lock_jobs, Keys::of(&sorted)).await?;
+    let mut by_id: HashMap<JobId, Job> = jobs.into_iter().map(|job| (job.job_id, job)).collect();
+    let missing: Vec<JobId> = sorted.iter().filter(|id| !by_id.contains_key(id)).copied().collect();
+    found.jobs = ids.iter().filter_map(|id| by_id.remove(id)).collect();
+    found.finished = of_keys(connection, &statements.finished_by_id, Keys::of(&missing)).await?;
+    let locked: Vec<_> = found.jobs.iter().map(|job| job.job_id).collect();
+    let leases: Vec<JobLease> = of_keys(connection, &statements.lock_leases, Keys::of(&locked)).await?;
+    found.leases = leases.into_iter().map(|lease| (lease.job_id, lease)).collect();
+    let names: BTreeSet<_> = found.jobs.iter().map(|job| job.queue.clone()).collect();
+    found.queues = by_name(of_keys(connection, &statements.share_queues, Keys::of(&names)).await?);
+    let holding = found.jobs.iter().filter(|job| job.state == JobState::Holding);
+    found.last_ranks = last_ranks(connection, holding.filter_map(Job::line)).await?;
+    let is_capped = |queue: &Queue| queue.settings.max_running_per_workspace.is_some();
+    let capped: BTreeSet<_> =
+        found.queues.values().filter(|queue| is_capped(queue)).map(|queue| &queue.queue).collect();
+    if !capped.is_empty() {
+        let of_workspaces = found.leases.values().filter(|lease| capped.contains(&lease.queue));
+        let of_workspaces: BTreeSet<_> =
+            of_workspaces.filter_map(|lease| Some((lease.queue.clone(), lease.workspace_id?))).collect();
+        found.running = running(connection, capped.iter().copied()).await?;
+        found.capped = of_keys(connection, &statements.capped, Keys::pairs(&of_workspaces)).await?;
+    }
+    Ok(found)
+}
+
+async fn running<'q, C: Dialect>(
+    connection: &mut C,
+    queues: impl IntoIterator<Item = &'q QueueName>,
+) -> Result<BTreeMap<QueueName, Running>, StoreError> {
+    let counted = connection.look_up(&C::job_statements().running, &Keys::of(queues)).await?;
+    let counted = each(&counted, |mut row| Ok((row.next()?, row.next()?, row.next()?)))?;
+    let mut running: BTreeMap<QueueName, Running> = BTreeMap::new();
+    for (queue, workspace_id, count) in counted {
+        running.entry(queue).or_default().by_workspace.insert(workspace_id, count);
+    }
+    Ok(running)
+}
+
+async fn last_ranks<C: Dialect>(
+    connection: &mut C,
+    lines: impl IntoIterator<Item = Line>,
+) -> Result<HashMap<Line, Timestamp>, StoreError> {
+    let lines: BTreeSet<_> = lines.into_iter().collect();
+    if lines.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found = connection.look_up(&C::job_statements().last_ranks, &Keys::triples(&lines)).await?;
+    let rank = |mut row: Fields<'_>| Ok(((row.next()?, row.next()?, row.next()?), row.next()?));
+    let found: Vec<(Line, Option<Timestamp>)> = each(&found, rank)?;
+    Ok(found.into_iter().filter_map(|(line, rank)| Some((line, rank?))).collect())
+}
+
+async fn of_keys<C: Dialect, T: Table>(
+    connection: &mut C,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+) -> Result<Vec<T>, StoreError> {
+    if keys.0.is_empty() { Ok(Vec::new()) } else { rows(&connection.look_up(statement, &keys).await?) }
+}
+
+async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(), StoreError> {
+    let statements = C::job_statements();
+    let JobChanges {
+        inserted,
+        updated,
+        finished,
+        leases,
+        ended_leases,
+        attempts,
+        letters,
+        forgotten,
+        resolved_letters,
+    } = changes;
+    connection.insert(inserted).await?;
+    connection.update(updated).await?;
+    delete(connection, &statements.delete_leases, ended_leases).await?;
+    connection.insert(leases).await?;
+    connection.insert(attempts).await?;
+    connection.put(letters).await?;
+    if !resolved_letters.is_empty() {
+        let keys = resolved_letters.iter().map(|(letter, at)| resolved_key(letter, *at));
+        connection.look_up(&statements.resolve_letters, &Keys(keys.collect())).await?;
+    }
+    connection.insert(finished).await?;
+    let over: Vec<_> = finished.iter().map(|finished| finished.job.job_id).chain(forgotten.iter().copied()).collect();
+    delete(connection, &statements.delete_jobs, &over).await
+}
+
+/// Deletes rows, each of which must exist.
+async fn delete<C: Dialect>(
+    connection: &mut C,
+    statement: &'static Statement,
+    ids: &[JobId],
+) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let deleted = connection.look_up(statement, &Keys::of(ids)).await?.len();
+    if deleted == ids.len() {
+        return Ok(());
+    }
+    Err(StoreError::Conflict(format!("{deleted} of {} jobs were there", ids.len())))
+}
+
+impl From<Job> for ListedJob {
+    fn from(job: Job) -> Self {
+        Self { job, finished: None }
+    }
+}
+
+impl From<FinishedJob> for ListedJob {
+    fn from(finished: FinishedJob) -> Self {
+        let FinishedJob { job, finished_at, captured, .. } = finished;
+        Self { job, finished: Some(Finished { at: finished_at, captured }) }
+    }
+}

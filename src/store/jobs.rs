@@ -1,0 +1,134 @@
+//! The store as queues and workers see it.
+//!
+//! There is one way to change jobs: name which, and say what becomes of the rows that were found. The rows are locked before
+//! and written after, in one transaction, so that two servers never decide on the same job.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::columns::{Stored, Value};
+use super::error::StoreError;
+use crate::domain::credits::Credits;
+use crate::domain::ids::{JobId, LeaseId, WorkspaceId};
+use crate::domain::jobs::{FoundJobs, Job, JobAttempt, JobChanges, JobLease, Line, Queue, Runner};
+use crate::domain::operator_act::OperatorAct;
+use crate::domain::text::{JobKind, QueueName, UniqueKey};
+use crate::domain::time::Timestamp;
+
+/// Which jobs to find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobSelection {
+    /// What is known of jobs that are sent: those with these ids or unique keys, and the last ranks of these lines.
+    Sent(SentJobs),
+    /// Ready jobs of a queue, the lowest rank first. Those that somebody else is changing are left out.
+    Ready { queue: QueueName, runner: Runner, limit: u32 },
+    /// Jobs whose time has come, with the last ranks of their lines.
+    Due { now: Timestamp, limit: u32 },
+    /// Jobs whose lease is over.
+    Lost { now: Timestamp, limit: u32 },
+    /// These jobs, whatever their state.
+    ById(Vec<JobId>),
+}
+
+/// What tells jobs that are sent from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SentJobs {
+    pub ids: Vec<JobId>,
+    pub unique_keys: Vec<(Option<WorkspaceId>, JobKind, UniqueKey)>,
+    pub lines: Vec<Line>,
+}
+
+/// A worker lives, and still has this job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    pub job_id: JobId,
+    pub lease_id: LeaseId,
+    pub leased_until: Timestamp,
+    /// What it tells, as JSON. None leaves what it has told before.
+    pub progress: Option<String>,
+}
+
+impl Beat {
+    pub(super) fn key(&self) -> Vec<Value<'_>> {
+        let Self { job_id, lease_id, leased_until, progress } = self;
+        vec![job_id.to_value(), lease_id.to_value(), leased_until.to_value(), progress.to_value()]
+    }
+}
+
+/// What became of the jobs whose workers live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beaten {
+    /// Those that the worker still has.
+    pub leased: Vec<JobId>,
+    /// Those of them that nobody wants any more.
+    pub canceled: Vec<JobId>,
+}
+
+/// Decides what becomes of jobs. It may be called again, with what was found then.
+pub type DecideJobs<'d> = &'d mut (dyn FnMut(FoundJobs) -> JobChanges + Send);
+
+#[async_trait]
+pub trait Jobs: Send + Sync {
+    /// Finds jobs, and writes what the function makes of them, all of it or nothing. It is a conflict if another transaction
+    /// was faster.
+    async fn change_jobs(&self, which: &JobSelection, decide: DecideJobs<'_>) -> Result<(), StoreError>;
+
+    /// Lets the leases last longer, at most until their deadlines.
+    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError>;
+
+    /// All queues, by name.
+    async fn queues(&self) -> Result<Vec<Queue>, StoreError>;
+
+    /// Stores the queues that do not exist yet.
+    async fn create_queues(&self, queues: &[Queue]) -> Result<(), StoreError>;
+
+    /// Changes a queue. It is a conflict if it is no longer what it was before.
+    async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError>;
+
+    /// Jobs whose hold has been placed, captured or released since before that instant, and is still being so. The oldest
+    /// first.
+    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError>;
+
+    /// Jobs whose holds expire before that instant while the jobs are not over. The first one first.
+    async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError>;
+
+    /// A job, over or not, with its lease and its attempts. With a workspace given, only if it is its job.
+    async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError>;
+
+    /// Jobs of a workspace, over or not, the newest first: at most so many, from a position on. The page begins with that job,
+    /// or with the one before it.
+    async fn jobs(
+        &self,
+        workspace_id: WorkspaceId,
+        start_at: Option<(Timestamp, JobId)>,
+        limit: u32,
+    ) -> Result<Vec<ListedJob>, StoreError>;
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedJob {
+    pub job: Job,
+    pub finished: Option<Finished>,
+}
+
+/// When a job was over, and what it has cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub at: Timestamp,
+    pub captured: Option<Credits>,
+}
+
+/// All that is known of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRecord {
+    pub listed: ListedJob,
+    pub lease: Option<JobLease>,
+    /// In their order.
+    pub attempts: Vec<JobAttempt>,
+}
+
+/// The key of a letter that was tried again with success.
+pub(super) fn resolved_key(dead_letter_id: &Uuid, at: Timestamp) -> Vec<Value<'_>> {
+    vec![dead_letter_id.to_value(), Value::Timestamptz(at)]
+}
