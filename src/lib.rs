@@ -18,6 +18,7 @@ pub mod engine;
 pub mod http;
 pub mod outbox;
 pub mod publisher;
+pub mod queues;
 pub mod scheduler;
 pub mod store;
 pub mod stream;

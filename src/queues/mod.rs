@@ -1,0 +1,27 @@
+//! Queues: jobs are taken, given to workers, settled, and tried again.
+//!
+//! What becomes of a job is decided in [`crate::domain::jobs`], under the store's locks. This module says when: on a request, on a
+//! worker's call, or because time has passed. Everything here can run on many servers at once, and be killed at any time: a
+//! step that was begun is done again, and takes effect once.
+//!
+//! | part | does |
+//! |---|---|
+//! | `handle` | what the other parts hold, and what a request calls |
+//! | `submitter` | gathers jobs that are sent, stores them together, and places their holds |
+//! | `settler` | captures or releases the holds of jobs that are over |
+//! | `ends` | takes what workers say of their jobs |
+//! | `promoter` | makes ready what was waiting, ends lost leases, and does again what a crash has left |
+//!
+//! Deliberately absent: a saga or workflow engine. The row of a job is its saga, and the idempotency keys of the engine are its
+//! log. And code in this file: the files of this folder import each other, and never this one.
+
+mod commands;
+mod ends;
+mod handle;
+mod promoter;
+mod settler;
+mod submitter;
+
+pub use self::ends::{EndAnswer, EndOfJob, JobEnd};
+pub use self::handle::{Accepted, Parts, QueueError, Queues};
+pub use self::promoter::Promoted;

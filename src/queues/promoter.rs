@@ -1,0 +1,161 @@
+//! The promoter: what happens to jobs because time has passed, or because a server was killed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+
+use super::handle::{Inner, QueueError, Queues};
+use crate::domain::jobs::{JobChanges, JobState, Runner};
+use crate::store::jobs::JobSelection;
+
+/// How often it looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How many jobs one transaction changes.
+const MAX_JOBS: u32 = 500;
+/// After so long, a hold that is being placed, captured or released is somebody else's who was killed.
+const UNSETTLED_FOR: TimeDelta = TimeDelta::seconds(5);
+/// How many jobs at the front of a queue are looked at whether they have waited for too long, and how often. Workers pass them
+/// over meanwhile.
+const FRONT: u32 = 32;
+const EXPIRY_INTERVAL: Duration = Duration::from_mins(1);
+/// A hold that expires earlier than this is extended: so long, no server need run.
+const HOLD_RESERVE: TimeDelta = TimeDelta::hours(12);
+
+/// How many jobs one look has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Promoted {
+    pub ready: usize,
+    pub lost: usize,
+    pub settled: usize,
+    pub extended: usize,
+}
+
+impl Queues {
+    /// Looks after the jobs until `stopping` is cancelled.
+    pub async fn run(self, stopping: CancellationToken) {
+        let promoting = async {
+            let mut looked_at = tokio::time::Instant::now();
+            loop {
+                let has_waited = looked_at.elapsed() >= EXPIRY_INTERVAL;
+                let promoted = self.promote().await;
+                let expired = if has_waited { self.expire().await } else { Ok(0) };
+                if let Err(error) = promoted.and(expired) {
+                    tracing::warn!(%error, "jobs could not be looked after; trying again");
+                }
+                if has_waited {
+                    looked_at = tokio::time::Instant::now();
+                }
+                tokio::time::sleep(INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = promoting => {}
+        }
+    }
+
+    /// Does all that is due now. If one part of it cannot be done, the others still are.
+    pub async fn promote(&self) -> Result<Promoted, QueueError> {
+        self.refresh().await?;
+        let inner = &self.0;
+        let (ready, lost) = (inner.promote_due().await, inner.end_lost().await);
+        let (settled, extended) = (inner.settle_left().await, inner.extend_ending().await);
+        Ok(Promoted { ready: ready?, lost: lost?, settled: settled?, extended: extended? })
+    }
+
+    /// Ends the jobs that have waited for a worker for too long. Returns how many.
+    pub async fn expire(&self) -> Result<usize, QueueError> {
+        let mut all = 0;
+        for queue in self.settings().keys() {
+            for runner in Runner::ALL {
+                let which = JobSelection::Ready { queue: queue.clone(), runner, limit: FRONT };
+                loop {
+                    let expired = self.0.expire_front(&which).await?;
+                    all += expired;
+                    if expired == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Inner {
+    async fn promote_due(&self) -> Result<usize, QueueError> {
+        let mut all = 0;
+        loop {
+            let (now, mut promoted) = (self.parts.clock.now(), 0);
+            self.change(&JobSelection::Due { now, limit: MAX_JOBS }, &mut |mut found| {
+                promoted = found.jobs.len();
+                JobChanges::promote(found.jobs, &mut found.last_ranks, now)
+            })
+            .await?;
+            all += promoted;
+            if promoted < usize::try_from(MAX_JOBS).unwrap_or(usize::MAX) {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn end_lost(&self) -> Result<usize, QueueError> {
+        let (now, mut lost, mut settling) = (self.parts.clock.now(), 0, Vec::new());
+        self.change(&JobSelection::Lost { now, limit: MAX_JOBS }, &mut |found| {
+            let mut changes = JobChanges::default();
+            for job in found.jobs.iter().filter(|job| job.state == JobState::Running) {
+                // A heartbeat may have come meanwhile.
+                let lease = found.leases.get(&job.job_id).filter(|lease| lease.leased_until <= now);
+                let (Some(lease), Some(settings)) = (lease, found.settings(&job.queue)) else { continue };
+                changes.lose(job.clone(), lease, settings, self.share(), now);
+            }
+            lost = changes.ended_leases.len();
+            changes.fill_up(&found, now);
+            settling = changes.updated.iter().filter(|job| job.state == JobState::Settling).cloned().collect();
+            changes
+        })
+        .await?;
+        self.settle(settling).await?;
+        Ok(lost)
+    }
+
+    /// Holds that are being placed, captured or released by nobody any more.
+    async fn settle_left(&self) -> Result<usize, QueueError> {
+        let before = self.parts.clock.now().minus(UNSETTLED_FOR);
+        let jobs = self.parts.jobs.unsettled_jobs(before, MAX_JOBS).await?;
+        let (holding, settling): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.state == JobState::Holding);
+        let count = holding.len() + settling.len();
+        self.place_holds(holding).await?;
+        self.settle(settling).await?;
+        Ok(count)
+    }
+
+    async fn extend_ending(&self) -> Result<usize, QueueError> {
+        let before = self.parts.clock.now().plus(HOLD_RESERVE);
+        let jobs = self.parts.jobs.jobs_with_ending_holds(before, MAX_JOBS).await?;
+        let count = jobs.len();
+        self.extend_holds(jobs).await?;
+        Ok(count)
+    }
+
+    /// The jobs at the front of a queue are those that have waited for the longest.
+    async fn expire_front(&self, which: &JobSelection) -> Result<usize, QueueError> {
+        let (now, mut expired, mut settling) = (self.parts.clock.now(), 0, Vec::new());
+        self.change(which, &mut |found| {
+            let mut changes = JobChanges::default();
+            let settings: HashMap<_, _> = found.queues.values().map(|queue| (&queue.queue, &queue.settings)).collect();
+            expired = 0;
+            for job in found.jobs.iter().cloned() {
+                let Some(settings) = settings.get(&job.queue) else { continue };
+                expired += usize::from(changes.expire(job, settings, now));
+            }
+            settling.clone_from(&changes.updated);
+            changes
+        })
+        .await?;
+        self.settle(settling).await?;
+        Ok(expired)
+    }
+}

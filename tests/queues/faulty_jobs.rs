@@ -1,0 +1,86 @@
+//! A store whose changes of jobs fail when a test wants it: before they are written, or after.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use visionscope_billing::domain::ids::{JobId, WorkspaceId};
+use visionscope_billing::domain::jobs::{Job, Queue};
+use visionscope_billing::domain::operator_act::OperatorAct;
+use visionscope_billing::domain::time::Timestamp;
+use visionscope_billing::store::jobs::{Beat, Beaten, DecideJobs, JobRecord, JobSelection, Jobs, ListedJob};
+use visionscope_billing::store::{ServerStore, StoreError};
+
+pub struct FaultyJobs {
+    inner: Arc<dyn ServerStore>,
+    /// Every so many changes fail, by turns before and after they are written. None fails if it is 0.
+    every: AtomicU32,
+    changes: AtomicU32,
+}
+
+impl FaultyJobs {
+    pub fn over(inner: Arc<dyn ServerStore>) -> Self {
+        Self { inner, every: AtomicU32::new(0), changes: AtomicU32::new(0) }
+    }
+
+    pub fn fail_every(&self, every: u32) {
+        self.every.store(every, Ordering::SeqCst);
+        self.changes.store(0, Ordering::SeqCst);
+    }
+}
+
+fn away() -> StoreError {
+    StoreError::Unavailable("for a test".into())
+}
+
+#[async_trait]
+impl Jobs for FaultyJobs {
+    async fn change_jobs(&self, which: &JobSelection, decide: DecideJobs<'_>) -> Result<(), StoreError> {
+        let every = self.every.load(Ordering::SeqCst);
+        let number = self.changes.fetch_add(1, Ordering::SeqCst);
+        let fails = every > 0 && number % every == every - 1;
+        let is_before = (number / every.max(1)).is_multiple_of(2);
+        if fails && is_before {
+            return Err(away());
+        }
+        self.inner.change_jobs(which, decide).await?;
+        if fails { Err(away()) } else { Ok(()) }
+    }
+
+    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError> {
+        self.inner.extend_leases(beats).await
+    }
+
+    async fn queues(&self) -> Result<Vec<Queue>, StoreError> {
+        self.inner.queues().await
+    }
+
+    async fn create_queues(&self, queues: &[Queue]) -> Result<(), StoreError> {
+        self.inner.create_queues(queues).await
+    }
+
+    async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError> {
+        self.inner.change_queue(before, after, act).await
+    }
+
+    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
+        self.inner.unsettled_jobs(before, limit).await
+    }
+
+    async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
+        self.inner.jobs_with_ending_holds(before, limit).await
+    }
+
+    async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError> {
+        self.inner.job(job_id, workspace_id).await
+    }
+
+    async fn jobs(
+        &self,
+        workspace_id: WorkspaceId,
+        start_at: Option<(Timestamp, JobId)>,
+        limit: u32,
+    ) -> Result<Vec<ListedJob>, StoreError> {
+        self.inner.jobs(workspace_id, start_at, limit).await
+    }
+}
