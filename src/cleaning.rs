@@ -21,6 +21,8 @@ const KEEP_USAGE_HOURS: chrono::TimeDelta = chrono::TimeDelta::days(400);
 const KEEP_RESOLVED_LETTERS: chrono::TimeDelta = chrono::TimeDelta::days(90);
 /// How long a notification is kept.
 const KEEP_NOTIFICATIONS: chrono::TimeDelta = chrono::TimeDelta::days(400);
+/// How long a worker is kept that is gone.
+const KEEP_GONE_WORKERS: chrono::TimeDelta = chrono::TimeDelta::days(1);
 /// The pause after a step is so many times as long as the step.
 const PAUSE_FACTOR: u32 = 4;
 
@@ -73,6 +75,7 @@ impl Cleaner {
             (Leftover::ResolvedLetters(now.minus(KEEP_RESOLVED_LETTERS)), "dead_letters"),
             (Leftover::Notifications(now.minus(KEEP_NOTIFICATIONS)), "notifications"),
             (Leftover::FinishedJobs(now), "jobs"),
+            (Leftover::GoneWorkers(now.minus(KEEP_GONE_WORKERS)), "workers"),
         ] {
             loop {
                 let begun = Instant::now();

@@ -702,6 +702,22 @@ create table job_leases (
     primary key (job_id)
 ) with (fillfactor = 50);
 
+-- The processes that run jobs.
+create table workers (
+    worker_id  uuid not null,
+    name       text not null,
+    subject    text not null, -- of the token that has registered it: nobody else speaks for it
+    runner     text not null check (runner in ('server', 'worker')),
+    queues     jsonb not null,
+    slots      integer not null check (slots >= 1), -- how many jobs it runs at once
+    labels     text, -- JSON
+    version    text, -- of its program
+    state      text not null check (state in ('active', 'draining', 'gone')),
+    started_at timestamptz not null,
+    seen_at    timestamptz not null, -- up to ten seconds ago while it lives
+    primary key (worker_id)
+);
+
 -- Attempts that are over, as long as their job is kept.
 create table job_attempts (
     job_id      uuid not null,
@@ -796,7 +812,7 @@ begin
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
         'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit',
         'statements', 'statement_lines', 'notified_workspaces', 'notifications', 'queues', 'jobs', 'job_leases',
-        'job_attempts', 'jobs_done'] loop
+        'workers', 'job_attempts', 'jobs_done'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute

@@ -705,6 +705,22 @@ create table job_leases (
     primary key (job_id)
 ) strict, without rowid;
 
+-- The processes that run jobs.
+create table workers (
+    worker_id  blob not null check (length(worker_id) = 16),
+    name       text not null,
+    subject    text not null, -- of the token that has registered it: nobody else speaks for it
+    runner     text not null check (runner in ('server', 'worker')),
+    queues     text not null check (json_valid(queues)),
+    slots      integer not null check (slots >= 1), -- how many jobs it runs at once
+    labels     text, -- JSON
+    version    text, -- of its program
+    state      text not null check (state in ('active', 'draining', 'gone')),
+    started_at integer not null,
+    seen_at    integer not null, -- up to ten seconds ago while it lives
+    primary key (worker_id)
+) strict, without rowid;
+
 -- Attempts that are over, as long as their job is kept.
 create table job_attempts (
     job_id      blob not null check (length(job_id) = 16),

@@ -49,7 +49,7 @@ impl Queues {
 }
 
 impl Inner {
-    async fn end(&self, ends: Vec<EndOfJob>) -> Result<Vec<EndAnswer>, QueueError> {
+    pub(super) async fn end(&self, ends: Vec<EndOfJob>) -> Result<Vec<EndAnswer>, QueueError> {
         let which = JobSelection::ById(ends.iter().map(|end| end.job_id).collect());
         let (mut answers, mut settling) = (Vec::new(), Vec::new());
         self.change(&which, &mut |found| {
@@ -91,7 +91,7 @@ impl Inner {
                 changes.complete(job.clone(), lease, completion, settings, now);
             }
             JobEnd::Fail(failure) => changes.fail(job.clone(), lease, failure, settings, self.share(), now),
-            JobEnd::Release => changes.release(job.clone(), lease, settings, now),
+            JobEnd::Release => changes.release(job.clone(), settings, now),
         }
         let after = changes.state_of(*job_id).unwrap_or(job.state);
         EndAnswer::Ended(after)

@@ -2,14 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
+use super::readiness::Readiness;
 use crate::clock::Clock;
-use crate::domain::jobs::{Job, QueueSettings, Submission};
+use crate::domain::ids::WorkerId;
+use crate::domain::jobs::{BeatAnswer, Job, JobLease, QueueSettings, Runner, Submission, WorkerBeat};
 use crate::domain::text::QueueName;
 use crate::engine::{Engine, Rendered};
 use crate::store::{Store, StoreError, jobs::Jobs};
+
+/// How many jobs may wait to be stored.
+const MAX_SENT: usize = 4096;
+/// How many workers may wait for jobs, and for an answer to a heartbeat.
+const MAX_WAITING: usize = 4096;
 
 /// What queues need of the other parts.
 #[derive(Clone)]
@@ -29,6 +38,52 @@ pub(super) struct Inner {
     /// As they were read last.
     pub(super) settings: watch::Sender<Arc<BTreeMap<QueueName, QueueSettings>>>,
     sent: mpsc::Sender<Sent>,
+    waiting: mpsc::Sender<Waiting>,
+    beating: mpsc::Sender<Beating>,
+    pub(super) ready: Arc<Readiness>,
+}
+
+/// A worker asks for jobs.
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    pub worker_id: WorkerId,
+    pub runner: Runner,
+    /// Any of these will do.
+    pub queues: Vec<QueueName>,
+    /// As many jobs as it can run now.
+    pub most: usize,
+    /// How long it waits for the first one.
+    pub wait: Duration,
+}
+
+/// A job that a worker has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leased {
+    pub job: Job,
+    pub lease: JobLease,
+}
+
+/// A worker that waits for jobs.
+pub(super) struct Waiting {
+    pub(super) worker_id: WorkerId,
+    pub(super) runner: Runner,
+    pub(super) queues: Vec<QueueName>,
+    pub(super) most: usize,
+    pub(super) until: Instant,
+    pub(super) reply: oneshot::Sender<Vec<Leased>>,
+}
+
+/// A heartbeat that waits to be taken.
+pub(super) struct Beating {
+    pub(super) beat: WorkerBeat,
+    pub(super) reply: oneshot::Sender<Result<BeatAnswer, QueueError>>,
+}
+
+/// What the tasks of the queues receive.
+pub(super) struct Received {
+    pub(super) jobs: mpsc::Receiver<Sent>,
+    pub(super) workers: mpsc::Receiver<Waiting>,
+    pub(super) beats: mpsc::Receiver<Beating>,
 }
 
 /// A job that waits to be stored.
@@ -81,8 +136,29 @@ impl From<StoreError> for QueueError {
 }
 
 impl Queues {
-    pub(super) fn new(parts: Parts, sent: mpsc::Sender<Sent>) -> Self {
-        Self(Arc::new(Inner { parts, settings: watch::Sender::default(), sent }))
+    /// The handle, and what its tasks receive.
+    pub(super) fn new(parts: Parts) -> (Self, Received) {
+        let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING));
+        let (beating, beats) = mpsc::channel(MAX_WAITING);
+        let (settings, ready) = (watch::Sender::default(), Arc::default());
+        let queues = Self(Arc::new(Inner { parts, settings, sent, waiting, beating, ready }));
+        (queues, Received { jobs, workers, beats })
+    }
+
+    /// A worker lives, and still runs these jobs. What it is told holds from now on.
+    pub async fn beat(&self, beat: WorkerBeat) -> Result<BeatAnswer, QueueError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.beating.try_send(Beating { beat, reply }).map_err(|_| QueueError::Overloaded)?;
+        answer.await.map_err(|_| QueueError::Unavailable)?
+    }
+
+    /// Jobs for a worker: at least one if there is one in time, and none otherwise.
+    pub async fn lease(&self, request: LeaseRequest) -> Result<Vec<Leased>, QueueError> {
+        let LeaseRequest { worker_id, runner, queues, most, wait } = request;
+        let (reply, answer) = oneshot::channel();
+        let waiting = Waiting { worker_id, runner, queues, most, until: Instant::now() + wait, reply };
+        self.0.waiting.try_send(waiting).map_err(|_| QueueError::Overloaded)?;
+        answer.await.map_err(|_| QueueError::Unavailable)
     }
 
     /// Reads the queues again: an operator may have changed them.

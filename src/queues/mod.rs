@@ -8,20 +8,26 @@
 //! |---|---|
 //! | `handle` | what the other parts hold, and what a request calls |
 //! | `submitter` | gathers jobs that are sent, stores them together, and places their holds |
+//! | `dispatcher` | gives ready jobs to the workers that wait for them |
 //! | `settler` | captures or releases the holds of jobs that are over |
 //! | `ends` | takes what workers say of their jobs |
+//! | `beats` | takes the heartbeats of workers |
 //! | `promoter` | makes ready what was waiting, ends lost leases, and does again what a crash has left |
 //!
 //! Deliberately absent: a saga or workflow engine. The row of a job is its saga, and the idempotency keys of the engine are its
 //! log. And code in this file: the files of this folder import each other, and never this one.
 
+mod beats;
 mod commands;
+mod dispatcher;
 mod ends;
 mod handle;
 mod promoter;
+mod readiness;
 mod settler;
+mod start;
 mod submitter;
 
 pub use self::ends::{EndAnswer, EndOfJob, JobEnd};
-pub use self::handle::{Accepted, Parts, QueueError, Queues};
+pub use self::handle::{Accepted, LeaseRequest, Leased, Parts, QueueError, Queues};
 pub use self::promoter::Promoted;

@@ -16,6 +16,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const MAX_JOBS: u32 = 500;
 /// After so long, a hold that is being placed, captured or released is somebody else's who was killed.
 const UNSETTLED_FOR: TimeDelta = TimeDelta::seconds(5);
+/// After so long without a heartbeat, a worker is gone.
+const GONE_AFTER: TimeDelta = TimeDelta::seconds(60);
 /// How many jobs at the front of a queue are looked at whether they have waited for too long, and how often. Workers pass them
 /// over meanwhile.
 const FRONT: u32 = 32;
@@ -62,6 +64,7 @@ impl Queues {
         let inner = &self.0;
         let (ready, lost) = (inner.promote_due().await, inner.end_lost().await);
         let (settled, extended) = (inner.settle_left().await, inner.extend_ending().await);
+        inner.parts.jobs.retire_workers(inner.parts.clock.now().minus(GONE_AFTER)).await?;
         Ok(Promoted { ready: ready?, lost: lost?, settled: settled?, extended: extended? })
     }
 

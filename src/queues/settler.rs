@@ -3,7 +3,7 @@
 //! The engine's answer and the job's row are two transactions. After a crash between them, the command is sent again with the
 //! same key, gets the same answer, and the row follows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures::future::join_all;
 
@@ -50,10 +50,19 @@ impl Inner {
         if matches!(which, JobSelection::ById(ids) if ids.is_empty()) {
             return Ok(());
         }
-        let mut conflicts = 0;
+        let (mut conflicts, mut ready) = (0, BTreeSet::new());
+        let mut decide = |found: FoundJobs| {
+            let changes = decide(found);
+            let all = changes.inserted.iter().chain(&changes.updated);
+            ready = all.filter(|job| job.state == JobState::Ready).map(|job| job.queue.clone()).collect();
+            changes
+        };
         loop {
-            match self.parts.jobs.change_jobs(which, decide).await {
-                Ok(()) => return Ok(()),
+            match self.parts.jobs.change_jobs(which, &mut decide).await {
+                Ok(()) => {
+                    self.ready.tell(ready);
+                    return Ok(());
+                }
                 Err(StoreError::Conflict(_)) if conflicts < MAX_CONFLICTS => conflicts += 1,
                 Err(error) => return Err(error.into()),
             }

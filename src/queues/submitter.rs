@@ -6,34 +6,18 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::commands::HoldAnswer;
-use super::handle::{Accepted, Inner, Parts, QueueError, Queues, Sent};
+use super::handle::{Accepted, Inner, QueueError, Sent};
 use super::settler::Placed;
 use crate::domain::ids::JobId;
 use crate::domain::jobs::{JobChanges, JobState, Submission, Submitted};
-use crate::store::StoreError;
 use crate::store::jobs::{JobSelection, SentJobs};
 
-/// How many jobs may wait to be stored.
-const MAX_SENT: usize = 4096;
 /// How many jobs are stored together.
 const MAX_BATCH: usize = 128;
 /// How many batches are on their way at once: while one waits for its holds, the next one is stored.
 const MAX_BATCHES: usize = 4;
-/// How often a batch is tried again that has met another one.
-const MAX_CONFLICTS: usize = 3;
 
-impl Queues {
-    /// Reads the queues, and starts to take jobs. The submitter ends when the last handle is dropped.
-    pub async fn start(parts: Parts) -> Result<Self, StoreError> {
-        let (sent, received) = mpsc::channel(MAX_SENT);
-        let queues = Self::new(parts, sent);
-        queues.refresh().await?;
-        tokio::spawn(run(Arc::downgrade(&queues.0), received));
-        Ok(queues)
-    }
-}
-
-async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Sent>) {
+pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Sent>) {
     let batches = Arc::new(Semaphore::new(MAX_BATCHES));
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while received.recv_many(&mut batch, MAX_BATCH).await > 0 {
@@ -87,20 +71,14 @@ impl Inner {
                 .collect(),
             lines: lines.into_iter().collect(),
         });
-        let mut conflicts = 0;
-        loop {
-            let mut answers = Vec::new();
-            let mut decide = |found| {
-                let (changes, decided) = JobChanges::submit(submissions.clone(), &found, &settings, now);
-                answers = decided;
-                changes
-            };
-            match self.parts.jobs.change_jobs(&which, &mut decide).await {
-                Ok(()) => return Ok(answers),
-                Err(StoreError::Conflict(_)) if conflicts < MAX_CONFLICTS => conflicts += 1,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let mut answers = Vec::new();
+        self.change(&which, &mut |found| {
+            let (changes, decided) = JobChanges::submit(submissions.clone(), &found, &settings, now);
+            answers = decided;
+            changes
+        })
+        .await?;
+        Ok(answers)
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Leftover {
     Notifications(Timestamp),
     /// Jobs that are over and need not be kept after an instant, with their attempts. A job whose dead letter is open is kept.
     FinishedJobs(Timestamp),
+    /// Workers that are gone and were seen before an instant.
+    GoneWorkers(Timestamp),
 }
 
 /// A store whose leftovers can be deleted bit by bit.

@@ -8,14 +8,14 @@ use crate::domain::consumers::{
     StatementLine, UsageDay, UsageHour, WorkspaceActivity,
 };
 use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
-use crate::domain::jobs::FinishedJob;
+use crate::domain::jobs::{FinishedJob, Worker};
 
 statements! {
     /// What deletes leftovers, as one database writes it.
     CleaningStatements:
     old_cursors, old_parked, old_letters, old_usage_days, old_usage_hours, old_revenue_days, old_activities, old_revenues,
     old_statement_lines, old_statements, old_notified_workspaces, old_notifications, past_usage_hours, resolved_letters,
-    discarded_letters_of_jobs, past_notifications, attempts_of_finished_jobs, finished_jobs
+    discarded_letters_of_jobs, past_notifications, attempts_of_finished_jobs, finished_jobs, gone_workers
 }
 
 /// Without its cursor, nobody can write rows of a build any more. So it goes first.
@@ -92,6 +92,7 @@ impl CleaningStatements {
                 "jobs_done_kept",
                 &ATTEMPTS_OF_FINISHED_JOBS.replace("{not_kept}", NOT_KEPT),
             ),
+            gone_workers: deletion::<Worker>("", "t.state = 'gone' and t.seen_at < $2", "t.worker_id"),
             finished_jobs: deletion::<FinishedJob>(
                 "jobs_done_kept",
                 &format!("{NOT_KEPT} and not exists (select 1 from job_attempts a where a.job_id = t.job_id)"),
@@ -121,6 +122,7 @@ impl CleaningStatements {
             Leftover::UsageHours(_) => vec![&self.past_usage_hours],
             Leftover::ResolvedLetters(_) => vec![&self.resolved_letters, &self.discarded_letters_of_jobs],
             Leftover::Notifications(_) => vec![&self.past_notifications],
+            Leftover::GoneWorkers(_) => vec![&self.gone_workers],
             Leftover::FinishedJobs(_) => vec![&self.attempts_of_finished_jobs, &self.finished_jobs],
         }
     }

@@ -18,7 +18,8 @@ impl<D: Background> Cleaning for D {
                 Leftover::UsageHours(before)
                 | Leftover::ResolvedLetters(before)
                 | Leftover::Notifications(before)
-                | Leftover::FinishedJobs(before) => parameters.and(before),
+                | Leftover::FinishedJobs(before)
+                | Leftover::GoneWorkers(before) => parameters.and(before),
             };
             let deleted = with_answer_timeout(async {
                 let mut tx = self.begin_background().await?;

@@ -25,8 +25,8 @@ use crate::domain::ids::{
     SubscriptionId, WorkerId, WorkspaceId,
 };
 use crate::domain::jobs::{
-    ActualUse, AttemptOutcome, JobError, JobHold, JobOutcome, JobState, QueueSettings, ReplayedLetter, RetryDelays,
-    Runner,
+    ActualUse, AttemptOutcome, JobError, JobHold, JobOutcome, JobState, QueueNames, QueueSettings, ReplayedLetter,
+    RetryDelays, Runner, WorkerState,
 };
 use crate::domain::ledger::{Account, Accounts};
 use crate::domain::metadata::Metadata;
@@ -242,6 +242,7 @@ stored! {
     JobState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     JobOutcome: Text, outcome => outcome.as_str().into(), value => Self::from_stored(&value);
     AttemptOutcome: Text, outcome => outcome.as_str().into(), value => Self::from_stored(&value);
+    WorkerState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
     Runner: Text, runner => runner.as_str().into(), value => Self::from_stored(&value);
     LetterSource: Text, source => source.as_str().into(), value => Self::from_stored(&value);
     LetterState: Text, state => state.as_str().into(), value => Self::from_stored(&value);
@@ -256,6 +257,7 @@ stored! {
     Terms: Jsonb, terms => terms.0.as_str().into(), value => Some(Self(value.into_owned()));
     JobHold: Jsonb, hold => to_json(hold).into(), value => serde_json::from_str(&value).ok();
     ActualUse: Jsonb, actual => to_json(actual).into(), value => serde_json::from_str(&value).ok();
+    QueueNames: Jsonb, names => to_json(names).into(), value => serde_json::from_str(&value).ok();
     RetryDelays: Jsonb, delays => to_json(delays).into(), value => serde_json::from_str(&value).ok();
     PendingChange: Jsonb, pending => to_json(pending).into(),
         value => serde_json::from_str(&value).ok();

@@ -3,7 +3,7 @@
 use super::columns::Kind;
 use super::statements::{KeyColumn, Lock, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
-use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue};
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Worker};
 
 const QUEUE: &[KeyColumn] = &[("queue", Kind::Text)];
 const JOB: &[KeyColumn] = &[("job_id", Kind::Uuid)];
@@ -11,15 +11,14 @@ const OF_WORKSPACE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kin
 const LINE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kind::Uuid), ("priority", Kind::Smallint)];
 const UNIQUE: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("kind", Kind::Text), ("unique_key", Kind::Text)];
 const UNIQUE_OF_SERVER: &[KeyColumn] = &[("kind", Kind::Text), ("unique_key", Kind::Text)];
-const BEAT: &[KeyColumn] =
-    &[("job", Kind::Uuid), ("lease", Kind::Uuid), ("until", Kind::Timestamptz), ("told", Kind::Text)];
+const WORKER: &[KeyColumn] = &[("worker_id", Kind::Uuid)];
 const RESOLVED: &[KeyColumn] = &[("dead_letter_id", Kind::Uuid), ("resolved_at", Kind::Timestamptz)];
 
 statements! {
     /// The statements of queues and jobs, as one database writes them.
     JobStatements:
     queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
-    last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, extend_leases, canceled, unsettled,
+    last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled,
     ending_holds, attempts, page, done_page
 }
 
@@ -54,16 +53,9 @@ from {keys}
 where t.dead_letter_id = k.dead_letter_id and t.state || '' = 'replaying'
 returning 1";
 
-/// A lease never becomes shorter, and never lasts beyond its deadline.
-const EXTEND_LEASES: &str = "
-update job_leases as l
-set leased_until = case
-        when k.until > l.deadline then l.deadline when k.until > l.leased_until then k.until else l.leased_until
-    end,
-    progress = coalesce(k.told, l.progress)
-from {keys}
-where l.job_id = k.job and l.lease_id = k.lease
-returning job_id";
+/// Few rows: workers.
+const RETIRE_WORKERS: &str = "
+update workers set state = 'gone' where state <> 'gone' and seen_at < $1 returning 1";
 
 const CANCELED: &str = "
 select j.job_id from {keys} cross join jobs j where j.job_id = k.job_id and j.cancel_requested_at is not null";
@@ -105,7 +97,13 @@ impl JobStatements {
             delete_jobs: lookup::<S>(JOB, "jobs_pkey", DELETE_JOBS),
             delete_leases: lookup::<S>(JOB, "job_leases_pkey", DELETE_LEASES),
             resolve_letters: lookup::<S>(RESOLVED, "dead_letters_pkey", RESOLVE_LETTERS),
-            extend_leases: lookup::<S>(BEAT, "job_leases_pkey", EXTEND_LEASES),
+            lock_workers: by_key::<S, Worker>(WORKER, "workers_pkey", S::lock(Lock::Change)),
+            worker: by_key::<S, Worker>(WORKER, "workers_pkey", ""),
+            workers: list(
+                "",
+                &format!("select {} from workers t order by t.seen_at desc, t.worker_id limit $1", Worker::select("t")),
+            ),
+            retire_workers: list("", RETIRE_WORKERS),
             canceled: lookup::<S>(JOB, "jobs_pkey", CANCELED),
             unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::None),
             ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),

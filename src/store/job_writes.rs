@@ -9,13 +9,16 @@ use super::consumption::{Background, BackgroundTx as _};
 use super::dialect::{Dialect, Keys, Parameters, each, rows};
 use super::error::{StoreError, with_answer_timeout};
 use super::jobs::{
-    Beat, Beaten, DecideJobs, Finished, JobRecord, JobSelection, Jobs, ListedJob, SentJobs, resolved_key,
+    DecideJobs, DecideLeases, Finished, JobRecord, JobSelection, Jobs, ListedJob, SentJobs, resolved_key,
 };
 use super::reads::list;
 use super::statements::Statement;
 use super::tables::Table;
-use crate::domain::ids::{JobId, WorkspaceId};
-use crate::domain::jobs::{FinishedJob, FoundJobs, Job, JobChanges, JobLease, JobState, Line, Queue, Running};
+use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
+use crate::domain::jobs::{
+    FinishedJob, FoundJobs, FoundLeases, Job, JobChanges, JobLease, JobState, LeaseChanges, Line, Queue, Running,
+    Worker,
+};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::QueueName;
 use crate::domain::time::Timestamp;
@@ -35,16 +38,73 @@ impl<D: Background> Jobs for D {
         .await
     }
 
-    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError> {
+    async fn change_leases(
+        &self,
+        jobs: &[JobId],
+        workers: &[WorkerId],
+        decide: DecideLeases<'_>,
+    ) -> Result<(), StoreError> {
         let statements = D::Connection::job_statements();
-        let keys = Keys(beats.iter().map(Beat::key).collect());
+        // In one order, so that there are no deadlocks.
+        let (jobs, workers): (BTreeSet<_>, BTreeSet<_>) = (jobs.iter().collect(), workers.iter().collect());
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
-            let extended = tx.connection().look_up(&statements.extend_leases, &keys).await?;
-            let leased: Vec<JobId> = each(&extended, |mut row| row.next())?;
-            let canceled = tx.connection().look_up(&statements.canceled, &Keys::of(&leased)).await?;
+            let connection = tx.connection();
+            let leases = of_keys(connection, &statements.lock_leases, Keys::of(jobs.iter().copied())).await?;
+            let workers = of_keys(connection, &statements.lock_workers, Keys::of(workers.iter().copied())).await?;
+            let canceled = connection.look_up(&statements.canceled, &Keys::of(jobs.iter().copied())).await?;
+            let canceled = each(&canceled, |mut row| row.next())?;
+            let LeaseChanges { leases, workers } = decide(FoundLeases { leases, canceled, workers });
+            connection.update(&leases).await?;
+            connection.update(&workers).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn register_worker(&self, worker: &Worker) -> Result<(), StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            tx.connection().insert(std::slice::from_ref(worker)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn change_worker(&self, before: &Worker, after: &Worker, act: &OperatorAct) -> Result<(), StoreError> {
+        let statement = &D::Connection::job_statements().lock_workers;
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let connection = tx.connection();
+            let stored: Vec<Worker> = rows(&connection.look_up(statement, &Keys::of([&before.worker_id])).await?)?;
+            if stored != std::slice::from_ref(before) {
+                return Err(StoreError::Conflict("the worker was changed meanwhile".into()));
+            }
+            connection.update(std::slice::from_ref(after)).await?;
+            connection.insert(std::slice::from_ref(act)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn worker(&self, worker_id: WorkerId) -> Result<Option<Worker>, StoreError> {
+        let statement = &D::Connection::job_statements().worker;
+        let key = Keys::of([&worker_id]);
+        with_answer_timeout(async { Ok(rows(&self.reader().await?.look_up(statement, &key).await?)?.pop()) }).await
+    }
+
+    async fn workers(&self, limit: u32) -> Result<Vec<Worker>, StoreError> {
+        let limit = i64::from(limit);
+        list(self, &D::Connection::job_statements().workers, Parameters::of(&limit)).await
+    }
+
+    async fn retire_workers(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let statement = &D::Connection::job_statements().retire_workers;
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            let retired = tx.connection().list(&statement.text, Parameters::of(&before)).await?.len();
             tx.commit().await?;
-            Ok(Beaten { leased, canceled: each(&canceled, |mut row| row.next())? })
+            Ok(u64::try_from(retired).unwrap_or(u64::MAX))
         })
         .await
     }

@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::columns::{Stored, Value};
 use super::error::StoreError;
 use crate::domain::credits::Credits;
-use crate::domain::ids::{JobId, LeaseId, WorkspaceId};
-use crate::domain::jobs::{FoundJobs, Job, JobAttempt, JobChanges, JobLease, Line, Queue, Runner};
+use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
+use crate::domain::jobs::{
+    FoundJobs, FoundLeases, Job, JobAttempt, JobChanges, JobLease, LeaseChanges, Line, Queue, Runner, Worker,
+};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{JobKind, QueueName, UniqueKey};
 use crate::domain::time::Timestamp;
@@ -38,34 +40,11 @@ pub struct SentJobs {
     pub lines: Vec<Line>,
 }
 
-/// A worker lives, and still has this job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Beat {
-    pub job_id: JobId,
-    pub lease_id: LeaseId,
-    pub leased_until: Timestamp,
-    /// What it tells, as JSON. None leaves what it has told before.
-    pub progress: Option<String>,
-}
-
-impl Beat {
-    pub(super) fn key(&self) -> Vec<Value<'_>> {
-        let Self { job_id, lease_id, leased_until, progress } = self;
-        vec![job_id.to_value(), lease_id.to_value(), leased_until.to_value(), progress.to_value()]
-    }
-}
-
-/// What became of the jobs whose workers live.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Beaten {
-    /// Those that the worker still has.
-    pub leased: Vec<JobId>,
-    /// Those of them that nobody wants any more.
-    pub canceled: Vec<JobId>,
-}
-
 /// Decides what becomes of jobs. It may be called again, with what was found then.
 pub type DecideJobs<'d> = &'d mut (dyn FnMut(FoundJobs) -> JobChanges + Send);
+
+/// Decides what becomes of leases and workers.
+pub type DecideLeases<'d> = &'d mut (dyn FnMut(FoundLeases) -> LeaseChanges + Send);
 
 #[async_trait]
 pub trait Jobs: Send + Sync {
@@ -73,8 +52,26 @@ pub trait Jobs: Send + Sync {
     /// was faster.
     async fn change_jobs(&self, which: &JobSelection, decide: DecideJobs<'_>) -> Result<(), StoreError>;
 
-    /// Lets the leases last longer, at most until their deadlines.
-    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError>;
+    /// Finds the leases of jobs, and workers, and writes what the function makes of them.
+    async fn change_leases(
+        &self,
+        jobs: &[JobId],
+        workers: &[WorkerId],
+        decide: DecideLeases<'_>,
+    ) -> Result<(), StoreError>;
+
+    async fn register_worker(&self, worker: &Worker) -> Result<(), StoreError>;
+
+    /// Changes a worker. It is a conflict if it is no longer what it was before.
+    async fn change_worker(&self, before: &Worker, after: &Worker, act: &OperatorAct) -> Result<(), StoreError>;
+
+    async fn worker(&self, worker_id: WorkerId) -> Result<Option<Worker>, StoreError>;
+
+    /// Those that were seen last: at most so many.
+    async fn workers(&self, limit: u32) -> Result<Vec<Worker>, StoreError>;
+
+    /// Notes that workers are gone that were seen before that instant. Returns how many.
+    async fn retire_workers(&self, before: Timestamp) -> Result<u64, StoreError>;
 
     /// All queues, by name.
     async fn queues(&self) -> Result<Vec<Queue>, StoreError>;

@@ -19,7 +19,7 @@ use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
-use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue};
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Worker};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::partition_head::PartitionHead;
@@ -309,6 +309,10 @@ tables! {
 
     job_leases(job_id) fixed(lease_id, worker_id, queue, workspace_id, started_at, deadline): JobLease {
         job_id, lease_id, worker_id, queue, workspace_id, started_at, leased_until, deadline, progress
+    }
+
+    workers(worker_id) fixed(subject, runner, started_at): Worker {
+        worker_id, name, subject, runner, queues, slots, labels, version, state, started_at, seen_at
     }
 
     job_attempts(job_id, attempt): JobAttempt {

@@ -95,7 +95,7 @@ metrics_table! {
         "How often a background task of this process has panicked and begun again: a fault of the server, or of what a person has written into the database.";
 
     CLEANED_ROWS = "visionscope_cleaned_rows_total", Counter, Count, ["leftover"],
-        "Rows that this process has deleted because nobody needs them any more: of figures that a rebuild has replaced (`old_builds`), of usage by the hour and notifications after 400 days (`usage_hours`, `notifications`), dead letters 90 days after they were resolved (`dead_letters`), and jobs that are over (`jobs`).";
+        "Rows that this process has deleted because nobody needs them any more: of figures that a rebuild has replaced (`old_builds`), of usage by the hour and notifications after 400 days (`usage_hours`, `notifications`), dead letters 90 days after they were resolved (`dead_letters`), jobs that are over (`jobs`), and workers that are gone (`workers`).";
 
     SCHEDULER_COMMANDS = "visionscope_scheduler_commands_total", Counter, Count, ["work"],
         "Commands of the scheduler that took effect: periods begun (`boundary`), expiries booked (`expiry`), expiries announced (`expiry_warning`).";

@@ -9,14 +9,16 @@ use visionscope_billing::domain::dead_letter::LetterState;
 use visionscope_billing::domain::hold::Overrun;
 use visionscope_billing::domain::ids::{HoldId, JobId, LeaseId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
-    ActualUse, Completion, Failure, FoundJobs, Held, Job, JobChanges, JobError, JobHold, JobOutcome, JobState, Queue,
-    QueueSettings, ReplayedLetter, Runner, Seat, Settlement, Submission, default_queues,
+    ActualUse, Completion, Failure, FoundJobs, FoundLeases, Held, Job, JobChanges, JobError, JobHold, JobLease,
+    JobOutcome, JobState, LeaseChanges, Queue, QueueNames, QueueSettings, ReplayedLetter, Runner, Seat, Settlement,
+    Submission, Worker, WorkerState, default_queues,
 };
+use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::text::{JobKind, Label, QueueName, UniqueKey};
 use visionscope_billing::store::StoreError;
 use visionscope_billing::store::cleaning::Leftover;
-use visionscope_billing::store::jobs::{Beat, JobSelection, ListedJob, SentJobs};
+use visionscope_billing::store::jobs::{JobSelection, ListedJob, SentJobs};
 
 use crate::database::TestDatabase;
 use crate::fixtures::{at, feature, workspace};
@@ -358,31 +360,66 @@ pub async fn jobs_that_were_set_aside_are_found_by_their_workspace(db: &impl Tes
     assert_eq!(claim(db, 2, 10).await, [job_id(2)]);
 }
 
-pub async fn a_lease_is_extended_up_to_its_deadline(db: &impl TestDatabase) {
+fn worker(number: u128) -> Worker {
+    Worker {
+        worker_id: WorkerId(Uuid::from_u128(number)),
+        name: Label::from_stored("gpu-1"),
+        subject: "workers".into(),
+        runner: Runner::Worker,
+        queues: QueueNames(vec![queue()]),
+        slots: 4,
+        labels: Metadata::from_stored("{\"gpu\":\"a\"}"),
+        version: Some(Label::from_stored("1.2")),
+        state: WorkerState::Active,
+        started_at: at(0),
+        seen_at: at(0),
+    }
+}
+
+pub async fn heartbeats_change_the_leases_and_the_workers_that_are_found(db: &impl TestDatabase) {
     with_queues(db, settings()).await;
     send(db, [submission(1), submission(2)]).await;
     claim(db, 1, 2).await;
-    let beat = |number: u128, lease, seconds, progress: Option<&str>| Beat {
-        job_id: job_id(number),
-        lease_id: lease_id(lease),
-        leased_until: at(seconds),
-        progress: progress.map(str::to_owned),
-    };
+    db.jobs().register_worker(&worker(1)).await.unwrap();
     each(db, [2], |changes, _, job| _ = changes.cancel(job, &settings(), at(3))).await;
-    let wrong = beat(1, 7, 900, None);
-    let beaten = db
-        .jobs()
-        .extend_leases(&[beat(1, 1000, 90, Some("{\"part\":1}")), beat(2, 1001, 20, None), wrong])
-        .await
-        .unwrap();
-    let mut leased: Vec<_> = beaten.leased.iter().map(|id| id.0.as_u128()).collect();
-    leased.sort_unstable();
-    assert_eq!((leased, beaten.canceled), (vec![1, 2], vec![job_id(2)]));
-    let lease = async |number| db.jobs().job(job_id(number), None).await.unwrap().unwrap().lease.unwrap();
-    assert_eq!((lease(1).await.leased_until, lease(1).await.progress.as_deref()), (at(90), Some("{\"part\":1}")));
-    assert_eq!(lease(2).await.leased_until, at(31), "never shorter");
-    db.jobs().extend_leases(&[beat(1, 1000, 999, None)]).await.unwrap();
-    assert_eq!((lease(1).await.leased_until, lease(1).await.progress.is_some()), (at(301), true));
+    let mut seen = FoundLeases::default();
+    let ids = [job_id(2), job_id(1), job_id(9)];
+    let mut decide = |found: FoundLeases| {
+        seen = found.clone();
+        let extend = |lease: JobLease| JobLease { leased_until: at(90), progress: Some("1".into()), ..lease };
+        let leases = found.leases.into_iter().map(extend).collect();
+        let workers = found.workers.into_iter().map(|worker| Worker { seen_at: at(9), ..worker }).collect();
+        LeaseChanges { leases, workers }
+    };
+    db.jobs().change_leases(&ids, &[worker(1).worker_id, worker(2).worker_id], &mut decide).await.unwrap();
+    let mut found: Vec<_> = seen.leases.iter().map(|lease| lease.job_id.0.as_u128()).collect();
+    found.sort_unstable();
+    assert_eq!((found, seen.canceled, seen.workers), (vec![1, 2], vec![job_id(2)], vec![worker(1)]));
+    let lease = db.jobs().job(job_id(1), None).await.unwrap().unwrap().lease.unwrap();
+    assert_eq!((lease.leased_until, lease.progress.as_deref()), (at(90), Some("1")));
+    assert_eq!(db.jobs().worker(worker(1).worker_id).await.unwrap().unwrap().seen_at, at(9));
+}
+
+pub async fn workers_are_registered_changed_and_noted_as_gone(db: &impl TestDatabase) {
+    let quiet = Worker { labels: None, version: None, seen_at: at(5), ..worker(2) };
+    for worker in [worker(1), quiet.clone()] {
+        db.jobs().register_worker(&worker).await.unwrap();
+    }
+    assert_eq!(db.jobs().workers(10).await.unwrap(), [quiet.clone(), worker(1)], "the one that was seen last first");
+    assert_eq!(db.jobs().workers(1).await.unwrap(), std::slice::from_ref(&quiet));
+    assert_eq!(db.jobs().worker(worker(3).worker_id).await.unwrap(), None);
+    let draining = Worker { state: WorkerState::Draining, ..worker(1) };
+    db.jobs().change_worker(&worker(1), &draining, &act(1)).await.unwrap();
+    let again = db.jobs().change_worker(&worker(1), &draining, &act(2)).await;
+    assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
+    assert_eq!(db.operations().operator_act(act(2).audit_id).await.unwrap(), None);
+    assert_eq!(db.jobs().retire_workers(at(5)).await.unwrap(), 1);
+    assert_eq!(db.jobs().retire_workers(at(5)).await.unwrap(), 0);
+    let states: Vec<_> = db.jobs().workers(10).await.unwrap().into_iter().map(|worker| worker.state).collect();
+    assert_eq!(states, [WorkerState::Active, WorkerState::Gone]);
+    assert_eq!(db.cleaning().clean(Leftover::GoneWorkers(at(0)), 10).await.unwrap(), 0);
+    assert_eq!(db.cleaning().clean(Leftover::GoneWorkers(at(1)), 10).await.unwrap(), 1);
+    assert_eq!(db.jobs().workers(10).await.unwrap(), [quiet]);
 }
 
 pub async fn holds_that_need_something_are_found(db: &impl TestDatabase) {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
-use visionscope_billing::domain::ids::{JobId, WorkspaceId};
-use visionscope_billing::domain::jobs::{Job, Queue};
+use visionscope_billing::domain::ids::{JobId, WorkerId, WorkspaceId};
+use visionscope_billing::domain::jobs::{Job, Queue, Worker};
 use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::store::jobs::{Beat, Beaten, DecideJobs, JobRecord, JobSelection, Jobs, ListedJob};
+use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob};
 use visionscope_billing::store::{ServerStore, StoreError};
 
 pub struct FaultyJobs {
@@ -47,8 +47,33 @@ impl Jobs for FaultyJobs {
         if fails { Err(away()) } else { Ok(()) }
     }
 
-    async fn extend_leases(&self, beats: &[Beat]) -> Result<Beaten, StoreError> {
-        self.inner.extend_leases(beats).await
+    async fn change_leases(
+        &self,
+        jobs: &[JobId],
+        workers: &[WorkerId],
+        decide: DecideLeases<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.change_leases(jobs, workers, decide).await
+    }
+
+    async fn register_worker(&self, worker: &Worker) -> Result<(), StoreError> {
+        self.inner.register_worker(worker).await
+    }
+
+    async fn change_worker(&self, before: &Worker, after: &Worker, act: &OperatorAct) -> Result<(), StoreError> {
+        self.inner.change_worker(before, after, act).await
+    }
+
+    async fn worker(&self, worker_id: WorkerId) -> Result<Option<Worker>, StoreError> {
+        self.inner.worker(worker_id).await
+    }
+
+    async fn workers(&self, limit: u32) -> Result<Vec<Worker>, StoreError> {
+        self.inner.workers(limit).await
+    }
+
+    async fn retire_workers(&self, before: Timestamp) -> Result<u64, StoreError> {
+        self.inner.retire_workers(before).await
     }
 
     async fn queues(&self) -> Result<Vec<Queue>, StoreError> {

@@ -6,6 +6,7 @@
 mod databases;
 mod faults;
 mod faulty_jobs;
+mod leases;
 mod metered;
 mod plain;
 mod world;

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use chrono::TimeDelta;
 use uuid::Uuid;
 use visionscope_billing::clock::Clock;
 use visionscope_billing::domain::ids::{LeaseId, WorkerId};
-use visionscope_billing::domain::jobs::{Completion, JobState, QueueSettings, Submission};
+use visionscope_billing::domain::jobs::{
+    BeatAnswer, Completion, JobState, LeaseBeat, QueueSettings, Submission, WorkerBeat,
+};
 use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::text::{Label, UniqueKey};
 use visionscope_billing::queues::{Accepted, EndAnswer, EndOfJob, JobEnd};
-use visionscope_billing::store::jobs::{Beat, Jobs};
+use visionscope_billing::store::jobs::Jobs;
 
 use crate::databases::Database;
 use crate::world::{World, failure, queue};
@@ -28,14 +29,16 @@ async fn a_job_of_a_lost_worker_is_tried_again_and_its_lease_is_worth_nothing() 
         world.pass(59);
         assert_eq!(world.queues.promote().await.unwrap().lost, 0);
         // Its worker lives.
-        let leased_until = world.clock.now().plus(TimeDelta::seconds(60));
-        let beat = Beat { job_id: lost.job_id, lease_id: lost.lease_id, leased_until, progress: None };
-        world.jobs.extend_leases(&[beat]).await.unwrap();
+        let lease = LeaseBeat { job_id: lost.job_id, lease_id: lost.lease_id, progress: None };
+        let beat = WorkerBeat { worker_id: lost.worker_id, leases: vec![lease] };
+        assert_eq!(world.queues.beat(beat.clone()).await, Ok(BeatAnswer::default()));
         world.pass(59);
         assert_eq!(world.queues.promote().await.unwrap().lost, 0);
         world.pass(1);
         assert_eq!(world.queues.promote().await.unwrap().lost, 1);
         assert_eq!(world.end(&lost, done()).await, EndAnswer::LeaseLost);
+        let lost_job = BeatAnswer { lost: vec![lost.job_id], ..BeatAnswer::default() };
+        assert_eq!(world.queues.beat(beat).await, Ok(lost_job));
         world.pass(60);
         world.queues.promote().await.unwrap();
         let lease = world.claim_one().await;

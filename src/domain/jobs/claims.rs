@@ -54,7 +54,10 @@ impl JobChanges {
                 deadline,
                 progress: None,
             });
-            changes.update(Job { state: JobState::Running, attempt: job.attempt.saturating_add(1), ..job }, now);
+            changes.update(
+                Job { state: JobState::Running, attempt: job.attempt.saturating_add(1), ended_by: None, ..job },
+                now,
+            );
         }
         changes
     }

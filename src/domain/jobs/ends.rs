@@ -111,9 +111,9 @@ impl JobChanges {
     }
 
     /// A worker gives its job back: another one gets it at once, and the attempt does not count.
-    pub fn release(&mut self, job: Job, lease: &JobLease, settings: &QueueSettings, now: Timestamp) {
+    pub fn release(&mut self, job: Job, settings: &QueueSettings, now: Timestamp) {
         self.ended_leases.push(job.job_id);
-        let job = Job { attempt: job.attempt.saturating_sub(1), ended_by: Some(lease.lease_id), ..job };
+        let job = Job { attempt: job.attempt.saturating_sub(1), ..job };
         if job.cancel_requested_at.is_some() {
             self.end(job, JobOutcome::Canceled, settings, now);
         } else {

@@ -266,7 +266,7 @@ pub struct Job {
     /// JSON.
     pub result: Option<String>,
     pub actual: Option<ActualUse>,
-    /// The lease whose worker has ended it: the same end sent again has the same answer.
+    /// The lease of the last attempt, if its worker has completed or failed it: the same sent again has the same answer.
     pub ended_by: Option<LeaseId>,
     pub cancel_requested_at: Option<Timestamp>,
     /// Of the last attempt that has failed.

@@ -30,6 +30,7 @@ mod submission;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod worker;
 
 pub use self::changes::JobChanges;
 pub use self::claims::Seat;
@@ -45,3 +46,4 @@ pub use self::queue::{Queue, QueueSettings, RetryDelays, default_queues};
 pub use self::routing::{Route, Routes, RoutesError, default_routes};
 pub use self::submission::{Submission, Submitted};
 pub use self::turns::Turns;
+pub use self::worker::{BeatAnswer, FoundLeases, LeaseBeat, LeaseChanges, QueueNames, Worker, WorkerBeat, WorkerState};

@@ -1,0 +1,53 @@
+//! Heartbeats: those of all workers of this server are one transaction now and then.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::handle::{Beating, Inner, QueueError};
+use crate::domain::jobs::{BeatAnswer, LeaseChanges, QueueSettings, WorkerBeat};
+
+/// How long the first heartbeat waits for others. A lease lasts many times as long.
+const GATHER: Duration = Duration::from_millis(500);
+/// How many heartbeats are taken together.
+const MAX_BEATS: usize = 1024;
+
+pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Beating>) {
+    while let Some(first) = received.recv().await {
+        tokio::time::sleep(GATHER).await;
+        let mut beating = vec![first];
+        while beating.len() < MAX_BEATS
+            && let Ok(next) = received.try_recv()
+        {
+            beating.push(next);
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        let (beats, replies): (Vec<_>, Vec<_>) = beating.into_iter().map(|one| (one.beat, one.reply)).unzip();
+        let answers = inner.take_beats(&beats).await;
+        for (place, reply) in replies.into_iter().enumerate() {
+            let answer = match &answers {
+                Ok(answers) => answers.get(place).cloned().ok_or(QueueError::Failed),
+                Err(error) => Err(*error),
+            };
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+impl Inner {
+    async fn take_beats(&self, beats: &[WorkerBeat]) -> Result<Vec<BeatAnswer>, QueueError> {
+        let jobs: Vec<_> = beats.iter().flat_map(|beat| beat.leases.iter().map(|lease| lease.job_id)).collect();
+        let workers: Vec<_> = beats.iter().map(|beat| beat.worker_id).collect();
+        let (settings, now) = (self.settings.borrow().clone(), self.parts.clock.now());
+        let mut answers = Vec::new();
+        let mut decide = |found| {
+            let lease_of = |queue: &_| settings.get(queue).map(QueueSettings::lease);
+            let (changes, told) = LeaseChanges::beat(found, beats, lease_of, now);
+            answers = told;
+            changes
+        };
+        self.parts.jobs.change_leases(&jobs, &workers, &mut decide).await?;
+        Ok(answers)
+    }
+}

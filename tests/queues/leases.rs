@@ -1,0 +1,138 @@
+//! Workers that wait for jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+use visionscope_billing::domain::ids::WorkerId;
+use visionscope_billing::domain::jobs::{Completion, Runner, Submission};
+use visionscope_billing::domain::text::{JobKind, QueueName};
+use visionscope_billing::queues::{EndOfJob, JobEnd, LeaseRequest, Leased, Parts, Queues};
+
+use crate::databases::Database;
+use crate::world::{World, queue};
+
+fn request(worker: u128, queues: &[&str], most: usize, wait: Duration) -> LeaseRequest {
+    LeaseRequest {
+        worker_id: WorkerId(Uuid::from_u128(worker)),
+        runner: Runner::Worker,
+        queues: queues.iter().map(|name| QueueName::new(name).unwrap()).collect(),
+        most,
+        wait,
+    }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+const VIDEO: [&str; 1] = ["video_processing"];
+
+fn numbers(leased: &[Leased]) -> Vec<u128> {
+    leased.iter().map(|leased| leased.job.job_id.0.as_u128()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_waits_gets_a_job_as_soon_as_it_is_sent() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let begun = Instant::now();
+        let none = world.queues.lease(request(1, &VIDEO, 1, Duration::from_millis(300))).await.unwrap();
+        assert!(none.is_empty() && begun.elapsed() >= Duration::from_millis(300));
+        // The pauses are long by now.
+        let (queues, waiting) = (world.queues.clone(), request(1, &VIDEO, 5, LONG));
+        let waiting = tokio::spawn(async move { queues.lease(waiting).await });
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let sent = Instant::now();
+        world.queues.submit(world.job(1, None)).await.unwrap();
+        assert_eq!(numbers(&waiting.await.unwrap().unwrap()), [1]);
+        assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_workers_share_the_jobs_and_no_job_has_two() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let workers = (0..100).map(|worker| world.queues.lease(request(worker, &VIDEO, 3, LONG)));
+        let send = async {
+            for number in 0..300 {
+                world.queues.submit(world.job(number, None)).await.unwrap();
+            }
+        };
+        let (answers, ()) = tokio::join!(join_all(workers), send);
+        let mut seen: BTreeSet<_> = BTreeSet::new();
+        let mut count = 0;
+        for leased in answers.into_iter().map(Result::unwrap) {
+            assert!((1..=3).contains(&leased.len()), "{}", leased.len());
+            assert!(leased.iter().all(|one| one.lease.worker_id == leased[0].lease.worker_id));
+            count += leased.len();
+            seen.extend(numbers(&leased));
+        }
+        assert_eq!(seen.len(), count);
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_are_served_in_the_proportion_of_their_weights() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let names = ["billing", "default", "notifications"];
+        for number in 0..300 {
+            let name = names[usize::try_from(number % 3).unwrap()];
+            let kind = JobKind::new("mail.send").unwrap();
+            let submission = Submission { queue: QueueName::new(name).unwrap(), kind, ..world.job(number, None) };
+            world.queues.submit(submission).await.unwrap();
+        }
+        let mut served: BTreeMap<String, u32> = BTreeMap::new();
+        for _ in 0..75 {
+            let leased = world.queues.lease(request(1, &names, 1, LONG)).await.unwrap();
+            *served.entry(leased[0].job.queue.as_str().to_owned()).or_default() += 1;
+        }
+        assert_eq!(served.into_values().collect::<Vec<_>>(), [40, 20, 15], "8, 4 and 3");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_has_gone_away_gets_nothing_and_holds_nothing() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        for worker in 0..20 {
+            let gone = world.queues.lease(request(worker, &VIDEO, 10, LONG));
+            assert!(timeout(Duration::from_millis(5), gone).await.is_err(), "there is no job");
+        }
+        world.queues.submit(world.job(1, None)).await.unwrap();
+        let leased = world.queues.lease(request(99, &VIDEO, 10, LONG)).await.unwrap();
+        assert_eq!((numbers(&leased), leased[0].job.attempt), (vec![1], 1));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_another_server_has_taken_or_given_back_is_found() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let parts = Parts {
+            jobs: Arc::clone(&world.jobs) as _,
+            store: Arc::clone(&world.database.store),
+            engine: world.engine.clone(),
+            clock: Arc::new(world.clock.clone()),
+        };
+        let other = Queues::start(parts).await.unwrap();
+        let waiting = world.queues.lease(request(1, &VIDEO, 1, LONG));
+        let send = other.submit(world.job(1, None));
+        let (leased, answer) = tokio::join!(waiting, send);
+        let (lease, _) = (leased.unwrap().remove(0).lease, answer.unwrap());
+        let end = |end| EndOfJob { job_id: lease.job_id, lease_id: lease.lease_id, worker_id: None, end };
+        other.end(vec![end(JobEnd::Release)]).await.unwrap();
+        let again = world.queues.lease(request(1, &VIDEO, 1, LONG)).await.unwrap().remove(0);
+        assert_eq!((again.job.attempt, again.job.queue.clone()), (1, queue()));
+        let late = other.end(vec![end(JobEnd::Complete(Completion::default()))]).await.unwrap();
+        assert_eq!(late, [visionscope_billing::queues::EndAnswer::LeaseLost]);
+        drop(other);
+        world.audit_and_close().await;
+    }
+}
