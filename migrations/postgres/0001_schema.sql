@@ -650,7 +650,7 @@ create table jobs (
     fingerprint         bytea not null check (octet_length(fingerprint) = 32), -- of the request
     hold                jsonb, -- what a metered job reserves
     hold_id             uuid,
-    held_credits        bigint check (held_credits > 0),
+    held_credits        bigint check (held_credits >= 0),
     unit_price          bigint check (unit_price >= 0), -- at which a quantity is captured
     hold_expires_at     timestamptz,
     outcome             text check (outcome in ('completed', 'failed', 'canceled')),
@@ -679,8 +679,9 @@ create table jobs (
 
 create index jobs_ready on jobs (queue, runner, rank, job_id) where state = 'ready';
 -- The last rank of a line of jobs: the next one ranks behind it.
-create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state = 'ready';
+create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state in ('ready', 'capped');
 create index jobs_capped on jobs (queue, workspace_id, rank, job_id) where state = 'capped';
+create index jobs_set_aside on jobs (changed_at, job_id) where state = 'capped';
 create index jobs_waiting on jobs (run_at, job_id) where state = 'waiting';
 create index jobs_unsettled on jobs (changed_at, job_id) where state in ('holding', 'settling');
 create index jobs_holds on jobs (hold_expires_at, job_id) where hold_expires_at is not null;
@@ -749,7 +750,7 @@ create table jobs_done (
     fingerprint         bytea not null check (octet_length(fingerprint) = 32), -- of the request
     hold                jsonb, -- what a metered job reserves
     hold_id             uuid,
-    held_credits        bigint check (held_credits > 0),
+    held_credits        bigint check (held_credits >= 0),
     unit_price          bigint check (unit_price >= 0), -- at which a quantity is captured
     hold_expires_at     timestamptz,
     outcome             text check (outcome in ('completed', 'failed', 'canceled')),

@@ -653,7 +653,7 @@ create table jobs (
     fingerprint         blob not null check (length(fingerprint) = 32), -- of the request
     hold                text check (json_valid(hold)), -- what a metered job reserves
     hold_id             blob check (length(hold_id) = 16),
-    held_credits        integer check (held_credits > 0),
+    held_credits        integer check (held_credits >= 0),
     unit_price          integer check (unit_price >= 0), -- at which a quantity is captured
     hold_expires_at     integer,
     outcome             text check (outcome in ('completed', 'failed', 'canceled')),
@@ -682,8 +682,9 @@ create table jobs (
 
 create index jobs_ready on jobs (queue, runner, rank, job_id) where state = 'ready';
 -- The last rank of a line of jobs: the next one ranks behind it.
-create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state = 'ready';
+create index jobs_lines on jobs (queue, workspace_id, priority, rank) where state in ('ready', 'capped');
 create index jobs_capped on jobs (queue, workspace_id, rank, job_id) where state = 'capped';
+create index jobs_set_aside on jobs (changed_at, job_id) where state = 'capped';
 create index jobs_waiting on jobs (run_at, job_id) where state = 'waiting';
 create index jobs_unsettled on jobs (changed_at, job_id) where state in ('holding', 'settling');
 create index jobs_holds on jobs (hold_expires_at, job_id) where hold_expires_at is not null;
@@ -752,7 +753,7 @@ create table jobs_done (
     fingerprint         blob not null check (length(fingerprint) = 32), -- of the request
     hold                text check (json_valid(hold)), -- what a metered job reserves
     hold_id             blob check (length(hold_id) = 16),
-    held_credits        integer check (held_credits > 0),
+    held_credits        integer check (held_credits >= 0),
     unit_price          integer check (unit_price >= 0), -- at which a quantity is captured
     hold_expires_at     integer,
     outcome             text check (outcome in ('completed', 'failed', 'canceled')),

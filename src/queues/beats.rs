@@ -7,11 +7,14 @@ use tokio::sync::mpsc;
 
 use super::handle::{Beating, Inner, QueueError};
 use crate::domain::jobs::{BeatAnswer, LeaseChanges, QueueSettings, WorkerBeat};
+use crate::store::StoreError;
 
 /// How long the first heartbeat waits for others. A lease lasts many times as long.
 const GATHER: Duration = Duration::from_millis(500);
 /// How many heartbeats are taken together.
 const MAX_BEATS: usize = 1024;
+/// How often they are taken again if another transaction was in the way.
+const MAX_CONFLICTS: usize = 3;
 
 pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Beating>) {
     while let Some(first) = received.recv().await {
@@ -47,7 +50,13 @@ impl Inner {
             answers = told;
             changes
         };
-        self.parts.jobs.change_leases(&jobs, &workers, &mut decide).await?;
-        Ok(answers)
+        let mut conflicts = 0;
+        loop {
+            match self.parts.jobs.change_leases(&jobs, &workers, &mut decide).await {
+                Ok(()) => return Ok(answers),
+                Err(StoreError::Conflict(_)) if conflicts < MAX_CONFLICTS => conflicts += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }

@@ -100,11 +100,11 @@ pub(super) fn end_hold(job: &Job, message_id: CommandId, now: Timestamp) -> Opti
     envelope(job, "release", command, message_id, now)
 }
 
-/// The command that lets the hold of a job last longer. It may be sent again and again, so its key is new each time.
+/// The command that lets the hold of a job last longer, once for each end that the hold has had.
 pub(super) fn extend_hold(job: &Job, message_id: CommandId, now: Timestamp) -> Option<Envelope> {
     let command =
         Command::ExtendHold(ExtendHold { hold_id: job.hold_id?, duration: duration(job.run_at.since(now).as_secs()) });
-    envelope(job, &format!("extend {message_id}"), command, message_id, now)
+    envelope(job, &format!("extend {}", job.hold_expires_at?), command, message_id, now)
 }
 
 fn duration(seconds_ahead: u64) -> HoldDuration {
@@ -161,7 +161,7 @@ pub(super) fn expires_at(answer: &Rendered) -> Option<Timestamp> {
     Some(body.expires_at)
 }
 
-fn error_of(answer: &Rendered) -> JobError {
+pub(super) fn error_of(answer: &Rendered) -> JobError {
     let problem = serde_json::from_str::<ProblemBody>(&answer.body);
     let ProblemBody { code, detail } = problem.unwrap_or(ProblemBody { code: "refused".into(), detail: String::new() });
     JobError::new(&code, &detail)

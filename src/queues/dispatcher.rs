@@ -83,10 +83,11 @@ impl Dispatcher {
                 tracing::warn!(%error, queue = %line.0, "jobs could not be claimed; trying again");
                 Claimed::default()
             });
-            let (count, is_full) = (claimed.leased.len(), claimed.leased.len() == seats.len());
+            let count = claimed.leased.len();
+            let is_full = count > 0 && count == seats.len();
             self.turns.took(&line, u64::try_from(count).unwrap_or_default(), settings.map_or(1, |of| of.weight));
-            self.look_again(line, count > 0, is_full || claimed.has_set_aside, inner.share());
-            self.hand_over(inner, claimed.leased, &seats);
+            self.look_again(line.clone(), count > 0, is_full || claimed.has_set_aside, inner.share());
+            self.hand_over(inner, &line, claimed.leased, &seats);
         }
     }
 
@@ -134,9 +135,8 @@ impl Dispatcher {
     }
 
     /// A place for each job that is wanted of the line, by the waiting one that gets it.
-    fn seats(&self, inner: &Inner, (queue, runner): &Line) -> BTreeMap<LeaseId, Seat> {
-        let wants = |waiting: &&Waiting| waiting.runner == *runner && waiting.queues.contains(queue);
-        let workers = self.waiting.iter().filter(wants);
+    fn seats(&self, inner: &Inner, line: &Line) -> BTreeMap<LeaseId, Seat> {
+        let workers = self.waiting.iter().filter(|waiting| wants(waiting, line));
         let workers = workers.flat_map(|waiting| std::iter::repeat_n(waiting.worker_id, waiting.most));
         let seat = |worker_id| {
             let lease_id = LeaseId(inner.parts.clock.new_id());
@@ -158,14 +158,14 @@ impl Dispatcher {
     }
 
     /// Answers those that have got jobs. What nobody takes any more is given back.
-    fn hand_over(&mut self, inner: &Arc<Inner>, leased: Vec<Leased>, seats: &BTreeMap<LeaseId, Seat>) {
+    fn hand_over(&mut self, inner: &Arc<Inner>, line: &Line, leased: Vec<Leased>, seats: &BTreeMap<LeaseId, Seat>) {
         let mut by_worker: HashMap<_, VecDeque<Leased>> = HashMap::new();
         for leased in leased.into_iter().filter(|leased| seats.contains_key(&leased.lease.lease_id)) {
             by_worker.entry(leased.lease.worker_id).or_default().push_back(leased);
         }
         let mut left = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
-            let jobs = by_worker.get_mut(&waiting.worker_id).filter(|jobs| !jobs.is_empty());
+            let jobs = by_worker.get_mut(&waiting.worker_id).filter(|jobs| !jobs.is_empty() && wants(&waiting, line));
             let Some(jobs) = jobs else {
                 self.waiting.push_back(waiting);
                 continue;
@@ -187,6 +187,10 @@ impl Dispatcher {
         // If it cannot be written now, the leases end by themselves.
         tokio::spawn(async move { inner.end(given_back).await });
     }
+}
+
+fn wants(waiting: &Waiting, (queue, runner): &Line) -> bool {
+    waiting.runner == *runner && waiting.queues.contains(queue)
 }
 
 impl Inner {

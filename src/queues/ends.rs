@@ -28,7 +28,7 @@ pub enum JobEnd {
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndAnswer {
-    /// The job's state now. The same for an end that is sent again.
+    /// The job's state now. The same for a completion or a failure that is sent again, until another worker has the job.
     Ended(JobState),
     /// The worker does not have the job any more.
     LeaseLost,
@@ -61,11 +61,8 @@ impl Inner {
             changes
         })
         .await?;
-        let settled: HashMap<_, _> =
-            settling.iter().filter_map(|job| Some((job.job_id, job.outcome?.state()))).collect();
-        if settling.is_empty() || self.settle(settling).await.is_err() {
-            return Ok(answers);
-        }
+        // What cannot be settled now is done by the promoter.
+        let settled = self.settle(settling).await.unwrap_or_default();
         let ended = |(end, answer): (&EndOfJob, EndAnswer)| match (&answer, settled.get(&end.job_id)) {
             (EndAnswer::Ended(JobState::Settling), Some(state)) => EndAnswer::Ended(*state),
             _ => answer,

@@ -17,6 +17,8 @@ use crate::store::{Store, StoreError, jobs::Jobs};
 
 /// How many jobs may wait to be stored.
 const MAX_SENT: usize = 4096;
+/// How many jobs one request gets.
+const MAX_LEASED: usize = 32;
 /// How many workers may wait for jobs, and for an answer to a heartbeat.
 const MAX_WAITING: usize = 4096;
 
@@ -48,9 +50,9 @@ pub(super) struct Inner {
 pub struct LeaseRequest {
     pub worker_id: WorkerId,
     pub runner: Runner,
-    /// Any of these will do.
+    /// Any of these will do. Those that do not exist are left out.
     pub queues: Vec<QueueName>,
-    /// As many jobs as it can run now.
+    /// As many jobs as it can run now: at most 32.
     pub most: usize,
     /// How long it waits for the first one.
     pub wait: Duration,
@@ -154,7 +156,9 @@ impl Queues {
 
     /// Jobs for a worker: at least one if there is one in time, and none otherwise.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Vec<Leased>, QueueError> {
-        let LeaseRequest { worker_id, runner, queues, most, wait } = request;
+        let LeaseRequest { worker_id, runner, mut queues, most, wait } = request;
+        queues.retain(|queue| self.0.settings.borrow().contains_key(queue));
+        let most = most.clamp(1, MAX_LEASED);
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { worker_id, runner, queues, most, until: Instant::now() + wait, reply };
         self.0.waiting.try_send(waiting).map_err(|_| QueueError::Overloaded)?;

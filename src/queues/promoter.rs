@@ -14,6 +14,10 @@ use crate::store::jobs::JobSelection;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How many jobs one transaction changes.
 const MAX_JOBS: u32 = 500;
+/// How many of these one look has.
+const MAX_ROUNDS: usize = 10;
+/// After so long, a job that was set aside is looked at again.
+const SET_ASIDE_FOR: TimeDelta = TimeDelta::seconds(60);
 /// After so long, a hold that is being placed, captured or released is somebody else's who was killed.
 const UNSETTLED_FOR: TimeDelta = TimeDelta::seconds(5);
 /// After so long without a heartbeat, a worker is gone.
@@ -68,8 +72,10 @@ impl Queues {
         Ok(Promoted { ready: ready?, lost: lost?, settled: settled?, extended: extended? })
     }
 
-    /// Ends the jobs that have waited for a worker for too long. Returns how many.
+    /// Ends the jobs that have waited for a worker for too long, and brings back what was set aside long ago. Returns how many
+    /// have ended.
     pub async fn expire(&self) -> Result<usize, QueueError> {
+        self.0.bring_back().await?;
         let mut all = 0;
         for queue in self.settings().keys() {
             for runner in Runner::ALL {
@@ -90,7 +96,8 @@ impl Queues {
 impl Inner {
     async fn promote_due(&self) -> Result<usize, QueueError> {
         let mut all = 0;
-        loop {
+        // The rest comes with the next look, after what else is due.
+        for _ in 0..MAX_ROUNDS {
             let (now, mut promoted) = (self.parts.clock.now(), 0);
             self.change(&JobSelection::Due { now, limit: MAX_JOBS }, &mut |mut found| {
                 promoted = found.jobs.len();
@@ -99,9 +106,10 @@ impl Inner {
             .await?;
             all += promoted;
             if promoted < usize::try_from(MAX_JOBS).unwrap_or(usize::MAX) {
-                return Ok(all);
+                break;
             }
         }
+        Ok(all)
     }
 
     async fn end_lost(&self) -> Result<usize, QueueError> {
@@ -124,15 +132,29 @@ impl Inner {
         Ok(lost)
     }
 
-    /// Holds that are being placed, captured or released by nobody any more.
+    /// Holds that are being placed, captured or released by nobody any more. They are noted as taken first, so that no other
+    /// server takes them too, and what cannot be done now does not keep others waiting.
     async fn settle_left(&self) -> Result<usize, QueueError> {
-        let before = self.parts.clock.now().minus(UNSETTLED_FOR);
-        let jobs = self.parts.jobs.unsettled_jobs(before, MAX_JOBS).await?;
+        let (now, mut jobs) = (self.parts.clock.now(), Vec::new());
+        let which = JobSelection::Unsettled { before: now.minus(UNSETTLED_FOR), limit: MAX_JOBS };
+        self.change(&which, &mut |found| {
+            jobs.clone_from(&found.jobs);
+            JobChanges::touch(found.jobs, now)
+        })
+        .await?;
+        let count = jobs.len();
         let (holding, settling): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.state == JobState::Holding);
-        let count = holding.len() + settling.len();
-        self.place_holds(holding).await?;
-        self.settle(settling).await?;
+        let (placed, settled) = (self.place_holds(holding).await, self.settle(settling).await);
+        placed?;
+        settled?;
         Ok(count)
+    }
+
+    /// What nobody has brought back: its workspace may run more by now.
+    async fn bring_back(&self) -> Result<(), QueueError> {
+        let now = self.parts.clock.now();
+        let which = JobSelection::SetAside { before: now.minus(SET_ASIDE_FOR), limit: MAX_JOBS };
+        self.change(&which, &mut |found| JobChanges::bring_back(found.jobs, now)).await
     }
 
     async fn extend_ending(&self) -> Result<usize, QueueError> {

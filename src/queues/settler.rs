@@ -3,7 +3,7 @@
 //! The engine's answer and the job's row are two transactions. After a crash between them, the command is sent again with the
 //! same key, gets the same answer, and the row follows.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use futures::future::join_all;
 
@@ -11,7 +11,8 @@ use super::commands::{self, HoldAnswer};
 use super::handle::{Inner, QueueError};
 use crate::domain::commands::Envelope;
 use crate::domain::ids::JobId;
-use crate::domain::jobs::{FoundJobs, Job, JobChanges, JobState, Settlement};
+use crate::domain::jobs::{FoundJobs, Job, JobChanges, JobError, JobState, Settlement};
+use crate::domain::time::Timestamp;
 use crate::engine::{EngineError, Rendered, Reply};
 use crate::store::StoreError;
 use crate::store::jobs::{DecideJobs, JobSelection};
@@ -81,9 +82,9 @@ impl Inner {
         let which = JobSelection::ById(placed.map(|(job_id, _)| *job_id).collect());
         let mut after: Vec<Job> = Vec::new();
         self.change(&which, &mut |found| {
-            let changes = self.write_holds(&found, &placements);
+            let changes = self.write_holds(&jobs, &found, &placements);
             let over = found.finished.iter().map(|finished| &finished.job);
-            after = found.jobs.iter().chain(&changes.updated).chain(over).cloned().collect();
+            after = found.jobs.iter().chain(&changes.updated).chain(&changes.inserted).chain(over).cloned().collect();
             changes
         })
         .await?;
@@ -115,7 +116,7 @@ impl Inner {
         }
     }
 
-    fn write_holds(&self, found: &FoundJobs, placements: &Placements) -> JobChanges {
+    fn write_holds(&self, jobs: &[Job], found: &FoundJobs, placements: &Placements) -> JobChanges {
         let (mut changes, now) = (JobChanges::default(), self.parts.clock.now());
         let mut last_ranks = found.last_ranks.clone();
         for job in found.jobs.iter().filter(|job| job.state == JobState::Holding).cloned() {
@@ -124,30 +125,53 @@ impl Inner {
             match answer {
                 HoldAnswer::Placed(held) => changes.held(job, *held, &mut last_ranks, settings, now),
                 HoldAnswer::Refused(_, error) => changes.reject(job, error.clone(), settings, now),
-                HoldAnswer::RefusedForNow(_) | HoldAnswer::Over => changes.forget(&job),
+                HoldAnswer::RefusedForNow(answer) => changes.forget(&job, commands::error_of(answer), now),
+                HoldAnswer::Over => {
+                    let error = JobError::new(JobError::EXPIRED, "the hold of the job is over");
+                    changes.forget(&job, error, now);
+                }
             }
         }
+        changes.inserted = self.forgotten(jobs, found, placements, now);
         changes
     }
 
-    /// Captures or releases the holds of jobs that are over. What cannot be done now is done later.
-    pub(super) async fn settle(&self, jobs: Vec<Job>) -> Result<(), QueueError> {
-        let mut left = jobs;
+    /// Jobs that somebody else has forgotten, because their holds were refused for the moment: here they are placed.
+    fn forgotten(&self, jobs: &[Job], found: &FoundJobs, placements: &Placements, now: Timestamp) -> Vec<Job> {
+        let finished = found.finished.iter().map(|finished| &finished.job);
+        let known: HashSet<_> = found.jobs.iter().chain(finished).map(|job| job.job_id).collect();
+        let (mut revived, settings) = (JobChanges::default(), self.settings.borrow().clone());
+        for job in jobs.iter().filter(|job| job.state == JobState::Holding && !known.contains(&job.job_id)) {
+            let Some(Ok(Placed { answer: HoldAnswer::Placed(held), .. })) = placements.get(&job.job_id) else {
+                continue;
+            };
+            let Some(settings) = settings.get(&job.queue) else { continue };
+            revived.held(job.clone(), *held, &mut HashMap::new(), settings, now);
+        }
+        revived.updated
+    }
+
+    /// Captures or releases the holds of jobs that are over. Returns the states of those that have left. What cannot be done now
+    /// is done later.
+    pub(super) async fn settle(&self, jobs: Vec<Job>) -> Result<HashMap<JobId, JobState>, QueueError> {
+        let (mut left, mut ended) = (jobs, HashMap::new());
         for _ in 0..ROUNDS {
-            left = self.settle_once(left).await?;
+            let changes = self.settle_once(left).await?;
+            ended.extend(changes.finished.into_iter().map(|finished| (finished.job.job_id, finished.job.state)));
+            left = changes.updated;
             if left.is_empty() {
                 break;
             }
         }
-        Ok(())
+        Ok(ended)
     }
 
-    /// Returns the jobs whose cost was refused: their holds are to be released.
-    async fn settle_once(&self, jobs: Vec<Job>) -> Result<Vec<Job>, QueueError> {
+    /// The jobs whose cost was refused are updated: their holds are to be released.
+    async fn settle_once(&self, jobs: Vec<Job>) -> Result<JobChanges, QueueError> {
         let settling = jobs.iter().map(|job| async { (job.job_id, (job.outcome, self.end_hold(job).await)) });
         let settled: HashMap<_, _> = join_all(settling).await.into_iter().collect();
         let which = JobSelection::ById(settled.keys().copied().collect());
-        let mut left = Vec::new();
+        let mut written = JobChanges::default();
         self.change(&which, &mut |found| {
             let (mut changes, now) = (JobChanges::default(), self.parts.clock.now());
             for job in found.jobs.iter().filter(|job| job.state == JobState::Settling).cloned() {
@@ -155,11 +179,11 @@ impl Inner {
                 let Some(settings) = found.settings(&job.queue).filter(|_| *outcome == job.outcome) else { continue };
                 changes.settle(job, settlement.clone(), settings, now);
             }
-            left.clone_from(&changes.updated);
+            written.clone_from(&changes);
             changes
         })
         .await?;
-        Ok(left)
+        Ok(written)
     }
 
     async fn end_hold(&self, job: &Job) -> Result<Settlement, EngineError> {
@@ -172,6 +196,10 @@ impl Inner {
 
     async fn answer(&self, envelope: Envelope) -> Result<Rendered, EngineError> {
         match self.parts.engine.submit(envelope).await? {
+            // It may be accepted another time.
+            Reply::Decided { rejection: Some(rejection), .. } if !rejection.is_recorded() => {
+                Err(EngineError::Unavailable)
+            }
             Reply::Decided { answer, .. } | Reply::Replayed(answer) => Ok(answer),
             Reply::KeyReused | Reply::Nothing => Err(EngineError::Failed),
         }

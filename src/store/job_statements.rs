@@ -18,7 +18,7 @@ statements! {
     /// The statements of queues and jobs, as one database writes them.
     JobStatements:
     queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
-    last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled,
+    last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled, set_aside,
     ending_holds, attempts, page, done_page
 }
 
@@ -37,7 +37,8 @@ const NEXT_CAPPED: u32 = 32;
 const LAST_RANKS: &str = "
 select k.queue, k.workspace_id, k.priority, (
     select t.rank from jobs t {index}
-    where t.queue = k.queue and t.workspace_id = k.workspace_id and t.priority = k.priority and t.state = 'ready'
+    where t.queue = k.queue and t.workspace_id = k.workspace_id and t.priority = k.priority
+        and t.state in ('ready', 'capped')
     order by t.rank desc limit 1
 ) from {keys}";
 
@@ -55,7 +56,10 @@ returning 1";
 
 /// Few rows: workers.
 const RETIRE_WORKERS: &str = "
-update workers set state = 'gone' where state <> 'gone' and seen_at < $1 returning 1";
+update workers set state = 'gone' where worker_id in (
+    select t.worker_id from workers t where t.state <> 'gone' and t.seen_at < $1 order by t.worker_id {lock}
+)
+returning 1";
 
 const CANCELED: &str = "
 select j.job_id from {keys} cross join jobs j where j.job_id = k.job_id and j.cancel_requested_at is not null";
@@ -66,6 +70,7 @@ impl JobStatements {
         let ready = "t.queue = $1 and t.runner = $2 and t.state = 'ready' order by t.rank, t.job_id limit $3";
         let unsettled =
             "t.state in ('holding', 'settling') and t.changed_at <= $1 order by t.changed_at, t.job_id limit $2";
+        let set_aside = "t.state = 'capped' and t.changed_at <= $1 order by t.changed_at, t.job_id limit $2";
         let ending = "t.hold_expires_at is not null and t.hold_expires_at <= $1 and t.state <> 'settling'
     order by t.hold_expires_at, t.job_id limit $2";
         Self {
@@ -103,9 +108,10 @@ impl JobStatements {
                 "",
                 &format!("select {} from workers t order by t.seen_at desc, t.worker_id limit $1", Worker::select("t")),
             ),
-            retire_workers: list("", RETIRE_WORKERS),
+            retire_workers: list("", &RETIRE_WORKERS.replace("{lock}", S::lock(Lock::ChangeFree))),
             canceled: lookup::<S>(JOB, "jobs_pkey", CANCELED),
-            unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::None),
+            unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::ChangeFree),
+            set_aside: jobs::<S>("jobs_set_aside", set_aside, Lock::ChangeFree),
             ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),
             attempts: list(
                 "job_attempts_pkey",

@@ -23,6 +23,9 @@ use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::QueueName;
 use crate::domain::time::Timestamp;
 
+/// How many jobs at least are looked at where some may have to be set aside.
+const MOST_SET_ASIDE: i64 = 64;
+
 #[async_trait]
 impl<D: Background> Jobs for D {
     async fn change_jobs(&self, which: &JobSelection, decide: DecideJobs<'_>) -> Result<(), StoreError> {
@@ -138,11 +141,6 @@ impl<D: Background> Jobs for D {
         .await
     }
 
-    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
-        let limit = i64::from(limit);
-        list(self, &D::Connection::job_statements().unsettled, Parameters::of(&before).and(&limit)).await
-    }
-
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
         let limit = i64::from(limit);
         list(self, &D::Connection::job_statements().ending_holds, Parameters::of(&before).and(&limit)).await
@@ -202,7 +200,14 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
             let mut limit = i64::from(*limit);
             if settings.has_caps() {
                 let running = running(connection, [queue]).await?;
-                limit = limit.min(running.get(queue).unwrap_or(&Running::default()).room(&settings));
+                let room = running.get(queue).unwrap_or(&Running::default()).room(&settings);
+                // The first ones may be of workspaces that have enough: they are set aside together.
+                let most = if settings.max_running_per_workspace.is_some() {
+                    limit.max(MOST_SET_ASIDE)
+                } else {
+                    limit.min(room)
+                };
+                limit = if room == 0 { 0 } else { most };
                 found.running = running;
             }
             let parameters = Parameters::of(queue).and(runner).and(&limit);
@@ -216,6 +221,8 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
             let last_ranks = last_ranks(connection, jobs.iter().filter_map(Job::line)).await?;
             Ok(FoundJobs { jobs, last_ranks, ..FoundJobs::default() })
         }
+        JobSelection::Unsettled { before, limit } => oldest(connection, &statements.unsettled, *before, *limit).await,
+        JobSelection::SetAside { before, limit } => oldest(connection, &statements.set_aside, *before, *limit).await,
         JobSelection::Lost { now, limit } => {
             let limit = i64::from(*limit);
             let lost = connection.list(&statements.lost.text, Parameters::of(now).and(&limit)).await?;
@@ -224,6 +231,17 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
         }
         JobSelection::ById(ids) => jobs_by_id(connection, ids).await,
     }
+}
+
+async fn oldest<C: Dialect>(
+    connection: &mut C,
+    statement: &'static Statement,
+    before: Timestamp,
+    limit: u32,
+) -> Result<FoundJobs, StoreError> {
+    let limit = i64::from(limit);
+    let jobs = rows(&connection.list(&statement.text, Parameters::of(&before).and(&limit)).await?)?;
+    Ok(FoundJobs { jobs, ..FoundJobs::default() })
 }
 
 async fn sent_jobs<C: Dialect>(connection: &mut C, sent: &SentJobs) -> Result<FoundJobs, StoreError> {
@@ -277,18 +295,19 @@ async fn jobs_by_id<C: Dialect>(connection: &mut C, ids: &[JobId]) -> Result<Fou
     let leases: Vec<JobLease> = of_keys(connection, &statements.lock_leases, Keys::of(&locked)).await?;
     found.leases = leases.into_iter().map(|lease| (lease.job_id, lease)).collect();
     let names: BTreeSet<_> = found.jobs.iter().map(|job| job.queue.clone()).collect();
-    found.queues = by_name(of_keys(connection, &statements.share_queues, Keys::of(&names)).await?);
+    // Where leases end, nobody counts them meanwhile: a claim has the queue for itself if it has a cap.
+    let queues = if found.leases.is_empty() { &statements.queue } else { &statements.share_queues };
+    found.queues = by_name(of_keys(connection, queues, Keys::of(&names)).await?);
     let holding = found.jobs.iter().filter(|job| job.state == JobState::Holding);
     found.last_ranks = last_ranks(connection, holding.filter_map(Job::line)).await?;
-    let is_capped = |queue: &Queue| queue.settings.max_running_per_workspace.is_some();
-    let capped: BTreeSet<_> =
-        found.queues.values().filter(|queue| is_capped(queue)).map(|queue| &queue.queue).collect();
+    // Also where the cap was taken away: nobody else brings back what was set aside.
+    let of_workspaces = found.leases.values();
+    let of_workspaces: BTreeSet<_> =
+        of_workspaces.filter_map(|lease| Some((lease.queue.clone(), lease.workspace_id?))).collect();
+    found.capped = of_keys(connection, &statements.capped, Keys::pairs(&of_workspaces)).await?;
+    let capped: BTreeSet<_> = found.capped.iter().map(|job| &job.queue).collect();
     if !capped.is_empty() {
-        let of_workspaces = found.leases.values().filter(|lease| capped.contains(&lease.queue));
-        let of_workspaces: BTreeSet<_> =
-            of_workspaces.filter_map(|lease| Some((lease.queue.clone(), lease.workspace_id?))).collect();
-        found.running = running(connection, capped.iter().copied()).await?;
-        found.capped = of_keys(connection, &statements.capped, Keys::pairs(&of_workspaces)).await?;
+        found.running = running(connection, capped).await?;
     }
     Ok(found)
 }
@@ -342,6 +361,12 @@ async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(
         resolved_letters,
     } = changes;
     connection.insert(inserted).await?;
+    // One of them may have been sent, done and moved since it was looked for.
+    let ids: Vec<_> = inserted.iter().map(|job| job.job_id).collect();
+    let over: Vec<FinishedJob> = of_keys(connection, &statements.finished_by_id, Keys::of(&ids)).await?;
+    if !over.is_empty() {
+        return Err(StoreError::Conflict("a job was done meanwhile".into()));
+    }
     connection.update(updated).await?;
     delete(connection, &statements.delete_leases, ended_leases).await?;
     connection.insert(leases).await?;

@@ -26,6 +26,11 @@ pub enum JobSelection {
     Ready { queue: QueueName, runner: Runner, limit: u32 },
     /// Jobs whose time has come, with the last ranks of their lines.
     Due { now: Timestamp, limit: u32 },
+    /// Jobs whose hold has been placed, captured or released since before that instant, and is still being so. The oldest
+    /// first, without those that somebody else is changing.
+    Unsettled { before: Timestamp, limit: u32 },
+    /// Jobs that were set aside before that instant. The oldest first, as above.
+    SetAside { before: Timestamp, limit: u32 },
     /// Jobs whose lease is over.
     Lost { now: Timestamp, limit: u32 },
     /// These jobs, whatever their state.
@@ -81,10 +86,6 @@ pub trait Jobs: Send + Sync {
 
     /// Changes a queue. It is a conflict if it is no longer what it was before.
     async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError>;
-
-    /// Jobs whose hold has been placed, captured or released since before that instant, and is still being so. The oldest
-    /// first.
-    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError>;
 
     /// Jobs whose holds expire before that instant while the jobs are not over. The first one first.
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError>;

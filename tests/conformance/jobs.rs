@@ -257,7 +257,7 @@ pub async fn ready_jobs_are_claimed_once_and_the_lowest_rank_first(db: &impl Tes
 }
 
 pub async fn a_claim_knows_the_queue_and_what_runs_in_it(db: &impl TestDatabase) {
-    let capped = QueueSettings { max_running: Some(3), max_running_per_workspace: Some(2), ..settings() };
+    let capped = QueueSettings { max_running: Some(3), ..settings() };
     with_queues(db, capped.clone()).await;
     send(db, (1..4).map(submission)).await;
     send(db, [Submission { workspace_id: Some(workspace(1)), ..submission(4) }, submission(5)]).await;
@@ -350,6 +350,10 @@ pub async fn jobs_that_were_set_aside_are_found_by_their_workspace(db: &impl Tes
         .await;
     assert_eq!(claim(db, 1, 10).await, [job_id(1), job_id(4)]);
     assert_eq!(claim(db, 2, 10).await, []);
+    for (seconds, count) in [(0, 0), (1, 3)] {
+        let found = find(db, &JobSelection::SetAside { before: at(seconds), limit: 10 }).await;
+        assert_eq!(found.jobs.len(), count);
+    }
     let found = find(db, &JobSelection::ById(vec![job_id(1)])).await;
     assert_eq!(found.capped.iter().map(|job| job.job_id.0.as_u128()).collect::<Vec<_>>(), [2, 3]);
     let end = |changes: &mut JobChanges, found: &FoundJobs, job: Job| {
@@ -426,8 +430,8 @@ pub async fn holds_that_need_something_are_found(db: &impl TestDatabase) {
     with_queues(db, settings()).await;
     send(db, [with_hold(1), with_hold(2), submission(3)]).await;
     let unsettled = async |seconds: i64| {
-        let jobs = db.jobs().unsettled_jobs(at(seconds), 10).await.unwrap();
-        jobs.iter().map(|job| job.job_id.0.as_u128()).collect::<Vec<_>>()
+        let found = find(db, &JobSelection::Unsettled { before: at(seconds), limit: 10 }).await;
+        found.jobs.iter().map(|job| job.job_id.0.as_u128()).collect::<Vec<_>>()
     };
     assert_eq!((unsettled(-1).await, unsettled(0).await), (vec![], vec![1, 2]));
     each(db, [1], |changes, found, job| {

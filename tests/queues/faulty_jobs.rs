@@ -88,10 +88,6 @@ impl Jobs for FaultyJobs {
         self.inner.change_queue(before, after, act).await
     }
 
-    async fn unsettled_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
-        self.inner.unsettled_jobs(before, limit).await
-    }
-
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
         self.inner.jobs_with_ending_holds(before, limit).await
     }

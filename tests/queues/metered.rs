@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 use uuid::Uuid;
+use visionscope_billing::domain::credits::Quantity;
 use visionscope_billing::domain::dead_letter::LetterState;
 use visionscope_billing::domain::hold::Overrun;
 use visionscope_billing::domain::ids::JobId;
-use visionscope_billing::domain::jobs::{Completion, CompletionRefused, Job, JobState, Submission};
+use visionscope_billing::domain::jobs::{ActualUse, Completion, CompletionRefused, Job, JobHold, JobState, Submission};
+use visionscope_billing::domain::text::FeatureCode;
 use visionscope_billing::queues::{Accepted, EndAnswer, JobEnd};
 
 use crate::databases::Database;
@@ -177,6 +179,45 @@ async fn a_job_whose_hold_has_expired_is_charged_like_a_deduction() {
         let all = JobEnd::Complete(Completion::default());
         assert_eq!(world.end(&lease, all).await, EndAnswer::Ended(JobState::Completed));
         assert_eq!(world.balance().await, (ALLOWANCE - 10, 0));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_of_a_feature_that_is_free_holds_and_costs_nothing() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let quantity = Quantity::from_micro(3_000_000).ok();
+        let feature_code = FeatureCode::new("free").unwrap();
+        let hold = JobHold { feature_code, credits: None, quantity, ..held(1, Overrun::Reject) };
+        let job = submit(&world, world.job(1, Some(hold))).await;
+        assert_eq!((job.state, job.held_credits), (JobState::Ready, Some(credits(0))));
+        let lease = world.claim_one().await;
+        let actual = ActualUse { quantity, ..ActualUse::default() };
+        let end = JobEnd::Complete(Completion { result: None, actual: Some(actual) });
+        assert_eq!(world.end(&lease, end).await, EndAnswer::Ended(JobState::Completed));
+        assert_eq!(world.record(1).await.listed.finished.unwrap().captured, Some(credits(0)));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_told_that_its_job_has_failed_if_the_cost_cannot_be_charged() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        submit(&world, world.job(1, Some(held(10, Overrun::Reject)))).await;
+        let late = world.claim_one().await;
+        // Its hold expires, and the credits are spent otherwise.
+        world.pass(2 * 86_400);
+        submit(&world, world.job(2, Some(held(ALLOWANCE - 5, Overrun::Reject)))).await;
+        let lease = world.claim_one().await;
+        assert_eq!(world.end(&lease, cost(ALLOWANCE - 5)).await, EndAnswer::Ended(JobState::Completed));
+        for _ in 0..2 {
+            assert_eq!(world.end(&late, cost(10)).await, EndAnswer::Ended(JobState::Failed), "also if it asks again");
+        }
+        let letters = world.database.server_store.dead_letters_by_id(&[late.job_id.0]).await.unwrap();
+        assert_eq!(letters[0].error_class, "capture_refused");
+        assert_eq!(world.balance().await, (5, 0));
         world.audit_and_close().await;
     }
 }

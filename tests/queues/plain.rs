@@ -91,25 +91,32 @@ async fn many_jobs_that_are_sent_at_once_are_stored_once_each() {
     }
 }
 
+/// What an operator does to the queue.
+async fn change_queue(world: &World, change: impl FnOnce(&mut QueueSettings)) {
+    let before = world.jobs.queues().await.unwrap().into_iter().find(|one| one.queue == queue()).unwrap();
+    let mut after = before.clone();
+    change(&mut after.settings);
+    let act = OperatorAct {
+        audit_id: world.clock.new_id(),
+        at: world.clock.now(),
+        actor: "operator-1".into(),
+        action: "queue.change".into(),
+        target: queue().as_str().into(),
+        reason: Label::new("A test").unwrap(),
+        before: None,
+        after: None,
+    };
+    world.jobs.change_queue(&before, &after, &act).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workspace_runs_as_many_jobs_as_its_queue_allows() {
     for kind in Database::ALL {
         let world = World::with(kind, 2).await;
-        let before = world.jobs.queues().await.unwrap().into_iter().find(|one| one.queue == queue()).unwrap();
-        let mut after = before.clone();
-        after.settings =
-            QueueSettings { max_running_per_workspace: Some(2), max_running: Some(3), ..before.settings.clone() };
-        let act = OperatorAct {
-            audit_id: world.clock.new_id(),
-            at: world.clock.now(),
-            actor: "operator-1".into(),
-            action: "queue.change".into(),
-            target: queue().as_str().into(),
-            reason: Label::new("A test").unwrap(),
-            before: None,
-            after: None,
-        };
-        world.jobs.change_queue(&before, &after, &act).await.unwrap();
+        change_queue(&world, |settings| {
+            (settings.max_running_per_workspace, settings.max_running) = (Some(2), Some(3));
+        })
+        .await;
         for number in 0..20 {
             let workspace_id = Some(world.workspaces[usize::from(number >= 10)]);
             world.queues.submit(Submission { workspace_id, ..world.job(number, None) }).await.unwrap();
@@ -117,9 +124,16 @@ async fn a_workspace_runs_as_many_jobs_as_its_queue_allows() {
         let (mut done_jobs, mut running) = (0, Vec::new());
         while done_jobs < 20 {
             running.extend(world.claim(32).await);
+            if done_jobs == 12 {
+                // What was set aside is brought back by the jobs that run.
+                change_queue(&world, |settings| {
+                    (settings.max_running_per_workspace, settings.max_running) = (None, None);
+                })
+                .await;
+            }
             for workspace_id in &world.workspaces {
                 let of_one = running.iter().filter(|lease| lease.workspace_id == Some(*workspace_id)).count();
-                assert!(of_one <= 2 && running.len() <= 3, "{of_one} of {}", running.len());
+                assert!(done_jobs >= 12 || (of_one <= 2 && running.len() <= 3), "{of_one} of {}", running.len());
             }
             assert!(!running.is_empty(), "none is left aside");
             let lease = running.remove(0);
@@ -141,6 +155,22 @@ async fn a_job_that_no_worker_takes_for_a_week_fails() {
         assert_eq!(world.queues.expire().await.unwrap(), 1);
         let job = world.record(1).await.listed.job;
         assert_eq!((job.state, job.error.unwrap().class.as_str()), (JobState::Failed, "expired"));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_was_set_aside_and_that_nobody_brings_back_is_ready_after_a_minute() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        world.queues.submit(world.job(1, None)).await.unwrap();
+        world.database.execute(&["update jobs set state = 'capped'"]).await;
+        world.pass(59);
+        world.queues.expire().await.unwrap();
+        assert_eq!(world.claim(1).await, []);
+        world.pass(1);
+        world.queues.expire().await.unwrap();
+        assert_eq!(world.claim(1).await.len(), 1);
         world.audit_and_close().await;
     }
 }

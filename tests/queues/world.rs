@@ -263,10 +263,11 @@ fn plan() -> PlanVersion {
         refund_validity_days: 30,
         reversal_shortfall: ReversalShortfall::Debt,
         purchased_on_cancel: PurchasedOnCancel::Keep,
-        features: [(
-            FeatureCode::new("render").unwrap(),
-            FeatureTerms { enabled: true, unit_price: Some(credits(2)), limit: None },
-        )]
-        .into(),
+        features: [("render", 2), ("free", 0)]
+            .map(|(code, price)| {
+                let terms = FeatureTerms { enabled: true, unit_price: Some(credits(price)), limit: None };
+                (FeatureCode::new(code).unwrap(), terms)
+            })
+            .into(),
     }
 }

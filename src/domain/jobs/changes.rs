@@ -47,6 +47,16 @@ impl JobChanges {
         self.updated.iter().chain(finished).find(|job| job.job_id == job_id).map(|job| job.state)
     }
 
+    /// Notes that somebody looks after these jobs now: others come first the next time.
+    #[must_use]
+    pub fn touch(jobs: Vec<Job>, now: Timestamp) -> Self {
+        let mut changes = Self::default();
+        for job in jobs {
+            changes.update(job, now);
+        }
+        changes
+    }
+
     /// The job is not over.
     pub(super) fn update(&mut self, job: Job, now: Timestamp) {
         self.updated.push(Job { changed_at: now, ..job });

@@ -80,6 +80,16 @@ impl JobChanges {
         }
     }
 
+    /// Makes ready again what was set aside long ago: a claim sets it aside again if it must.
+    #[must_use]
+    pub fn bring_back(jobs: Vec<Job>, now: Timestamp) -> Self {
+        let mut changes = Self::default();
+        for job in jobs {
+            changes.update(Job { state: JobState::Ready, ..job }, now);
+        }
+        changes
+    }
+
     /// Makes ready what waits for its time. `last` has the last rank of each line, and is kept up to date.
     #[must_use]
     pub fn promote(jobs: Vec<Job>, last: &mut HashMap<Line, Timestamp>, now: Timestamp) -> Self {

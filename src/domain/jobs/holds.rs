@@ -55,12 +55,20 @@ impl JobChanges {
     }
 
     /// The job's hold was refused, but might not be if it were sent again: it was never sent.
-    pub fn forget(&mut self, job: &Job) {
+    pub fn forget(&mut self, job: &Job, error: JobError, now: Timestamp) {
+        if job.replays.is_some() {
+            let failed = Job { error: Some(error), ..job.clone() };
+            self.letters.push(failed.letter(now));
+        }
         self.forgotten.push(job.job_id);
     }
 
     /// The job's hold was refused: it never runs.
     pub fn reject(&mut self, job: Job, error: JobError, settings: &QueueSettings, now: Timestamp) {
+        if job.replays.is_some() {
+            let failed = Job { error: Some(error.clone()), ..job.clone() };
+            self.letters.push(failed.letter(now));
+        }
         self.finish(Job { error: Some(error), ..job }, None, settings, now);
     }
 

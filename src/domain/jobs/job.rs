@@ -23,6 +23,7 @@ pub const MAX_DAYS_AHEAD: i64 = 6;
 pub const MAX_DAYS_WAITING: i64 = 7;
 /// The longest text of an error that is kept.
 const MAX_ERROR_BYTES: usize = 2048;
+const MAX_CLASS_BYTES: usize = 64;
 /// The head start of each priority over the one below.
 const HEAD_START: TimeDelta = TimeDelta::seconds(60);
 /// How far apart the jobs of a workspace rank that wait in a queue: whoever sends thousands at once delays the others by a
@@ -179,14 +180,20 @@ impl JobError {
     /// What it has cost could not be charged.
     pub const CAPTURE_REFUSED: &'static str = "capture_refused";
 
+    /// Texts are cut, and have no control characters: PostgreSQL stores no NUL.
     #[must_use]
     pub fn new(class: &str, text: &str) -> Self {
-        let mut end = text.len().min(MAX_ERROR_BYTES);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        Self { class: class.to_owned(), text: text[..end].to_owned() }
+        Self { class: bounded(class, MAX_CLASS_BYTES), text: bounded(text, MAX_ERROR_BYTES) }
     }
+}
+
+fn bounded(text: &str, most: usize) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].chars().map(plain).collect()
 }
 
 /// How a job has ended.

@@ -88,7 +88,8 @@ impl<'de> Deserialize<'de> for RetryDelays {
 impl QueueSettings {
     pub const MAX_WEIGHT: i32 = 100;
     pub const MAX_RUNNING: i32 = 100_000;
-    pub const LEASE_S: std::ops::RangeInclusive<i32> = 5..=3600;
+    /// Longer than the clocks of two servers may differ.
+    pub const LEASE_S: std::ops::RangeInclusive<i32> = 15..=3600;
     pub const TIMEOUT_S: std::ops::RangeInclusive<i32> = 1..=86_400;
     pub const MAX_ATTEMPTS: i32 = 100;
     pub const MAX_KEEP_H: i32 = 24 * 365;
@@ -204,7 +205,7 @@ mod tests {
             (QueueSettings { weight: 101, ..good.clone() }, "weight"),
             (QueueSettings { max_running: Some(0), ..good.clone() }, "max_running"),
             (QueueSettings { max_running_per_workspace: Some(0), ..good.clone() }, "max_running_per_workspace"),
-            (QueueSettings { lease_s: 4, ..good.clone() }, "lease_s"),
+            (QueueSettings { lease_s: 14, ..good.clone() }, "lease_s"),
             (QueueSettings { timeout_s: 0, ..good.clone() }, "timeout_s"),
             (QueueSettings { max_attempts: 0, ..good.clone() }, "max_attempts"),
             (QueueSettings { keep_done_h: 0, ..good.clone() }, "keep_done_h"),

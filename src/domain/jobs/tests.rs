@@ -498,4 +498,22 @@ fn a_letter_that_is_tried_again_is_resolved_or_open_again() {
         assert_eq!((letter.dead_letter_id, letter.replay_id), (Uuid::from_u128(70), Some(Uuid::from_u128(71))));
         assert_eq!((letter.state, letter.attempts), (LetterState::Open, 3));
     }
+    // Its hold is refused, for good or for now: nobody else would open the letter again.
+    let error = || JobError::new("insufficient-credits", "too few");
+    let holding = Job { replays: Some(replays), ..metered(JobState::Holding) };
+    let rejected = changed(|changes| changes.reject(holding.clone(), error(), &settings(), NOW));
+    let forgotten = changed(|changes| changes.forget(&holding, error(), NOW));
+    for changes in [rejected, forgotten] {
+        assert_eq!(
+            (changes.letters[0].dead_letter_id, changes.letters[0].state),
+            (Uuid::from_u128(70), LetterState::Open)
+        );
+    }
+}
+
+#[test]
+fn an_error_is_cut_and_has_no_control_characters() {
+    let error = JobError::new(&"c".repeat(100), &format!("a\u{0}b\nc{}", "é".repeat(2000)));
+    assert_eq!((error.class.len(), &error.text[..5]), (64, "a b\nc"));
+    assert!(error.text.len() <= 2048 && error.text.len() > 2044);
 }
