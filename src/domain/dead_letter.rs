@@ -277,11 +277,7 @@ fn without_ids(text: &str) -> String {
 }
 
 fn bounded(text: &str) -> String {
-    let mut end = text.len().min(MAX_ERROR_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_ERROR_BYTES)].to_owned()
 }
 
 #[cfg(test)]

@@ -9,13 +9,12 @@ use uuid::Uuid;
 use super::Consumption;
 use super::columns::Stored;
 use super::consumers::{Advance, ConsumerCursor, Registered};
-use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::dialect::{Dialect, Keys, Parameters, each, rows_by_key};
 use super::error::{StoreError, with_answer_timeout};
 use super::kept_statements::keep_closed;
 use super::queries::micros_of;
 use super::reads::{Database, list, list_each};
 use super::statements::Statement;
-use super::tables::Table;
 use super::{Operations as _, Outbox};
 use crate::domain::cloud_event::EventRecord;
 use crate::domain::consumers::{
@@ -133,15 +132,16 @@ impl<D: Background + Outbox> Consumption for D {
         with_answer_timeout(async {
             let mut view = self.view().await?;
             let activities: Vec<WorkspaceActivity> =
-                of_keys(&mut *view, &statements.activities, Keys::pairs(&keys.activities)).await?;
+                rows_by_key(&mut *view, &statements.activities, Keys::pairs(&keys.activities)).await?;
             let revenues: Vec<PurchaseRevenue> =
-                of_keys(&mut *view, &statements.revenues, Keys::triples(&keys.revenues)).await?;
+                rows_by_key(&mut *view, &statements.revenues, Keys::triples(&keys.revenues)).await?;
             let open_statements: Vec<PeriodStatement> =
-                of_keys(&mut *view, &statements.open_statements, Keys::pairs(&keys.statements)).await?;
+                rows_by_key(&mut *view, &statements.open_statements, Keys::pairs(&keys.statements)).await?;
             let statement_lines: Vec<StatementLine> =
-                of_keys(&mut *view, &statements.open_statement_lines, Keys::pairs(&keys.statement_lines)).await?;
+                rows_by_key(&mut *view, &statements.open_statement_lines, Keys::pairs(&keys.statement_lines)).await?;
             let notified_workspaces: Vec<NotifiedWorkspace> =
-                of_keys(&mut *view, &statements.notified_workspaces, Keys::pairs(&keys.notified_workspaces)).await?;
+                rows_by_key(&mut *view, &statements.notified_workspaces, Keys::pairs(&keys.notified_workspaces))
+                    .await?;
             Ok(ConsumerRows {
                 activities,
                 revenues,
@@ -184,9 +184,7 @@ impl<D: Background + Outbox> Consumption for D {
             connection.insert_missing(&all.notifications).await?;
             connection.put(&letters).await?;
             connection.put(&parked).await?;
-            if !freed.0.is_empty() {
-                connection.look_up(&D::Connection::consumer_statements().free_workspaces, &freed).await?;
-            }
+            connection.look_up(&D::Connection::consumer_statements().free_workspaces, &freed).await?;
             tx.commit().await
         })
         .await
@@ -223,12 +221,4 @@ impl<D: Background + Outbox> Consumption for D {
         let keys = Keys(vec![vec![consumer.to_value(), reason.to_value(), by.to_value(), now.to_value()]]);
         change(self, &D::Connection::consumer_statements().trip_consumer, keys).await.map(|_| ())
     }
-}
-
-async fn of_keys<C: Dialect, T: Table>(
-    connection: &mut C,
-    statement: &'static Statement,
-    keys: Keys<'_>,
-) -> Result<Vec<T>, StoreError> {
-    if keys.0.is_empty() { Ok(Vec::new()) } else { rows(&connection.look_up(statement, &keys).await?) }
 }

@@ -74,6 +74,7 @@ pub(super) trait Dialect: Syntax + Send + Sized {
 
     fn invariants() -> &'static [Invariant];
 
+    /// Runs a statement for keys, if there are any.
     fn look_up(
         &mut self,
         statement: &'static Statement,
@@ -119,6 +120,15 @@ pub(super) trait Dialect: Syntax + Send + Sized {
         after: &[EventPosition],
         limit: u32,
     ) -> impl Future<Output = Result<Vec<EventRecord>, StoreError>> + Send;
+}
+
+/// The rows of a table that belong to keys. The statement selects its columns in order.
+pub(super) async fn rows_by_key<D: Dialect, T: Table>(
+    connection: &mut D,
+    statement: &'static Statement,
+    keys: Keys<'_>,
+) -> Result<Vec<T>, StoreError> {
+    rows(&connection.look_up(statement, &keys).await?)
 }
 
 /// Reads rows of a table. The statement selected its columns in order.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::columns::{Fields, Stored as _};
 use super::consumption::{Background, BackgroundTx as _};
-use super::dialect::{Dialect, Keys, Parameters, each, rows};
+use super::dialect::{Dialect, Keys, Parameters, each, rows, rows_by_key};
 use super::error::{StoreError, with_answer_timeout};
 use super::jobs::{
     DecideJobs, DecideLeases, Finished, JobRecord, JobSelection, Jobs, ListedJob, SentJobs, resolved_key,
@@ -53,8 +53,8 @@ impl<D: Background> Jobs for D {
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
             let connection = tx.connection();
-            let leases = of_keys(connection, &statements.lock_leases, Keys::of(jobs.iter().copied())).await?;
-            let workers = of_keys(connection, &statements.lock_workers, Keys::of(workers.iter().copied())).await?;
+            let leases = rows_by_key(connection, &statements.lock_leases, Keys::of(jobs.iter().copied())).await?;
+            let workers = rows_by_key(connection, &statements.lock_workers, Keys::of(workers.iter().copied())).await?;
             let canceled = connection.look_up(&statements.canceled, &Keys::of(jobs.iter().copied())).await?;
             let canceled = each(&canceled, |mut row| row.next())?;
             let LeaseChanges { leases, workers } = decide(FoundLeases { leases, canceled, workers });
@@ -76,18 +76,7 @@ impl<D: Background> Jobs for D {
 
     async fn change_worker(&self, before: &Worker, after: &Worker, act: &OperatorAct) -> Result<(), StoreError> {
         let statement = &D::Connection::job_statements().lock_workers;
-        with_answer_timeout(async {
-            let mut tx = self.begin_background().await?;
-            let connection = tx.connection();
-            let stored: Vec<Worker> = rows(&connection.look_up(statement, &Keys::of([&before.worker_id])).await?)?;
-            if stored != std::slice::from_ref(before) {
-                return Err(StoreError::Conflict("the worker was changed meanwhile".into()));
-            }
-            connection.update(std::slice::from_ref(after)).await?;
-            connection.insert(std::slice::from_ref(act)).await?;
-            tx.commit().await
-        })
-        .await
+        change_row(self, statement, Keys::of([&before.worker_id]), (before, after), act).await
     }
 
     async fn worker(&self, worker_id: WorkerId) -> Result<Option<Worker>, StoreError> {
@@ -127,18 +116,7 @@ impl<D: Background> Jobs for D {
 
     async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError> {
         let statement = &D::Connection::job_statements().lock_queues;
-        with_answer_timeout(async {
-            let mut tx = self.begin_background().await?;
-            let connection = tx.connection();
-            let stored: Vec<Queue> = rows(&connection.look_up(statement, &Keys::of([&before.queue])).await?)?;
-            if stored != std::slice::from_ref(before) {
-                return Err(StoreError::Conflict("the queue was changed meanwhile".into()));
-            }
-            connection.update(std::slice::from_ref(after)).await?;
-            connection.insert(std::slice::from_ref(act)).await?;
-            tx.commit().await
-        })
-        .await
+        change_row(self, statement, Keys::of([&before.queue]), (before, after), act).await
     }
 
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
@@ -185,6 +163,28 @@ impl<D: Background> Jobs for D {
         })
         .await
     }
+}
+
+/// What an operator has done to a row, unless it was changed meanwhile.
+async fn change_row<D: Background, T: Table + PartialEq + Send + Sync>(
+    database: &D,
+    lock: &'static Statement,
+    key: Keys<'_>,
+    (before, after): (&T, &T),
+    act: &OperatorAct,
+) -> Result<(), StoreError> {
+    with_answer_timeout(async {
+        let mut tx = database.begin_background().await?;
+        let connection = tx.connection();
+        let stored: Vec<T> = rows_by_key(connection, lock, key).await?;
+        if stored != std::slice::from_ref(before) {
+            return Err(StoreError::Conflict(format!("a row of {} was changed meanwhile", T::NAME)));
+        }
+        connection.update(std::slice::from_ref(after)).await?;
+        connection.insert(std::slice::from_ref(act)).await?;
+        tx.commit().await
+    })
+    .await
 }
 
 /// Locks and reads what is selected, and what a change of it depends on.
@@ -252,10 +252,10 @@ async fn sent_jobs<C: Dialect>(connection: &mut C, sent: &SentJobs) -> Result<Fo
         Keys(of_workspaces.map(|(id, kind, key)| vec![id.to_value(), kind.to_value(), key.to_value()]).collect());
     let of_server = unique_keys.iter().filter(|(workspace_id, ..)| workspace_id.is_none());
     let of_server = Keys(of_server.map(|(_, kind, key)| vec![kind.to_value(), key.to_value()]).collect());
-    let mut jobs: Vec<Job> = of_keys(connection, &statements.jobs_by_id, Keys::of(ids)).await?;
-    jobs.extend(of_keys(connection, &statements.unique, of_workspaces).await?);
-    jobs.extend(of_keys(connection, &statements.unique_of_server, of_server).await?);
-    let finished = of_keys(connection, &statements.finished_by_id, Keys::of(ids)).await?;
+    let mut jobs: Vec<Job> = rows_by_key(connection, &statements.jobs_by_id, Keys::of(ids)).await?;
+    jobs.extend(rows_by_key(connection, &statements.unique, of_workspaces).await?);
+    jobs.extend(rows_by_key(connection, &statements.unique_of_server, of_server).await?);
+    let finished = rows_by_key(connection, &statements.finished_by_id, Keys::of(ids)).await?;
     let last_ranks = last_ranks(connection, lines.iter().cloned()).await?;
     Ok(FoundJobs { jobs, finished, last_ranks, ..FoundJobs::default() })
 }
@@ -286,29 +286,27 @@ async fn jobs_by_id<C: Dialect>(connection: &mut C, ids: &[JobId]) -> Result<Fou
     let statements = C::job_statements();
     let sorted: BTreeSet<JobId> = ids.iter().copied().collect();
     let mut found = FoundJobs::default();
-    let jobs: Vec<Job> = of_keys(connection, &statements.lock_jobs, Keys::of(&sorted)).await?;
+    let jobs: Vec<Job> = rows_by_key(connection, &statements.lock_jobs, Keys::of(&sorted)).await?;
     let mut by_id: HashMap<JobId, Job> = jobs.into_iter().map(|job| (job.job_id, job)).collect();
     let missing: Vec<JobId> = sorted.iter().filter(|id| !by_id.contains_key(id)).copied().collect();
     found.jobs = ids.iter().filter_map(|id| by_id.remove(id)).collect();
-    found.finished = of_keys(connection, &statements.finished_by_id, Keys::of(&missing)).await?;
+    found.finished = rows_by_key(connection, &statements.finished_by_id, Keys::of(&missing)).await?;
     let locked: Vec<_> = found.jobs.iter().map(|job| job.job_id).collect();
-    let leases: Vec<JobLease> = of_keys(connection, &statements.lock_leases, Keys::of(&locked)).await?;
+    let leases: Vec<JobLease> = rows_by_key(connection, &statements.lock_leases, Keys::of(&locked)).await?;
     found.leases = leases.into_iter().map(|lease| (lease.job_id, lease)).collect();
     let names: BTreeSet<_> = found.jobs.iter().map(|job| job.queue.clone()).collect();
     // Where leases end, nobody counts them meanwhile: a claim has the queue for itself if it has a cap.
     let queues = if found.leases.is_empty() { &statements.queue } else { &statements.share_queues };
-    found.queues = by_name(of_keys(connection, queues, Keys::of(&names)).await?);
+    found.queues = by_name(rows_by_key(connection, queues, Keys::of(&names)).await?);
     let holding = found.jobs.iter().filter(|job| job.state == JobState::Holding);
     found.last_ranks = last_ranks(connection, holding.filter_map(Job::line)).await?;
     // Also where the cap was taken away: nobody else brings back what was set aside.
     let of_workspaces = found.leases.values();
     let of_workspaces: BTreeSet<_> =
         of_workspaces.filter_map(|lease| Some((lease.queue.clone(), lease.workspace_id?))).collect();
-    found.capped = of_keys(connection, &statements.capped, Keys::pairs(&of_workspaces)).await?;
+    found.capped = rows_by_key(connection, &statements.capped, Keys::pairs(&of_workspaces)).await?;
     let capped: BTreeSet<_> = found.capped.iter().map(|job| &job.queue).collect();
-    if !capped.is_empty() {
-        found.running = running(connection, capped).await?;
-    }
+    found.running = running(connection, capped).await?;
     Ok(found)
 }
 
@@ -330,21 +328,10 @@ async fn last_ranks<C: Dialect>(
     lines: impl IntoIterator<Item = Line>,
 ) -> Result<HashMap<Line, Timestamp>, StoreError> {
     let lines: BTreeSet<_> = lines.into_iter().collect();
-    if lines.is_empty() {
-        return Ok(HashMap::new());
-    }
     let found = connection.look_up(&C::job_statements().last_ranks, &Keys::triples(&lines)).await?;
     let rank = |mut row: Fields<'_>| Ok(((row.next()?, row.next()?, row.next()?), row.next()?));
     let found: Vec<(Line, Option<Timestamp>)> = each(&found, rank)?;
     Ok(found.into_iter().filter_map(|(line, rank)| Some((line, rank?))).collect())
-}
-
-async fn of_keys<C: Dialect, T: Table>(
-    connection: &mut C,
-    statement: &'static Statement,
-    keys: Keys<'_>,
-) -> Result<Vec<T>, StoreError> {
-    if keys.0.is_empty() { Ok(Vec::new()) } else { rows(&connection.look_up(statement, &keys).await?) }
 }
 
 async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(), StoreError> {
@@ -363,7 +350,7 @@ async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(
     connection.insert(inserted).await?;
     // One of them may have been sent, done and moved since it was looked for.
     let ids: Vec<_> = inserted.iter().map(|job| job.job_id).collect();
-    let over: Vec<FinishedJob> = of_keys(connection, &statements.finished_by_id, Keys::of(&ids)).await?;
+    let over: Vec<FinishedJob> = rows_by_key(connection, &statements.finished_by_id, Keys::of(&ids)).await?;
     if !over.is_empty() {
         return Err(StoreError::Conflict("a job was done meanwhile".into()));
     }
@@ -372,10 +359,8 @@ async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(
     connection.insert(leases).await?;
     connection.insert(attempts).await?;
     connection.put(letters).await?;
-    if !resolved_letters.is_empty() {
-        let keys = resolved_letters.iter().map(|(letter, at)| resolved_key(letter, *at));
-        connection.look_up(&statements.resolve_letters, &Keys(keys.collect())).await?;
-    }
+    let letters = resolved_letters.iter().map(|(letter, at)| resolved_key(letter, *at));
+    connection.look_up(&statements.resolve_letters, &Keys(letters.collect())).await?;
     connection.insert(finished).await?;
     let over: Vec<_> = finished.iter().map(|finished| finished.job.job_id).chain(forgotten.iter().copied()).collect();
     delete(connection, &statements.delete_jobs, &over).await
@@ -387,9 +372,6 @@ async fn delete<C: Dialect>(
     statement: &'static Statement,
     ids: &[JobId],
 ) -> Result<(), StoreError> {
-    if ids.is_empty() {
-        return Ok(());
-    }
     let deleted = connection.look_up(statement, &Keys::of(ids)).await?.len();
     if deleted == ids.len() {
         return Ok(());

@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::columns::Fields;
-use super::dialect::{Dialect, Keys, each, rows};
+use super::dialect::{Dialect, Keys, each, rows_by_key};
 use super::error::StoreError;
 use super::plan_cache::{PlanCache, PlanKey, plan_keys, plan_of};
 use super::plan_rows::{PlanVersionRow, check_unchanged, feature_rows, plans_of};
-use super::statements::Statement;
 use super::states::StateRows;
 use super::tables::Table;
 use crate::domain::cloud_event::EventSource;
@@ -57,8 +56,8 @@ async fn rows_of<D: Dialect>(
     keys: &KeySet,
     (heads, database_now): (BTreeMap<Partition, PartitionHead>, Option<Timestamp>),
 ) -> Result<Snapshot, StoreError> {
-    let commands = rows(&look_up(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?)?;
-    let payments = look_up(connection, &D::statements().payments, Keys::pairs(&keys.payments)).await?;
+    let commands = rows_by_key(connection, &D::statements().commands, Keys::pairs(&keys.commands)).await?;
+    let payments = connection.look_up(&D::statements().payments, &Keys::pairs(&keys.payments)).await?;
     let usages = usages(connection, &keys.usages).await?;
     let (purchases, bonus_grants) = purchases(connection, &keys.purchases).await?;
     let of_usages = usages.iter().flat_map(|((workspace_id, _), usage)| {
@@ -66,8 +65,8 @@ async fn rows_of<D: Dialect>(
     });
     let grants = keys.grants.iter().chain(&keys.purchases).copied().chain(bonus_grants).chain(of_usages);
     let grants: BTreeSet<_> = grants.collect();
-    let grants: Vec<Grant> = rows(&look_up(connection, &D::statements().grants, Keys::pairs(&grants)).await?)?;
-    let holds: Vec<Hold> = rows(&look_up(connection, &D::statements().holds, Keys::pairs(&keys.holds)).await?)?;
+    let grants: Vec<Grant> = rows_by_key(connection, &D::statements().grants, Keys::pairs(&grants)).await?;
+    let holds: Vec<Hold> = rows_by_key(connection, &D::statements().holds, Keys::pairs(&keys.holds)).await?;
     let plans = plans_by_codes(connection, cache, &keys.plans).await?;
     let features = existing_features(connection, cache, &keys.features).await?;
     let ids: Vec<_> = keys.uncached_workspaces(&heads).collect();
@@ -94,10 +93,10 @@ async fn usages<D: Dialect>(
     connection: &mut D,
     keys: &BTreeSet<(WorkspaceId, UsageId)>,
 ) -> Result<HashMap<(WorkspaceId, UsageId), RefundableUsage>, StoreError> {
-    let found = look_up(connection, &D::statements().usages, Keys::usages(keys)).await?;
+    let found = connection.look_up(&D::statements().usages, &Keys::usages(keys)).await?;
     let recorded: BTreeSet<_> = keys.iter().map(|(workspace_id, usage)| (*workspace_id, usage.recorded_at)).collect();
-    let entries = look_up(connection, &D::statements().usage_shares, Keys::pairs(&recorded)).await?;
-    let mut entries: Vec<LedgerEntry> = rows(&entries)?;
+    let mut entries: Vec<LedgerEntry> =
+        rows_by_key(connection, &D::statements().usage_shares, Keys::pairs(&recorded)).await?;
     entries.sort_by_key(|entry| entry.seq);
     let mut by_usage: HashMap<_, Vec<LedgerEntry>> = HashMap::new();
     for entry in entries {
@@ -119,7 +118,7 @@ async fn purchases<D: Dialect>(
     connection: &mut D,
     keys: &BTreeSet<(WorkspaceId, GrantId)>,
 ) -> Result<(Purchases, Vec<(WorkspaceId, GrantId)>), StoreError> {
-    let found = look_up(connection, &D::statements().reversible_purchases, Keys::pairs(keys)).await?;
+    let found = connection.look_up(&D::statements().reversible_purchases, &Keys::pairs(keys)).await?;
     let purchase = |mut row: Fields<'_>| {
         let key: (WorkspaceId, GrantId) = (row.next()?, row.next()?);
         let (source, bonus_grant_id): (GrantSource, Option<GrantId>) = (row.next()?, row.next()?);
@@ -136,15 +135,6 @@ async fn purchases<D: Dialect>(
     Ok((purchases, bonus_grants))
 }
 
-/// Sends no statement if there are no keys.
-async fn look_up<D: Dialect>(
-    connection: &mut D,
-    statement: &'static Statement,
-    keys: Keys<'_>,
-) -> Result<Vec<D::Row>, StoreError> {
-    if keys.0.is_empty() { Ok(Vec::new()) } else { connection.look_up(statement, &keys).await }
-}
-
 /// The states of the workspaces that exist.
 pub(super) async fn states<D: Dialect>(
     connection: &mut D,
@@ -152,7 +142,7 @@ pub(super) async fn states<D: Dialect>(
     ids: &[WorkspaceId],
 ) -> Result<HashMap<WorkspaceId, Box<WorkspaceState>>, StoreError> {
     let statements = D::statements();
-    let found = look_up(connection, &statements.workspaces, Keys::of(ids)).await?;
+    let found = connection.look_up(&statements.workspaces, &Keys::of(ids)).await?;
     if found.is_empty() {
         return Ok(HashMap::new());
     }
@@ -162,14 +152,14 @@ pub(super) async fn states<D: Dialect>(
     let heads = each(&found, head)?;
     let has_holds = |credits: &WorkspaceCredits| (credits.open_holds > 0).then_some(credits.workspace_id);
     let with_holds: Vec<_> = heads.iter().filter_map(|(_, credits, _)| has_holds(credits)).collect();
-    let holds: Vec<Hold> = rows(&look_up(connection, &statements.open_holds, Keys::of(&with_holds)).await?)?;
+    let holds: Vec<Hold> = rows_by_key(connection, &statements.open_holds, Keys::of(&with_holds)).await?;
     let state_rows = StateRows {
         heads,
         held_shares: held_shares(connection, &holds).await?,
         holds,
-        overrides: rows(&look_up(connection, &statements.overrides, Keys::of(ids)).await?)?,
-        counters: rows(&look_up(connection, &statements.counters, Keys::of(ids)).await?)?,
-        grants: rows(&look_up(connection, &statements.open_grants, Keys::of(ids)).await?)?,
+        overrides: rows_by_key(connection, &statements.overrides, Keys::of(ids)).await?,
+        counters: rows_by_key(connection, &statements.counters, Keys::of(ids)).await?,
+        grants: rows_by_key(connection, &statements.open_grants, Keys::of(ids)).await?,
     };
     let keys = state_rows.heads.iter().flat_map(|(_, _, subscription)| plan_keys(subscription)).collect();
     let plans = versions(connection, cache, &keys).await?;
@@ -179,7 +169,7 @@ pub(super) async fn states<D: Dialect>(
 /// What the holds reserve of grants.
 pub(super) async fn held_shares<D: Dialect>(connection: &mut D, holds: &[Hold]) -> Result<Vec<HeldShare>, StoreError> {
     let keys: Vec<_> = holds.iter().map(|hold| (hold.workspace_id, hold.hold_id)).collect();
-    rows(&look_up(connection, &D::statements().held_shares, Keys::pairs(&keys)).await?)
+    rows_by_key(connection, &D::statements().held_shares, Keys::pairs(&keys)).await
 }
 
 /// The workspaces whose version is not the given one.
@@ -187,7 +177,7 @@ pub(super) async fn stale_workspaces<D: Dialect>(
     connection: &mut D,
     known: &[(WorkspaceId, i64)],
 ) -> Result<Vec<WorkspaceId>, StoreError> {
-    let found = look_up(connection, &D::statements().stale, Keys::pairs(known)).await?;
+    let found = connection.look_up(&D::statements().stale, &Keys::pairs(known)).await?;
     each(&found, |mut row| row.next())
 }
 
@@ -206,8 +196,8 @@ async fn read_versions<'k, D: Dialect>(
     connection: &mut D,
     keys: impl Iterator<Item = &'k PlanKey> + Clone,
 ) -> Result<Vec<Arc<PlanVersion>>, StoreError> {
-    let versions = rows(&look_up(connection, &D::statements().versions, Keys::pairs(keys.clone())).await?)?;
-    let features = rows(&look_up(connection, &D::statements().features, Keys::pairs(keys)).await?)?;
+    let versions = rows_by_key(connection, &D::statements().versions, Keys::pairs(keys.clone())).await?;
+    let features = rows_by_key(connection, &D::statements().features, Keys::pairs(keys)).await?;
     plans_of(versions, features)
 }
 
@@ -217,7 +207,7 @@ async fn plans_by_codes<D: Dialect>(
     cache: &PlanCache,
     codes: &BTreeSet<PlanCode>,
 ) -> Result<HashMap<PlanCode, CataloguePlan>, StoreError> {
-    let found = look_up(connection, &D::statements().plans, Keys::of(codes)).await?;
+    let found = connection.look_up(&D::statements().plans, &Keys::of(codes)).await?;
     let named: Vec<(PlanKey, bool)> = each(&found, |mut row| Ok(((row.next()?, row.next()?), row.next()?)))?;
     let plans = versions(connection, cache, &named.iter().map(|(key, _)| key.clone()).collect()).await?;
     let plan = |(key, is_offered): (PlanKey, bool)| {
@@ -233,7 +223,7 @@ async fn existing_features<D: Dialect>(
     features: &BTreeSet<FeatureCode>,
 ) -> Result<HashSet<FeatureCode>, StoreError> {
     let (mut existing, unknown) = cache.find_features(features);
-    let found = look_up(connection, &D::statements().existing_features, Keys::of(unknown)).await?;
+    let found = connection.look_up(&D::statements().existing_features, &Keys::of(unknown)).await?;
     let found: Vec<FeatureCode> = each(&found, |mut row| row.next())?;
     cache.insert_features(&found);
     existing.extend(found);
@@ -249,10 +239,10 @@ pub(super) async fn event_source<D: Dialect>(
     wanted: &EventSource,
 ) -> Result<EventSource, StoreError> {
     let setting = [(EVENT_SOURCE.to_owned(), wanted.as_str().to_owned())];
-    let mut found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+    let mut found = connection.look_up(&D::statements().setting, &Keys::pairs(&setting)).await?;
     if found.is_empty() {
-        look_up(connection, &D::statements().keep_setting, Keys::pairs(&setting)).await?;
-        found = look_up(connection, &D::statements().setting, Keys::pairs(&setting)).await?;
+        connection.look_up(&D::statements().keep_setting, &Keys::pairs(&setting)).await?;
+        found = connection.look_up(&D::statements().setting, &Keys::pairs(&setting)).await?;
     }
     let values: Vec<String> = each(&found, |mut row| row.next())?;
     let source = values.first().and_then(|text| EventSource::new(text));
@@ -266,7 +256,7 @@ pub(super) async fn put_plans<D: Dialect>(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let keys: Vec<PlanKey> = plans.iter().map(|plan| (plan.plan_code.clone(), plan.version)).collect();
-    look_up(connection, &D::statements().offer_plans, Keys::of(keys.iter().map(|(code, _)| code))).await?;
+    connection.look_up(&D::statements().offer_plans, &Keys::of(keys.iter().map(|(code, _)| code))).await?;
     let stored = read_versions(connection, keys.iter()).await?;
     let is_new = |plan: &&PlanVersion| {
         !stored.iter().any(|stored| (&stored.plan_code, stored.version) == (&plan.plan_code, plan.version))
@@ -277,6 +267,6 @@ pub(super) async fn put_plans<D: Dialect>(
     connection.insert(&new.flat_map(feature_rows).collect::<Vec<_>>()).await?;
     check_unchanged(plans, &read_versions(connection, keys.iter()).await?)?;
     let offered: Vec<(PlanCode, Timestamp)> = keys.into_iter().map(|(code, _)| (code, now)).collect();
-    look_up(connection, &D::statements().retire_others, Keys::pairs(&offered)).await?;
+    connection.look_up(&D::statements().retire_others, &Keys::pairs(&offered)).await?;
     Ok(())
 }

@@ -189,11 +189,7 @@ impl JobError {
 
 fn bounded(text: &str, most: usize) -> String {
     let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].chars().map(plain).collect()
+    text[..text.floor_char_boundary(most)].chars().map(plain).collect()
 }
 
 /// How a job has ended.

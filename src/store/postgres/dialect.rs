@@ -123,6 +123,9 @@ impl Dialect for PgConnection {
     }
 
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<PgRow>, StoreError> {
+        if keys.0.is_empty() {
+            return Ok(Vec::new());
+        }
         let statement = bind_keys(sqlx::query(statement.text.as_str()), statement.key, keys);
         statement.fetch_all(self).await.map_err(store_error)
     }

@@ -100,6 +100,9 @@ impl Dialect for SqliteConnection {
     }
 
     async fn look_up(&mut self, statement: &'static Statement, keys: &Keys<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+        if keys.0.is_empty() {
+            return Ok(Vec::new());
+        }
         let statement = sqlx::query(statement.text.as_str()).bind(keys_json(statement.key, keys));
         statement.fetch_all(self).await.map_err(store_error)
     }
