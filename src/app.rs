@@ -8,14 +8,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::background::Background;
-use crate::cleaning::{Cleaner, CleaningConfig};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Mode};
-use crate::consumers::{self, ConsumersConfig, Wakeup};
+use crate::config::{Config, Mode, Role};
+use crate::consumers::Wakeup;
 use crate::contract::Contract;
 use crate::demo::{self, Demo};
 use crate::domain::cloud_event::{EventRecord, EventSource};
@@ -24,11 +22,10 @@ use crate::domain::metadata::Metadata;
 use crate::domain::time::MAX_CLOCK_DIFFERENCE;
 use crate::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent};
 use crate::http::auth::keys::KeyConfig;
-use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::render::JsonRender;
 use crate::http::{self, Api, Health, Port};
-use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle, PublisherHealth, Retention};
-use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::publisher::{EventBuffer, Publisher, PublisherConfig, PublisherHandle, Retention};
+use crate::queues::Queues;
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::sqlite::{SqliteConfig, SqliteStore};
 use crate::store::{ServerStore, Store, StoreError};
@@ -38,16 +35,16 @@ use crate::telemetry;
 
 mod error;
 mod settings;
+mod tasks;
 
 pub use self::error::StartError;
 pub use self::settings::half_of_the_processors;
+use self::tasks::Tasks;
 
 /// A transaction whose owner hangs loses its locks after this time. It is longer than a lane waits for a transaction.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// Time limit for the last commands, after the last request was accepted.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
-/// How often a replica looks which plans are offered.
-const OFFERED_PLANS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A running server.
 pub struct App {
@@ -61,6 +58,7 @@ pub struct App {
     store: Arc<dyn Store>,
     http: http::Running,
     ops: Option<http::Running>,
+    queues: Queues,
     publisher: Option<PublisherHandle>,
     /// Scheduler, consumers, cleaning, key refresh and the watches over health.
     background: Background,
@@ -163,7 +161,7 @@ impl App {
         let (listener, address) =
             listen(config.server.bind).map_err(|(address, error)| StartError::Listen { address, error })?;
         let ops = config.server.ops_bind.map(listen).transpose();
-        let ops = ops.map_err(|(address, error)| StartError::ListenOps { address, error })?;
+        let (ops, ops_address) = ops.map_err(|(address, error)| StartError::ListenOps { address, error })?.unzip();
 
         let event_buffer = EventBuffer::new();
         let publishing = CancellationToken::new();
@@ -175,13 +173,17 @@ impl App {
         let background = Background::default();
         let health = Arc::new(Health::default());
         engine.offer_plans(store.plans().await?);
-        let (plans, plan_engine) = (Arc::clone(&store), engine.clone());
-        background.run("plans", move |stop| follow_offered_plans(Arc::clone(&plans), plan_engine.clone(), stop));
-        start_scheduler(config, &store, &engine, &clock, &background);
-        start_consumers(config, &database, &clock, &wakeup, &background);
-        watch_publisher(publisher.as_ref(), &health, &background);
-        watch_database(&store, &health, &background);
-        let verifier = start_verifier(&auth, &clock, &background)?;
+        let tasks = Tasks {
+            config,
+            database: &database,
+            engine: &engine,
+            clock: &clock,
+            health: &health,
+            background: &background,
+        };
+        let queues = tasks.start_queues().await?;
+        tasks.start(&wakeup, publisher.as_ref());
+        let verifier = tasks.start_verifier(&auth)?;
 
         // Before the first request, so that every request finds the demo's workspace.
         let demo = match demo_key {
@@ -192,6 +194,9 @@ impl App {
             engine: Arc::new(engine.clone()),
             store: Arc::clone(&store),
             operations: Arc::clone(&database) as _,
+            jobs: Arc::clone(&database) as _,
+            queues: queues.clone(),
+            job_routes: config.job_routes()?,
             clock: Arc::clone(&clock),
             auth: verifier,
             health: Arc::clone(&health),
@@ -199,14 +204,8 @@ impl App {
             metrics: telemetry::metrics(),
         };
         let api = Api::new(parts, settings::http(config));
-        let (ops, ops_address) = ops.unzip();
         let ops = ops.map(|listener| api.serve(Port::Operations, listener)).transpose().map_err(StartError::Serve)?;
-        let port = if ops.is_some() { Port::Main } else { Port::Only };
-        let http = api.serve(port, listener).map_err(StartError::Serve)?;
-        let drain_delay = match mode {
-            Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
-            Mode::Demo => Duration::ZERO,
-        };
+        let http = api.serve(settings::main_port(config), listener).map_err(StartError::Serve)?;
         Ok(Self {
             address,
             ops_address,
@@ -216,10 +215,11 @@ impl App {
             store,
             http,
             ops,
+            queues,
             publisher,
             background,
             publishing,
-            drain_delay,
+            drain_delay: settings::drain_delay(config, mode),
         })
     }
 
@@ -228,8 +228,8 @@ impl App {
     ///
     /// Returns true if `stop` was the reason.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> bool {
-        let Self { health, engine, store, mut http, mut ops, publisher, background, publishing, drain_delay, .. } =
-            self;
+        let Self { health, engine, store, mut http, mut ops, queues, publisher, background, .. } = self;
+        let (publishing, drain_delay) = (self.publishing, self.drain_delay);
         let is_requested = tokio::select! {
             () = stop => true,
             () = engine.broken() => false,
@@ -247,6 +247,7 @@ impl App {
         health.drain();
         tokio::time::sleep(drain_delay).await;
         background.stop();
+        queues.close();
         http.stop_handle().stop().await;
         if tokio::time::timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
             tracing::error!("stopped before all commands were answered; their callers can retry with the same key");
@@ -331,7 +332,8 @@ fn start_publisher(
     clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
 ) -> Result<Option<PublisherHandle>, StreamError> {
-    let Some(stream) = open_stream(config, source)?.filter(|_| config.publisher.enabled) else {
+    let has_role = config.server.has_role(Role::Publish);
+    let Some(stream) = open_stream(config, source)?.filter(|_| has_role) else {
         return Ok(None);
     };
     let defaults = if config.database.url.is_some() { PublisherConfig::shared() } else { PublisherConfig::embedded() };
@@ -348,101 +350,4 @@ fn start_publisher(
     let outbox: Arc<dyn Store> = Arc::clone(store);
     let publisher = Publisher::new(outbox, stream, event_buffer.clone(), Arc::clone(clock), config);
     Ok(Some(publisher.spawn(stop.clone())))
-}
-
-/// Tells the engine which plans are offered: another replica may offer others.
-async fn follow_offered_plans(store: Arc<dyn Store>, engine: Engine, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(OFFERED_PLANS_INTERVAL) => {}
-        }
-        match store.plans().await {
-            Ok(plans) => engine.offer_plans(plans),
-            Err(error) => tracing::warn!(%error, "the offered plans could not be read; trying again"),
-        }
-    }
-}
-
-fn start_consumers(
-    config: &Config,
-    store: &Arc<dyn ServerStore>,
-    clock: &Arc<dyn Clock>,
-    wakeup: &Wakeup,
-    background: &Background,
-) {
-    let paces = if config.database.url.is_some() { ConsumersConfig::shared() } else { ConsumersConfig::embedded() };
-    let cleaner =
-        Cleaner { config: CleaningConfig::default(), store: Arc::clone(store) as _, clock: Arc::clone(clock) };
-    background.run("cleaning", move |stop| cleaner.clone().run(stop));
-    let (store, clock, wakeup) = (Arc::clone(store), Arc::clone(clock), wakeup.clone());
-    background.run("consumers", move |stop| {
-        consumers::run(Arc::clone(&store) as _, Arc::clone(&clock), wakeup.clone(), paces, stop)
-    });
-}
-
-fn start_scheduler(
-    config: &Config,
-    store: &Arc<dyn Store>,
-    engine: &Engine,
-    clock: &Arc<dyn Clock>,
-    background: &Background,
-) {
-    if !config.scheduler.enabled {
-        return;
-    }
-    let scheduler = Scheduler {
-        config: SchedulerConfig {
-            interval: Duration::from_millis(config.scheduler.interval_ms),
-            max_workspaces: config.scheduler.batch,
-        },
-        store: Arc::clone(store),
-        engine: engine.clone(),
-        clock: Arc::clone(clock),
-    };
-    background.run("scheduler", move |stop| scheduler.clone().run(stop));
-}
-
-fn watch_publisher(publisher: Option<&PublisherHandle>, health: &Arc<Health>, background: &Background) {
-    let Some(publisher) = publisher else { return };
-    let (reports, health) = (publisher.health(), Arc::clone(health));
-    background.run("publisher_health", move |stop| follow_publisher(reports.clone(), Arc::clone(&health), stop));
-}
-
-/// Carries the publisher's health to the readiness probe.
-async fn follow_publisher(mut reports: watch::Receiver<PublisherHealth>, health: Arc<Health>, stop: CancellationToken) {
-    loop {
-        health.set_stream_degraded(reports.borrow_and_update().is_degraded());
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = reports.changed() => if changed.is_err() {
-                health.set_stream_degraded(true);
-                return;
-            }
-        }
-    }
-}
-
-/// Carries the database's health to the readiness probe.
-fn watch_database(store: &Arc<dyn Store>, health: &Arc<Health>, background: &Background) {
-    let (store, health) = (Arc::clone(store), Arc::clone(health));
-    background.run("database_health", move |stop| {
-        let (store, health) = (Arc::clone(&store), Arc::clone(&health));
-        async move { health.watch_database(&*store, stop).await }
-    });
-}
-
-fn start_verifier(
-    auth: &AuthConfig,
-    clock: &Arc<dyn Clock>,
-    background: &Background,
-) -> Result<Arc<Verifier>, AuthConfigError> {
-    let verifier = Arc::new(Verifier::new(auth, Arc::clone(clock))?);
-    if let Some(jwks) = verifier.jwks().cloned() {
-        background.run("keys", move |stop| {
-            let jwks = jwks.clone();
-            async move { jwks.run(stop).await }
-        });
-    }
-    Ok(verifier)
 }

@@ -15,19 +15,23 @@ mod bounds;
 mod error;
 pub mod keys;
 pub mod plans;
+mod queues;
 mod sections;
 mod sources;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use self::error::{ConfigError, Problem};
 use self::plans::PlansError;
 pub use self::sections::{
     Algorithm, Auth, AuthKey, Config, Database, Engine, Events, KeyMaterial, Limits, LogFormat, Plans, Publisher,
-    Redis, Scheduler, Server, Stream, Telemetry,
+    Redis, Role, Scheduler, Server, Stream, Telemetry,
 };
 pub use self::sources::ALIASES;
+use crate::domain::jobs::{QueueSettings, Routes, RoutesError};
 use crate::domain::plan::PlanVersion;
+use crate::domain::text::QueueName;
 
 /// Who may call the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,17 @@ impl Config {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             Some(_) | None => Path::new("."),
         }
+    }
+
+    /// The queues that must exist. Those that the database has already are left as they are.
+    #[must_use]
+    pub fn job_queues(&self) -> BTreeMap<QueueName, QueueSettings> {
+        queues::all_queues(&self.queues)
+    }
+
+    /// Which queue the jobs of a kind go to.
+    pub fn job_routes(&self) -> Result<Routes, RoutesError> {
+        queues::all_routes(&self.routes)
     }
 
     /// The plans: from `plans.file`, or `plans.toml` of the configuration's folder, or the built-in ones.

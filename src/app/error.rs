@@ -8,6 +8,7 @@ use crate::config::ConfigError;
 use crate::config::plans::PlansError;
 use crate::demo::DemoError;
 use crate::domain::cloud_event::EventSource;
+use crate::domain::jobs::RoutesError;
 use crate::http::auth::AuthConfigError;
 use crate::store::StoreError;
 use crate::stream::StreamError;
@@ -19,6 +20,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error("the plans cannot be used")]
     Plans(#[from] PlansError),
+    #[error("routes: {0}")]
+    Routes(#[from] RoutesError),
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
     #[error("Redis cannot be used")]

@@ -5,13 +5,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::error::StartError;
-use crate::config::{Algorithm, Config, KeyMaterial, Mode};
+use crate::config::{Algorithm, Config, KeyMaterial, Mode, Role};
 use crate::demo;
-use crate::http::HttpConfig;
 use crate::http::auth::AuthConfig;
 use crate::http::auth::jwks::JwksConfig;
 use crate::http::auth::keys::{KeyAlg, KeyConfig};
 use crate::http::limits::LimitsConfig;
+use crate::http::{HttpConfig, Port};
 
 /// SQLite has one writer, so a second lane would only wait.
 const LANES_SQLITE: usize = 1;
@@ -86,5 +86,22 @@ pub(super) fn http(config: &Config) -> HttpConfig {
             max_reads: config.limits.workspace_reads,
             requests_per_second: config.limits.workspace_rate_per_s,
         },
+    }
+}
+
+/// What the main port serves.
+pub(super) fn main_port(config: &Config) -> Port {
+    match (config.server.has_role(Role::Api), config.server.ops_bind) {
+        (true, None) => Port::Only,
+        (true, Some(_)) => Port::Main,
+        (false, _) => Port::Operations,
+    }
+}
+
+/// How long `/readyz` answers 503 before the server refuses new requests.
+pub(super) fn drain_delay(config: &Config, mode: Mode) -> Duration {
+    match mode {
+        Mode::Configured => Duration::from_millis(config.server.drain_delay_ms),
+        Mode::Demo => Duration::ZERO,
     }
 }

@@ -19,6 +19,9 @@ const STATEMENT_TIMEOUT_MS: RangeInclusive<u64> = 100..=4_000;
 /// A lease must be renewed at least three times before it expires, so that one slow answer does not lose it.
 const POLLS_PER_LEASE: u64 = 3;
 
+/// Workers are served queue by queue.
+const MAX_QUEUES: usize = 100;
+
 /// Collects the problems by key.
 struct Check(Vec<(String, String)>);
 
@@ -48,6 +51,7 @@ pub(super) fn check(config: &Config) -> Vec<(String, String)> {
     stream(&mut check, config);
     auth(&mut check, config);
     work(&mut check, config);
+    jobs(&mut check, config);
     telemetry(&mut check, config);
     check.0
 }
@@ -55,6 +59,9 @@ pub(super) fn check(config: &Config) -> Vec<(String, String)> {
 fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
     if server.ops_bind == Some(server.bind) && server.bind.port() != 0 {
         check.refuse("server.ops_bind", "must differ from server.bind");
+    }
+    if server.roles.is_empty() {
+        check.refuse("server.roles", "must name at least one role");
     }
     if let Some(workers) = server.workers {
         check.range("server.workers", workers, 1..=512);
@@ -168,6 +175,22 @@ fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config)
     }
     check.range("scheduler.interval_ms", scheduler.interval_ms, 100..=3_600_000);
     check.range("scheduler.batch", scheduler.batch, 1..=10_000);
+}
+
+fn jobs(check: &mut Check, config: &Config) {
+    let queues = config.job_queues();
+    if queues.len() > MAX_QUEUES {
+        check.refuse("queues", format!("must be at most {MAX_QUEUES}"));
+    }
+    for (name, (field, problem)) in queues.iter().filter_map(|(name, settings)| Some((name, settings.problem()?))) {
+        check.refuse(format!("queues.{name}.{field}"), problem);
+    }
+    for (n, route) in config.routes.iter().enumerate().filter(|(_, route)| !queues.contains_key(&route.queue)) {
+        check.refuse(format!("routes[{n}].queue"), format!("there is no queue {}", route.queue));
+    }
+    if let Err(error) = config.job_routes() {
+        check.refuse("routes", error.to_string());
+    }
 }
 
 fn telemetry(check: &mut Check, Config { telemetry, .. }: &Config) {

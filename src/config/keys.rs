@@ -4,7 +4,7 @@
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Such as `server.bind`; `[]` stands for any element of a list of tables.
+    /// Such as `server.bind`; `[]` stands for any element of a list of tables, and `*` for any name of a table.
     pub name: &'static str,
     pub kind: Kind,
     /// In the form of an environment variable. None if the key may be left out.
@@ -29,8 +29,12 @@ const fn optional(name: &'static str, meaning: &'static str) -> Key {
     Key { name, kind: Kind::One, default: None, meaning }
 }
 
-const fn list(name: &'static str, meaning: &'static str) -> Key {
-    Key { name, kind: Kind::List, default: Some(""), meaning }
+const fn list(name: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: Kind::List, default: Some(default), meaning }
+}
+
+const fn unset_list(name: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: Kind::List, default: None, meaning }
 }
 
 /// All keys, by section.
@@ -38,6 +42,7 @@ const fn list(name: &'static str, meaning: &'static str) -> Key {
 pub const KEYS: &[Key] = &[
     key("server.bind", "127.0.0.1:8080", "Address and port to listen on. An address that is not a loopback address needs `auth.keys` or `auth.jwks_url`."),
     optional("server.ops_bind", "Another address and port, for operators: `/livez`, `/readyz` and `/metrics` on a thread of their own, so that they answer at once however busy the server is. `/metrics` is then not served at `server.bind`. They need no token."),
+    list("server.roles", "api,publish,consume,work", "What this server does. `api`: serves the API. `publish`: publishes events, if there is a `redis.url`. `consume`: makes figures, statements and notifications of the events. `work`: runs the server's own jobs, books what is due, and looks after all jobs. A server without `api` serves only probes and metrics at `server.bind`. The embedded database has one server, which needs all of them."),
     optional("server.workers", "Threads that serve requests, 1 to 512. Without it, half the number of processors; the other half decides, writes and publishes."),
     key("server.max_connections", "4096", "Open connections per worker, 1 to 100000."),
     key("server.client_request_timeout_ms", "5000", "Time for a request's head to arrive, 100 to 300000."),
@@ -45,7 +50,7 @@ pub const KEYS: &[Key] = &[
     key("server.keep_alive_s", "75", "Time an idle connection stays open, 1 to 3600."),
     key("server.drain_delay_ms", "1000", "Time between `/readyz` answering 503 and the server refusing new requests at shutdown, 0 to 60000, so that load balancers notice. Not used in the demo."),
     key("server.shutdown_timeout_s", "10", "Time that running requests have to finish at shutdown, 1 to 300."),
-    list("server.cors_allowed_origins", "Origins whose pages may call the API from a browser."),
+    list("server.cors_allowed_origins", "", "Origins whose pages may call the API from a browser."),
 
     optional("database.url", "A `postgres://` address (secret). Without it, the embedded SQLite database."),
     key("database.path", "data/visionscope.db", "File of the embedded database, relative to the working directory. Its folder also holds the development key."),
@@ -83,13 +88,23 @@ pub const KEYS: &[Key] = &[
     key("engine.max_batch", "256", "Commands in one transaction, 1 to 10000. At most 16 of one workspace while others send commands too."),
     key("engine.memory_mb", "64", "Approximate size of the cached states of workspaces in megabytes, 1 to 65535. The state of a workspace with five features and one grant takes about one kilobyte. A state that is not cached is read first."),
 
-    key("publisher.enabled", "true", "Whether this replica publishes events (it needs `redis.url` too)."),
     key("publisher.lease_ttl_ms", "10000", "Time until another publisher takes over the partitions of one that died, 1000 to 300000."),
     optional("publisher.poll_ms", "Time between two polls for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database. Events of this process's own commits need no poll."),
 
-    key("scheduler.enabled", "true", "Whether this replica issues due resets, changes, cancellations and expiries."),
     key("scheduler.interval_ms", "1000", "Time between two checks for due work, 100 to 3600000."),
     key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
+
+    optional("queues.*.weight", "Here and below, `*` is the name of a queue. The configuration creates the queues that the database does not have; an operator changes those that it has. What is left out is as in the built-in queue of that name (`billing`, `default`, `notifications`, `video_processing`), or else as in `default`. The weight: whoever takes jobs of several queues takes them in this proportion, 1 to 100."),
+    optional("queues.*.max_running", "Jobs of the queue that may run at once, 1 to 100000. Without it there is no cap."),
+    optional("queues.*.max_running_per_workspace", "Jobs of one workspace that may run at once, 1 to 100000. Without it there is no cap."),
+    optional("queues.*.lease_s", "Time without a heartbeat after which a job is taken from its worker, 15 to 3600."),
+    optional("queues.*.timeout_s", "Time that one attempt may take, 1 to 86400."),
+    optional("queues.*.max_attempts", "Attempts after which a job fails, 1 to 100."),
+    unset_list("queues.*.retry_delays_s", "Delays after the first, the second and each later attempt, up to 32 of 0 to 86400 seconds. The last one repeats. The real delay is between half of it and all of it."),
+    optional("queues.*.keep_done_h", "Hours that a job is kept after its end, 1 to 8760. Failed jobs are kept for 30 days."),
+
+    optional("routes[].pattern", "A pattern of kinds of jobs, in which `*` stands for any text and `?` for one character. The most specific one wins. Built in are `billing.*`, `notifications.*` and `video_processing.*` for the queues of those names, and `*` for `default`; a configured route with the same pattern replaces one of them."),
+    optional("routes[].queue", "The queue that they go to."),
 
     key("limits.workspace_in_flight", "1024", "Commands of one workspace at once, per replica, 1 to 100000."),
     key("limits.workspace_reads", "32", "Reads of one workspace at once, per replica, 1 to 100000. An [export](EXPORTS.md) counts until its last byte. Tokens for all workspaces count together when they read events."),
@@ -112,30 +127,38 @@ pub const KEYS: &[Key] = &[
 pub fn sections() -> impl Iterator<Item = &'static str> {
     let mut last = "";
     KEYS.iter().filter_map(move |key| {
-        let section = key.name.split('.').next()?;
+        let section = key.name.split(['.', '[']).next()?;
         let is_new = section != last;
         last = section;
         is_new.then_some(section)
     })
 }
 
-/// `auth.keys[3].kid` → `auth.keys[].kid`.
-fn without_indexes(key: &str) -> String {
-    key.chars().filter(|c| !c.is_ascii_digit()).collect()
+/// The parts of a name, without the numbers of elements: `auth.keys[3].kid` → `auth`, `keys[]`, `kid`.
+fn parts(name: &str) -> impl Iterator<Item = String> {
+    name.split('.').map(|part| match part.split_once('[') {
+        Some((list, _)) => format!("{list}[]"),
+        None => part.to_owned(),
+    })
+}
+
+/// Whether the known name begins with the parts of this one.
+fn begins_with(known: &str, name: &str) -> bool {
+    let mut known = known.split('.');
+    let is_same = |known: &str, part: &str| known == "*" || known == part || known.strip_suffix("[]") == Some(part);
+    parts(name).all(|part| known.next().is_some_and(|known| is_same(known, &part)))
 }
 
 /// The key of that name.
 #[must_use]
 pub fn find(key: &str) -> Option<&'static Key> {
-    let name = without_indexes(key);
-    KEYS.iter().find(|known| known.name == name)
+    let count = key.split('.').count();
+    KEYS.iter().find(|known| known.name.split('.').count() == count && begins_with(known.name, key))
 }
 
 /// Whether the name is a key, or a section or list that contains keys.
 pub(super) fn is_known(key: &str) -> bool {
-    let name = without_indexes(key);
-    let is_inside = |known: &Key| known.name.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['.', '[']));
-    find(key).is_some() || KEYS.iter().any(is_inside)
+    KEYS.iter().any(|known| begins_with(known.name, key))
 }
 
 /// Whether the value of this key may be a secret, or contain one.

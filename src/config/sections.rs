@@ -1,6 +1,7 @@
 //! The whole configuration: its sections and the types of their values. The defaults are in [`super::keys`], the
 //! bounds in `super::bounds`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 
+use super::queues::{Queue, RouteTo};
 use crate::domain::cloud_event::EventSource;
+use crate::domain::text::QueueName;
 
 /// The whole configuration, with all bounds checked.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,6 +26,9 @@ pub struct Config {
     pub engine: Engine,
     pub publisher: Publisher,
     pub scheduler: Scheduler,
+    /// Queues of jobs, by their names.
+    pub queues: BTreeMap<QueueName, Queue>,
+    pub routes: Vec<RouteTo>,
     pub limits: Limits,
     pub telemetry: Telemetry,
     pub plans: Plans,
@@ -38,6 +44,8 @@ pub struct Server {
     pub bind: SocketAddr,
     /// Where probes and metrics are served apart from the API.
     pub ops_bind: Option<SocketAddr>,
+    /// What this server does.
+    pub roles: Vec<Role>,
     /// Threads that serve requests. Without it, half the number of processors.
     pub workers: Option<u16>,
     /// Open connections per worker.
@@ -49,6 +57,26 @@ pub struct Server {
     pub drain_delay_ms: u64,
     pub shutdown_timeout_s: u64,
     pub cors_allowed_origins: Vec<String>,
+}
+
+/// A part of what servers do. A large installation runs them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Serves the API.
+    Api,
+    /// Publishes events to Redis.
+    Publish,
+    /// Makes figures, statements and notifications of the events.
+    Consume,
+    /// Runs the server's own jobs, and looks after all others.
+    Work,
+}
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = [("api", Self::Api), ("publish", Self::Publish), ("consume", Self::Consume), ("work", Self::Work)];
+        one_of(deserializer, &words)
+    }
 }
 
 /// PostgreSQL, or the embedded SQLite file.
@@ -177,7 +205,6 @@ pub struct Engine {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Publisher {
-    pub enabled: bool,
     pub lease_ttl_ms: u64,
     /// The default depends on the database.
     pub poll_ms: Option<u64>,
@@ -187,7 +214,6 @@ pub struct Publisher {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scheduler {
-    pub enabled: bool,
     pub interval_ms: u64,
     pub batch: u32,
 }
@@ -246,6 +272,11 @@ impl Redis {
 }
 
 impl Server {
+    #[must_use]
+    pub fn has_role(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
     #[must_use]
     pub const fn body_timeout(&self) -> Duration {
         Duration::from_millis(self.body_timeout_ms)

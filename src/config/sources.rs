@@ -93,7 +93,9 @@ impl Source for Defaults {
                 values.insert(section.to_owned(), Value::new(Some(&origin), ValueKind::Table(Map::new())));
             }
         }
-        values.insert("auth.keys".to_owned(), Value::new(Some(&origin), ValueKind::Array(Vec::new())));
+        for empty in ["auth.keys", "routes"] {
+            values.insert(empty.to_owned(), Value::new(Some(&origin), ValueKind::Array(Vec::new())));
+        }
         Ok(values)
     }
 }

@@ -6,6 +6,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::domain::jobs::RetryDelays;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -134,11 +135,13 @@ fn every_wrong_value_is_refused_with_its_key_and_origin() {
         ("engine.queue_capacity", "0"),
         ("engine.max_batch", "0"),
         ("engine.memory_mb", "0"),
-        ("publisher.enabled", "perhaps"),
         ("publisher.lease_ttl_ms", "999"),
         ("publisher.poll_ms", "3334"),
         ("scheduler.interval_ms", "99"),
         ("scheduler.batch", "0"),
+        ("queues.default.weight", "0"),
+        ("queues.thumbnails.lease_s", "14"),
+        ("queues.thumbnails.retry_delays_s", "5,100000"),
         ("limits.workspace_in_flight", "0"),
         ("limits.workspace_rate_per_s", "0"),
         ("telemetry.log_format", "xml"),
@@ -185,6 +188,55 @@ fn an_error_in_a_file_names_the_file() {
         let error = Config::read([], Some(dir.path())).unwrap_err();
         let [problem] = error.problems.as_slice() else { panic!("{toml}: {error}") };
         assert!(problem.key == key && problem.origin.ends_with("mine.toml"), "{toml}: {error}");
+    }
+}
+
+#[test]
+fn queues_and_routes_are_added_to_those_that_every_server_has() {
+    let toml = "[queues.thumbnails]\nmax_running = 7\nretry_delays_s = [1, 2]\n[queues.billing]\nweight = 9\n\
+                [[routes]]\npattern = \"thumbnails.*\"\nqueue = \"thumbnails\"\n\
+                [[routes]]\npattern = \"*\"\nqueue = \"notifications\"";
+    let config = Config::read([], Some(folder("mine.toml", toml).path())).unwrap();
+    let queues = config.job_queues();
+    let names: Vec<_> = queues.keys().map(QueueName::as_str).collect();
+    assert_eq!(names, ["billing", "default", "notifications", "thumbnails", "video_processing"]);
+    let (thumbnails, default) = (&queues["thumbnails"], &queues["default"]);
+    assert_eq!((thumbnails.max_running, thumbnails.weight), (Some(7), default.weight));
+    assert_eq!(thumbnails.retry_delays_s, RetryDelays::new(vec![1, 2]).unwrap());
+    assert_eq!((queues["billing"].weight, queues["billing"].max_attempts), (9, 20));
+    let routes = config.job_routes().unwrap();
+    for (kind, queue) in
+        [("thumbnails.small", "thumbnails"), ("billing.deduct_credits", "billing"), ("anything", "notifications")]
+    {
+        assert_eq!(routes.of(kind).queue.as_str(), queue, "{kind}");
+    }
+}
+
+#[test]
+fn queues_and_routes_that_cannot_be_used_are_named() {
+    let route = |pattern: &str, queue: &str| format!("[[routes]]\npattern = \"{pattern}\"\nqueue = \"{queue}\"\n");
+    for (toml, key, words) in [
+        (route("a.*", "nowhere"), "routes[0].queue", "there is no queue nowhere"),
+        (route("a.*b", "default") + &route("a.?b", "default"), "routes", "equally specific"),
+        (route("A", "default"), "routes", "not valid"),
+        (route("a", "No Name"), "routes[0].queue", "lower-case"),
+        ("[queues.x]\nwieght = 1".to_owned(), "queues.x.wieght", "is not a key"),
+        ("[queues.x]\nmax_attempts = 101".to_owned(), "queues.x.max_attempts", "from 1 to 100"),
+    ] {
+        let error = Config::read([], Some(folder("mine.toml", &toml).path())).unwrap_err();
+        let [problem] = error.problems.as_slice() else { panic!("{toml}: {error}") };
+        assert!(problem.key == key && problem.problem.contains(words), "{toml}: {error}");
+    }
+}
+
+#[test]
+fn a_server_has_all_roles_unless_it_is_told() {
+    let roles = |vars: &[(&str, &str)]| read(vars).unwrap().server.roles;
+    assert_eq!(roles(&[]), [Role::Api, Role::Publish, Role::Consume, Role::Work]);
+    assert_eq!(roles(&[("VISIONSCOPE__SERVER__ROLES", "work, api")]), [Role::Work, Role::Api]);
+    for wrong in ["api,sleep", ","] {
+        let error = read(&[("VISIONSCOPE__SERVER__ROLES", wrong)]).unwrap_err();
+        assert!(error.problems[0].key.starts_with("server.roles"), "{error}");
     }
 }
 

@@ -23,15 +23,23 @@ pub fn never_null(schema: &mut RefOr<Schema>) {
     }
 }
 
+fn without_null(schema_type: &mut SchemaType) {
+    if let SchemaType::Array(types) = schema_type {
+        types.retain(|kind| *kind != Type::Null);
+        if let [only] = types.as_slice() {
+            *schema_type = SchemaType::Type(only.clone());
+        }
+    }
+}
+
 fn take_null_out(field: &mut RefOr<Schema>) {
     let other = match field {
         RefOr::T(Schema::Object(object)) => {
-            if let SchemaType::Array(types) = &mut object.schema_type {
-                types.retain(|kind| *kind != Type::Null);
-                if let [only] = types.as_slice() {
-                    object.schema_type = SchemaType::Type(only.clone());
-                }
-            }
+            without_null(&mut object.schema_type);
+            None
+        }
+        RefOr::T(Schema::Array(array)) => {
+            without_null(&mut array.schema_type);
             None
         }
         RefOr::T(Schema::OneOf(one_of)) => {

@@ -7,9 +7,11 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::text::IdempotencyKey;
 use super::time::Timestamp;
 
 macro_rules! uuid_type {
@@ -101,6 +103,15 @@ impl GrantId {
         let time = (u128::from(micros / 1000) << 80) | VERSION_7 | (u128::from(micros % 1000) << 64);
         let seed = mix(low_bits(subscription_id.0)).wrapping_add(micros);
         Self(with_random_bits(Uuid::from_u128(time), mix(mix(seed).wrapping_add(u64::from(number)))))
+    }
+}
+
+impl JobId {
+    /// The id of the job that a workspace sends with this key: the same key is the same job. It is a version 8 UUID (RFC 9562).
+    #[must_use]
+    pub fn of_key(workspace_id: WorkspaceId, key: &IdempotencyKey) -> Self {
+        let hash = Sha256::new().chain_update(workspace_id.0).chain_update(key.as_str()).finalize();
+        Self(uuid::Builder::from_custom_bytes(std::array::from_fn(|n| hash[n])).into_uuid())
     }
 }
 

@@ -17,12 +17,14 @@ mod dry_run;
 mod fair_queue;
 mod lane;
 mod partition_breaker;
+mod port;
 mod reply;
 mod state_cache;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use async_trait::async_trait;
 use chrono::TimeDelta;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +36,7 @@ pub use self::dependencies::CommitSignal;
 use self::dependencies::Dependencies;
 pub use self::dry_run::{DryRun, DryRunEvent};
 use self::lane::Lane;
+pub use self::port::Decide;
 use self::reply::outcome;
 pub use self::reply::{EngineError, Reply};
 pub use crate::domain::batch::{EventWriter, InvalidEvent, Render, Rendered};
@@ -137,5 +140,16 @@ impl Drop for LaneGuard {
             tracing::error!("a lane ended unexpectedly");
             self.broken.cancel();
         }
+    }
+}
+
+#[async_trait]
+impl Decide for Engine {
+    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError> {
+        self.submit(envelope).await
+    }
+
+    async fn dry_run(&self, envelope: &Envelope) -> Result<DryRun, EngineError> {
+        Self::dry_run(self, envelope).await
     }
 }

@@ -115,6 +115,12 @@ scopes! {
     /// Read the figures that this server makes of its events.
     AnalyticsRead "analytics:read",
     EventsRead "events:read",
+    /// Read jobs.
+    JobsRead "jobs:read",
+    /// Submit and cancel jobs.
+    JobsWrite "jobs:write",
+    /// Run jobs. For tokens for all workspaces.
+    Workers "workers",
     /// Look at the consumers, dead letters and what was done by hand. For tokens for all workspaces.
     OpsRead "ops:read",
     /// Stop, start and rebuild consumers. For tokens for all workspaces.

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
@@ -24,6 +25,7 @@ use self::pairs::{Pairs, Text};
 use super::connection::Exchange;
 use super::problem::{Code, Problem};
 use super::state::AppState;
+use crate::domain::text::{FieldCode, FieldError};
 
 pub(super) mod field_errors;
 mod pairs;
@@ -115,6 +117,19 @@ async fn collect(payload: &mut web::Payload) -> Result<web::Bytes, Problem> {
         }
     }
     Ok(if all.is_empty() { first } else { all.into() })
+}
+
+/// Reads a whole number of a range.
+pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(
+    deserializer: D,
+    range: &RangeInclusive<i64>,
+) -> Result<T, D::Error> {
+    let sent = Some(i64::deserialize(deserializer)?).filter(|sent| range.contains(sent));
+    let refused = || {
+        let detail = format!("must be a whole number from {} to {}", range.start(), range.end());
+        refuse(FieldError::new(FieldCode::Invalid, detail))
+    };
+    sent.and_then(|sent| T::try_from(sent).ok()).ok_or_else(refused)
 }
 
 /// Reads an enum whose values are strings. Without it, serde also accepts the form of a variant with data,

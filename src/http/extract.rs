@@ -25,7 +25,7 @@ use super::ids::hyphenated;
 use super::limits::Permit;
 use super::problem::{Code, Problem};
 use super::state::AppState;
-use crate::domain::ids::{EventId, GrantId, HoldId, WorkspaceId};
+use crate::domain::ids::{EventId, GrantId, HoldId, JobId, WorkerId, WorkspaceId};
 use crate::domain::text::IdempotencyKey;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::UsageId;
@@ -264,6 +264,18 @@ pub fn usage_id(request: &HttpRequest) -> Result<UsageId, Problem> {
 pub fn hold_id(request: &HttpRequest) -> Result<HoldId, Problem> {
     let text = request.match_info().get("hold_id").unwrap_or_default();
     hyphenated(text).map(HoldId).ok_or_else(|| Problem::plain(Code::HoldNotFound))
+}
+
+/// The job in the path. A malformed id gets the same answer as an unknown one.
+pub fn job_id(request: &HttpRequest) -> Result<JobId, Problem> {
+    let text = request.match_info().get("job_id").unwrap_or_default();
+    hyphenated(text).map(JobId).ok_or_else(|| Problem::plain(Code::JobNotFound))
+}
+
+/// The worker in the path. A malformed id gets the same answer as an unknown one.
+pub fn worker_id(request: &HttpRequest) -> Result<WorkerId, Problem> {
+    let text = request.match_info().get("worker_id").unwrap_or_default();
+    hyphenated(text).map(WorkerId).ok_or_else(|| Problem::plain(Code::WorkerNotFound))
 }
 
 /// The dead letter in the path. A malformed id gets the same answer as an unknown one.

@@ -30,8 +30,9 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use self::auth::Verifier;
 use self::auth::jwks::FETCH_TIMEOUT;
 use self::connection::{Connection, ConnectionTimeouts};
-pub use self::decide::Decide;
 pub use self::health::Health;
+pub use self::job_commands::JobCommands;
+use self::known_workspaces::KnownWorkspaces;
 use self::limits::{LimitsConfig, WorkspaceLimits};
 use self::observe::RootSpan;
 use self::problem::{Code, Problem};
@@ -41,19 +42,25 @@ use self::state::Documents;
 use crate::clock::Clock;
 use crate::contract;
 use crate::domain::cloud_event::EventSource;
+use crate::domain::jobs::Routes;
+use crate::engine::Decide;
+use crate::queues::Queues;
+use crate::store::jobs::Jobs;
 use crate::store::{Operations, Store};
 
 mod accept;
 pub mod auth;
 pub mod body;
 pub mod connection;
-mod decide;
 pub mod docs;
 mod dry_run;
 pub mod export;
 pub mod extract;
 mod health;
 mod ids;
+mod job_commands;
+mod json_object;
+mod known_workspaces;
 pub mod limits;
 pub mod observe;
 pub mod openapi;
@@ -149,6 +156,9 @@ pub struct Parts {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
     pub operations: Arc<dyn Operations>,
+    pub jobs: Arc<dyn Jobs>,
+    pub queues: Queues,
+    pub job_routes: Routes,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub health: Arc<Health>,
@@ -159,7 +169,8 @@ pub struct Parts {
 impl AppState {
     #[must_use]
     pub fn new(parts: Parts, config: &HttpConfig) -> Self {
-        let Parts { engine, store, operations, clock, auth, health, event_source, metrics } = parts;
+        let Parts { engine, store, operations, jobs, queues, job_routes, clock, auth, health, event_source, metrics } =
+            parts;
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
         allow.extend(["/", docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
@@ -177,9 +188,13 @@ impl AppState {
             engine,
             store,
             operations,
+            jobs,
+            queues,
+            job_routes,
             clock,
             auth,
             limits,
+            known_workspaces: KnownWorkspaces::default(),
             health,
             event_source,
             metrics,

@@ -34,9 +34,14 @@ mod problems;
 /// Extensions of a route that this module reads and removes.
 const X_PROBLEMS: &str = "x-problems";
 const X_SCOPE: &str = "x-scope";
+/// How an operation differs from a command.
+const X_KEY: &str = "x-key";
+const NO_KEY: &str = "none";
+const NO_DRY_RUN: &str = "no dry run";
 /// Requests with exactly one of several fields: for each field, the schema of the requests that have it.
-const EXACTLY_ONE_OF: [(&str, &[(&str, &str)]); 2] = [
+const EXACTLY_ONE_OF: [(&str, &[(&str, &str)]); 3] = [
     ("DeductCreditsRequest", &[("credits", "DeductByCredits"), ("quantity", "DeductByQuantity")]),
+    ("JobHoldRequest", &[("credits", "JobHoldByCredits"), ("quantity", "JobHoldByQuantity")]),
     ("PlaceHoldRequest", &[("credits", "HoldByCredits"), ("quantity", "HoldByQuantity")]),
 ];
 
@@ -149,6 +154,8 @@ fn tags() -> Vec<Tag> {
         ("subscription", "The plan of a workspace: changing, canceling and resuming it."),
         ("usage", "Usage logs, and the terms of features."),
         ("ledger", "All movements of credits."),
+        ("jobs", "Work that waits in a queue for a worker, and is charged when it is done."),
+        ("workers", "For the processes that run jobs, with a token for all workspaces."),
         ("analytics", "Figures that the server makes of the events."),
         ("events", "Events, in order and without gaps."),
         ("operations", "For operators, with a token for all workspaces."),
@@ -198,6 +205,9 @@ const fn scope_description(scope: Scope) -> &'static str {
         Scope::UsageRead => "reading usage logs and the terms of features",
         Scope::AnalyticsRead => "reading the figures that are made of the events",
         Scope::EventsRead => "reading events",
+        Scope::JobsRead => "reading jobs",
+        Scope::JobsWrite => "submitting and canceling jobs",
+        Scope::Workers => "running jobs; with a token for all workspaces",
         Scope::OpsRead => "looking at consumers, dead letters and what operators did; with a token for all workspaces",
         Scope::OpsWrite => {
             "stopping, starting and rebuilding consumers; replaying and discarding dead letters; with a token for all workspaces"
@@ -213,18 +223,20 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
     let mut extensions = operation.extensions.take().unwrap_or_default();
     let own = extensions.remove(X_PROBLEMS).unwrap_or_default();
     let scope = extensions.remove(X_SCOPE);
+    let key = extensions.remove(X_KEY);
     let mut codes: BTreeSet<Code> = own.as_array().into_iter().flatten().filter_map(parse_code).collect();
     codes.insert(Code::HeadersTooLarge);
     let has_token = scope.is_some();
     let has_body = operation.request_body.is_some();
     // What an operator does is no command: doing it twice changes nothing.
     let is_operation = path.starts_with("/v1/ops/");
-    let needs_key = *method == HttpMethod::Post && !is_operation;
+    let needs_key = *method == HttpMethod::Post && !is_operation && key != Some(json!(NO_KEY));
+    let has_dry_run = needs_key && key != Some(json!(NO_DRY_RUN));
     if has_token {
         codes.extend([Code::InvalidToken, Code::MissingScope, Code::NotAcceptable, Code::UnknownField]);
         codes.extend([Code::InternalError, Code::Unavailable]);
     }
-    if is_operation {
+    if is_operation || ["/v1/workers", "/v1/jobs"].iter().any(|own| path.starts_with(own)) {
         codes.insert(Code::AllWorkspacesRequired);
     }
     if path.contains("{workspace_id}") || path == "/v1/events" {
@@ -250,7 +262,7 @@ fn add_shared_parts(path: &str, method: &HttpMethod, operation: &mut Operation) 
         let description = operation.description.take().unwrap_or_default();
         operation.description = Some(format!("{description}\n\nScope: `{scope}`."));
         match method {
-            HttpMethod::Post if needs_key => add_dry_run(operation, Code::WorkspaceNotFound),
+            HttpMethod::Post if has_dry_run => add_dry_run(operation, Code::WorkspaceNotFound),
             HttpMethod::Put => add_dry_run(operation, Code::PlanNotFound),
             _ => {}
         }
@@ -268,6 +280,8 @@ fn add_example(parameter: &mut Parameter) {
         "grant_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000006",
         "purchase_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000004",
         "hold_id" if parameter.parameter_in == ParameterIn::Path => "019a0000-0000-7000-8000-000000000008",
+        "job_id" => "8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c",
+        "worker_id" => "019a0000-0000-7000-8000-00000000000e",
         "event_id" => "019a0000-0000-7000-8000-000000000007",
         "usage_id" => "AAZJq1CORAAAAAAAAAAAAQ",
         "period_start" => "2026-01-31T09:00:00.000000Z",

@@ -26,6 +26,7 @@ use crate::domain::rejection::Rejection;
 use crate::domain::text::FieldError;
 use crate::domain::time::Timestamp;
 use crate::engine::EngineError;
+use crate::queues::QueueError;
 use crate::store::StoreError;
 
 /// The media type of every error.
@@ -33,7 +34,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The prefix of `type`; the code follows.
 pub const TYPE_PREFIX: &str = "urn:visionscope:problem:";
 /// When to retry if the server is overloaded or unavailable.
-const RETRY_AFTER_S: u32 = 1;
+pub(super) const RETRY_AFTER_S: u32 = 1;
 /// Maximum length of a detail: parser messages may quote the request.
 const MAX_DETAIL_CHARS: usize = 240;
 /// Maximum length of a pointer or a parameter name: an unknown name is copied from the request.
@@ -378,6 +379,16 @@ impl Members {
 }
 
 impl Problem {
+    /// The same, of a body that is a part of the request's.
+    #[must_use]
+    pub fn inside(mut self, pointer: &str) -> Self {
+        for error in self.members.iter_mut().flat_map(|members| &mut members.errors) {
+            error.pointer = error.pointer.as_ref().map(|inner| format!("{pointer}{inner}"));
+        }
+        let separator = if self.detail.starts_with('/') { "" } else { ": " };
+        Self { detail: format!("{pointer}{separator}{}", self.detail).into(), ..self }
+    }
+
     /// The refusal of a deduction or a hold.
     #[must_use]
     pub fn explained(rejection: &Rejection, explanation: &Explanation) -> Self {
@@ -397,6 +408,16 @@ impl From<Refusal> for Problem {
             Refusal::Overloaded | Refusal::WaitedTooLong => Self::plain(Code::Overloaded),
         };
         Self { refusal: Some(refusal), ..problem }
+    }
+}
+
+impl From<QueueError> for Problem {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Overloaded => Refusal::Overloaded.into(),
+            QueueError::Unavailable => Self::plain(Code::Unavailable),
+            QueueError::Failed => Self::plain(Code::InternalError),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 
-use super::problem::{Code, PROBLEM_JSON, Problem};
+use super::problem::{Code, PROBLEM_JSON, Problem, RETRY_AFTER_S};
 use crate::domain::explanation::Explanation;
 use crate::domain::receipt::Receipt;
 use crate::domain::rejection::Rejection;
@@ -73,6 +73,13 @@ pub fn response(reply: Reply, key: KeyKind) -> Result<HttpResponse, Problem> {
             Err(Problem::plain(Code::InternalError))
         }
     }
+}
+
+/// A refusal that the engine has answered to a part of what a caller wanted.
+#[must_use]
+pub fn refused(answer: Rendered) -> HttpResponse {
+    let retry_after_s = (answer.status == 429).then_some(RETRY_AFTER_S);
+    send(answer, retry_after_s, false)
 }
 
 fn send(answer: Rendered, retry_after_s: Option<u32>, replayed: bool) -> HttpResponse {

@@ -10,12 +10,16 @@ use actix_web::{HttpRequest, web};
 use tokio_util::sync::CancellationToken;
 
 use super::auth::Verifier;
-use super::decide::Decide;
 use super::health::Health;
+use super::known_workspaces::KnownWorkspaces;
 use super::limits::WorkspaceLimits;
 use super::representation::Representation;
 use crate::clock::Clock;
 use crate::domain::cloud_event::EventSource;
+use crate::domain::jobs::Routes;
+use crate::engine::Decide;
+use crate::queues::Queues;
+use crate::store::jobs::Jobs;
 use crate::store::{Operations, Store};
 
 /// The state of the server.
@@ -23,9 +27,14 @@ pub struct AppState {
     pub engine: Arc<dyn Decide>,
     pub store: Arc<dyn Store>,
     pub operations: Arc<dyn Operations>,
+    pub jobs: Arc<dyn Jobs>,
+    pub queues: Queues,
+    /// The queue of each kind of job.
+    pub job_routes: Routes,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub limits: WorkspaceLimits,
+    pub known_workspaces: KnownWorkspaces,
     pub health: Arc<Health>,
     /// The source of all events.
     pub event_source: EventSource,

@@ -102,7 +102,7 @@ async fn decide(state: &AppState, envelope: Envelope, key_kind: KeyKind) -> Resu
 }
 
 /// The trace context of the caller, or else of this server's span if tracing is on.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     let sent = headers.get("traceparent").and_then(|value| value.to_str().ok());
     if let Some(sent) = sent.filter(|value| is_traceparent(value)) {
         return Some(sent.to_owned());

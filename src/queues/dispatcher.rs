@@ -3,11 +3,12 @@
 //! One task serves all of them: so many workers that wait cost as little as one. It claims for several at once, and looks at a
 //! queue that was empty after longer and longer pauses, unless this server makes a job of it ready.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::ends::{EndOfJob, JobEnd};
@@ -22,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// How many jobs one claim takes.
 const MAX_SEATS: usize = 128;
+/// How many claims are under way at once. A queue whose claim waits for others does not hold up the other queues.
+const MAX_CLAIMS: usize = 2;
 
 /// The jobs of a queue that workers, or this server, can run.
 type Line = (QueueName, Runner);
@@ -41,60 +44,92 @@ struct Claimed {
     has_set_aside: bool,
 }
 
+/// A claim that is over, and those that it was for.
+struct Done {
+    seated: Vec<Waiting>,
+    seats: usize,
+    claimed: Claimed,
+}
+
 #[derive(Default)]
 struct Dispatcher {
-    /// The first one has waited for the longest.
+    /// Those that no claim is under way for. The first one has waited for the longest.
     waiting: VecDeque<Waiting>,
     looks: HashMap<Line, Look>,
     turns: Turns<Line>,
+    claims: JoinSet<Done>,
+    /// The lines that are being claimed of.
+    claiming: HashMap<task::Id, Line>,
+    /// The queues that have got jobs since the claim under way began.
+    told: BTreeSet<QueueName>,
+    is_closed: bool,
 }
 
 pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Waiting>) {
     let mut dispatcher = Dispatcher::default();
     loop {
-        let Some(ready) = inner.upgrade().map(|inner| Arc::clone(&inner.ready)) else { return };
+        let signals = inner.upgrade().map(|inner| (Arc::clone(&inner.ready), inner.closing.clone()));
+        let Some((ready, closing)) = signals else { return };
         let next = dispatcher.next_event();
-        tokio::select! {
+        let done = tokio::select! {
             waiting = received.recv() => match waiting {
-                Some(waiting) => dispatcher.waiting.push_back(waiting),
+                Some(waiting) => {
+                    dispatcher.waiting.push_back(waiting);
+                    None
+                }
                 None => return,
             },
-            names = ready.wait() => dispatcher.look_at(&names),
-            () = sleep_until(next) => {}
-        }
+            names = ready.wait() => {
+                dispatcher.look_at(names);
+                None
+            }
+            Some(done) = dispatcher.claims.join_next_with_id() => Some(done),
+            () = closing.cancelled(), if !dispatcher.is_closed => {
+                dispatcher.is_closed = true;
+                None
+            }
+            () = sleep_until(next) => None,
+        };
         while let Ok(waiting) = received.try_recv() {
             dispatcher.waiting.push_back(waiting);
         }
         let Some(inner) = inner.upgrade() else { return };
-        dispatcher.serve(&inner).await;
+        match done {
+            Some(Ok((id, done))) => dispatcher.hand_over(&inner, id, done),
+            // A defect. Those that waited are told to ask again.
+            Some(Err(error)) => drop(dispatcher.claiming.remove(&error.id())),
+            None => {}
+        }
+        dispatcher.serve(&inner);
     }
 }
 
 impl Dispatcher {
-    /// Gives jobs to those that wait, as long as there are both.
-    async fn serve(&mut self, inner: &Arc<Inner>) {
-        loop {
-            self.dismiss();
-            let Some(line) = self.next_line() else { return };
-            let seats = self.seats(inner, &line);
-            let settings = inner.settings.borrow().get(&line.0).cloned();
-            let claimed = inner.claim(&line, &seats.values().copied().collect::<Vec<_>>()).await;
-            let claimed = claimed.unwrap_or_else(|error| {
-                tracing::warn!(%error, queue = %line.0, "jobs could not be claimed; trying again");
-                Claimed::default()
-            });
-            let count = claimed.leased.len();
-            let is_full = count > 0 && count == seats.len();
-            self.turns.took(&line, u64::try_from(count).unwrap_or_default(), settings.map_or(1, |of| of.weight));
-            self.look_again(line.clone(), count > 0, is_full || claimed.has_set_aside, inner.share());
-            self.hand_over(inner, &line, claimed.leased, &seats);
+    /// Begins claims for those that wait, as long as there are both.
+    fn serve(&mut self, inner: &Arc<Inner>) {
+        self.dismiss();
+        while self.claims.len() < MAX_CLAIMS
+            && let Some(line) = self.next_line()
+        {
+            let (seated, seats) = self.seat(inner, &line);
+            self.told.remove(&line.0);
+            let (inner, claimed_line) = (Arc::clone(inner), line.clone());
+            let claim = async move {
+                let claimed = inner.claim(&claimed_line, &seats).await.unwrap_or_else(|error| {
+                    tracing::warn!(%error, queue = %claimed_line.0, "jobs could not be claimed; trying again");
+                    Claimed::default()
+                });
+                Done { seated, seats: seats.len(), claimed }
+            };
+            self.claiming.insert(self.claims.spawn(claim).id(), line);
         }
     }
 
     /// When something is to be done, if nothing comes before.
     fn next_event(&self) -> Instant {
-        let wanted = self.wanted();
-        let looks = self.looks.iter().filter(|(line, _)| wanted.contains(line)).map(|(_, look)| look.next);
+        let (wanted, has_room) = (self.wanted(), self.claims.len() < MAX_CLAIMS);
+        let looks = self.looks.iter().filter(|(line, _)| has_room && wanted.contains(line) && self.is_free(line));
+        let looks = looks.map(|(_, look)| look.next);
         let ends = self.waiting.iter().map(|waiting| waiting.until);
         looks.chain(ends).min().unwrap_or_else(|| Instant::now() + LAST_PAUSE)
     }
@@ -108,8 +143,9 @@ impl Dispatcher {
     }
 
     /// This server has made jobs of these queues ready.
-    fn look_at(&mut self, names: &BTreeSet<QueueName>) {
+    fn look_at(&mut self, mut names: BTreeSet<QueueName>) {
         self.looks.retain(|(queue, _), _| !names.contains(queue));
+        self.told.append(&mut names);
     }
 
     /// Answers those that have waited long enough, and forgets those that have gone away.
@@ -119,7 +155,7 @@ impl Dispatcher {
             if waiting.reply.is_closed() {
                 continue;
             }
-            if waiting.until <= now {
+            if self.is_closed || waiting.until <= now {
                 let _ = waiting.reply.send(Vec::new());
             } else {
                 self.waiting.push_back(waiting);
@@ -131,18 +167,56 @@ impl Dispatcher {
     fn next_line(&self) -> Option<Line> {
         let now = Instant::now();
         let is_due = |line: &Line| self.looks.get(line).is_none_or(|look| look.next <= now);
-        self.turns.next(self.wanted().into_iter().filter(is_due))
+        self.turns.next(self.wanted().into_iter().filter(|line| is_due(line) && self.is_free(line)))
     }
 
-    /// A place for each job that is wanted of the line, by the waiting one that gets it.
-    fn seats(&self, inner: &Inner, line: &Line) -> BTreeMap<LeaseId, Seat> {
-        let workers = self.waiting.iter().filter(|waiting| wants(waiting, line));
-        let workers = workers.flat_map(|waiting| std::iter::repeat_n(waiting.worker_id, waiting.most));
-        let seat = |worker_id| {
-            let lease_id = LeaseId(inner.parts.clock.new_id());
-            (lease_id, Seat { worker_id, lease_id })
-        };
-        workers.take(MAX_SEATS).map(seat).collect()
+    fn is_free(&self, line: &Line) -> bool {
+        self.claiming.values().all(|claiming| claiming != line)
+    }
+
+    /// Takes out those that want jobs of the line, with a place for each job.
+    fn seat(&mut self, inner: &Inner, line: &Line) -> (Vec<Waiting>, Vec<Seat>) {
+        let (mut seated, mut seats) = (Vec::new(), Vec::new());
+        for waiting in std::mem::take(&mut self.waiting) {
+            if !wants(&waiting, line) || seats.len() >= MAX_SEATS {
+                self.waiting.push_back(waiting);
+                continue;
+            }
+            let room = waiting.most.min(MAX_SEATS - seats.len());
+            let worker_id = waiting.worker_id;
+            seats.extend((0..room).map(|_| Seat { worker_id, lease_id: LeaseId(inner.parts.clock.new_id()) }));
+            seated.push(waiting);
+        }
+        (seated, seats)
+    }
+
+    /// Answers those that have got jobs; the others go on waiting. What nobody takes any more is given back.
+    fn hand_over(&mut self, inner: &Arc<Inner>, id: task::Id, Done { seated, seats, claimed }: Done) {
+        let Some(line) = self.claiming.remove(&id) else { return };
+        let count = claimed.leased.len();
+        let weight = inner.settings.borrow().get(&line.0).map_or(1, |settings| settings.weight);
+        self.turns.took(&line, u64::try_from(count).unwrap_or_default(), weight);
+        let may_have_more = (count > 0 && count == seats) || claimed.has_set_aside || self.told.contains(&line.0);
+        self.look_again(line, count > 0, may_have_more, inner.share());
+
+        let mut by_worker: HashMap<_, VecDeque<Leased>> = HashMap::new();
+        for leased in claimed.leased {
+            by_worker.entry(leased.lease.worker_id).or_default().push_back(leased);
+        }
+        let (mut left, mut unserved) = (Vec::new(), VecDeque::new());
+        for waiting in seated {
+            match by_worker.get_mut(&waiting.worker_id).filter(|jobs| !jobs.is_empty()) {
+                Some(jobs) => {
+                    let own = jobs.drain(..waiting.most.min(jobs.len())).collect();
+                    left.extend(waiting.reply.send(own).err().unwrap_or_default());
+                }
+                None => unserved.push_back(waiting),
+            }
+        }
+        unserved.append(&mut self.waiting);
+        self.waiting = unserved;
+        left.extend(by_worker.into_values().flatten());
+        give_back(inner, left);
     }
 
     fn look_again(&mut self, line: Line, has_found: bool, may_have_more: bool, share: f64) {
@@ -156,37 +230,21 @@ impl Dispatcher {
         let next = Instant::now() + pause.mul_f64(0.75 + share / 2.0);
         self.looks.insert(line, Look { next, pause });
     }
+}
 
-    /// Answers those that have got jobs. What nobody takes any more is given back.
-    fn hand_over(&mut self, inner: &Arc<Inner>, line: &Line, leased: Vec<Leased>, seats: &BTreeMap<LeaseId, Seat>) {
-        let mut by_worker: HashMap<_, VecDeque<Leased>> = HashMap::new();
-        for leased in leased.into_iter().filter(|leased| seats.contains_key(&leased.lease.lease_id)) {
-            by_worker.entry(leased.lease.worker_id).or_default().push_back(leased);
-        }
-        let mut left = Vec::new();
-        for waiting in std::mem::take(&mut self.waiting) {
-            let jobs = by_worker.get_mut(&waiting.worker_id).filter(|jobs| !jobs.is_empty() && wants(&waiting, line));
-            let Some(jobs) = jobs else {
-                self.waiting.push_back(waiting);
-                continue;
-            };
-            let own = jobs.drain(..waiting.most.min(jobs.len())).collect();
-            left.extend(waiting.reply.send(own).err().unwrap_or_default());
-        }
-        left.extend(by_worker.into_values().flatten());
-        if left.is_empty() {
-            return;
-        }
-        let given_back = left.iter().map(|Leased { lease, .. }| EndOfJob {
-            job_id: lease.job_id,
-            lease_id: lease.lease_id,
-            worker_id: Some(lease.worker_id),
-            end: JobEnd::Release,
-        });
-        let (inner, given_back) = (Arc::clone(inner), given_back.collect());
-        // If it cannot be written now, the leases end by themselves.
-        tokio::spawn(async move { inner.end(given_back).await });
+/// If it cannot be written now, the leases end by themselves.
+fn give_back(inner: &Arc<Inner>, left: Vec<Leased>) {
+    if left.is_empty() {
+        return;
     }
+    let given_back = left.into_iter().map(|Leased { lease, .. }| EndOfJob {
+        job_id: lease.job_id,
+        lease_id: lease.lease_id,
+        worker_id: Some(lease.worker_id),
+        end: JobEnd::Release,
+    });
+    let (inner, given_back) = (Arc::clone(inner), given_back.collect());
+    tokio::spawn(async move { inner.end(given_back).await });
 }
 
 fn wants(waiting: &Waiting, (queue, runner): &Line) -> bool {

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::readiness::Readiness;
 use crate::clock::Clock;
 use crate::domain::ids::WorkerId;
 use crate::domain::jobs::{BeatAnswer, Job, JobLease, QueueSettings, Runner, Submission, WorkerBeat};
 use crate::domain::text::QueueName;
-use crate::engine::{Engine, Rendered};
+use crate::engine::{Decide, Rendered};
 use crate::store::{Store, StoreError, jobs::Jobs};
 
 /// How many jobs may wait to be stored.
@@ -27,7 +28,7 @@ const MAX_WAITING: usize = 4096;
 pub struct Parts {
     pub jobs: Arc<dyn Jobs>,
     pub store: Arc<dyn Store>,
-    pub engine: Engine,
+    pub engine: Arc<dyn Decide>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -43,6 +44,8 @@ pub(super) struct Inner {
     waiting: mpsc::Sender<Waiting>,
     beating: mpsc::Sender<Beating>,
     pub(super) ready: Arc<Readiness>,
+    /// Nobody gets a job any more.
+    pub(super) closing: CancellationToken,
 }
 
 /// A worker asks for jobs.
@@ -143,7 +146,8 @@ impl Queues {
         let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING));
         let (beating, beats) = mpsc::channel(MAX_WAITING);
         let (settings, ready) = (watch::Sender::default(), Arc::default());
-        let queues = Self(Arc::new(Inner { parts, settings, sent, waiting, beating, ready }));
+        let queues =
+            Self(Arc::new(Inner { parts, settings, sent, waiting, beating, ready, closing: CancellationToken::new() }));
         (queues, Received { jobs, workers, beats })
     }
 
@@ -165,7 +169,12 @@ impl Queues {
         answer.await.map_err(|_| QueueError::Unavailable)
     }
 
-    /// Reads the queues again: an operator may have changed them.
+    /// Gives no more jobs to workers, and lets those that wait go: the server stops.
+    pub fn close(&self) {
+        self.0.closing.cancel();
+    }
+
+    /// Reads the queues again.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let queues = self.0.parts.jobs.queues().await?;
         let settings = queues.into_iter().map(|queue| (queue.queue, queue.settings)).collect();

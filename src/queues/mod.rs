@@ -11,7 +11,9 @@
 //! | `dispatcher` | gives ready jobs to the workers that wait for them |
 //! | `settler` | captures or releases the holds of jobs that are over |
 //! | `ends` | takes what workers say of their jobs |
+//! | `executor` | runs the jobs that are the server's own |
 //! | `beats` | takes the heartbeats of workers |
+//! | `measure` | the metrics of jobs |
 //! | `promoter` | makes ready what was waiting, ends lost leases, and does again what a crash has left |
 //!
 //! Deliberately absent: a saga or workflow engine. The row of a job is its saga, and the idempotency keys of the engine are its
@@ -21,7 +23,9 @@ mod beats;
 mod commands;
 mod dispatcher;
 mod ends;
+mod executor;
 mod handle;
+mod measure;
 mod promoter;
 mod readiness;
 mod settler;
@@ -29,5 +33,6 @@ mod start;
 mod submitter;
 
 pub use self::ends::{EndAnswer, EndOfJob, JobEnd};
+pub use self::executor::ParseCommand;
 pub use self::handle::{Accepted, LeaseRequest, Leased, Parts, QueueError, Queues};
 pub use self::promoter::Promoted;

@@ -64,7 +64,6 @@ impl Queues {
 
     /// Does all that is due now. If one part of it cannot be done, the others still are.
     pub async fn promote(&self) -> Result<Promoted, QueueError> {
-        self.refresh().await?;
         let inner = &self.0;
         let (ready, lost) = (inner.promote_due().await, inner.end_lost().await);
         let (settled, extended) = (inner.settle_left().await, inner.extend_ending().await);

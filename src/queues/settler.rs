@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::commands::{self, HoldAnswer};
 use super::handle::{Inner, QueueError};
+use super::measure::Measured;
 use crate::domain::commands::Envelope;
 use crate::domain::ids::JobId;
 use crate::domain::jobs::{FoundJobs, Job, JobChanges, JobError, JobState, Settlement};
@@ -51,9 +52,10 @@ impl Inner {
         if matches!(which, JobSelection::ById(ids) if ids.is_empty()) {
             return Ok(());
         }
-        let (mut conflicts, mut ready) = (0, BTreeSet::new());
+        let (mut conflicts, mut ready, mut measured) = (0, BTreeSet::new(), Measured::default());
         let mut decide = |found: FoundJobs| {
             let changes = decide(found);
+            measured = Measured::of(&changes);
             let all = changes.inserted.iter().chain(&changes.updated);
             ready = all.filter(|job| job.state == JobState::Ready).map(|job| job.queue.clone()).collect();
             changes
@@ -61,6 +63,7 @@ impl Inner {
         loop {
             match self.parts.jobs.change_jobs(which, &mut decide).await {
                 Ok(()) => {
+                    measured.record();
                     self.ready.tell(ready);
                     return Ok(());
                 }
@@ -100,7 +103,7 @@ impl Inner {
         let now = self.parts.clock.now();
         let envelope = commands::place_hold(job, self.parts.clock.new_command_id(), now).ok_or(EngineError::Failed)?;
         let workspace_id = envelope.workspace_id;
-        match self.parts.engine.submit(envelope).await? {
+        match self.parts.engine.decide(envelope).await? {
             Reply::Decided { answer, rejection: Some(rejection) } if !rejection.is_recorded() => {
                 Ok(HoldAnswer::RefusedForNow(answer))
             }
@@ -195,7 +198,7 @@ impl Inner {
     }
 
     async fn answer(&self, envelope: Envelope) -> Result<Rendered, EngineError> {
-        match self.parts.engine.submit(envelope).await? {
+        match self.parts.engine.decide(envelope).await? {
             // It may be accepted another time.
             Reply::Decided { rejection: Some(rejection), .. } if !rejection.is_recorded() => {
                 Err(EngineError::Unavailable)

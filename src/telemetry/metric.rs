@@ -91,6 +91,13 @@ metrics_table! {
     CONSUMER_DEAD_LETTERS = "visionscope_consumer_dead_letters_total", Counter, Count, ["consumer"],
         "Events that a consumer of this process could not take.";
 
+    JOBS = "visionscope_jobs_total", Counter, Count, ["queue", "event"],
+        "What this process has done with jobs: taken (`submitted`), refused because their hold was (`rejected`), ended (`completed`, `failed`, `canceled`), to be tried again after an attempt that has failed (`retried`), and taken from workers that were not heard of (`lost`).";
+    JOB_WAIT_SECONDS = "visionscope_job_wait_seconds", Histogram, Seconds, ["queue"],
+        "From the instant that a job is planned for to the beginning of an attempt.";
+    JOB_RUN_SECONDS = "visionscope_job_run_seconds", Histogram, Seconds, ["queue"],
+        "How long an attempt has taken, of those that were ended by their worker or lost.";
+
     TASK_PANICS = "visionscope_task_panics_total", Counter, Count, ["task"],
         "How often a background task of this process has panicked and begun again: a fault of the server, or of what a person has written into the database.";
 

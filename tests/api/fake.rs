@@ -27,8 +27,8 @@ use visionscope_billing::domain::snapshot::{KeySet, Snapshot, WorkspaceState};
 use visionscope_billing::domain::text::{FeatureCode, PaymentReference};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::usage::{UsageId, UsageLog};
+use visionscope_billing::engine::Decide;
 use visionscope_billing::engine::{DryRun, EngineError, Render, Rendered, Reply};
-use visionscope_billing::http::Decide;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::store::consumers::Registered;
 use visionscope_billing::store::figures::{
@@ -168,7 +168,7 @@ fn usage_log(workspace_id: WorkspaceId, seq: i64) -> ListedUsage {
 }
 
 impl FakeStore {
-    fn answer<T>(&self, value: T) -> Result<T, StoreError> {
+    pub fn answer<T>(&self, value: T) -> Result<T, StoreError> {
         if self.is_unavailable.load(std::sync::atomic::Ordering::Relaxed) {
             Err(StoreError::Unavailable("connection to 10.1.2.3 refused".into()))
         } else {

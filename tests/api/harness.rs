@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,16 +17,19 @@ use visionscope_billing::domain::cloud_event::EventSource;
 use visionscope_billing::contract::Contract;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::WorkspaceId;
+use visionscope_billing::domain::jobs::{Queue, Routes, default_queues, default_routes};
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
 use visionscope_billing::domain::text::{FeatureCode, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::engine::{Engine, EngineConfig};
+use visionscope_billing::engine::{Decide, Engine, EngineConfig};
 use visionscope_billing::http::auth::keys::{KeyAlg, KeyConfig};
 use visionscope_billing::http::auth::{AuthConfig, MintRequest, Scope, Tenancy, Verifier, mint};
 use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
-use visionscope_billing::http::{Api, Decide, Health, HttpConfig, Parts, Port, StopHandle};
+use visionscope_billing::http::{Api, Health, HttpConfig, JobCommands, Parts, Port, StopHandle};
 use visionscope_billing::publisher::EventBuffer;
+use visionscope_billing::queues::{self, Queues};
+use visionscope_billing::store::jobs::Jobs;
 use visionscope_billing::store::{Operations, Store};
 
 use crate::databases::{Database, TestDatabase};
@@ -63,42 +67,61 @@ pub struct TestServer {
     consumers: Option<AbortHandle>,
 }
 
-/// Starts a server over an engine and a store.
-pub fn serve(
+/// What a server is made over.
+#[derive(Clone)]
+struct Under {
     engine: Arc<dyn Decide>,
     store: Arc<dyn Store>,
     operations: Arc<dyn Operations>,
-    config: &HttpConfig,
-) -> TestServer {
-    let clock = ManualClock::at(NOW.parse().unwrap());
+    jobs: Arc<dyn Jobs>,
+    clock: ManualClock,
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+async fn start_queues(under: Under) -> Queues {
+    let Under { engine, store, jobs, clock, .. } = under;
+    Queues::start(queues::Parts { jobs, store, engine, clock: Arc::new(clock) }).await.unwrap()
+}
+
+/// Starts a server.
+fn serve(under: Under, runtime: Runtime, queues: Queues, config: &HttpConfig) -> TestServer {
+    let Under { engine, store, operations, jobs, clock } = under;
     let auth = AuthConfig { issuer: ISSUER.into(), audience: AUDIENCE.into(), keys: vec![signing_key()], jwks: None };
     let health = Arc::new(Health::default());
+    let verifier = Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap());
     let parts = Parts {
         engine,
         store: Arc::clone(&store),
         operations,
+        jobs,
+        queues: queues.clone(),
+        job_routes: Routes::new(default_routes()).unwrap(),
         clock: Arc::new(clock.clone()),
-        auth: Arc::new(Verifier::new(&auth, Arc::new(clock.clone())).unwrap()),
+        auth: verifier,
         health: Arc::clone(&health),
         event_source: EventSource::new(SOURCE).unwrap(),
         metrics: Arc::new(|| "up 1\n".to_owned()),
     };
     let config = HttpConfig { workers: 1, ..config.clone() };
-    let api = Api::new(parts, config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (started, stop) = std::sync::mpsc::channel();
     let watched = Arc::clone(&health);
+    let api = Api::new(parts, config);
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut running = api.serve(Port::Only, listener).unwrap();
             started.send(running.stop_handle()).unwrap();
-            let watch = watched.watch_database(&*store, CancellationToken::new());
+            let never = CancellationToken::new;
             tokio::select! {
                 ended = running.ended() => ended.unwrap(),
-                () = watch => {}
+                () = watched.watch_database(&*store, never()) => {}
+                () = queues.clone().run(never()) => {}
+                () = queues.work(Arc::new(JobCommands), never()) => {}
             }
         });
     });
@@ -140,7 +163,16 @@ pub fn fake_with_limits(limits: LimitsConfig) -> FakeServer {
 
 pub fn fake_with(config: &HttpConfig) -> FakeServer {
     let (engine, store) = (Arc::new(FakeEngine::default()), Arc::new(FakeStore::default()));
-    let server = serve(Arc::clone(&engine) as _, Arc::clone(&store) as _, Arc::clone(&store) as _, config);
+    let under = Under {
+        engine: Arc::clone(&engine) as _,
+        store: Arc::clone(&store) as _,
+        operations: Arc::clone(&store) as _,
+        jobs: Arc::clone(&store) as _,
+        clock: ManualClock::at(NOW.parse().unwrap()),
+    };
+    let runtime = runtime();
+    let queues = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(start_queues(under.clone()))).join());
+    let server = serve(under, runtime, queues.unwrap(), config);
     FakeServer { server, engine, store }
 }
 
@@ -161,10 +193,14 @@ impl TestServer {
     }
 
     pub fn user_of(&self, tenancy: Tenancy, scopes: &[Scope]) -> User<'_> {
+        self.user_named("tester", tenancy, scopes)
+    }
+
+    pub fn user_named(&self, subject: &str, tenancy: Tenancy, scopes: &[Scope]) -> User<'_> {
         let request = MintRequest {
             issuer: ISSUER,
             audience: AUDIENCE,
-            subject: "tester",
+            subject,
             tenancy,
             scopes,
             issued_at: self.clock.now(),
@@ -310,8 +346,18 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     let running =
         consumers::run(database.server_store.clone(), clock, Wakeup::default(), consumers, CancellationToken::new());
     let running = tokio::spawn(running).abort_handle();
-    let store = Arc::clone(&database.store);
-    let mut server = serve(Arc::new(engine), store, Arc::clone(&database.server_store) as _, &HttpConfig::default());
+    let new = |(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: SystemClock.now() };
+    database.server_store.create_queues(&default_queues().into_iter().map(new).collect::<Vec<_>>()).await.unwrap();
+    let under = Under {
+        engine: Arc::new(engine),
+        store: Arc::clone(&database.store),
+        operations: Arc::clone(&database.server_store) as _,
+        jobs: Arc::clone(&database.server_store) as _,
+        clock: ManualClock::at(NOW.parse().unwrap()),
+    };
+    let runtime = runtime();
+    let queues = runtime.spawn(start_queues(under.clone())).await.unwrap();
+    let mut server = serve(under, runtime, queues, &HttpConfig::default());
     server.database = Some(database);
     server.consumers = Some(running);
     server

@@ -118,7 +118,7 @@ async fn a_job_that_another_server_has_taken_or_given_back_is_found() {
         let parts = Parts {
             jobs: Arc::clone(&world.jobs) as _,
             store: Arc::clone(&world.database.store),
-            engine: world.engine.clone(),
+            engine: Arc::new(world.engine.clone()),
             clock: Arc::new(world.clock.clone()),
         };
         let other = Queues::start(parts).await.unwrap();

@@ -108,7 +108,7 @@ impl World {
         let parts = Parts {
             jobs: Arc::clone(&jobs) as _,
             store: Arc::clone(&database.store),
-            engine: engine.clone(),
+            engine: Arc::new(engine.clone()),
             clock: Arc::new(clock.clone()),
         };
         let queues = Queues::start(parts).await.unwrap();

@@ -25,7 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("publisher", &["domain", "clock", "config", "store", "stream", "telemetry"]),
     ("outbox", &["domain", "clock", "store", "stream", "publisher"]),
     ("demo", &["domain", "clock", "engine", "http"]),
-    ("http", &["domain", "clock", "contract", "config", "store", "engine", "telemetry"]),
+    ("http", &["domain", "clock", "contract", "config", "store", "engine", "queues", "telemetry"]),
 ];
 /// These may import everything.
 const COMPOSITION: [&str; 4] = ["app", "cli", "main", "lib"];

@@ -8,6 +8,9 @@ use crate::domain::ids::{JobId, LeaseId, WorkerId, WorkspaceId};
 use crate::domain::text::QueueName;
 use crate::domain::time::Timestamp;
 
+/// The longest text that a worker tells of a job, as JSON.
+pub const MAX_PROGRESS_BYTES: usize = 1024;
+
 /// A job that a worker has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobLease {

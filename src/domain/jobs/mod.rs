@@ -41,7 +41,7 @@ pub use self::job::{
     ActualUse, FinishedJob, Job, JobError, JobHold, JobOutcome, JobState, Line, MAX_ARGS_BYTES, MAX_DAYS_AHEAD,
     MAX_DAYS_WAITING, ReplayedLetter, Runner,
 };
-pub use self::lease::{AttemptOutcome, JobAttempt, JobLease};
+pub use self::lease::{AttemptOutcome, JobAttempt, JobLease, MAX_PROGRESS_BYTES};
 pub use self::queue::{Queue, QueueSettings, RetryDelays, default_queues};
 pub use self::routing::{Route, Routes, RoutesError, default_routes};
 pub use self::submission::{Submission, Submitted};

@@ -16,6 +16,9 @@ pub mod grants;
 pub mod health;
 mod history;
 pub mod holds;
+pub mod job_ends;
+mod job_views;
+pub mod jobs;
 pub mod kpis;
 pub mod ledger;
 pub mod notifications;
@@ -28,6 +31,7 @@ pub mod statements;
 pub mod streams;
 pub mod subscription;
 pub mod usage;
+pub mod workers;
 pub mod workspaces;
 
 /// Registers every route, for the document and for a server with one port.
@@ -79,6 +83,18 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(subscription::get_subscription)
         .service(credits::reset_credits)
         .service(notifications::list_notifications)
+        .service(jobs::submit_job)
+        .service(jobs::list_jobs)
+        .service(jobs::get_job)
+        .service(jobs::cancel_job)
+        .service(workers::register_worker)
+        .service(workers::lease_jobs)
+        .service(workers::send_heartbeat)
+        .service(job_ends::complete_jobs)
+        .service(job_ends::fail_jobs)
+        .service(job_ends::complete_job)
+        .service(job_ends::fail_job)
+        .service(job_ends::release_job)
         .service(events::list_events)
         .service(events::get_event)
         .service(plans::list_plans)

@@ -8,6 +8,7 @@ use crate::domain::time::Timestamp;
 use crate::http::extract::workspace_not_found;
 use crate::http::problem::{Code, Problem};
 use crate::http::state::AppState;
+use crate::queues::QueueError;
 use crate::store::StoreError;
 
 /// Maximum duration of a read. After it the answer is 503.
@@ -45,6 +46,24 @@ pub(super) async fn state_as_of_now(
 ) -> Result<(WorkspaceState, Timestamp), Problem> {
     let now = state.clock.now();
     Ok((recorded_state(state, workspace_id).await?.as_of(now), now))
+}
+
+/// Waits for what becomes of jobs. If it takes too long, the caller does not know it, and sends the same again.
+pub(super) async fn written<T>(
+    state: &AppState,
+    future: impl Future<Output = Result<T, QueueError>>,
+) -> Result<T, Problem> {
+    let done = state.within(state.decision_timeout, future).await;
+    Ok(done.ok_or_else(|| Problem::plain(Code::Unavailable))??)
+}
+
+/// Checks that a workspace exists. It is remembered: workspaces are never deleted.
+pub(super) async fn require_known_workspace(state: &AppState, workspace_id: WorkspaceId) -> Result<(), Problem> {
+    if !state.known_workspaces.contains(workspace_id) {
+        recorded_state(state, workspace_id).await?;
+        state.known_workspaces.insert(workspace_id);
+    }
+    Ok(())
 }
 
 /// If a list is empty, checks that its workspace exists; if not, the answer is 404.

@@ -18,7 +18,7 @@ use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{FieldCode, FieldError, Label, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
-use crate::http::body::{self, refuse};
+use crate::http::body::{self, refuse, whole};
 use crate::http::extract::{OperatorCaller, dead_letter_id, no_query, replay_id};
 use crate::http::problem::{Code, Problem};
 use crate::http::representation::private_json;
@@ -64,8 +64,7 @@ const fn default_rate() -> u32 {
 }
 
 fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let rate = u32::try_from(i64::deserialize(deserializer)?).ok().filter(|rate| (1..=100).contains(rate));
-    rate.ok_or_else(|| refuse(FieldError::new(FieldCode::Invalid, "must be a whole number from 1 to 100")))
+    whole(deserializer, &(1..=100))
 }
 
 fn letter_ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Uuid>, D::Error> {

@@ -19,7 +19,7 @@ use crate::store::plan_cache::PlanCache;
 /// The longest statement timeout that can be configured: less than [`ANSWER_TIMEOUT`](crate::store::error::ANSWER_TIMEOUT).
 pub const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Connections for transactions that no caller waits for.
-const BACKGROUND_CONNECTIONS: u32 = 2;
+const BACKGROUND_CONNECTIONS: u32 = 4;
 /// How long a returned connection may take to answer a ping.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long migrating may take, including the wait for another replica that migrates.

@@ -1,0 +1,190 @@
+//! The executor: this server is a worker too, for the jobs that are its own.
+//!
+//! A job that is a command has its own idempotency key in the engine, so an attempt that is made again, here or by another
+//! server, gets the answer of the first one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::commands::error_of;
+use super::ends::{EndOfJob, JobEnd};
+use super::handle::{LeaseRequest, Leased, Queues};
+use crate::domain::commands::{Command, Envelope};
+use crate::domain::ids::{JobId, LeaseId, WorkerId};
+use crate::domain::jobs::{
+    Completion, Failure, Job, JobError, LeaseBeat, MAX_ARGS_BYTES, QueueNames, Runner, Worker, WorkerBeat, WorkerState,
+};
+use crate::domain::metadata::Metadata;
+use crate::domain::text::{IdempotencyKey, JobKind, Label};
+use crate::engine::{EngineError, Reply};
+
+/// How many jobs are run together, and how many of these batches at once.
+const BATCH: usize = 32;
+const BATCHES: usize = 4;
+/// How long it waits for jobs at a time.
+const WAIT: Duration = Duration::from_secs(20);
+/// How often it says that it lives. The shortest lease is longer.
+const BEAT: Duration = Duration::from_secs(5);
+/// The pause after something has failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long its jobs may take to end when the server stops. Those that do not are tried again.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads the commands of jobs.
+pub trait ParseCommand: Send + Sync {
+    fn parse(&self, kind: &JobKind, args: &str) -> Result<(Command, Option<Metadata>), JobError>;
+}
+
+struct Executor {
+    queues: Queues,
+    commands: Arc<dyn ParseCommand>,
+    worker_id: WorkerId,
+    running: Mutex<HashMap<JobId, LeaseId>>,
+}
+
+impl Queues {
+    /// Runs the jobs that are the server's own until `stopping` is cancelled.
+    pub async fn work(self, commands: Arc<dyn ParseCommand>, stopping: CancellationToken) {
+        let worker_id = WorkerId(self.0.parts.clock.new_id());
+        let executor = Arc::new(Executor { queues: self, commands, worker_id, running: Mutex::default() });
+        let batches = TaskTracker::new();
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = executor.lease(&batches) => {}
+            () = executor.beat() => {}
+        }
+        batches.close();
+        if tokio::time::timeout(STOP_TIMEOUT, batches.wait()).await.is_err() {
+            tracing::warn!("stopped before all of the server's own jobs were done; they are tried again");
+        }
+    }
+}
+
+impl Executor {
+    async fn lease(self: &Arc<Self>, batches: &TaskTracker) {
+        let free = Arc::new(Semaphore::new(BATCHES));
+        while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
+            let wanted = LeaseRequest {
+                worker_id: self.worker_id,
+                runner: Runner::Server,
+                queues: self.queues.settings().keys().cloned().collect(),
+                most: BATCH,
+                wait: WAIT,
+            };
+            match self.queues.lease(wanted).await {
+                Ok(leased) if leased.is_empty() => {}
+                Ok(leased) => {
+                    let executor = Arc::clone(self);
+                    batches.spawn(async move {
+                        executor.run(leased).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the server's own jobs could not be taken; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Says that this server lives, and which jobs it runs.
+    async fn beat(&self) {
+        while let Err(error) = self.queues.0.parts.jobs.register_worker(&self.worker()).await {
+            tracing::warn!(%error, "this server could not be registered as a worker; trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
+        loop {
+            tokio::time::sleep(BEAT).await;
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let leases = running.into_iter().map(|(job_id, lease_id)| LeaseBeat { job_id, lease_id, progress: None });
+            let beat = WorkerBeat { worker_id: self.worker_id, leases: leases.collect() };
+            if let Err(error) = self.queues.beat(beat).await {
+                tracing::warn!(%error, "a heartbeat could not be sent; trying again");
+            }
+        }
+    }
+
+    fn worker(&self) -> Worker {
+        let now = self.queues.0.parts.clock.now();
+        Worker {
+            worker_id: self.worker_id,
+            name: Label::from_stored("visionscope"),
+            subject: "server".to_owned(),
+            runner: Runner::Server,
+            queues: QueueNames(self.queues.settings().keys().cloned().collect()),
+            slots: i32::try_from(BATCH * BATCHES).unwrap_or(i32::MAX),
+            labels: None,
+            version: Some(Label::from_stored(env!("CARGO_PKG_VERSION"))),
+            state: WorkerState::Active,
+            started_at: now,
+            seen_at: now,
+        }
+    }
+
+    async fn run(&self, jobs: Vec<Leased>) {
+        let leases: Vec<_> = jobs.iter().map(|Leased { lease, .. }| (lease.job_id, lease.lease_id)).collect();
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(leases.iter().copied());
+        let ends = join_all(jobs.iter().map(|leased| self.end_of(&leased.job))).await;
+        let ends = leases.iter().zip(ends).map(|(&(job_id, lease_id), end)| EndOfJob {
+            job_id,
+            lease_id,
+            worker_id: Some(self.worker_id),
+            end,
+        });
+        // What cannot be told is tried again when the lease is over.
+        let _ = self.queues.end(ends.collect()).await;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|job_id, _| !leases.iter().any(|(ended, _)| ended == job_id));
+    }
+
+    /// Does a job.
+    async fn end_of(&self, job: &Job) -> JobEnd {
+        let parts = &self.queues.0.parts;
+        let failed = |error| JobEnd::Fail(Failure { error, is_retryable: false, retry_after: None });
+        let Some(workspace_id) = job.workspace_id else {
+            return failed(JobError::new("no_workspace", "a command needs a workspace"));
+        };
+        let (command, metadata) = match self.commands.parse(&job.kind, &job.args) {
+            Ok(parsed) => parsed,
+            Err(error) => return failed(error),
+        };
+        let key = IdempotencyKey::system(format_args!("job {}", job.job_id));
+        let (message_id, now) = (parts.clock.new_command_id(), parts.clock.now());
+        let envelope = Envelope {
+            actor: job.actor.clone(),
+            correlation_id: job.correlation_id.clone(),
+            causation_id: Some(job.job_id.0),
+            traceparent: job.traceparent.clone(),
+            metadata,
+            ..Envelope::internal(message_id, workspace_id, key, now, command)
+        };
+        end_of_reply(parts.engine.decide(envelope).await)
+    }
+}
+
+/// What the engine's answer means for the job.
+fn end_of_reply(reply: Result<Reply, EngineError>) -> JobEnd {
+    let fail = |error, is_retryable| JobEnd::Fail(Failure { error, is_retryable, retry_after: None });
+    match reply {
+        Ok(Reply::Decided { answer, rejection: None } | Reply::Replayed(answer)) if answer.status < 300 => {
+            let result = Some(answer.body).filter(|body| body.len() <= MAX_ARGS_BYTES);
+            JobEnd::Complete(Completion { result, actual: None })
+        }
+        Ok(Reply::Decided { answer, rejection }) => {
+            // One that is not recorded may be accepted later.
+            fail(error_of(&answer), rejection.is_some_and(|rejection| !rejection.is_recorded()))
+        }
+        Ok(Reply::Replayed(answer)) => fail(error_of(&answer), false),
+        Ok(Reply::KeyReused | Reply::Nothing) => {
+            fail(JobError::new("failed", "the command could not be decided"), false)
+        }
+        Err(error) => fail(JobError::new("unavailable", &error.to_string()), true),
+    }
+}
