@@ -196,7 +196,6 @@ impl App {
             operations: Arc::clone(&database) as _,
             jobs: Arc::clone(&database) as _,
             queues: queues.clone(),
-            job_routes: config.job_routes()?,
             clock: Arc::clone(&clock),
             auth: verifier,
             health: Arc::clone(&health),

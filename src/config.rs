@@ -26,7 +26,7 @@ pub use self::error::{ConfigError, Problem};
 use self::plans::PlansError;
 pub use self::sections::{
     Algorithm, Auth, AuthKey, Config, Database, Engine, Events, KeyMaterial, Limits, LogFormat, Plans, Publisher,
-    Redis, Role, Scheduler, Server, Stream, Telemetry,
+    Redis, Role, Server, Stream, Telemetry,
 };
 pub use self::sources::ALIASES;
 use crate::domain::jobs::{QueueSettings, Routes, RoutesError};

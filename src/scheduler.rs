@@ -1,17 +1,15 @@
 //! The scheduler: submits commands for ended periods, and for expired holds and grants, to the engine.
 //!
-//! Every replica runs one, without coordination: the command for a boundary has a fixed idempotency key, and a
-//! second expiry of the same grants finds nothing to do. Due work is read from the database without locks; the
-//! engine decides it like any other command.
+//! A schedule of the server fires once, on whichever replica notices first; should two of them book the same, the command for a
+//! boundary has a fixed idempotency key, and a second expiry of the same grants finds nothing to do. Due work is read from the
+//! database without locks; the engine decides it like any other command.
 //!
 //! Correctness does not depend on it: expired credits cannot be spent even before their expiry is booked, and a
 //! command that meets an ended period starts the next one first.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::domain::commands::{AdvancePeriod, Envelope, ExpireGrants, ExpireHolds, WarnOfExpiry};
@@ -22,71 +20,59 @@ use crate::telemetry::metric;
 
 /// How many of its commands run at once: enough to fill batches, and few beside the callers'.
 const CONCURRENCY: usize = 64;
-/// How long one tick may take.
-const TICK_TIMEOUT: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Debug)]
-pub struct SchedulerConfig {
-    pub interval: Duration,
-    /// How many workspaces one tick handles, for each kind of due work.
-    pub max_workspaces: u32,
+/// What may be due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// The end of a billing period.
+    Boundaries,
+    /// The expiry of a hold.
+    Holds,
+    /// The expiry of a grant, or the beginning of one while there is debt.
+    Expiries,
+    /// The announcement of an expiry.
+    Warnings,
 }
 
 #[derive(Clone)]
 pub struct Scheduler {
-    pub config: SchedulerConfig,
+    /// How many workspaces are read at once.
+    pub max_workspaces: u32,
     pub store: Arc<dyn Store>,
     pub engine: Engine,
     pub clock: Arc<dyn Clock>,
 }
 
 impl Scheduler {
-    /// Runs until `stopping` is cancelled.
-    pub async fn run(self, stopping: CancellationToken) {
-        while !stopping.is_cancelled() {
-            let ticked = tokio::select! {
-                () = stopping.cancelled() => return,
-                ticked = tokio::time::timeout(TICK_TIMEOUT, self.tick()) => ticked,
-            };
-            let has_progress = match ticked {
-                Ok(Ok(commands)) => commands > 0,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "due work could not be read; trying again");
-                    false
-                }
-                Err(_) => {
-                    tracing::warn!("reading or doing due work took too long; trying again");
-                    false
-                }
-            };
-            if !has_progress {
-                tokio::select! {
-                    () = stopping.cancelled() => return,
-                    () = tokio::time::sleep(self.config.interval) => {}
-                }
+    pub const MAX_WORKSPACES: u32 = 200;
+
+    /// Books all work of this kind that is due. Returns how many commands took effect.
+    pub async fn book_all(&self, work: Due) -> Result<usize, StoreError> {
+        let mut all = 0;
+        loop {
+            let commands = self.book(work).await?;
+            if commands == 0 {
+                return Ok(all);
             }
+            all += commands;
         }
     }
 
-    /// Does what is due now, up to the limit. Returns how many commands took effect. Boundaries come first; if
-    /// one kind of due work cannot be read, the others are still done.
-    pub async fn tick(&self) -> Result<usize, StoreError> {
-        let limit = self.config.max_workspaces;
-        let boundaries = self.submit_all(self.store.due_boundaries(self.clock.now(), limit).await).await;
-        let holds = self.submit_all(self.store.due_holds(self.clock.now(), limit).await).await;
-        let expiries = self.submit_all(self.store.due_expiries(self.clock.now(), limit).await).await;
-        let warnings = self.submit_all(self.store.due_warnings(self.clock.now(), limit).await).await;
-        Ok(boundaries? + holds? + expiries? + warnings?)
+    /// Books work of this kind that is due now, up to the limit. Returns how many commands took effect.
+    pub async fn book(&self, work: Due) -> Result<usize, StoreError> {
+        let (now, limit) = (self.clock.now(), self.max_workspaces);
+        let due = match work {
+            Due::Boundaries => self.store.due_boundaries(now, limit).await,
+            Due::Holds => self.store.due_holds(now, limit).await,
+            Due::Expiries => self.store.due_expiries(now, limit).await,
+            Due::Warnings => self.store.due_warnings(now, limit).await,
+        };
+        Ok(self.submit_all(due?).await)
     }
 
-    async fn submit_all(&self, due: Result<Vec<DueWorkspace>, StoreError>) -> Result<usize, StoreError> {
-        let commands = stream::iter(due?)
-            .map(|due| self.submit(due))
-            .buffer_unordered(CONCURRENCY)
-            .filter(|took_effect| futures::future::ready(*took_effect))
-            .count()
-            .await;
-        Ok(commands)
+    async fn submit_all(&self, due: Vec<DueWorkspace>) -> usize {
+        let submitted = stream::iter(due).map(|due| self.submit(due)).buffer_unordered(CONCURRENCY);
+        submitted.filter(|took_effect| futures::future::ready(*took_effect)).count().await
     }
 
     async fn submit(&self, due: DueWorkspace) -> bool {

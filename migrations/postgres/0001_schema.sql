@@ -719,6 +719,18 @@ create table workers (
     primary key (worker_id)
 );
 
+-- Work that the server does again and again. Whoever moves next_at on sends the job.
+create table schedules (
+    kind       text not null, -- of its jobs
+    next_at    timestamptz not null,
+    is_paused  boolean not null,
+    fired_at   timestamptz, -- the last time
+    job_id     uuid, -- of that time
+    changed_by text,
+    changed_at timestamptz not null,
+    primary key (kind)
+);
+
 -- Attempts that are over, as long as their job is kept.
 create table job_attempts (
     job_id      uuid not null,
@@ -813,7 +825,7 @@ begin
         'ledger_entries', 'usage_logs', 'usage_refunds', 'purchase_reversals', 'event_outbox', 'dead_letters',
         'parked_workspaces', 'usage_days', 'usage_hours', 'revenue_days', 'analytics_workspaces', 'purchase_revenue', 'ops_audit',
         'statements', 'statement_lines', 'notified_workspaces', 'notifications', 'queues', 'jobs', 'job_leases',
-        'workers', 'job_attempts', 'jobs_done'] loop
+        'workers', 'schedules', 'job_attempts', 'jobs_done'] loop
         execute format('create type %I as (%s)', t || '_row', (
             select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum)
             from pg_attribute

@@ -722,6 +722,18 @@ create table workers (
     primary key (worker_id)
 ) strict, without rowid;
 
+-- Work that the server does again and again. Whoever moves next_at on sends the job.
+create table schedules (
+    kind       text not null, -- of its jobs
+    next_at    integer not null,
+    is_paused  integer not null check (is_paused in (0, 1)),
+    fired_at   integer, -- the last time
+    job_id     blob check (length(job_id) = 16), -- of that time
+    changed_by text,
+    changed_at integer not null,
+    primary key (kind)
+) strict, without rowid;
+
 -- Attempts that are over, as long as their job is kept.
 create table job_attempts (
     job_id      blob not null check (length(job_id) = 16),

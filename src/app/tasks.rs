@@ -3,22 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::error::StartError;
 use crate::background::Background;
-use crate::cleaning::{Cleaner, CleaningConfig};
+use crate::cleaning::Cleaner;
 use crate::clock::Clock;
 use crate::config::{Config, Role};
 use crate::consumers::{self, ConsumersConfig, Wakeup};
-use crate::domain::jobs::Queue;
+use crate::domain::jobs::{Queue, SystemSchedule};
 use crate::engine::Engine;
 use crate::http::auth::{AuthConfig, AuthConfigError, Verifier};
 use crate::http::{Health, JobCommands};
 use crate::publisher::{PublisherHandle, PublisherHealth};
-use crate::queues::{self, Queues};
-use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::store::{ServerStore, Store, StoreError};
+use crate::queues::{self, OwnWork, Queues, ScheduledWork};
+use crate::scheduler::{Due, Scheduler};
+use crate::store::{ServerStore, Store};
 
 /// How often a replica looks which plans are offered.
 const OFFERED_PLANS_INTERVAL: Duration = Duration::from_secs(10);
@@ -38,10 +40,6 @@ impl Tasks<'_> {
     pub(super) fn start(&self, wakeup: &Wakeup, publisher: Option<&PublisherHandle>) {
         let (store, engine) = (Arc::clone(self.database), self.engine.clone());
         self.background.run("plans", move |stop| follow_offered_plans(Arc::clone(&store) as _, engine.clone(), stop));
-        if self.config.server.has_role(Role::Work) {
-            self.start_scheduler();
-            self.start_cleaning();
-        }
         if self.config.server.has_role(Role::Consume) {
             self.start_consumers(wakeup);
         }
@@ -52,22 +50,24 @@ impl Tasks<'_> {
     }
 
     /// Creates the queues that the database does not have, and starts what serves them.
-    pub(super) async fn start_queues(&self) -> Result<Queues, StoreError> {
+    pub(super) async fn start_queues(&self) -> Result<Queues, StartError> {
         let now = self.clock.now();
         let new = |(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: now };
         let all: Vec<_> = self.config.job_queues().into_iter().map(new).collect();
         self.database.create_queues(&all).await?;
+        self.database.create_schedules(&SystemSchedule::ALL.map(|schedule| schedule.begin(now))).await?;
         let parts = queues::Parts {
             jobs: Arc::clone(self.database) as _,
             store: Arc::clone(self.database) as _,
             engine: Arc::new(self.engine.clone()),
+            routes: self.config.job_routes()?,
             clock: Arc::clone(self.clock),
         };
         let queues = Queues::start(parts).await?;
         if self.config.server.has_role(Role::Work) {
-            let (all, own) = (queues.clone(), queues.clone());
+            let (all, own, work) = (queues.clone(), queues.clone(), self.own_work());
             self.background.run("jobs", move |stop| all.clone().run(stop));
-            self.background.run("own_jobs", move |stop| own.clone().work(Arc::new(JobCommands), stop));
+            self.background.run("own_jobs", move |stop| own.clone().work(work.clone(), stop));
         }
         Ok(queues)
     }
@@ -92,23 +92,16 @@ impl Tasks<'_> {
         });
     }
 
-    fn start_cleaning(&self) {
-        let store = Arc::clone(self.database) as _;
-        let cleaner = Cleaner { config: CleaningConfig::default(), store, clock: Arc::clone(self.clock) };
-        self.background.run("cleaning", move |stop| cleaner.clone().run(stop));
-    }
-
-    fn start_scheduler(&self) {
+    fn own_work(&self) -> OwnWork {
         let scheduler = Scheduler {
-            config: SchedulerConfig {
-                interval: Duration::from_millis(self.config.scheduler.interval_ms),
-                max_workspaces: self.config.scheduler.batch,
-            },
+            max_workspaces: Scheduler::MAX_WORKSPACES,
             store: Arc::clone(self.database) as _,
             engine: self.engine.clone(),
             clock: Arc::clone(self.clock),
         };
-        self.background.run("scheduler", move |stop| scheduler.clone().run(stop));
+        let store = Arc::clone(self.database) as _;
+        let cleaner = Cleaner { max_rows: Cleaner::MAX_ROWS, store, clock: Arc::clone(self.clock) };
+        OwnWork { commands: Arc::new(JobCommands), scheduled: Arc::new(Scheduled { scheduler, cleaner }) }
     }
 
     fn watch_publisher(&self, publisher: &PublisherHandle) {
@@ -124,6 +117,26 @@ impl Tasks<'_> {
             let (store, health): (Arc<dyn Store>, _) = (Arc::clone(&store) as _, Arc::clone(&health));
             async move { health.watch_database(&*store, stop).await }
         });
+    }
+}
+
+/// What the schedules of the server are for.
+struct Scheduled {
+    scheduler: Scheduler,
+    cleaner: Cleaner,
+}
+
+#[async_trait]
+impl ScheduledWork for Scheduled {
+    async fn run(&self, schedule: SystemSchedule) -> Result<(), String> {
+        let due = match schedule {
+            SystemSchedule::Periods => Due::Boundaries,
+            SystemSchedule::Holds => Due::Holds,
+            SystemSchedule::Expiries => Due::Expiries,
+            SystemSchedule::ExpiryWarnings => Due::Warnings,
+            SystemSchedule::Cleaning => return self.cleaner.clean().await.map(drop).map_err(|error| error.to_string()),
+        };
+        self.scheduler.book_all(due).await.map(drop).map_err(|error| error.to_string())
     }
 }
 

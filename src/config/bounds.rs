@@ -159,7 +159,7 @@ fn wrong_fields(key: &AuthKey) -> Option<&'static str> {
     }
 }
 
-fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config) {
+fn work(check: &mut Check, Config { engine, publisher, .. }: &Config) {
     if let Some(lanes) = engine.lanes {
         check.range("engine.lanes", lanes, 1..=u64::from(PARTITIONS));
     }
@@ -173,8 +173,6 @@ fn work(check: &mut Check, Config { engine, publisher, scheduler, .. }: &Config)
             check.refuse("publisher.poll_ms", "must be at most a third of publisher.lease_ttl_ms");
         }
     }
-    check.range("scheduler.interval_ms", scheduler.interval_ms, 100..=3_600_000);
-    check.range("scheduler.batch", scheduler.batch, 1..=10_000);
 }
 
 fn jobs(check: &mut Check, config: &Config) {

@@ -91,9 +91,6 @@ pub const KEYS: &[Key] = &[
     key("publisher.lease_ttl_ms", "10000", "Time until another publisher takes over the partitions of one that died, 1000 to 300000."),
     optional("publisher.poll_ms", "Time between two polls for events that another process committed, 10 to a third of `publisher.lease_ttl_ms`. Without it, 20 on PostgreSQL and 1000 on the embedded database. Events of this process's own commits need no poll."),
 
-    key("scheduler.interval_ms", "1000", "Time between two checks for due work, 100 to 3600000."),
-    key("scheduler.batch", "200", "Workspaces processed in one check, 1 to 10000."),
-
     optional("queues.*.weight", "Here and below, `*` is the name of a queue. The configuration creates the queues that the database does not have; an operator changes those that it has. What is left out is as in the built-in queue of that name (`billing`, `default`, `notifications`, `video_processing`), or else as in `default`. The weight: whoever takes jobs of several queues takes them in this proportion, 1 to 100."),
     optional("queues.*.max_running", "Jobs of the queue that may run at once, 1 to 100000. Without it there is no cap."),
     optional("queues.*.max_running_per_workspace", "Jobs of one workspace that may run at once, 1 to 100000. Without it there is no cap."),

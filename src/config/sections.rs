@@ -25,7 +25,6 @@ pub struct Config {
     pub auth: Auth,
     pub engine: Engine,
     pub publisher: Publisher,
-    pub scheduler: Scheduler,
     /// Queues of jobs, by their names.
     pub queues: BTreeMap<QueueName, Queue>,
     pub routes: Vec<RouteTo>,
@@ -208,14 +207,6 @@ pub struct Publisher {
     pub lease_ttl_ms: u64,
     /// The default depends on the database.
     pub poll_ms: Option<u64>,
-}
-
-/// The task that issues due resets, changes, cancellations and expiries.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Scheduler {
-    pub interval_ms: u64,
-    pub batch: u32,
 }
 
 /// Limits of one workspace on one replica.

@@ -137,8 +137,6 @@ fn every_wrong_value_is_refused_with_its_key_and_origin() {
         ("engine.memory_mb", "0"),
         ("publisher.lease_ttl_ms", "999"),
         ("publisher.poll_ms", "3334"),
-        ("scheduler.interval_ms", "99"),
-        ("scheduler.batch", "0"),
         ("queues.default.weight", "0"),
         ("queues.thumbnails.lease_s", "14"),
         ("queues.thumbnails.retry_delays_s", "5,100000"),

@@ -42,7 +42,6 @@ use self::state::Documents;
 use crate::clock::Clock;
 use crate::contract;
 use crate::domain::cloud_event::EventSource;
-use crate::domain::jobs::Routes;
 use crate::engine::Decide;
 use crate::queues::Queues;
 use crate::store::jobs::Jobs;
@@ -158,7 +157,6 @@ pub struct Parts {
     pub operations: Arc<dyn Operations>,
     pub jobs: Arc<dyn Jobs>,
     pub queues: Queues,
-    pub job_routes: Routes,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub health: Arc<Health>,
@@ -169,8 +167,7 @@ pub struct Parts {
 impl AppState {
     #[must_use]
     pub fn new(parts: Parts, config: &HttpConfig) -> Self {
-        let Parts { engine, store, operations, jobs, queues, job_routes, clock, auth, health, event_source, metrics } =
-            parts;
+        let Parts { engine, store, operations, jobs, queues, clock, auth, health, event_source, metrics } = parts;
         let document = openapi::openapi_document();
         let mut allow = openapi::methods(&document);
         allow.extend(["/", docs::ROOT, docs::FILES].map(|path| (path.to_owned(), "GET, HEAD".to_owned())));
@@ -190,7 +187,6 @@ impl AppState {
             operations,
             jobs,
             queues,
-            job_routes,
             clock,
             auth,
             limits,

@@ -16,7 +16,6 @@ use super::limits::WorkspaceLimits;
 use super::representation::Representation;
 use crate::clock::Clock;
 use crate::domain::cloud_event::EventSource;
-use crate::domain::jobs::Routes;
 use crate::engine::Decide;
 use crate::queues::Queues;
 use crate::store::jobs::Jobs;
@@ -29,8 +28,6 @@ pub struct AppState {
     pub operations: Arc<dyn Operations>,
     pub jobs: Arc<dyn Jobs>,
     pub queues: Queues,
-    /// The queue of each kind of job.
-    pub job_routes: Routes,
     pub clock: Arc<dyn Clock>,
     pub auth: Arc<Verifier>,
     pub limits: WorkspaceLimits,

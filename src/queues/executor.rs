@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,8 @@ use super::handle::{LeaseRequest, Leased, Queues};
 use crate::domain::commands::{Command, Envelope};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::jobs::{
-    Completion, Failure, Job, JobError, LeaseBeat, MAX_ARGS_BYTES, QueueNames, Runner, Worker, WorkerBeat, WorkerState,
+    Completion, Failure, Job, JobError, LeaseBeat, MAX_ARGS_BYTES, QueueNames, Runner, SystemSchedule, Worker,
+    WorkerBeat, WorkerState,
 };
 use crate::domain::metadata::Metadata;
 use crate::domain::text::{IdempotencyKey, JobKind, Label};
@@ -36,23 +38,39 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long its jobs may take to end when the server stops. Those that do not are tried again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long one firing of a schedule may take: less than an attempt of any queue that is sensible for it.
+const SCHEDULED_TIMEOUT: Duration = Duration::from_mins(4);
+
 /// Reads the commands of jobs.
 pub trait ParseCommand: Send + Sync {
     fn parse(&self, kind: &JobKind, args: &str) -> Result<(Command, Option<Metadata>), JobError>;
 }
 
+/// Does what a schedule of the server is for.
+#[async_trait]
+pub trait ScheduledWork: Send + Sync {
+    async fn run(&self, schedule: SystemSchedule) -> Result<(), String>;
+}
+
+/// How the jobs are done that are the server's own.
+#[derive(Clone)]
+pub struct OwnWork {
+    pub commands: Arc<dyn ParseCommand>,
+    pub scheduled: Arc<dyn ScheduledWork>,
+}
+
 struct Executor {
     queues: Queues,
-    commands: Arc<dyn ParseCommand>,
+    work: OwnWork,
     worker_id: WorkerId,
     running: Mutex<HashMap<JobId, LeaseId>>,
 }
 
 impl Queues {
     /// Runs the jobs that are the server's own until `stopping` is cancelled.
-    pub async fn work(self, commands: Arc<dyn ParseCommand>, stopping: CancellationToken) {
+    pub async fn work(self, work: OwnWork, stopping: CancellationToken) {
         let worker_id = WorkerId(self.0.parts.clock.new_id());
-        let executor = Arc::new(Executor { queues: self, commands, worker_id, running: Mutex::default() });
+        let executor = Arc::new(Executor { queues: self, work, worker_id, running: Mutex::default() });
         let batches = TaskTracker::new();
         tokio::select! {
             () = stopping.cancelled() => {}
@@ -80,11 +98,18 @@ impl Executor {
             match self.queues.lease(wanted).await {
                 Ok(leased) if leased.is_empty() => {}
                 Ok(leased) => {
-                    let executor = Arc::clone(self);
-                    batches.spawn(async move {
-                        executor.run(leased).await;
-                        drop(permit);
-                    });
+                    let (scheduled, commands): (Vec<_>, Vec<_>) =
+                        leased.into_iter().partition(|leased| SystemSchedule::of(&leased.job.kind).is_some());
+                    // What is scheduled may take minutes, and nothing waits for it.
+                    let together = scheduled.into_iter().map(|one| vec![one]).chain([commands]);
+                    let permit = Arc::new(permit);
+                    for jobs in together.filter(|jobs| !jobs.is_empty()) {
+                        let (executor, permit) = (Arc::clone(self), Arc::clone(&permit));
+                        batches.spawn(async move {
+                            executor.run(jobs).await;
+                            drop(permit);
+                        });
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the server's own jobs could not be taken; trying again");
@@ -146,12 +171,15 @@ impl Executor {
 
     /// Does a job.
     async fn end_of(&self, job: &Job) -> JobEnd {
+        if let Some(schedule) = SystemSchedule::of(&job.kind) {
+            return self.scheduled(schedule).await;
+        }
         let parts = &self.queues.0.parts;
         let failed = |error| JobEnd::Fail(Failure { error, is_retryable: false, retry_after: None });
         let Some(workspace_id) = job.workspace_id else {
             return failed(JobError::new("no_workspace", "a command needs a workspace"));
         };
-        let (command, metadata) = match self.commands.parse(&job.kind, &job.args) {
+        let (command, metadata) = match self.work.commands.parse(&job.kind, &job.args) {
             Ok(parsed) => parsed,
             Err(error) => return failed(error),
         };
@@ -166,6 +194,20 @@ impl Executor {
             ..Envelope::internal(message_id, workspace_id, key, now, command)
         };
         end_of_reply(parts.engine.decide(envelope).await)
+    }
+}
+
+impl Executor {
+    async fn scheduled(&self, schedule: SystemSchedule) -> JobEnd {
+        let failed = |text: &str| {
+            let retry_after = Some(schedule.interval());
+            JobEnd::Fail(Failure { error: JobError::new("failed", text), is_retryable: true, retry_after })
+        };
+        match tokio::time::timeout(SCHEDULED_TIMEOUT, self.work.scheduled.run(schedule)).await {
+            Ok(Err(error)) => failed(&error),
+            // What was not done in time is done the next time.
+            Ok(Ok(())) | Err(_) => JobEnd::Complete(Completion::default()),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::readiness::Readiness;
 use crate::clock::Clock;
 use crate::domain::ids::WorkerId;
-use crate::domain::jobs::{BeatAnswer, Job, JobLease, QueueSettings, Runner, Submission, WorkerBeat};
+use crate::domain::jobs::{BeatAnswer, Job, JobLease, QueueSettings, Routes, Runner, Submission, WorkerBeat};
 use crate::domain::text::QueueName;
 use crate::engine::{Decide, Rendered};
 use crate::store::{Store, StoreError, jobs::Jobs};
@@ -29,6 +29,8 @@ pub struct Parts {
     pub jobs: Arc<dyn Jobs>,
     pub store: Arc<dyn Store>,
     pub engine: Arc<dyn Decide>,
+    /// The queue of each kind of job.
+    pub routes: Routes,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -186,6 +188,12 @@ impl Queues {
     #[must_use]
     pub fn settings(&self) -> Arc<BTreeMap<QueueName, QueueSettings>> {
         Arc::clone(&self.0.settings.borrow())
+    }
+
+    /// Which queue the jobs of each kind go to.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.0.parts.routes
     }
 
     /// Takes a job. A metered one is answered when its hold is placed or refused.

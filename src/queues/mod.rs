@@ -33,6 +33,6 @@ mod start;
 mod submitter;
 
 pub use self::ends::{EndAnswer, EndOfJob, JobEnd};
-pub use self::executor::ParseCommand;
+pub use self::executor::{OwnWork, ParseCommand, ScheduledWork};
 pub use self::handle::{Accepted, LeaseRequest, Leased, Parts, QueueError, Queues};
 pub use self::promoter::Promoted;

@@ -1,13 +1,15 @@
 //! The promoter: what happens to jobs because time has passed, or because a server was killed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Inner, QueueError, Queues};
-use crate::domain::jobs::{JobChanges, JobState, Runner};
+use crate::domain::ids::JobId;
+use crate::domain::jobs::{JobChanges, JobState, Runner, SystemSchedule};
+use crate::domain::text::{JobKind, QueueName};
 use crate::store::jobs::JobSelection;
 
 /// How often it looks.
@@ -65,9 +67,11 @@ impl Queues {
     /// Does all that is due now. If one part of it cannot be done, the others still are.
     pub async fn promote(&self) -> Result<Promoted, QueueError> {
         let inner = &self.0;
+        let fired = inner.fire_schedules().await;
         let (ready, lost) = (inner.promote_due().await, inner.end_lost().await);
         let (settled, extended) = (inner.settle_left().await, inner.extend_ending().await);
         inner.parts.jobs.retire_workers(inner.parts.clock.now().minus(GONE_AFTER)).await?;
+        fired?;
         Ok(Promoted { ready: ready?, lost: lost?, settled: settled?, extended: extended? })
     }
 
@@ -93,6 +97,16 @@ impl Queues {
 }
 
 impl Inner {
+    async fn fire_schedules(&self) -> Result<(), QueueError> {
+        let now = self.parts.clock.now();
+        let queue_of = |kind: &JobKind| self.parts.routes.of(kind.as_str()).queue.clone();
+        let queues: BTreeSet<QueueName> =
+            SystemSchedule::ALL.iter().map(|schedule| queue_of(&schedule.kind())).collect();
+        let which = JobSelection::Schedules { now, queues: queues.into_iter().collect() };
+        let new_id = || JobId(self.parts.clock.new_id());
+        self.change(&which, &mut |found| JobChanges::fire(found, queue_of, new_id, now)).await
+    }
+
     async fn promote_due(&self) -> Result<usize, QueueError> {
         let mut all = 0;
         // The rest comes with the next look, after what else is due.

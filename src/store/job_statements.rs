@@ -3,7 +3,7 @@
 use super::columns::Kind;
 use super::statements::{KeyColumn, Lock, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
-use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Worker};
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Schedule, Worker};
 
 const QUEUE: &[KeyColumn] = &[("queue", Kind::Text)];
 const JOB: &[KeyColumn] = &[("job_id", Kind::Uuid)];
@@ -11,6 +11,7 @@ const OF_WORKSPACE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kin
 const LINE: &[KeyColumn] = &[("queue", Kind::Text), ("workspace_id", Kind::Uuid), ("priority", Kind::Smallint)];
 const UNIQUE: &[KeyColumn] = &[("workspace_id", Kind::Uuid), ("kind", Kind::Text), ("unique_key", Kind::Text)];
 const UNIQUE_OF_SERVER: &[KeyColumn] = &[("kind", Kind::Text), ("unique_key", Kind::Text)];
+const SCHEDULE: &[KeyColumn] = &[("kind", Kind::Text)];
 const WORKER: &[KeyColumn] = &[("worker_id", Kind::Uuid)];
 const RESOLVED: &[KeyColumn] = &[("dead_letter_id", Kind::Uuid), ("resolved_at", Kind::Timestamptz)];
 
@@ -19,7 +20,7 @@ statements! {
     JobStatements:
     queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
     last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled, set_aside,
-    ending_holds, attempts, page, done_page
+    ending_holds, attempts, page, done_page, schedules, due_schedules, lock_schedules
 }
 
 /// Few rows: only jobs that workers have.
@@ -113,6 +114,9 @@ impl JobStatements {
             unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::ChangeFree),
             set_aside: jobs::<S>("jobs_set_aside", set_aside, Lock::ChangeFree),
             ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),
+            schedules: list("", &format!("select {} from schedules t order by t.kind", Schedule::select("t"))),
+            due_schedules: list("", &due_schedules::<S>()),
+            lock_schedules: by_key::<S, Schedule>(SCHEDULE, "schedules_pkey", S::lock(Lock::Change)),
             attempts: list(
                 "job_attempts_pkey",
                 &format!(
@@ -124,6 +128,12 @@ impl JobStatements {
             done_page: page::<S, FinishedJob>("jobs_done_of_workspace"),
         }
     }
+}
+
+/// Few rows. One that another server is firing is left out.
+fn due_schedules<S: Syntax>() -> String {
+    let (columns, lock) = (Schedule::select("t"), S::lock(Lock::ChangeFree));
+    format!("select {columns} from schedules t where t.next_at <= $1 and t.is_paused = $2 order by t.kind {lock}")
 }
 
 fn jobs<S: Syntax>(index: &'static str, filter: &str, lock: Lock) -> Statement {

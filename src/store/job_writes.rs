@@ -17,10 +17,10 @@ use super::tables::Table;
 use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
 use crate::domain::jobs::{
     FinishedJob, FoundJobs, FoundLeases, Job, JobChanges, JobLease, JobState, LeaseChanges, Line, Queue, Running,
-    Worker,
+    Schedule, Worker,
 };
 use crate::domain::operator_act::OperatorAct;
-use crate::domain::text::QueueName;
+use crate::domain::text::{QueueName, UniqueKey};
 use crate::domain::time::Timestamp;
 
 /// How many jobs at least are looked at where some may have to be set aside.
@@ -106,17 +106,25 @@ impl<D: Background> Jobs for D {
     }
 
     async fn create_queues(&self, queues: &[Queue]) -> Result<(), StoreError> {
-        with_answer_timeout(async {
-            let mut tx = self.begin_background().await?;
-            tx.connection().insert_missing(queues).await?;
-            tx.commit().await
-        })
-        .await
+        create(self, queues).await
     }
 
     async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError> {
         let statement = &D::Connection::job_statements().lock_queues;
         change_row(self, statement, Keys::of([&before.queue]), (before, after), act).await
+    }
+
+    async fn schedules(&self) -> Result<Vec<Schedule>, StoreError> {
+        list(self, &D::Connection::job_statements().schedules, Parameters::default()).await
+    }
+
+    async fn create_schedules(&self, schedules: &[Schedule]) -> Result<(), StoreError> {
+        create(self, schedules).await
+    }
+
+    async fn change_schedule(&self, before: &Schedule, after: &Schedule, act: &OperatorAct) -> Result<(), StoreError> {
+        let statement = &D::Connection::job_statements().lock_schedules;
+        change_row(self, statement, Keys::of([&before.kind]), (before, after), act).await
     }
 
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {
@@ -163,6 +171,16 @@ impl<D: Background> Jobs for D {
         })
         .await
     }
+}
+
+/// Stores the rows that do not exist yet.
+async fn create<D: Background, T: Table + Sync>(database: &D, missing: &[T]) -> Result<(), StoreError> {
+    with_answer_timeout(async {
+        let mut tx = database.begin_background().await?;
+        tx.connection().insert_missing(missing).await?;
+        tx.commit().await
+    })
+    .await
 }
 
 /// What an operator has done to a row, unless it was changed meanwhile.
@@ -229,6 +247,7 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
             let ids: Vec<JobId> = each(&lost, |mut row| row.next())?;
             jobs_by_id(connection, &ids).await
         }
+        JobSelection::Schedules { now, queues } => due_schedules(connection, *now, queues).await,
         JobSelection::ById(ids) => jobs_by_id(connection, ids).await,
     }
 }
@@ -258,6 +277,21 @@ async fn sent_jobs<C: Dialect>(connection: &mut C, sent: &SentJobs) -> Result<Fo
     let finished = rows_by_key(connection, &statements.finished_by_id, Keys::of(ids)).await?;
     let last_ranks = last_ranks(connection, lines.iter().cloned()).await?;
     Ok(FoundJobs { jobs, finished, last_ranks, ..FoundJobs::default() })
+}
+
+async fn due_schedules<C: Dialect>(
+    connection: &mut C,
+    now: Timestamp,
+    queues: &[QueueName],
+) -> Result<FoundJobs, StoreError> {
+    let (statements, is_paused) = (C::job_statements(), false);
+    let due = connection.list(&statements.due_schedules.text, Parameters::of(&now).and(&is_paused)).await?;
+    let schedules: Vec<Schedule> = rows(&due)?;
+    let key = UniqueKey::from_stored(Schedule::UNIQUE_KEY);
+    let keys = schedules.iter().map(|schedule| vec![schedule.kind.to_value(), key.to_value()]).collect();
+    let jobs = rows_by_key(connection, &statements.unique_of_server, Keys(keys)).await?;
+    let queues = by_name(rows_by_key(connection, &statements.queue, Keys::of(queues)).await?);
+    Ok(FoundJobs { jobs, queues, schedules, ..FoundJobs::default() })
 }
 
 /// The queue, so that nobody changes it meanwhile. With a cap, nobody else counts what runs in it meanwhile either.
@@ -346,7 +380,9 @@ async fn write<C: Dialect>(connection: &mut C, changes: &JobChanges) -> Result<(
         letters,
         forgotten,
         resolved_letters,
+        schedules,
     } = changes;
+    connection.update(schedules).await?;
     connection.insert(inserted).await?;
     // One of them may have been sent, done and moved since it was looked for.
     let ids: Vec<_> = inserted.iter().map(|job| job.job_id).collect();

@@ -11,7 +11,7 @@ use super::error::StoreError;
 use crate::domain::credits::Credits;
 use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
 use crate::domain::jobs::{
-    FoundJobs, FoundLeases, Job, JobAttempt, JobChanges, JobLease, LeaseChanges, Line, Queue, Runner, Worker,
+    FoundJobs, FoundLeases, Job, JobAttempt, JobChanges, JobLease, LeaseChanges, Line, Queue, Runner, Schedule, Worker,
 };
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{JobKind, QueueName, UniqueKey};
@@ -33,6 +33,8 @@ pub enum JobSelection {
     SetAside { before: Timestamp, limit: u32 },
     /// Jobs whose lease is over.
     Lost { now: Timestamp, limit: u32 },
+    /// Schedules that are due, with the jobs of theirs that are not over, and these queues.
+    Schedules { now: Timestamp, queues: Vec<QueueName> },
     /// These jobs, whatever their state.
     ById(Vec<JobId>),
 }
@@ -86,6 +88,15 @@ pub trait Jobs: Send + Sync {
 
     /// Changes a queue. It is a conflict if it is no longer what it was before.
     async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError>;
+
+    /// All schedules, by their kind.
+    async fn schedules(&self) -> Result<Vec<Schedule>, StoreError>;
+
+    /// Stores the schedules that do not exist yet.
+    async fn create_schedules(&self, schedules: &[Schedule]) -> Result<(), StoreError>;
+
+    /// Changes a schedule. It is a conflict if it is no longer what it was before.
+    async fn change_schedule(&self, before: &Schedule, after: &Schedule, act: &OperatorAct) -> Result<(), StoreError>;
 
     /// Jobs whose holds expire before that instant while the jobs are not over. The first one first.
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError>;

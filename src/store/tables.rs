@@ -19,7 +19,7 @@ use crate::domain::dead_letter::{DeadLetter, ParkedWorkspace};
 use crate::domain::grant::Grant;
 use crate::domain::hold::{HeldShare, Hold};
 use crate::domain::ids::Partition;
-use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Worker};
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Schedule, Worker};
 use crate::domain::ledger::LedgerEntry;
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::partition_head::PartitionHead;
@@ -313,6 +313,10 @@ tables! {
 
     workers(worker_id) fixed(subject, runner, started_at): Worker {
         worker_id, name, subject, runner, queues, slots, labels, version, state, started_at, seen_at
+    }
+
+    schedules(kind): Schedule {
+        kind, next_at, is_paused, fired_at, job_id, changed_by, changed_at
     }
 
     job_attempts(job_id, attempt): JobAttempt {

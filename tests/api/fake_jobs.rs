@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use visionscope_billing::domain::ids::{JobId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
-    FoundJobs, FoundLeases, Job, Queue, QueueNames, Runner, Worker, WorkerState, default_queues,
+    FoundJobs, FoundLeases, Job, Queue, QueueNames, Runner, Schedule, Worker, WorkerState, default_queues,
 };
 use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::text::Label;
@@ -77,6 +77,18 @@ impl Jobs for FakeStore {
     }
 
     async fn change_queue(&self, _: &Queue, _: &Queue, _: &OperatorAct) -> Result<(), StoreError> {
+        self.answer(())
+    }
+
+    async fn schedules(&self) -> Result<Vec<Schedule>, StoreError> {
+        self.answer(Vec::new())
+    }
+
+    async fn create_schedules(&self, _: &[Schedule]) -> Result<(), StoreError> {
+        self.answer(())
+    }
+
+    async fn change_schedule(&self, _: &Schedule, _: &Schedule, _: &OperatorAct) -> Result<(), StoreError> {
         self.answer(())
     }
 

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -17,7 +18,7 @@ use visionscope_billing::domain::cloud_event::EventSource;
 use visionscope_billing::contract::Contract;
 use visionscope_billing::domain::credits::Credits;
 use visionscope_billing::domain::ids::WorkspaceId;
-use visionscope_billing::domain::jobs::{Queue, Routes, default_queues, default_routes};
+use visionscope_billing::domain::jobs::{Queue, Routes, SystemSchedule, default_queues, default_routes};
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
 use visionscope_billing::domain::text::{FeatureCode, Label, PlanCode};
 use visionscope_billing::domain::time::Timestamp;
@@ -28,7 +29,7 @@ use visionscope_billing::http::limits::LimitsConfig;
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::http::{Api, Health, HttpConfig, JobCommands, Parts, Port, StopHandle};
 use visionscope_billing::publisher::EventBuffer;
-use visionscope_billing::queues::{self, Queues};
+use visionscope_billing::queues::{self, OwnWork, Queues, ScheduledWork};
 use visionscope_billing::store::jobs::Jobs;
 use visionscope_billing::store::{Operations, Store};
 
@@ -77,13 +78,24 @@ struct Under {
     clock: ManualClock,
 }
 
+/// What is due is booked when a test wants it.
+struct NothingScheduled;
+
+#[async_trait]
+impl ScheduledWork for NothingScheduled {
+    async fn run(&self, _: SystemSchedule) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
 async fn start_queues(under: Under) -> Queues {
     let Under { engine, store, jobs, clock, .. } = under;
-    Queues::start(queues::Parts { jobs, store, engine, clock: Arc::new(clock) }).await.unwrap()
+    let routes = Routes::new(default_routes()).unwrap();
+    Queues::start(queues::Parts { jobs, store, engine, routes, clock: Arc::new(clock) }).await.unwrap()
 }
 
 /// Starts a server.
@@ -98,7 +110,6 @@ fn serve(under: Under, runtime: Runtime, queues: Queues, config: &HttpConfig) ->
         operations,
         jobs,
         queues: queues.clone(),
-        job_routes: Routes::new(default_routes()).unwrap(),
         clock: Arc::new(clock.clone()),
         auth: verifier,
         health: Arc::clone(&health),
@@ -112,6 +123,7 @@ fn serve(under: Under, runtime: Runtime, queues: Queues, config: &HttpConfig) ->
     let (started, stop) = std::sync::mpsc::channel();
     let watched = Arc::clone(&health);
     let api = Api::new(parts, config);
+    let work = OwnWork { commands: Arc::new(JobCommands), scheduled: Arc::new(NothingScheduled) };
     std::thread::spawn(move || {
         runtime.block_on(async move {
             let mut running = api.serve(Port::Only, listener).unwrap();
@@ -121,7 +133,7 @@ fn serve(under: Under, runtime: Runtime, queues: Queues, config: &HttpConfig) ->
                 ended = running.ended() => ended.unwrap(),
                 () = watched.watch_database(&*store, never()) => {}
                 () = queues.clone().run(never()) => {}
-                () = queues.work(Arc::new(JobCommands), never()) => {}
+                () = queues.work(work, never()) => {}
             }
         });
     });

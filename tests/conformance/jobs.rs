@@ -10,8 +10,8 @@ use visionscope_billing::domain::hold::Overrun;
 use visionscope_billing::domain::ids::{HoldId, JobId, LeaseId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
     ActualUse, Completion, Failure, FoundJobs, FoundLeases, Held, Job, JobChanges, JobError, JobHold, JobLease,
-    JobOutcome, JobState, LeaseChanges, Queue, QueueNames, QueueSettings, ReplayedLetter, Runner, Seat, Settlement,
-    Submission, Worker, WorkerState, default_queues,
+    JobOutcome, JobState, LeaseChanges, Queue, QueueNames, QueueSettings, ReplayedLetter, Runner, Schedule, Seat,
+    Settlement, Submission, SystemSchedule, Worker, WorkerState, default_queues,
 };
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::operator_act::OperatorAct;
@@ -424,6 +424,48 @@ pub async fn workers_are_registered_changed_and_noted_as_gone(db: &impl TestData
     assert_eq!(db.cleaning().clean(Leftover::GoneWorkers(at(0)), 10).await.unwrap(), 0);
     assert_eq!(db.cleaning().clean(Leftover::GoneWorkers(at(1)), 10).await.unwrap(), 1);
     assert_eq!(db.jobs().workers(10).await.unwrap(), [quiet]);
+}
+
+pub async fn a_schedule_fires_once_and_is_changed_by_operators(db: &impl TestDatabase) {
+    with_queues(db, settings()).await;
+    let [due, later, paused] = [SystemSchedule::Periods, SystemSchedule::Holds, SystemSchedule::Cleaning];
+    let later = Schedule { next_at: at(100), ..later.begin(at(0)) };
+    let paused = Schedule { is_paused: true, ..paused.begin(at(0)) };
+    let all = [paused, later, due.begin(at(0))];
+    db.jobs().create_schedules(&all).await.unwrap();
+    let again = all.clone().map(|schedule| Schedule { next_at: at(7), ..schedule });
+    db.jobs().create_schedules(&again).await.unwrap();
+    assert_eq!(
+        db.jobs().schedules().await.unwrap().iter().map(|found| found.next_at).max(),
+        Some(at(100)),
+        "as they were"
+    );
+
+    let which = JobSelection::Schedules { now: at(5), queues: vec![queue()] };
+    let fire = async |id: u128| {
+        let mut sent = Vec::new();
+        change(db, &which, |found| {
+            let changes = JobChanges::fire(found, |_| queue(), || job_id(id), at(5));
+            sent = changes.inserted.iter().map(|job| job.kind.as_str().to_owned()).collect();
+            changes
+        })
+        .await
+        .unwrap();
+        sent
+    };
+    assert_eq!(fire(1).await, ["system.periods"]);
+    assert_eq!(fire(2).await, [""; 0]);
+    let stored = db.jobs().schedules().await.unwrap();
+    let fired = stored.iter().find(|schedule| schedule.kind == due.kind()).unwrap().clone();
+    assert_eq!((fired.fired_at, fired.job_id), (Some(at(5)), Some(job_id(1))));
+
+    // At once again, while its job is not over: no other job.
+    let now = Schedule { next_at: at(5), changed_by: Some("operator-1".into()), ..fired.clone() };
+    db.jobs().change_schedule(&fired, &now, &act(1)).await.unwrap();
+    let conflict = db.jobs().change_schedule(&fired, &now, &act(2)).await;
+    assert!(matches!(conflict, Err(StoreError::Conflict(_))), "{conflict:?}");
+    assert_eq!(fire(3).await, [""; 0]);
+    assert!(db.jobs().schedules().await.unwrap().iter().all(|schedule| schedule.job_id != Some(job_id(3))));
 }
 
 pub async fn holds_that_need_something_are_found(db: &impl TestDatabase) {

@@ -127,6 +127,7 @@ macro_rules! suite {
                 jobs_that_were_set_aside_are_found_by_their_workspace,
                 heartbeats_change_the_leases_and_the_workers_that_are_found,
                 workers_are_registered_changed_and_noted_as_gone,
+                a_schedule_fires_once_and_is_changed_by_operators,
                 holds_that_need_something_are_found,
                 jobs_of_a_workspace_are_listed_the_newest_first_whether_over_or_not,
                 a_queue_is_created_once_and_changed_with_its_record,

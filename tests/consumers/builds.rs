@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use visionscope_billing::cleaning::{Cleaner, CleaningConfig};
+use visionscope_billing::cleaning::Cleaner;
 use visionscope_billing::domain::consumers::Consumer;
 
 use crate::databases::Database;
@@ -63,8 +63,7 @@ async fn a_new_build_has_the_same_rows_and_is_switched_to() {
         // Step by step, and only what is no longer in use.
         let in_use = count_of(&world, 2).await;
         let store = world.database.server_store.clone();
-        let config = CleaningConfig { interval: LEASE, max_rows: 3 };
-        let cleaner = Cleaner { config, store, clock: Arc::new(world.clock.clone()) };
+        let cleaner = Cleaner { max_rows: 3, store, clock: Arc::new(world.clock.clone()) };
         let rows = count_of(&world, 1).await;
         assert!(rows > 100, "{rows}");
         assert_eq!(cleaner.clean().await.unwrap(), u64::try_from(rows).unwrap());

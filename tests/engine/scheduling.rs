@@ -1,7 +1,6 @@
 //! The scheduler: due work is done once, whatever the number of replicas.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use visionscope_billing::clock::Clock;
 use visionscope_billing::domain::commands::{
@@ -13,7 +12,7 @@ use visionscope_billing::domain::ids::WorkspaceId;
 use visionscope_billing::domain::subscription::{CreditPolicy, Effective, SubscriptionStatus};
 use visionscope_billing::domain::text::{FeatureCode, PlanCode};
 use visionscope_billing::engine::EngineConfig;
-use visionscope_billing::scheduler::{Scheduler, SchedulerConfig};
+use visionscope_billing::scheduler::{Due, Scheduler};
 use visionscope_billing::store::queries::EventQuery;
 use visionscope_billing::store::{Reads, Store};
 
@@ -22,11 +21,20 @@ use crate::world::{World, engine_over};
 
 fn scheduler(world: &World) -> Scheduler {
     Scheduler {
-        config: SchedulerConfig { interval: Duration::from_millis(10), max_workspaces: 100 },
+        max_workspaces: 100,
         store: Arc::clone(&world.store) as Arc<dyn Store>,
         engine: world.engine.clone(),
         clock: Arc::new(world.clock.clone()),
     }
+}
+
+/// Books what is due of each kind once.
+async fn tick(scheduler: &Scheduler) -> usize {
+    let mut all = 0;
+    for due in [Due::Boundaries, Due::Holds, Due::Expiries, Due::Warnings] {
+        all += scheduler.book(due).await.unwrap();
+    }
+    all
 }
 
 async fn events(world: &World, workspace_id: WorkspaceId) -> Vec<EventType> {
@@ -40,11 +48,11 @@ async fn starts_the_next_period_when_one_is_over() {
         let world = World::on(database).await;
         world.deduct("spend", "700").await.unwrap();
         let scheduler = scheduler(&world);
-        assert_eq!(scheduler.tick().await.unwrap(), 0, "nothing is due yet");
+        assert_eq!(tick(&scheduler).await, 0, "nothing is due yet");
         world.clock.set("2026-04-01T00:00:00Z".parse().unwrap());
-        assert_eq!(scheduler.tick().await.unwrap(), 1);
+        assert_eq!(tick(&scheduler).await, 1);
         assert_eq!(world.balance().await, "1000");
-        assert_eq!(scheduler.tick().await.unwrap(), 0, "and only once");
+        assert_eq!(tick(&scheduler).await, 0, "and only once");
         let resets =
             events(&world, world.workspace_id).await.into_iter().filter(|event| *event == EventType::CreditReset);
         assert_eq!(resets.count(), 2, "February 28 and March 31");
@@ -59,7 +67,7 @@ async fn books_expired_grants_and_raises_an_event() {
         world.purchase("pay-1", "50", Some("2026-02-01T00:00:00Z".parse().unwrap())).await;
         world.purchase("pay-2", "60", Some("2026-02-01T00:00:00Z".parse().unwrap())).await;
         world.clock.set("2026-02-01T00:00:00Z".parse().unwrap());
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 1);
+        assert_eq!(tick(&scheduler(&world)).await, 1);
         assert_eq!(world.balance().await, "1000");
         assert_eq!(events(&world, world.workspace_id).await.last(), Some(&EventType::CreditsExpired));
         world.audit_and_close().await;
@@ -83,10 +91,10 @@ async fn books_expired_holds_once() {
         for key in ["one", "other"] {
             world.schedule(world.workspace_id, key, Command::PlaceHold(place.clone())).await;
         }
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 0, "nothing is due yet");
+        assert_eq!(tick(&scheduler(&world)).await, 0, "nothing is due yet");
         world.clock.set(now.plus(chrono::TimeDelta::seconds(61)));
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 1);
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 0, "and only once");
+        assert_eq!(tick(&scheduler(&world)).await, 1);
+        assert_eq!(tick(&scheduler(&world)).await, 0, "and only once");
         let found = events(&world, world.workspace_id).await;
         assert_eq!(found[found.len() - 2..], [EventType::HoldReleased; 2]);
         world.audit_and_close().await;
@@ -108,7 +116,7 @@ async fn each_grant_that_expires_soon_is_reported_once() {
         for (now, expected) in days {
             world.clock.set(now.parse().unwrap());
             for _ in 0..2 {
-                scheduler(&world).tick().await.unwrap();
+                tick(&scheduler(&world)).await;
                 assert_eq!(warnings().await, expected, "{now}");
             }
         }
@@ -134,8 +142,8 @@ async fn several_replicas_start_each_period_once() {
         };
         world.clock.set("2026-03-01T00:00:00Z".parse().unwrap());
         let first = scheduler(&world);
-        let (one, other) = tokio::join!(first.tick(), replica.tick());
-        assert_eq!(one.unwrap() + other.unwrap(), 21, "each workspace once");
+        let (one, other) = tokio::join!(tick(&first), tick(&replica));
+        assert_eq!(one + other, 21, "each workspace once");
         for workspace_id in others {
             let resets =
                 events(&world, workspace_id).await.into_iter().filter(|event| *event == EventType::CreditReset);
@@ -156,13 +164,13 @@ async fn scheduled_changes_and_cancellations_take_effect_at_the_end_of_the_perio
         world.schedule(world.workspace_id, "change", change_to("large")).await;
         world.schedule(leaving, "cancel", cancel()).await;
         world.clock.set("2026-02-28T00:00:00Z".parse().unwrap());
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 2);
+        assert_eq!(tick(&scheduler(&world)).await, 2);
         assert_eq!(world.balance().await, "5000", "the allowance of the new plan");
         let left = world.store.workspace(leaving).await.unwrap().unwrap();
         assert_eq!(left.subscription.status, SubscriptionStatus::Canceled);
         assert_eq!(left.credits.current_credits.to_string(), "0");
         world.clock.set("2027-01-01T00:00:00Z".parse().unwrap());
-        assert_eq!(scheduler(&world).tick().await.unwrap(), 1, "an ended subscription has no periods");
+        assert_eq!(tick(&scheduler(&world)).await, 1, "an ended subscription has no periods");
         world.audit_and_close().await;
     }
 }
@@ -175,11 +183,10 @@ async fn due_work_beyond_one_tick_is_done_by_later_ticks() {
             world.provision(WorkspaceId(world.clock.new_id())).await;
         }
         world.clock.set("2026-02-28T00:00:00Z".parse().unwrap());
-        let config = SchedulerConfig { interval: Duration::from_millis(10), max_workspaces: 7 };
-        let small = Scheduler { config, ..scheduler(&world) };
+        let small = Scheduler { max_workspaces: 7, ..scheduler(&world) };
         let mut done = 0;
         for _ in 0..10 {
-            done += small.tick().await.unwrap();
+            done += tick(&small).await;
         }
         assert_eq!(done, 31);
         world.audit_and_close().await;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use visionscope_billing::domain::ids::{JobId, WorkerId, WorkspaceId};
-use visionscope_billing::domain::jobs::{Job, Queue, Worker};
+use visionscope_billing::domain::jobs::{Job, Queue, Schedule, Worker};
 use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob};
@@ -86,6 +86,18 @@ impl Jobs for FaultyJobs {
 
     async fn change_queue(&self, before: &Queue, after: &Queue, act: &OperatorAct) -> Result<(), StoreError> {
         self.inner.change_queue(before, after, act).await
+    }
+
+    async fn schedules(&self) -> Result<Vec<Schedule>, StoreError> {
+        self.inner.schedules().await
+    }
+
+    async fn create_schedules(&self, schedules: &[Schedule]) -> Result<(), StoreError> {
+        self.inner.create_schedules(schedules).await
+    }
+
+    async fn change_schedule(&self, before: &Schedule, after: &Schedule, act: &OperatorAct) -> Result<(), StoreError> {
+        self.inner.change_schedule(before, after, act).await
     }
 
     async fn jobs_with_ending_holds(&self, before: Timestamp, limit: u32) -> Result<Vec<Job>, StoreError> {

@@ -1,7 +1,6 @@
 //! Workers that wait for jobs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,7 +9,7 @@ use uuid::Uuid;
 use visionscope_billing::domain::ids::WorkerId;
 use visionscope_billing::domain::jobs::{Completion, Runner, Submission};
 use visionscope_billing::domain::text::{JobKind, QueueName};
-use visionscope_billing::queues::{EndOfJob, JobEnd, LeaseRequest, Leased, Parts, Queues};
+use visionscope_billing::queues::{EndOfJob, JobEnd, LeaseRequest, Leased};
 
 use crate::databases::Database;
 use crate::world::{World, queue};
@@ -115,13 +114,7 @@ async fn a_worker_that_has_gone_away_gets_nothing_and_holds_nothing() {
 async fn a_job_that_another_server_has_taken_or_given_back_is_found() {
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;
-        let parts = Parts {
-            jobs: Arc::clone(&world.jobs) as _,
-            store: Arc::clone(&world.database.store),
-            engine: Arc::new(world.engine.clone()),
-            clock: Arc::new(world.clock.clone()),
-        };
-        let other = Queues::start(parts).await.unwrap();
+        let other = world.other_server().await;
         let waiting = world.queues.lease(request(1, &VIDEO, 1, LONG));
         let send = other.submit(world.job(1, None));
         let (leased, answer) = tokio::join!(waiting, send);

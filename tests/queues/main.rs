@@ -8,5 +8,6 @@ mod faults;
 mod faulty_jobs;
 mod leases;
 mod metered;
+mod own;
 mod plain;
 mod world;

@@ -15,8 +15,8 @@ use visionscope_billing::domain::event::EventData;
 use visionscope_billing::domain::hold::Overrun;
 use visionscope_billing::domain::ids::{JobId, LeaseId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
-    ActualUse, Completion, Failure, FoundJobs, JobChanges, JobError, JobHold, JobLease, Queue, Runner, Seat,
-    Submission, default_queues,
+    ActualUse, Completion, Failure, FoundJobs, JobChanges, JobError, JobHold, JobLease, Queue, Routes, Runner, Seat,
+    Submission, default_queues, default_routes,
 };
 use visionscope_billing::domain::metadata::Metadata;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
@@ -95,6 +95,17 @@ pub fn failure(is_retryable: bool) -> JobEnd {
     })
 }
 
+async fn start_queues(jobs: &Arc<FaultyJobs>, database: &TestDatabase, engine: &Engine, clock: &ManualClock) -> Queues {
+    let parts = Parts {
+        jobs: Arc::clone(jobs) as _,
+        store: Arc::clone(&database.store),
+        engine: Arc::new(engine.clone()),
+        routes: Routes::new(default_routes()).unwrap(),
+        clock: Arc::new(clock.clone()),
+    };
+    Queues::start(parts).await.unwrap()
+}
+
 impl World {
     pub async fn with(kind: Database, workspaces: usize) -> Self {
         let database = kind.create().await;
@@ -105,13 +116,7 @@ impl World {
         let all = default_queues().into_iter();
         let all = all.map(|(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: clock.now() });
         jobs.create_queues(&all.collect::<Vec<_>>()).await.unwrap();
-        let parts = Parts {
-            jobs: Arc::clone(&jobs) as _,
-            store: Arc::clone(&database.store),
-            engine: Arc::new(engine.clone()),
-            clock: Arc::new(clock.clone()),
-        };
-        let queues = Queues::start(parts).await.unwrap();
+        let queues = start_queues(&jobs, &database, &engine, &clock).await;
         let mut world = Self { kind, database, engine, clock, jobs, queues, workspaces: Vec::new() };
         for _ in 0..workspaces {
             let workspace_id = WorkspaceId(world.clock.new_id());
@@ -119,6 +124,11 @@ impl World {
             world.workspaces.push(workspace_id);
         }
         world
+    }
+
+    /// The queues of another server on the same database.
+    pub async fn other_server(&self) -> Queues {
+        start_queues(&self.jobs, &self.database, &self.engine, &self.clock).await
     }
 
     async fn provision(&self, workspace_id: WorkspaceId) {

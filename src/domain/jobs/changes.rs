@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::job::{FinishedJob, Job, JobOutcome, JobState};
 use super::lease::{JobAttempt, JobLease};
 use super::queue::QueueSettings;
+use super::schedule::Schedule;
 use crate::domain::credits::Credits;
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::ids::JobId;
@@ -13,6 +14,9 @@ use crate::domain::time::Timestamp;
 
 /// How long a failed job is kept. While its dead letter is open, it is kept for longer.
 const KEEP_FAILED: TimeDelta = TimeDelta::days(30);
+
+/// How long a job of the server itself is kept that has not failed: there are many of them, and they tell little.
+const KEEP_OWN: TimeDelta = TimeDelta::hours(1);
 
 /// Changed rows. No job is in it twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub struct JobChanges {
     pub letters: Vec<DeadLetter>,
     /// Jobs that are deleted, as if they had never been sent.
     pub forgotten: Vec<JobId>,
+    pub schedules: Vec<Schedule>,
     /// Letters that were tried again with success.
     pub resolved_letters: Vec<(Uuid, Timestamp)>,
 }
@@ -85,6 +90,7 @@ impl JobChanges {
         let state = job.outcome.map_or(JobState::Rejected, JobOutcome::state);
         let keep = match state {
             JobState::Failed => KEEP_FAILED,
+            _ if job.workspace_id.is_none() => KEEP_OWN,
             _ => TimeDelta::hours(i64::from(settings.keep_done_h)),
         };
         let job = Job { state, hold_expires_at: None, changed_at: now, ..job };

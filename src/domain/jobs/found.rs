@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::job::{FinishedJob, Job, JobState, Line};
 use super::lease::JobLease;
 use super::queue::{Queue, QueueSettings};
+use super::schedule::Schedule;
 use crate::domain::ids::{JobId, LeaseId, WorkspaceId};
 use crate::domain::text::QueueName;
 use crate::domain::time::Timestamp;
@@ -22,6 +23,8 @@ pub struct FoundJobs {
     pub running: BTreeMap<QueueName, Running>,
     /// The next jobs that were set aside, of the workspaces of the jobs.
     pub capped: Vec<Job>,
+    /// Schedules that are due.
+    pub schedules: Vec<Schedule>,
     /// The last rank of each line.
     pub last_ranks: HashMap<Line, Timestamp>,
 }

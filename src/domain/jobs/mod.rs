@@ -20,12 +20,14 @@
 mod changes;
 mod claims;
 mod ends;
+mod firing;
 mod found;
 mod holds;
 mod job;
 mod lease;
 mod queue;
 mod routing;
+mod schedule;
 mod submission;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,7 @@ pub use self::job::{
 pub use self::lease::{AttemptOutcome, JobAttempt, JobLease, MAX_PROGRESS_BYTES};
 pub use self::queue::{Queue, QueueSettings, RetryDelays, default_queues};
 pub use self::routing::{Route, Routes, RoutesError, default_routes};
+pub use self::schedule::{Schedule, SystemSchedule};
 pub use self::submission::{Submission, Submitted};
 pub use self::turns::Turns;
 pub use self::worker::{BeatAnswer, FoundLeases, LeaseBeat, LeaseChanges, QueueNames, Worker, WorkerBeat, WorkerState};

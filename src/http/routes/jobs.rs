@@ -217,7 +217,7 @@ pub async fn submit_job(
     require_known_workspace(state, workspace_id).await?;
     let submission = Submission {
         job_id: JobId::of_key(workspace_id, &key),
-        queue: state.job_routes.of(value.kind.as_str()).queue.clone(),
+        queue: state.queues.routes().of(value.kind.as_str()).queue.clone(),
         kind: value.kind,
         workspace_id: Some(workspace_id),
         args: value.args.into_text(),
