@@ -8,6 +8,7 @@ mod dead_letters;
 mod generate;
 mod outbox;
 mod outcome;
+mod queues;
 mod remote;
 mod serve;
 mod streams;
@@ -48,6 +49,14 @@ enum Action {
     Consumers(consumers::Arguments),
     /// Lists the dead letters of the running server, tries them again, or discards them.
     DeadLetters(dead_letters::Arguments),
+    /// Shows, pauses and resumes the queues of the running server.
+    Queues(queues::Queues),
+    /// Lists the jobs of a queue of the running server, shows and cancels them.
+    Jobs(queues::Jobs),
+    /// Shows, drains and resumes the workers of the running server.
+    Workers(queues::Workers),
+    /// Shows, pauses, resumes and runs what the running server does again and again.
+    Schedules(queues::Schedules),
     /// Shows how far the running server and its replicas are with publishing events to the streams.
     Streams(streams::Arguments),
     /// Writes the generated files: the OpenAPI document and the schemas of the events.
@@ -93,6 +102,10 @@ fn configured(action: Action) -> Outcome {
             Action::Outbox(action) => outbox::run(&config, &action).await,
             Action::Consumers(arguments) => consumers::run(&config, &arguments).await,
             Action::DeadLetters(arguments) => dead_letters::run(&config, &arguments).await,
+            Action::Queues(arguments) => queues::queues(&config, &arguments).await,
+            Action::Jobs(arguments) => queues::jobs(&config, &arguments).await,
+            Action::Workers(arguments) => queues::workers(&config, &arguments).await,
+            Action::Schedules(arguments) => queues::schedules(&config, &arguments).await,
             Action::Streams(arguments) => streams::run(&config, &arguments).await,
             Action::Healthcheck { url } => serve::healthcheck(&config, url).await,
             Action::Openapi(arguments) => generate::run(&arguments),

@@ -200,6 +200,14 @@ impl Client<'_> {
         self.call(self.http.request(Method::POST, self.url(path)).json(body), Scope::OpsWrite).await
     }
 
+    pub(super) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &serde_json::Value,
+    ) -> Result<Answer<T>, CallError> {
+        self.call(self.http.request(Method::PATCH, self.url(path)).json(body), Scope::OpsWrite).await
+    }
+
     /// The address of `/v1/ops/…`, also behind a proxy that serves the API in a folder.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();

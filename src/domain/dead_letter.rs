@@ -197,6 +197,15 @@ impl DeadLetter {
         }
     }
 
+    /// The job that has failed, if it is about one.
+    #[must_use]
+    pub const fn job(&self) -> Option<&FailedJob> {
+        match &self.work {
+            FailedWork::Job(job) => Some(job),
+            FailedWork::Event(_) => None,
+        }
+    }
+
     /// The letter after it was tried again and has failed.
     #[must_use]
     pub fn failed_again(&self, failed: &Self) -> Self {

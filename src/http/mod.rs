@@ -362,7 +362,7 @@ fn cors(origins: &[String]) -> Cors {
     origins
         .iter()
         .fold(Cors::default(), |cors, origin| cors.allowed_origin(origin))
-        .allowed_methods(["GET", "POST", "PUT"])
+        .allowed_methods(["GET", "POST", "PUT", "PATCH"])
         .allowed_headers(["authorization", "content-type", "idempotency-key", "x-correlation-id", "traceparent"])
         .expose_headers(["content-disposition", "idempotency-replayed", "retry-after", "x-as-of", "x-correlation-id"])
         .max_age(PREFLIGHT_MAX_AGE_S)

@@ -110,7 +110,7 @@ pub fn to_json(document: &OpenApi) -> String {
 #[must_use]
 pub fn methods(document: &OpenApi) -> BTreeMap<String, String> {
     let of = |item: &PathItem| {
-        let methods = [("GET, HEAD", &item.get), ("POST", &item.post), ("PUT", &item.put)];
+        let methods = [("GET, HEAD", &item.get), ("POST", &item.post), ("PUT", &item.put), ("PATCH", &item.patch)];
         let taken = methods.iter().filter(|(_, operation)| operation.is_some()).map(|(name, _)| *name);
         taken.collect::<Vec<_>>().join(", ")
     };
@@ -121,7 +121,8 @@ fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut
     let get = item.get.as_mut().map(|operation| (HttpMethod::Get, operation));
     let post = item.post.as_mut().map(|operation| (HttpMethod::Post, operation));
     let put = item.put.as_mut().map(|operation| (HttpMethod::Put, operation));
-    get.into_iter().chain(post).chain(put)
+    let patch = item.patch.as_mut().map(|operation| (HttpMethod::Patch, operation));
+    get.into_iter().chain(post).chain(put).chain(patch)
 }
 
 fn base() -> OpenApi {
@@ -208,9 +209,11 @@ const fn scope_description(scope: Scope) -> &'static str {
         Scope::JobsRead => "reading jobs",
         Scope::JobsWrite => "submitting and canceling jobs",
         Scope::Workers => "running jobs; with a token for all workspaces",
-        Scope::OpsRead => "looking at consumers, dead letters and what operators did; with a token for all workspaces",
+        Scope::OpsRead => {
+            "looking at consumers, queues, workers, dead letters and what operators did; with a token for all workspaces"
+        }
         Scope::OpsWrite => {
-            "stopping, starting and rebuilding consumers; replaying and discarding dead letters; with a token for all workspaces"
+            "changing consumers, queues, workers and schedules; replaying and discarding dead letters; with a token for all workspaces"
         }
         Scope::PlansRead => "reading plans",
         Scope::WorkspacesWrite => "provisioning workspaces",

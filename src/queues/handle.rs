@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::readiness::Readiness;
 use crate::clock::Clock;
 use crate::domain::ids::WorkerId;
-use crate::domain::jobs::{BeatAnswer, Job, JobLease, QueueSettings, Routes, Runner, Submission, WorkerBeat};
+use crate::domain::jobs::{BeatAnswer, Job, JobLease, JobState, QueueSettings, Routes, Runner, Submission, WorkerBeat};
 use crate::domain::text::QueueName;
 use crate::engine::{Decide, Rendered};
 use crate::store::{Store, StoreError, jobs::Jobs};
@@ -194,6 +194,12 @@ impl Queues {
     #[must_use]
     pub fn routes(&self) -> &Routes {
         &self.0.parts.routes
+    }
+
+    /// Places the holds of jobs that were stored otherwise than by [`Self::submit`]. What cannot be done now is done later.
+    pub async fn begin(&self, mut jobs: Vec<Job>) {
+        jobs.retain(|job| job.state == JobState::Holding);
+        let _ = self.0.place_holds(jobs).await;
     }
 
     /// Takes a job. A metered one is answered when its hold is placed or refused.

@@ -3,11 +3,24 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 
 use crate::domain::jobs::{AttemptOutcome, JobChanges};
 use crate::domain::text::QueueName;
+use crate::domain::time::Timestamp;
+use crate::store::jobs::QueueLoad;
 use crate::telemetry::metric;
+
+/// What each queue has to do.
+#[allow(clippy::cast_precision_loss, reason = "gauges are floats; there are at most some thousand jobs in one")]
+pub(super) fn report(loads: Vec<QueueLoad>, now: Timestamp) {
+    for QueueLoad { queue, running, due, oldest } in loads {
+        let waited = oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
+        gauge!(metric::JOBS_DUE, "queue" => queue.to_string()).set(due as f64);
+        gauge!(metric::JOBS_RUNNING, "queue" => queue.to_string()).set(running as f64);
+        gauge!(metric::JOBS_OLDEST_DUE_SECONDS, "queue" => queue.to_string()).set(waited.as_secs_f64());
+    }
+}
 
 /// What is counted once the changes are committed.
 #[derive(Debug, Default)]

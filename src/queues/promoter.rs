@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Inner, QueueError, Queues};
+use super::measure;
 use crate::domain::ids::JobId;
 use crate::domain::jobs::{JobChanges, JobState, Runner, SystemSchedule};
 use crate::domain::text::{JobKind, QueueName};
@@ -14,6 +15,10 @@ use crate::store::jobs::JobSelection;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// With every so many looks, the metrics are told what there is to do.
+const REPORT_EVERY: u32 = 10;
+/// Up to so many jobs of a queue are counted.
+const MAX_COUNTED: u32 = 10_000;
 /// How many jobs one transaction changes.
 const MAX_JOBS: u32 = 500;
 /// How many of these one look has.
@@ -45,7 +50,12 @@ impl Queues {
     pub async fn run(self, stopping: CancellationToken) {
         let promoting = async {
             let mut looked_at = tokio::time::Instant::now();
-            loop {
+            for look in 0_u32.. {
+                if look % REPORT_EVERY == 0
+                    && let Err(error) = self.report().await
+                {
+                    tracing::warn!(%error, "the load of the queues could not be read; trying again");
+                }
                 let has_waited = looked_at.elapsed() >= EXPIRY_INTERVAL;
                 let promoted = self.promote().await;
                 let expired = if has_waited { self.expire().await } else { Ok(0) };
@@ -62,6 +72,13 @@ impl Queues {
             () = stopping.cancelled() => {}
             () = promoting => {}
         }
+    }
+
+    /// Tells the metrics what each queue has to do.
+    async fn report(&self) -> Result<(), QueueError> {
+        let parts = &self.0.parts;
+        measure::report(parts.jobs.queue_loads(MAX_COUNTED).await?, parts.clock.now());
+        Ok(())
     }
 
     /// Does all that is due now. If one part of it cannot be done, the others still are.

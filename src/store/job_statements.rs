@@ -20,7 +20,8 @@ statements! {
     JobStatements:
     queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
     last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled, set_aside,
-    ending_holds, attempts, page, done_page, schedules, due_schedules, lock_schedules
+    ending_holds, attempts, page, done_page, schedules, due_schedules, lock_schedules,
+    queue_loads, busy_workers, next_jobs, running_jobs
 }
 
 /// Few rows: only jobs that workers have.
@@ -114,6 +115,10 @@ impl JobStatements {
             unsettled: jobs::<S>("jobs_unsettled", unsettled, Lock::ChangeFree),
             set_aside: jobs::<S>("jobs_set_aside", set_aside, Lock::ChangeFree),
             ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),
+            queue_loads: list("", &queue_loads::<S>()),
+            busy_workers: list("", "select l.worker_id, count(*) from job_leases l group by l.worker_id"),
+            next_jobs: jobs::<S>("jobs_ready", ready, Lock::None),
+            running_jobs: list("", &running_jobs()),
             schedules: list("", &format!("select {} from schedules t order by t.kind", Schedule::select("t"))),
             due_schedules: list("", &due_schedules::<S>()),
             lock_schedules: by_key::<S, Schedule>(SCHEDULE, "schedules_pkey", S::lock(Lock::Change)),
@@ -128,6 +133,31 @@ impl JobStatements {
             done_page: page::<S, FinishedJob>("jobs_done_of_workspace"),
         }
     }
+}
+
+/// Few rows: queues and leases. At most $1 of the ready jobs of each queue and runner are counted, in their index.
+fn queue_loads<S: Syntax>() -> String {
+    let hint = hint::<S>("jobs_ready");
+    let of = |runner: &str| {
+        let ready =
+            format!("from jobs t {hint} where t.queue = q.queue and t.runner = '{runner}' and t.state = 'ready'");
+        let count = format!("(select count(*) from (select 1 as one {ready} order by t.rank limit $1) counted)");
+        (count, format!("(select t.run_at {ready} order by t.rank, t.job_id limit 1)"))
+    };
+    let ((own, first_own), (others, first)) = (of("server"), of("worker"));
+    format!(
+        "select q.queue, (select count(*) from job_leases l where l.queue = q.queue), {own} + {others}, {first_own}, {first}
+from queues q order by q.queue"
+    )
+}
+
+/// Few rows, as above: those of leases.
+fn running_jobs() -> String {
+    let columns = Job::select("t");
+    format!(
+        "select {columns} from job_leases l join jobs t on t.job_id = l.job_id
+where l.queue = $1 order by l.started_at, l.job_id limit $2"
+    )
 }
 
 /// Few rows. One that another server is firing is left out.

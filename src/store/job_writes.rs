@@ -9,15 +9,15 @@ use super::consumption::{Background, BackgroundTx as _};
 use super::dialect::{Dialect, Keys, Parameters, each, rows, rows_by_key};
 use super::error::{StoreError, with_answer_timeout};
 use super::jobs::{
-    DecideJobs, DecideLeases, Finished, JobRecord, JobSelection, Jobs, ListedJob, SentJobs, resolved_key,
+    DecideJobs, DecideLeases, Finished, JobRecord, JobSelection, Jobs, ListedJob, QueueLoad, SentJobs, resolved_key,
 };
-use super::reads::list;
+use super::reads::{list, list_each};
 use super::statements::Statement;
 use super::tables::Table;
 use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
 use crate::domain::jobs::{
-    FinishedJob, FoundJobs, FoundLeases, Job, JobChanges, JobLease, JobState, LeaseChanges, Line, Queue, Running,
-    Schedule, Worker,
+    FinishedJob, FoundJobs, FoundLeases, Job, JobChanges, JobLease, JobState, LeaseChanges, Line, Queue, Runner,
+    Running, Schedule, Worker,
 };
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{QueueName, UniqueKey};
@@ -147,6 +147,36 @@ impl<D: Background> Jobs for D {
             Ok(Some(JobRecord { listed, lease, attempts }))
         })
         .await
+    }
+
+    async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError> {
+        let statement = &D::Connection::job_statements().queue_loads;
+        list_each(self, statement, Parameters::of(&i64::from(most)), |mut row| {
+            let (queue, running, due) = (row.next()?, row.next()?, row.next()?);
+            let (own, others): (Option<Timestamp>, Option<Timestamp>) = (row.next()?, row.next()?);
+            Ok(QueueLoad { queue, running, due, oldest: own.into_iter().chain(others).min() })
+        })
+        .await
+    }
+
+    async fn busy_workers(&self) -> Result<Vec<(WorkerId, i64)>, StoreError> {
+        let statement = &D::Connection::job_statements().busy_workers;
+        list_each(self, statement, Parameters::default(), |mut row| Ok((row.next()?, row.next()?))).await
+    }
+
+    async fn next_jobs(&self, queue: &QueueName, runner: Runner, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let statement = &D::Connection::job_statements().next_jobs;
+        list(self, statement, Parameters::of(queue).and(&runner).and(&i64::from(limit))).await
+    }
+
+    async fn running_jobs(&self, queue: &QueueName, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let statement = &D::Connection::job_statements().running_jobs;
+        list(self, statement, Parameters::of(queue).and(&i64::from(limit))).await
+    }
+
+    async fn finished_jobs(&self, ids: &[JobId]) -> Result<Vec<FinishedJob>, StoreError> {
+        let statement = &D::Connection::job_statements().finished_by_id;
+        with_answer_timeout(async { rows(&self.reader().await?.look_up(statement, &Keys::of(ids)).await?) }).await
     }
 
     async fn jobs(

@@ -11,7 +11,8 @@ use super::error::StoreError;
 use crate::domain::credits::Credits;
 use crate::domain::ids::{JobId, WorkerId, WorkspaceId};
 use crate::domain::jobs::{
-    FoundJobs, FoundLeases, Job, JobAttempt, JobChanges, JobLease, LeaseChanges, Line, Queue, Runner, Schedule, Worker,
+    FinishedJob, FoundJobs, FoundLeases, Job, JobAttempt, JobChanges, JobLease, LeaseChanges, Line, Queue, Runner,
+    Schedule, Worker,
 };
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{JobKind, QueueName, UniqueKey};
@@ -104,6 +105,21 @@ pub trait Jobs: Send + Sync {
     /// A job, over or not, with its lease and its attempts. With a workspace given, only if it is its job.
     async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError>;
 
+    /// What each queue has to do, by name. Jobs that are due are counted up to so many of each runner.
+    async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError>;
+
+    /// How many jobs each worker has that has any.
+    async fn busy_workers(&self) -> Result<Vec<(WorkerId, i64)>, StoreError>;
+
+    /// The next jobs of a queue, in the order in which they are taken: at most so many.
+    async fn next_jobs(&self, queue: &QueueName, runner: Runner, limit: u32) -> Result<Vec<Job>, StoreError>;
+
+    /// The jobs of a queue that workers have, the one that was taken first, first: at most so many.
+    async fn running_jobs(&self, queue: &QueueName, limit: u32) -> Result<Vec<Job>, StoreError>;
+
+    /// Those of these jobs that are over.
+    async fn finished_jobs(&self, ids: &[JobId]) -> Result<Vec<FinishedJob>, StoreError>;
+
     /// Jobs of a workspace, over or not, the newest first: at most so many, from a position on. The page begins with that job,
     /// or with the one before it.
     async fn jobs(
@@ -112,6 +128,18 @@ pub trait Jobs: Send + Sync {
         start_at: Option<(Timestamp, JobId)>,
         limit: u32,
     ) -> Result<Vec<ListedJob>, StoreError>;
+}
+
+/// What a queue has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueLoad {
+    pub queue: QueueName,
+    /// Jobs that workers have.
+    pub running: i64,
+    /// Jobs that are ready, up to a largest count of each runner.
+    pub due: i64,
+    /// When the one was planned for that is taken next.
+    pub oldest: Option<Timestamp>,
 }
 
 /// A job in a list.

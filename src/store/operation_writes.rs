@@ -16,6 +16,7 @@ use super::reads::{list, list_each};
 use super::{Consumption as _, Outbox};
 use crate::domain::consumers::{Build, Consumer, ConsumerKeys, ConsumerRows, Fact, keys};
 use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterState};
+use crate::domain::jobs::Job;
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
@@ -128,6 +129,7 @@ impl<D: Background + Outbox> Operations for D {
         let of_events = changes.iter().filter(|change| change.letter.event().is_some());
         let parked = of_events.map(|change| vec![change.letter.dead_letter_id.to_value(), change.replay_at.to_value()]);
         let parked = Keys(parked.collect());
+        let jobs: Vec<Job> = changes.iter().filter_map(|change| change.job.clone()).collect();
         with_answer_timeout(async {
             let mut tx = self.begin_background().await?;
             let connection = tx.connection();
@@ -136,7 +138,17 @@ impl<D: Background + Outbox> Operations for D {
             if (closed, freed) != (changes.len(), parked.0.len()) {
                 return Err(StoreError::Conflict("a dead letter was changed meanwhile".into()));
             }
+            connection.insert(&jobs).await?;
             connection.insert(std::slice::from_ref(act)).await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    async fn keep_act(&self, act: &OperatorAct) -> Result<(), StoreError> {
+        with_answer_timeout(async {
+            let mut tx = self.begin_background().await?;
+            tx.connection().insert(std::slice::from_ref(act)).await?;
             tx.commit().await
         })
         .await

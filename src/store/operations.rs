@@ -10,6 +10,7 @@ use super::queries::{Page, PartitionStatus};
 use crate::domain::consumers::{Consumer, ConsumerRows, Fact};
 use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
 use crate::domain::ids::{Partition, WorkspaceId};
+use crate::domain::jobs::Job;
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::time::Timestamp;
 
@@ -54,6 +55,9 @@ pub trait Operations: Send + Sync {
     /// conflict if one of the letters is no longer open.
     async fn change_letters(&self, changes: &[LetterChange], act: &OperatorAct) -> Result<(), StoreError>;
 
+    /// Keeps what an operator does to something that changes by itself too.
+    async fn keep_act(&self, act: &OperatorAct) -> Result<(), StoreError>;
+
     async fn operator_act(&self, audit_id: Uuid) -> Result<Option<OperatorAct>, StoreError>;
 
     /// How many letters that the act has tried last are in each state.
@@ -66,6 +70,8 @@ pub struct LetterChange {
     pub letter: DeadLetter,
     /// From when on it is tried again, or the events behind it are.
     pub replay_at: Timestamp,
+    /// The job that tries the letter of a job again.
+    pub job: Option<Job>,
 }
 
 /// A consumer, and how far it is.

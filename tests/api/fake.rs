@@ -350,6 +350,10 @@ impl Operations for FakeStore {
     async fn change_letters(&self, _: &[LetterChange], _: &OperatorAct) -> Result<(), StoreError> {
         self.answer(())
     }
+    async fn keep_act(&self, _: &OperatorAct) -> Result<(), StoreError> {
+        self.answer(())
+    }
+
     async fn operator_act(&self, _: Uuid) -> Result<Option<OperatorAct>, StoreError> {
         self.answer(None)
     }

@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use visionscope_billing::domain::ids::{JobId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
-    FoundJobs, FoundLeases, Job, Queue, QueueNames, Runner, Schedule, Worker, WorkerState, default_queues,
+    FinishedJob, FoundJobs, FoundLeases, Job, Queue, QueueNames, Runner, Schedule, SystemSchedule, Worker, WorkerState,
+    default_queues,
 };
 use visionscope_billing::domain::operator_act::OperatorAct;
-use visionscope_billing::domain::text::Label;
+use visionscope_billing::domain::text::{Label, QueueName};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::store::StoreError;
-use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob};
+use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob, QueueLoad};
 
 use crate::fake::FakeStore;
 
@@ -81,7 +82,7 @@ impl Jobs for FakeStore {
     }
 
     async fn schedules(&self) -> Result<Vec<Schedule>, StoreError> {
-        self.answer(Vec::new())
+        self.answer(SystemSchedule::ALL.map(|schedule| schedule.begin(Timestamp::from_micros(0))).into())
     }
 
     async fn create_schedules(&self, _: &[Schedule]) -> Result<(), StoreError> {
@@ -98,6 +99,27 @@ impl Jobs for FakeStore {
 
     async fn job(&self, _: JobId, _: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError> {
         self.answer(None)
+    }
+
+    async fn queue_loads(&self, _: u32) -> Result<Vec<QueueLoad>, StoreError> {
+        let load = |queue: Queue| QueueLoad { queue: queue.queue, running: 0, due: 0, oldest: None };
+        self.answer(queues().into_iter().map(load).collect())
+    }
+
+    async fn busy_workers(&self) -> Result<Vec<(WorkerId, i64)>, StoreError> {
+        self.answer(Vec::new())
+    }
+
+    async fn next_jobs(&self, _: &QueueName, _: Runner, _: u32) -> Result<Vec<Job>, StoreError> {
+        self.answer(Vec::new())
+    }
+
+    async fn running_jobs(&self, _: &QueueName, _: u32) -> Result<Vec<Job>, StoreError> {
+        self.answer(Vec::new())
+    }
+
+    async fn finished_jobs(&self, _: &[JobId]) -> Result<Vec<FinishedJob>, StoreError> {
+        self.answer(Vec::new())
     }
 
     async fn jobs(&self, _: WorkspaceId, _: Option<(Timestamp, JobId)>, _: u32) -> Result<Vec<ListedJob>, StoreError> {

@@ -360,12 +360,15 @@ pub async fn start_on(kind: Database, plans: &[PlanVersion]) -> TestServer {
     let running = tokio::spawn(running).abort_handle();
     let new = |(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: SystemClock.now() };
     database.server_store.create_queues(&default_queues().into_iter().map(new).collect::<Vec<_>>()).await.unwrap();
+    let clock = ManualClock::at(NOW.parse().unwrap());
+    let schedules = SystemSchedule::ALL.map(|schedule| schedule.begin(clock.now()));
+    database.server_store.create_schedules(&schedules).await.unwrap();
     let under = Under {
         engine: Arc::new(engine),
         store: Arc::clone(&database.store),
         operations: Arc::clone(&database.server_store) as _,
         jobs: Arc::clone(&database.server_store) as _,
-        clock: ManualClock::at(NOW.parse().unwrap()),
+        clock,
     };
     let runtime = runtime();
     let queues = runtime.spawn(start_queues(under.clone())).await.unwrap();

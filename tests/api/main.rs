@@ -28,6 +28,7 @@ mod lists;
 mod main_job;
 mod notifications;
 mod ops;
+mod ops_jobs;
 mod purchases;
 mod refunds;
 mod service;

@@ -12,13 +12,13 @@ use crate::harness::{Answer, OWN, TestServer, User, path, provisioned, send};
 use crate::jobs::{balance, cancel, get, metered, plain, submitted, told};
 
 /// A worker that has registered.
-struct TestWorker<'s> {
+pub struct TestWorker<'s> {
     user: User<'s>,
-    id: String,
+    pub id: String,
 }
 
 impl<'s> TestWorker<'s> {
-    async fn register(server: &'s TestServer, queues: &[&str]) -> Self {
+    pub async fn register(server: &'s TestServer, queues: &[&str]) -> Self {
         Self::named(server, "workers", queues).await
     }
 
@@ -30,24 +30,30 @@ impl<'s> TestWorker<'s> {
         Self { user, id }
     }
 
-    async fn call(&self, what: &str, body: &Value) -> Answer {
+    pub async fn call(&self, what: &str, body: &Value) -> Answer {
         self.user.post(&format!("/v1/workers/{}/{what}", self.id), body).await
     }
 
-    async fn lease(&self, body: &Value) -> Vec<Value> {
+    pub async fn lease(&self, body: &Value) -> Vec<Value> {
         let answer = self.call("lease", body).await;
         assert_eq!(answer.status.as_u16(), 200, "{}", answer.text);
         answer.json()["jobs"].as_array().unwrap().clone()
     }
 
-    async fn lease_one(&self) -> Value {
+    /// One of several jobs.
+    pub async fn lease_one_of_many(&self) -> Value {
+        self.lease(&json!({"max": 1, "wait_s": 5})).await.remove(0)
+    }
+
+    /// The only job.
+    pub async fn lease_one(&self) -> Value {
         let mut jobs = self.lease(&json!({"max": 2, "wait_s": 5})).await;
         assert_eq!(jobs.len(), 1, "{jobs:?}");
         jobs.remove(0)
     }
 
     /// Ends one job: `complete`, `fail` or `release`.
-    async fn end(&self, job: &Value, how: &str, rest: Value) -> Answer {
+    pub async fn end(&self, job: &Value, how: &str, rest: Value) -> Answer {
         let mut body = json!({"lease_id": job["lease_id"]});
         body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
         self.user.post(&format!("/v1/jobs/{}/{how}", job["job_id"].as_str().unwrap()), &body).await
@@ -318,4 +324,62 @@ async fn what_a_worker_cannot_ask_for_is_refused_with_the_field() {
     assert_eq!(failed.json()["state"], "failed", "{}", failed.text);
     let shown = get(&server, &leased).await;
     assert_eq!(shown["error"]["class"].as_str().unwrap().len(), 64);
+}
+
+#[tokio::test]
+async fn the_letter_of_a_failed_job_gets_a_new_job_with_other_arguments_or_is_discarded() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let worker = TestWorker::register(&server, &["video_processing"]).await;
+        let operator = server.user_of(Tenancy::All, Scope::ALL);
+        let letters = async |query: &str| {
+            let page = operator.get(&format!("/v1/ops/dead-letters?source=job{query}")).await.json();
+            page["items"].as_array().unwrap().clone()
+        };
+        let fail = async || {
+            let leased = worker.lease_one().await;
+            let mut last = failure();
+            last["retryable"] = json!(false);
+            assert_eq!(worker.end(&leased, "fail", last).await.json()["state"], "failed");
+        };
+        let first = submitted(&server, &metered("20")).await;
+        fail().await;
+        let [letter] = &letters("").await[..] else { panic!() };
+        assert_eq!((&letter["job_id"], &letter["attempts"]), (&first["job_id"], &json!(1)));
+        assert_eq!(balance(&server).await, told("1000", "0"));
+
+        let id = &letter["dead_letter_id"];
+        let replay = async |rest: Value| {
+            let mut body = json!({"dead_letter_ids": [id], "reason": "The model is back"});
+            body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            operator.post("/v1/ops/dead-letters/replay", &body).await
+        };
+        let trial = replay(json!({"dry_run": true})).await.json();
+        assert_eq!((&trial["matched"], &trial["tried"]), (&json!(1), &json!(0)));
+        replay(json!({"args": [1]})).await.is_problem(422, "invalid-field");
+        let begun = replay(json!({})).await;
+        assert_eq!(begun.status.as_u16(), 202, "{}", begun.text);
+        replay(json!({})).await;
+        fail().await;
+        let [again] = &letters("").await[..] else { panic!() };
+        assert_eq!((&again["dead_letter_id"], &again["attempts"]), (id, &json!(1)), "the same letter");
+        assert_ne!(again["job_id"], first["job_id"]);
+
+        let begun = replay(json!({"args": {"video": 18}})).await.json();
+        let leased = worker.lease_one().await;
+        assert_eq!((&leased["args"], &leased["held_credits"]), (&json!({"video": 18}), &json!("20")));
+        assert_eq!(balance(&server).await, told("1000", "20"));
+        worker.end(&leased, "complete", json!({"actual": {"credits": 5}})).await;
+        let progress = operator.get(&format!("/v1/ops/replays/{}", begun["replay_id"].as_str().unwrap())).await.json();
+        assert_eq!((&progress["resolved"], &progress["waiting"]), (&json!(1), &json!(0)), "{progress}");
+        assert_eq!(letters("&state=resolved").await[0]["dead_letter_id"], *id);
+        assert_eq!(balance(&server).await, told("995", "0"));
+
+        submitted(&server, &metered("20")).await;
+        fail().await;
+        let letter = letters("").await.remove(0);
+        let path = format!("/v1/ops/dead-letters/{}/discard", letter["dead_letter_id"].as_str().unwrap());
+        assert_eq!(operator.post(&path, &json!({"reason": "Not needed"})).await.json()["state"], "discarded");
+        assert_eq!(server.store().audit(10).await.unwrap(), []);
+    }
 }

@@ -123,6 +123,37 @@ fn consumers_are_shown_paused_resumed_and_rebuilt() {
 }
 
 #[test]
+fn queues_jobs_workers_and_schedules_are_shown_and_changed() {
+    let place = Place::new();
+    let _server = place.serve();
+    let first_words = |shown: &str| -> Vec<String> {
+        shown.lines().map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+    };
+    let queues = run_well(&place, &["queues"]);
+    assert_eq!(first_words(&queues), ["queue", "billing", "default", "notifications", "video_processing"]);
+    let paused = run_well(&place, &["queues", "pause", "default", "--reason", "A check"]);
+    assert!(paused.lines().nth(1).unwrap().contains("true"), "{paused}");
+    let resumed = json_of(&place, &["queues", "resume", "default", "--reason", "Checked"]);
+    assert_eq!(resumed["settings"]["is_paused"], false);
+
+    let schedules = run_well(&place, &["schedules"]);
+    assert_eq!(first_words(&schedules), ["schedule", "cleaning", "expiries", "expiry_warnings", "holds", "periods"]);
+    until(|| json_of(&place, &["schedules"])["items"][0]["job_id"].is_string());
+    let fired = json_of(&place, &["schedules", "pause", "cleaning", "--reason", "A check"]);
+    let job = fired["job_id"].as_str().unwrap();
+    until(|| run_well(&place, &["jobs", "get", job]).contains("\"state\": \"completed\""));
+    assert!(run_well(&place, &["jobs", "cancel", job, "--reason", "Too late"]).contains("completed"));
+    assert_eq!(first_words(&run_well(&place, &["jobs", "list", "billing"])), ["job"]);
+
+    until(|| run_well(&place, &["workers"]).lines().nth(1).is_some_and(|line| line.contains("visionscope")));
+    let own = json_of(&place, &["workers"])["items"][0]["worker_id"].as_str().unwrap().to_owned();
+    let (code, _, errors) = run(&place, &["workers", "drain", &own, "--reason", "A check"]);
+    assert!(code == 1 && errors.contains("404 worker-not-found"), "a server is no such worker: {errors}");
+    let (code, _, errors) = run(&place, &["schedules", "run", "nothing", "--reason", "A check"]);
+    assert!(code == 2 && errors.contains("cleaning"), "{errors}");
+}
+
+#[test]
 fn dead_letters_are_listed_tried_again_and_discarded() {
     let place = Place::new();
     let _server = with_dead_letters(&place);

@@ -257,7 +257,7 @@ pub async fn a_letter_is_changed_only_while_it_is_open(db: &impl TestDatabase) {
 
     let act = operator_act(3);
     let replaying = DeadLetter { state: LetterState::Replaying, replay_id: Some(act.audit_id), ..letter.clone() };
-    let change = LetterChange { letter: replaying.clone(), replay_at: at(3) };
+    let change = LetterChange { letter: replaying.clone(), replay_at: at(3), job: None };
     db.operations().change_letters(std::slice::from_ref(&change), &act).await.unwrap();
     let again = db.operations().change_letters(&[change], &operator_act(4)).await;
     assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");

@@ -49,6 +49,7 @@ impl World {
                 _ => DeadLetter { state, replay_id: Some(act.audit_id), ..letter },
             },
             replay_at: now,
+            job: None,
         };
         let changes: Vec<_> = letters.into_iter().map(change).collect();
         self.database.server_store.change_letters(&changes, &act).await.unwrap();

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use visionscope_billing::domain::ids::{JobId, WorkerId, WorkspaceId};
-use visionscope_billing::domain::jobs::{Job, Queue, Schedule, Worker};
+use visionscope_billing::domain::jobs::{FinishedJob, Job, Queue, Runner, Schedule, Worker};
 use visionscope_billing::domain::operator_act::OperatorAct;
+use visionscope_billing::domain::text::QueueName;
 use visionscope_billing::domain::time::Timestamp;
-use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob};
+use visionscope_billing::store::jobs::{DecideJobs, DecideLeases, JobRecord, JobSelection, Jobs, ListedJob, QueueLoad};
 use visionscope_billing::store::{ServerStore, StoreError};
 
 pub struct FaultyJobs {
@@ -106,6 +107,26 @@ impl Jobs for FaultyJobs {
 
     async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError> {
         self.inner.job(job_id, workspace_id).await
+    }
+
+    async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError> {
+        self.inner.queue_loads(most).await
+    }
+
+    async fn busy_workers(&self) -> Result<Vec<(WorkerId, i64)>, StoreError> {
+        self.inner.busy_workers().await
+    }
+
+    async fn next_jobs(&self, queue: &QueueName, runner: Runner, limit: u32) -> Result<Vec<Job>, StoreError> {
+        self.inner.next_jobs(queue, runner, limit).await
+    }
+
+    async fn running_jobs(&self, queue: &QueueName, limit: u32) -> Result<Vec<Job>, StoreError> {
+        self.inner.running_jobs(queue, limit).await
+    }
+
+    async fn finished_jobs(&self, ids: &[JobId]) -> Result<Vec<FinishedJob>, StoreError> {
+        self.inner.finished_jobs(ids).await
     }
 
     async fn jobs(

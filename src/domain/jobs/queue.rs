@@ -16,8 +16,10 @@ pub struct QueueSettings {
     /// No job is taken. Those that run go on, and new ones wait.
     pub is_paused: bool,
     /// How many of its jobs may run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<i32>,
     /// How many jobs of one workspace may run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running_per_workspace: Option<i32>,
     /// How long a worker has a job without a heartbeat.
     pub lease_s: i32,

@@ -82,8 +82,9 @@ impl Routes {
         &found.expect("routes are refused without one that fits all").1
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Route> {
-        self.0.iter().map(|(_, route)| route)
+    /// All routes, the most specific first, and whether a kind fits each.
+    pub fn explained(&self, kind: Option<&str>) -> impl Iterator<Item = (&Route, Option<bool>)> {
+        self.0.iter().map(move |(glob, route)| (route, kind.map(|kind| glob.is_match(kind))))
     }
 }
 

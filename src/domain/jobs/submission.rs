@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::changes::JobChanges;
 use super::found::FoundJobs;
-use super::job::{Job, JobHold, JobState, Line, ReplayedLetter, Runner};
+use super::job::{FinishedJob, Job, JobHold, JobState, Line, ReplayedLetter, Runner};
 use super::queue::QueueSettings;
 use crate::domain::ids::{JobId, WorkspaceId};
 use crate::domain::text::{JobKind, QueueName, UniqueKey};
@@ -81,6 +81,33 @@ impl Submission {
             changed_at: now,
         };
         if is_metered { job } else { job.pending_behind(last, now) }
+    }
+}
+
+impl FinishedJob {
+    /// The job that tries the letter of this one again. Its unique key is left out: an operator wants it, whatever else is
+    /// about the same.
+    #[must_use]
+    pub fn again(self, job_id: JobId, queue: QueueName, letter: ReplayedLetter, run_at: Timestamp) -> Submission {
+        let Job { kind, workspace_id, args, priority, max_attempts, fingerprint, hold, .. } = self.job;
+        Submission {
+            job_id,
+            queue,
+            kind,
+            workspace_id,
+            args,
+            priority,
+            run_at: Some(run_at),
+            max_attempts: Some(max_attempts),
+            unique_key: None,
+            fingerprint,
+            hold,
+            replays: Some(letter),
+            actor: self.job.actor,
+            correlation_id: self.job.correlation_id,
+            causation_id: Some(self.job.job_id.0),
+            traceparent: self.job.traceparent,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::reads::read;
 use crate::domain::cloud_event::Sequence;
-use crate::domain::dead_letter::{DeadLetter, FailedWork, LetterSource, LetterState};
+use crate::domain::dead_letter::{DeadLetter, LetterSource, LetterState};
 use crate::domain::ids::{EventId, JobId, Partition, WorkspaceId};
 use crate::domain::text::{FieldCode, FieldError, QueueName};
 use crate::domain::time::Timestamp;
@@ -172,10 +172,7 @@ pub struct DeadLetterPage {
 impl From<DeadLetter> for DeadLetterView {
     fn from(letter: DeadLetter) -> Self {
         let event = letter.event().copied();
-        let job_id = match &letter.work {
-            FailedWork::Event(_) => None,
-            FailedWork::Job(job) => Some(job.job_id),
-        };
+        let job_id = letter.job().map(|job| job.job_id);
         Self {
             dead_letter_id: letter.dead_letter_id,
             source: letter.work.source(),

@@ -23,6 +23,10 @@ pub mod kpis;
 pub mod ledger;
 pub mod notifications;
 pub mod ops;
+pub mod ops_jobs;
+pub mod ops_queues;
+pub mod ops_schedules;
+pub mod ops_workers;
 pub mod plans;
 pub mod purchases;
 mod reads;
@@ -46,6 +50,35 @@ pub fn configure_operations(config: &mut ServiceConfig<'_>) {
 
 fn configure_probes(config: &mut ServiceConfig<'_>) {
     config.service(health::get_livez).service(health::get_readyz);
+}
+
+/// Registers what operators see and do.
+fn configure_acts(config: &mut ServiceConfig<'_>) {
+    config
+        .service(ops::list_consumers)
+        .service(ops::pause_consumer)
+        .service(ops::resume_consumer)
+        .service(ops::rebuild_consumer)
+        .service(ops_queues::list_queues)
+        .service(ops_queues::change_queue)
+        .service(ops_queues::get_queue_scale)
+        .service(ops_queues::explain_routes)
+        .service(ops_jobs::list_queued_jobs)
+        .service(ops_jobs::get_any_job)
+        .service(ops_jobs::cancel_any_job)
+        .service(ops_workers::list_workers)
+        .service(ops_workers::drain_worker)
+        .service(ops_workers::resume_worker)
+        .service(ops_schedules::list_schedules)
+        .service(ops_schedules::pause_schedule)
+        .service(ops_schedules::resume_schedule)
+        .service(ops_schedules::run_schedule)
+        .service(dead_letters::list_dead_letters)
+        .service(replays::replay_dead_letters)
+        .service(replays::get_replay)
+        .service(replays::discard_dead_letter)
+        .service(streams::list_streams)
+        .service(audit::list_operator_acts);
 }
 
 /// Registers what the main port serves beside a port for operators.
@@ -99,16 +132,7 @@ pub fn configure_without_metrics(config: &mut ServiceConfig<'_>) {
         .service(events::get_event)
         .service(plans::list_plans)
         .service(kpis::get_kpis)
-        .service(ops::list_consumers)
-        .service(ops::pause_consumer)
-        .service(ops::resume_consumer)
-        .service(ops::rebuild_consumer)
-        .service(dead_letters::list_dead_letters)
-        .service(replays::replay_dead_letters)
-        .service(replays::get_replay)
-        .service(replays::discard_dead_letter)
-        .service(streams::list_streams)
-        .service(audit::list_operator_acts)
+        .configure(configure_acts)
         .service(health::get_openapi)
         .service(health::get_event_schema)
         .configure(configure_probes);

@@ -122,6 +122,26 @@ pub struct ReasonRequest {
     pub(super) reason: Label,
 }
 
+/// What an operator does: the action and its target, and both states.
+pub(super) fn act(
+    state: &AppState,
+    caller: &OperatorCaller<scope::OpsWrite>,
+    [action, target]: [&str; 2],
+    reason: Label,
+    [before, after]: [Option<String>; 2],
+) -> OperatorAct {
+    OperatorAct {
+        audit_id: state.clock.new_id(),
+        at: state.clock.now(),
+        actor: caller.principal.subject.clone(),
+        action: action.to_owned(),
+        target: target.to_owned(),
+        reason,
+        before,
+        after,
+    }
+}
+
 /// List the consumers
 ///
 /// What makes figures of the events inside this server, whether it runs, and how far it is in each partition.

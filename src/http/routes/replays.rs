@@ -1,5 +1,7 @@
 //! What operators do about dead letters: try them again, or discard them.
 
+use std::collections::HashMap;
+
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use chrono::TimeDelta;
@@ -8,18 +10,21 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::dead_letters::{DeadLetterView, Fingerprint};
+use super::job_views::JobObject;
 use super::ops::ReasonRequest;
 use super::reads::{change, read};
 use crate::domain::consumers::{Fault, Folded, Treatment, fold};
 use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
 use crate::domain::event::EventType;
-use crate::domain::ids::WorkspaceId;
+use crate::domain::ids::{JobId, WorkspaceId};
+use crate::domain::jobs::{ReplayedLetter, Submission};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{FieldCode, FieldError, Label, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::{self, refuse, whole};
 use crate::http::extract::{OperatorCaller, dead_letter_id, no_query, replay_id};
+use crate::http::json_object::JsonObject;
 use crate::http::problem::{Code, Problem};
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
@@ -54,6 +59,9 @@ pub struct ReplayRequest {
     #[serde(default = "default_rate", deserialize_with = "rate")]
     #[schema(required = false, minimum = 1, maximum = 100)]
     per_second: u32,
+    /// Of exactly one letter, of a job: other arguments for it. An object of at most 16 KiB.
+    #[schema(value_type = Option<Object>)]
+    args: Option<JobObject>,
     /// For people to read. It is kept with what was done.
     #[schema(example = "The server was upgraded")]
     reason: Label,
@@ -89,7 +97,7 @@ pub struct ReplayView {
     has_more: bool,
     /// Letters that were not tried yet.
     waiting: i64,
-    /// Letters whose event was taken.
+    /// Letters whose event was taken, or whose new job was completed.
     resolved: i64,
     /// Letters that have failed again, and are open.
     failed: i64,
@@ -104,7 +112,7 @@ pub struct ReplayTrial {
     matched: usize,
     /// Whether more letters match than one replay may have.
     has_more: bool,
-    /// Letters that were tried now: the first 100.
+    /// Letters that were tried now: the first 100 of consumers. Those of jobs are not tried.
     tried: usize,
     /// Those of them that would fail again.
     failing: Vec<FailedTrial>,
@@ -130,7 +138,8 @@ struct Told {
 ///
 /// Tries open letters again, one after the other. If the event of a letter is taken now, the letter is resolved, and the later
 /// events of its workspace follow. If it fails again, it is open again, with one more attempt. A consumer that does not run tries
-/// its letters when it is resumed.
+/// its letters when it is resumed. The letter of a job gets a new job, with the same arguments or others, a hold of its own and all
+/// attempts; the letter is resolved when that job is completed.
 #[utoipa::path(
     tag = "operations",
     request_body(content = ReplayRequest, example = json!({
@@ -169,29 +178,64 @@ pub async fn replay_dead_letters(
         return private_json(&request, &trial(state, &letters, has_more).await?);
     }
     let (replay_id, now) = (state.clock.new_id(), state.clock.now());
-    let replay = Told { matched: letters.len() as u64, has_more, per_second: wanted.per_second };
+    let (target, per_second) = (wanted.target(), wanted.per_second);
+    let ReplayRequest { args, reason, .. } = wanted;
+    let is_one_job = matches!(&letters[..], [only] if only.event().is_none());
+    if args.is_some() && !is_one_job {
+        return Err(Problem::field(Code::InvalidField, "/args", "needs the letter of exactly one job"));
+    }
+    let replay = Told { matched: letters.len() as u64, has_more, per_second };
     let act = OperatorAct {
         audit_id: replay_id,
         at: now,
         actor: caller.principal.subject.clone(),
         action: REPLAY.to_owned(),
-        target: wanted.target(),
-        reason: wanted.reason,
+        target,
+        reason,
         before: Some(told(LetterState::Open)),
         after: serde_json::to_string(&replay).ok(),
     };
-    let pause = 1_000_000 / i64::from(wanted.per_second);
-    let turn = |letter: DeadLetter, turn: i64| LetterChange {
-        letter: DeadLetter { state: LetterState::Replaying, replay_id: Some(replay_id), ..letter },
-        replay_at: now.plus(TimeDelta::microseconds(pause * turn)),
-    };
-    let changes: Vec<_> = letters.into_iter().zip(0..).map(|(letter, n)| turn(letter, n)).collect();
+    let pause = 1_000_000 / i64::from(per_second);
+    let letters = letters.into_iter().zip(0..);
+    let turns = letters.map(|(letter, turn)| (letter, now.plus(TimeDelta::microseconds(pause * turn))));
+    let changes = again(state, turns.collect(), args, replay_id).await?;
     change(Code::DeadLetterChanged, state.operations.change_letters(&changes, &act)).await?;
+    let jobs = changes.iter().filter_map(|change| change.job.clone()).collect();
+    state.within(state.decision_timeout, state.queues.begin(jobs)).await;
     let waiting = i64::try_from(changes.len()).unwrap_or(i64::MAX);
     let view = ReplayView::new(act, replay, &[(LetterState::Replaying, waiting)]);
     let mut answer = private_json(&request, &view)?;
     *answer.status_mut() = StatusCode::ACCEPTED;
     Ok(answer)
+}
+
+/// What is to be written for letters, each to be tried at its instant. The letter of a job gets a new job.
+async fn again(
+    state: &AppState,
+    letters: Vec<(DeadLetter, Timestamp)>,
+    args: Option<JobObject>,
+    replay_id: Uuid,
+) -> Result<Vec<LetterChange>, Problem> {
+    let ids: Vec<JobId> = letters.iter().filter_map(|(letter, _)| letter.job().map(|job| job.job_id)).collect();
+    let failed = read(state.jobs.finished_jobs(&ids)).await?;
+    let mut failed: HashMap<_, _> = failed.into_iter().map(|failed| (failed.job.job_id, failed)).collect();
+    let (queues, now) = (state.queues.settings(), state.clock.now());
+    let mut changes = Vec::with_capacity(letters.len());
+    for (letter, replay_at) in letters {
+        let mut new = None;
+        if let Some(job) = letter.job() {
+            let failed = failed.remove(&job.job_id).ok_or_else(|| Problem::plain(Code::DeadLetterChanged))?;
+            let replays = ReplayedLetter { dead_letter_id: letter.dead_letter_id, replay_id };
+            let queue = state.queues.routes().of(failed.job.kind.as_str()).queue.clone();
+            let settings = queues.get(&queue).ok_or_else(|| Problem::plain(Code::InternalError))?;
+            let sent = failed.again(JobId(state.clock.new_id()), queue.clone(), replays, replay_at);
+            let args = args.clone().map_or_else(|| sent.args.clone(), JsonObject::into_text);
+            new = Some(Submission { args, ..sent }.into_job(settings, &mut HashMap::new(), now));
+        }
+        let letter = DeadLetter { state: LetterState::Replaying, replay_id: Some(replay_id), ..letter };
+        changes.push(LetterChange { letter, replay_at, job: new });
+    }
+    Ok(changes)
 }
 
 /// What the audit says of letters in this state.
@@ -227,9 +271,9 @@ async fn matching(state: &AppState, wanted: &ReplayRequest) -> Result<Page<DeadL
 /// Tries the first letters, and writes nothing.
 async fn trial(state: &AppState, letters: &[DeadLetter], has_more: bool) -> Result<ReplayTrial, Problem> {
     let (mut tried, mut failing) = (0, Vec::new());
-    for letter in letters.iter().take(MAX_TRIALS) {
+    // Nobody knows what a job does before it runs.
+    for (letter, event) in letters.iter().filter_map(|letter| Some((letter, letter.event()?))).take(MAX_TRIALS) {
         tried += 1;
-        let Some(event) = letter.event() else { continue };
         let fault = fault_now(state, event).await?;
         failing.extend(fault.map(|fault| FailedTrial {
             dead_letter_id: letter.dead_letter_id,
@@ -315,7 +359,7 @@ pub async fn get_replay(_: OperatorCaller<scope::OpsRead>, request: HttpRequest)
 
 /// Discard a dead letter
 ///
-/// Gives the event of an open letter up: what it tells is in no figure of that consumer, and the later events of its workspace
+/// Gives an open letter up. If it is one of a consumer, what its event tells is in no figure of that consumer, and the later events of its workspace
 /// follow. From then on, `as_of` calls the figures of the workspace incomplete. If the event can be taken by now, it is taken
 /// all the same. The event that tells of a new workspace cannot be discarded: no later one could be taken without it.
 #[utoipa::path(
@@ -366,7 +410,7 @@ pub async fn discard_dead_letter(
         before: Some(told(LetterState::Open)),
         after: Some(told(LetterState::Discarded)),
     };
-    let discard = [LetterChange { letter: discarded.clone(), replay_at: now }];
+    let discard = [LetterChange { letter: discarded.clone(), replay_at: now, job: None }];
     change(Code::DeadLetterChanged, state.operations.change_letters(&discard, &act)).await?;
     private_json(&request, &DeadLetterView::from(discarded))
 }
