@@ -62,13 +62,14 @@ def test_the_example_is_paid_for_each_second(server: Server, client: Client, wor
     file.write_bytes(bytes(range(256)) * 2000)  # 512,000 bytes are 2.048 seconds
     worker = subprocess.Popen([sys.executable, str(EXAMPLE), "work"], env=environment(server, workspace))
     try:
-        for video, cost in (("12.5", "5"), (str(file), "0.8192")):
+        for video, cost in ((str(file), "0.8192"), ("7.5", "3")):
             command = [sys.executable, str(EXAMPLE), "send", video]
             sent = subprocess.run(command, env=environment(server, workspace), capture_output=True, text=True, timeout=60)
             assert sent.returncode == 0 and f"it has cost {cost} credits" in sent.stdout, sent.stdout + sent.stderr
-        assert "'bits_per_byte': 8.0" in sent.stdout
+            assert ("'bits_per_byte': 8.0" in sent.stdout) == (video == str(file))
+        assert re.search(r"^running .*'seconds': '[1-7]'", sent.stdout, re.M), sent.stdout
         usage = client.usage(workspace, order="asc")
-        assert [str(log.quantity) for log in usage] == ["12.5", "2.048"]
+        assert [str(log.quantity) for log in usage] == ["2.048", "7.5"]
         worker.terminate()
         assert worker.wait(20) == 0
     finally:

@@ -74,7 +74,7 @@ class Job:
     _cancelled: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        """Tells how far the job is: an object of at most 1 KiB of JSON. Callers see it after the next heartbeat."""
+        """Tells how far the job is: an object of at most 1 KiB of JSON. Callers see the last that was told, some seconds later."""
         self._tell("progress", json_text(progress, MAX_PROGRESS_BYTES, "progress"))
 
     @property

@@ -27,6 +27,8 @@ MAX_BYTES = 60_000
 """So much one request tells of jobs: the server takes 64 KiB."""
 LEASE_BYTES = 128
 """So much a heartbeat takes for a job, without its progress."""
+PROGRESS_S = 5.0
+"""So old progress is at most when it is told, and so often at most a heartbeat is sent because of it."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 10.0
 
 
@@ -136,10 +138,14 @@ class Link(Generic[R]):
                 self._free.release(wanted - len(jobs))
 
     def _send_heartbeats(self) -> None:
-        pauses, pause = _pauses(), self._heartbeat_s
-        while not self._over.wait(min(pause, self._heartbeat_s)):
+        """Sends a heartbeat as often as the server wants one, and earlier if there is progress to be told."""
+        pauses, pause = _pauses(), min(PROGRESS_S, self._heartbeat_s)
+        due = time.monotonic() + self._heartbeat_s
+        while not self._over.wait(min(pause, max(0.0, due - time.monotonic()))):
             with self._lock:
                 runs = list(self.runs.values())
+            if time.monotonic() < due and all(run.progress in (None, run.told) for run in runs):
+                continue
             worker_id, beats, told = self.worker_id, [run.key for run in runs], []
             room = MAX_BYTES - LEASE_BYTES * len(runs)
             for run, beat in zip(runs, beats, strict=True):
@@ -152,9 +158,11 @@ class Link(Generic[R]):
             try:
                 answer = self._post(f"/v1/workers/{worker_id}/heartbeat", {"leases": beats})
                 self._heed(runs, answer)
-                pauses, pause = _pauses(), self._heartbeat_s
+                pauses, pause = _pauses(), min(PROGRESS_S, self._heartbeat_s)
+                due = time.monotonic() + self._heartbeat_s
             except Exception as error:
-                pause = self._after(error, "cannot send a heartbeat", pauses, worker_id)
+                pause = min(self._after(error, "cannot send a heartbeat", pauses, worker_id), self._heartbeat_s)
+                due = time.monotonic() + pause
                 if not (isinstance(error, Problem) and error.status in (413, 422)):
                     continue  # else what the server does not take is not sent again
             for run, progress in told:
