@@ -58,6 +58,10 @@ lint-openapi:
 clients:
     scripts/test-clients
 
+# Test the Python SDK as a wheel, on both databases (needs python3 and the network)
+python-sdk *arguments:
+    scripts/with-servers scripts/test-python-sdk {{arguments}}
+
 # Measure: some twenty minutes on a machine that does nothing else; writes docs/BENCHMARKS.md
 bench *arguments:
     scripts/bench {{arguments}}
