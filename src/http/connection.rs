@@ -189,7 +189,10 @@ impl AsyncRead for Connection {
         }
         let arrived = match Pin::new(&mut this.stream).poll_fill_buf(cx) {
             Poll::Ready(Ok(bytes)) => bytes.len(),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Err(error)) => {
+                this.exchange.record_closed();
+                return Poll::Ready(Err(error));
+            }
             Poll::Pending => {
                 this.is_step_over = false;
                 let is_idle = this.exchange.phase() == Phase::Head { len: 0 };
@@ -199,6 +202,9 @@ impl AsyncRead for Connection {
                 return this.poll_expiry(cx);
             }
         };
+        if arrived == 0 {
+            this.exchange.record_closed();
+        }
         if std::mem::take(&mut this.is_step_over) {
             cx.waker().wake_by_ref();
             return Poll::Pending;

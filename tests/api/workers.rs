@@ -275,6 +275,25 @@ async fn a_worker_speaks_for_itself_only_and_is_told_what_to_stop() {
 }
 
 #[tokio::test]
+async fn a_worker_that_has_closed_its_connection_gets_no_job() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let (gone, worker) = (
+            TestWorker::register(&server, &["video_processing"]).await,
+            TestWorker::register(&server, &["video_processing"]).await,
+        );
+        let wanted = json!({"max": 4, "wait_s": 20});
+        let given_up = tokio::time::timeout(Duration::from_millis(500), gone.lease(&wanted)).await;
+        assert!(given_up.is_err(), "there was no job");
+        // The server hears of it.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        submitted(&server, &plain("video_processing.look")).await;
+        let leased = worker.lease_one().await;
+        assert_eq!(leased["attempt"], 1, "nobody else has had it");
+    }
+}
+
+#[tokio::test]
 async fn what_a_worker_cannot_ask_for_is_refused_with_the_field() {
     let server = provisioned(Database::Sqlite).await;
     let worker = TestWorker::register(&server, &["default"]).await;

@@ -2,8 +2,9 @@
 //! body is still to be read.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use actix_web::http::header::CONTENT_LENGTH;
@@ -77,6 +78,10 @@ struct Shared {
     has_answer: Cell<bool>,
     /// The connection has bytes of the next request, and waits until this one is answered.
     waiting: Cell<Option<Waker>>,
+    /// The peer sends nothing more. One that still reads gets its answer all the same.
+    is_closed: Cell<bool>,
+    /// A request waits for that.
+    closing: Cell<Option<Waker>>,
 }
 
 impl Exchange {
@@ -88,6 +93,8 @@ impl Exchange {
             is_last: Cell::new(false),
             has_answer: Cell::new(false),
             waiting: Cell::new(None),
+            is_closed: Cell::new(false),
+            closing: Cell::new(None),
         }))
     }
 
@@ -120,6 +127,26 @@ impl Exchange {
     pub fn body_was_read(&self) {
         if let Phase::Answering(_) = self.0.phase.get() {
             self.0.phase.set(Phase::Answering(Unread::Bytes(0)));
+        }
+    }
+
+    /// Waits until the peer has closed the connection, or its half of it.
+    pub async fn closed(&self) {
+        poll_fn(|cx| {
+            if self.0.is_closed.get() {
+                return Poll::Ready(());
+            }
+            self.0.closing.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The peer sends nothing more.
+    pub(super) fn record_closed(&self) {
+        self.0.is_closed.set(true);
+        if let Some(waker) = self.0.closing.take() {
+            waker.wake();
         }
     }
 

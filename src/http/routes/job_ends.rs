@@ -368,7 +368,8 @@ pub async fn release_job(
 
 /// Complete jobs
 ///
-/// Completes up to 32 jobs of a worker. Each is answered on its own, as if it were sent alone.
+/// Completes up to 32 jobs of a worker. Each is answered on its own, as if it were sent alone; only a body that is not well-formed
+/// is refused as a whole. It has at most 64 KiB: send fewer jobs at once if their results are long.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),
@@ -399,7 +400,8 @@ pub async fn complete_jobs(
 
 /// Fail jobs
 ///
-/// Fails up to 32 jobs of a worker. Each is answered on its own, as if it were sent alone.
+/// Fails up to 32 jobs of a worker. Each is answered on its own, as if it were sent alone; only a body that is not well-formed is
+/// refused as a whole.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),

@@ -20,6 +20,7 @@ use crate::domain::text::{FieldCode, FieldError, JobKind, Label, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
 use crate::http::body::{self, refuse, whole};
+use crate::http::connection::Exchange;
 use crate::http::extract::{OperatorCaller, no_query, worker_id};
 use crate::http::json_object::JsonObject;
 use crate::http::problem::{Code, Problem};
@@ -278,7 +279,7 @@ fn shortest_lease(state: &AppState, queues: &[QueueName]) -> Result<i32, Problem
 ///
 /// Takes ready jobs, as many as the worker can run now, and waits for the first one if there is none. It has them until their
 /// leases end: each heartbeat that names them makes their leases longer. If the answer is lost, so are these leases: after a
-/// while, the jobs are tried again.
+/// while, the jobs are tried again. A worker that closes its connection meanwhile gets none.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),
@@ -320,14 +321,29 @@ pub async fn lease_jobs(
         most: sent.max,
         wait: Duration::from_secs(sent.wait_s),
     };
-    let leased = written(state, state.queues.lease(wanted)).await?;
+    let leased = written(state, async {
+        tokio::select! {
+            leased = state.queues.lease(wanted) => leased,
+            // The worker has gone away: no job is for it.
+            () = closed(&request) => Ok(Vec::new()),
+        }
+    });
+    let leased = leased.await?;
     private_json(&request, &LeasedJobs { jobs: leased.into_iter().map(LeasedJob::from).collect() })
+}
+
+/// Waits until the caller has closed its connection.
+async fn closed(request: &HttpRequest) {
+    match Exchange::of(request) {
+        Some(exchange) => exchange.closed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Send a heartbeat
 ///
 /// Says that the worker lives, and which jobs it still runs: their leases begin again. The answer says which it does not have
-/// any more and which it should stop.
+/// any more and which it should stop. A body has at most 64 KiB, so tell the progress only of jobs in which it has changed.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),
