@@ -9,7 +9,7 @@ use reqwest::Url;
 use secrecy::ExposeSecret;
 use tracing_subscriber::EnvFilter;
 
-use super::sections::{Algorithm, AuthKey, Config};
+use super::sections::{Algorithm, AuthKey, Config, Role};
 use crate::domain::ids::PARTITIONS;
 
 /// With less than a tenth of a second, requests fail on a busy machine. No caller waits for more than five minutes.
@@ -56,12 +56,16 @@ pub(super) fn check(config: &Config) -> Vec<(String, String)> {
     check.0
 }
 
-fn server(check: &mut Check, Config { server, limits, .. }: &Config) {
+fn server(check: &mut Check, Config { server, database, limits, .. }: &Config) {
     if server.ops_bind == Some(server.bind) && server.bind.port() != 0 {
         check.refuse("server.ops_bind", "must differ from server.bind");
     }
     if server.roles.is_empty() {
         check.refuse("server.roles", "must name at least one role");
+    }
+    let all = [Role::Api, Role::Publish, Role::Consume, Role::Work];
+    if database.url.is_none() && !all.iter().all(|role| server.has_role(*role)) {
+        check.refuse("server.roles", "must be all roles, because the embedded database has one server only");
     }
     if let Some(workers) = server.workers {
         check.range("server.workers", workers, 1..=512);

@@ -231,8 +231,10 @@ fn queues_and_routes_that_cannot_be_used_are_named() {
 fn a_server_has_all_roles_unless_it_is_told() {
     let roles = |vars: &[(&str, &str)]| read(vars).unwrap().server.roles;
     assert_eq!(roles(&[]), [Role::Api, Role::Publish, Role::Consume, Role::Work]);
-    assert_eq!(roles(&[("VISIONSCOPE__SERVER__ROLES", "work, api")]), [Role::Work, Role::Api]);
-    for wrong in ["api,sleep", ","] {
+    let shared = ("DATABASE_URL", "postgres://localhost/billing");
+    assert_eq!(roles(&[("VISIONSCOPE__SERVER__ROLES", "work, api"), shared]), [Role::Work, Role::Api]);
+    // The embedded database has no other server.
+    for wrong in ["api,sleep", ",", "api,publish,consume"] {
         let error = read(&[("VISIONSCOPE__SERVER__ROLES", wrong)]).unwrap_err();
         assert!(error.problems[0].key.starts_with("server.roles"), "{error}");
     }
