@@ -100,13 +100,15 @@ impl Executor {
                 Ok(leased) => {
                     let (scheduled, commands): (Vec<_>, Vec<_>) =
                         leased.into_iter().partition(|leased| SystemSchedule::of(&leased.job.kind).is_some());
-                    // What is scheduled may take minutes, and nothing waits for it.
-                    let together = scheduled.into_iter().map(|one| vec![one]).chain([commands]);
-                    let permit = Arc::new(permit);
-                    for jobs in together.filter(|jobs| !jobs.is_empty()) {
-                        let (executor, permit) = (Arc::clone(self), Arc::clone(&permit));
+                    // What is scheduled may take minutes: no command waits for it. There is one job of each schedule.
+                    for job in scheduled {
+                        let executor = Arc::clone(self);
+                        batches.spawn(async move { executor.run(vec![job]).await });
+                    }
+                    if !commands.is_empty() {
+                        let executor = Arc::clone(self);
                         batches.spawn(async move {
-                            executor.run(jobs).await;
+                            executor.run(commands).await;
                             drop(permit);
                         });
                     }

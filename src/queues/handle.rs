@@ -20,6 +20,8 @@ use crate::store::{Store, StoreError, jobs::Jobs};
 const MAX_SENT: usize = 4096;
 /// How many jobs one request gets.
 const MAX_LEASED: usize = 32;
+/// Also a worker that does not want to wait waits for so long: as long as a claim may take.
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 /// How many workers may wait for jobs, and for an answer to a heartbeat.
 const MAX_WAITING: usize = 4096;
 
@@ -166,7 +168,8 @@ impl Queues {
         queues.retain(|queue| self.0.settings.borrow().contains_key(queue));
         let most = most.clamp(1, MAX_LEASED);
         let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { worker_id, runner, queues, most, until: Instant::now() + wait, reply };
+        let waiting =
+            Waiting { worker_id, runner, queues, most, until: Instant::now() + wait.max(SHORTEST_WAIT), reply };
         self.0.waiting.try_send(waiting).map_err(|_| QueueError::Overloaded)?;
         answer.await.map_err(|_| QueueError::Unavailable)
     }

@@ -259,6 +259,10 @@ async fn a_worker_speaks_for_itself_only_and_is_told_what_to_stop() {
         worker.end(&leased, "complete", json!({})).await.is_problem(409, "lease-lost");
         assert_eq!(worker.lease_one().await["attempt"], 1);
 
+        // It need not wait for a job that is there.
+        submitted(&server, &plain("video_processing.look")).await;
+        assert_eq!(worker.lease(&json!({})).await.len(), 1);
+
         // With no job, it waits, and not for longer than it wants.
         let begun = Instant::now();
         assert_eq!(worker.lease(&json!({"max": 1, "wait_s": 1})).await.len(), 0);
