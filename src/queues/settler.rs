@@ -128,10 +128,10 @@ impl Inner {
             match answer {
                 HoldAnswer::Placed(held) => changes.held(job, *held, &mut last_ranks, settings, now),
                 HoldAnswer::Refused(_, error) => changes.reject(job, error.clone(), settings, now),
-                HoldAnswer::RefusedForNow(answer) => changes.forget(&job, commands::error_of(answer), now),
+                HoldAnswer::RefusedForNow(answer) => changes.forget(job, commands::error_of(answer), settings, now),
                 HoldAnswer::Over => {
                     let error = JobError::new(JobError::EXPIRED, "the hold of the job is over");
-                    changes.forget(&job, error, now);
+                    changes.forget(job, error, settings, now);
                 }
             }
         }

@@ -54,13 +54,14 @@ impl JobChanges {
         }
     }
 
-    /// The job's hold was refused, but might not be if it were sent again: it was never sent.
-    pub fn forget(&mut self, job: &Job, error: JobError, now: Timestamp) {
+    /// The job's hold was refused, but might not be if it were sent again: it was never sent. One that tries a letter again is
+    /// kept: the letter is about it from now on.
+    pub fn forget(&mut self, job: Job, error: JobError, settings: &QueueSettings, now: Timestamp) {
         if job.replays.is_some() {
-            let failed = Job { error: Some(error), ..job.clone() };
-            self.letters.push(failed.letter(now));
+            self.reject(job, error, settings, now);
+        } else {
+            self.forgotten.push(job.job_id);
         }
-        self.forgotten.push(job.job_id);
     }
 
     /// The job's hold was refused: it never runs.

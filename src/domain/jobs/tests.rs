@@ -502,8 +502,11 @@ fn a_letter_that_is_tried_again_is_resolved_or_open_again() {
     let error = || JobError::new("insufficient-credits", "too few");
     let holding = Job { replays: Some(replays), ..metered(JobState::Holding) };
     let rejected = changed(|changes| changes.reject(holding.clone(), error(), &settings(), NOW));
-    let forgotten = changed(|changes| changes.forget(&holding, error(), NOW));
+    let forgotten = changed(|changes| changes.forget(holding.clone(), error(), &settings(), NOW));
     for changes in [rejected, forgotten] {
+        // The letter is about a job that is kept, so it can be tried again.
+        assert_eq!(changes.letters[0].job().map(|job| job.job_id), Some(changes.finished[0].job.job_id));
+        assert_eq!(changes.forgotten, []);
         assert_eq!(
             (changes.letters[0].dead_letter_id, changes.letters[0].state),
             (Uuid::from_u128(70), LetterState::Open)
