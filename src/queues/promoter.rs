@@ -11,14 +11,12 @@ use super::measure;
 use crate::domain::ids::JobId;
 use crate::domain::jobs::{JobChanges, JobState, Runner, SystemSchedule};
 use crate::domain::text::{JobKind, QueueName};
-use crate::store::jobs::JobSelection;
+use crate::store::jobs::{JobSelection, QueueLoad};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// With every so many looks, the metrics are told what there is to do.
 const REPORT_EVERY: u32 = 10;
-/// Up to so many jobs of a queue are counted.
-const MAX_COUNTED: u32 = 10_000;
 /// How many jobs one transaction changes.
 const MAX_JOBS: u32 = 500;
 /// How many of these one look has.
@@ -77,7 +75,7 @@ impl Queues {
     /// Tells the metrics what each queue has to do.
     async fn report(&self) -> Result<(), QueueError> {
         let parts = &self.0.parts;
-        measure::report(parts.jobs.queue_loads(MAX_COUNTED).await?, parts.clock.now());
+        measure::report(parts.jobs.queue_loads(QueueLoad::MAX_COUNTED).await?, parts.clock.now());
         Ok(())
     }
 

@@ -142,6 +142,11 @@ pub struct QueueLoad {
     pub oldest: Option<Timestamp>,
 }
 
+impl QueueLoad {
+    /// Up to so many due jobs of each runner are counted where people and metrics look: more would read too much.
+    pub const MAX_COUNTED: u32 = 10_000;
+}
+
 /// A job in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedJob {

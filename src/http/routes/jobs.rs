@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::job_views::{JobObject, JobView};
-use super::reads::{read, require_known_workspace};
+use super::reads::{read, require_known_workspace, written};
 use crate::domain::credits::{PositiveCredits, Quantity, SentQuantity};
 use crate::domain::hold::Overrun;
 use crate::domain::ids::{JobId, WorkspaceId};
@@ -233,8 +233,7 @@ pub async fn submit_job(
         causation_id: None,
         traceparent: traceparent(request.headers()),
     };
-    let submitted = state.within(state.decision_timeout, state.queues.submit(submission)).await;
-    match submitted.ok_or_else(|| Problem::plain(Code::Unavailable))?? {
+    match written(state, state.queues.submit(submission)).await? {
         Accepted::Job(job) => accepted(&request, *job),
         Accepted::Refused(answer) => Ok(refused(answer)),
         Accepted::KeyReused => Err(Problem::plain(Code::IdempotencyKeyReused)),
@@ -392,8 +391,7 @@ pub async fn cancel_job(
     let state = AppState::of(&request);
     let job = own_job(&caller, &request).await?.listed.job;
     if !job.state.is_final() {
-        let canceled = state.within(state.decision_timeout, state.queues.cancel(vec![job.job_id])).await;
-        canceled.ok_or_else(|| Problem::plain(Code::Unavailable))??;
+        written(state, state.queues.cancel(vec![job.job_id])).await?;
     }
     private_json(&request, &JobView::from(own_job(&caller, &request).await?))
 }

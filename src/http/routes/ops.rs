@@ -219,16 +219,8 @@ async fn change(
         changed_at: now,
         ..change.apply(&before, used)?
     };
-    let act = OperatorAct {
-        audit_id: state.clock.new_id(),
-        at: now,
-        actor: caller.principal.subject.clone(),
-        action: change.action().to_owned(),
-        target: consumer.as_str().to_owned(),
-        reason,
-        before: Some(before.told()),
-        after: Some(after.told()),
-    };
+    let both = [Some(before.told()), Some(after.told())];
+    let act = OperatorAct { at: now, ..act(state, caller, [change.action(), consumer.as_str()], reason, both) };
     reads::change(Code::ConsumerChanged, state.operations.change_consumer(&before, &after, &act)).await?;
     let statuses = read(state.operations.consumer_statuses()).await?;
     let changed = statuses.into_iter().find(|status| status.registered.consumer == consumer);

@@ -17,8 +17,6 @@ use crate::http::representation::private_json;
 use crate::http::state::AppState;
 use crate::store::jobs::QueueLoad;
 
-/// Jobs that are due are counted up to so many, of those for workers and of the server's own.
-const MAX_COUNTED: u32 = 10_000;
 const CHANGE: &str = "queue.change";
 
 /// A queue with its settings and its load.
@@ -163,7 +161,8 @@ async fn queue_named(request: &HttpRequest) -> Result<Queue, Problem> {
 pub async fn list_queues(_: OperatorCaller<scope::OpsRead>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     no_query(&request)?;
     let state = AppState::of(&request);
-    let (queues, loads) = (read(state.jobs.queues()).await?, read(state.jobs.queue_loads(MAX_COUNTED)).await?);
+    let (queues, loads) =
+        (read(state.jobs.queues()).await?, read(state.jobs.queue_loads(QueueLoad::MAX_COUNTED)).await?);
     let now = state.clock.now();
     let items = queues.into_iter().map(|queue| QueueView::new(queue, &loads, now)).collect();
     private_json(&request, &QueueList { items, has_more: false })
@@ -214,7 +213,7 @@ pub async fn change_queue(
     };
     change(Code::QueueChanged, state.jobs.change_queue(&before, &after, &act)).await?;
     read(state.queues.refresh()).await?;
-    let loads = read(state.jobs.queue_loads(MAX_COUNTED)).await?;
+    let loads = read(state.jobs.queue_loads(QueueLoad::MAX_COUNTED)).await?;
     private_json(&request, &QueueView::new(after, &loads, state.clock.now()))
 }
 
@@ -271,7 +270,7 @@ pub async fn get_queue_scale(_: OperatorCaller<scope::OpsRead>, request: HttpReq
     let state = AppState::of(&request);
     let queue = queue_named(&request).await?;
     let is_paused = queue.settings.is_paused;
-    let loads = read(state.jobs.queue_loads(MAX_COUNTED)).await?;
+    let loads = read(state.jobs.queue_loads(QueueLoad::MAX_COUNTED)).await?;
     let QueueView { due, running, oldest_due_s, .. } = QueueView::new(queue, &loads, state.clock.now());
     let jobs = running + if is_paused { 0 } else { due };
     let value = jobs / slots_per_worker + i64::from(jobs % slots_per_worker > 0);

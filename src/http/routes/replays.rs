@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::dead_letters::{DeadLetterView, Fingerprint};
 use super::job_views::JobObject;
-use super::ops::ReasonRequest;
+use super::ops::{ReasonRequest, act};
 use super::reads::{change, read};
 use crate::domain::consumers::{Fault, Folded, Treatment, fold};
 use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
@@ -185,16 +185,8 @@ pub async fn replay_dead_letters(
         return Err(Problem::field(Code::InvalidField, "/args", "needs the letter of exactly one job"));
     }
     let replay = Told { matched: letters.len() as u64, has_more, per_second };
-    let act = OperatorAct {
-        audit_id: replay_id,
-        at: now,
-        actor: caller.principal.subject.clone(),
-        action: REPLAY.to_owned(),
-        target,
-        reason,
-        before: Some(told(LetterState::Open)),
-        after: serde_json::to_string(&replay).ok(),
-    };
+    let states = [Some(told(LetterState::Open)), serde_json::to_string(&replay).ok()];
+    let act = OperatorAct { audit_id: replay_id, at: now, ..act(state, &caller, [REPLAY, &target], reason, states) };
     let pause = 1_000_000 / i64::from(per_second);
     let letters = letters.into_iter().zip(0..);
     let turns = letters.map(|(letter, turn)| (letter, now.plus(TimeDelta::microseconds(pause * turn))));
@@ -400,16 +392,8 @@ pub async fn discard_dead_letter(
     }
     let now = state.clock.now();
     let discarded = letter.closed(LetterState::Discarded, now);
-    let act = OperatorAct {
-        audit_id: state.clock.new_id(),
-        at: now,
-        actor: caller.principal.subject.clone(),
-        action: DISCARD.to_owned(),
-        target: id.to_string(),
-        reason,
-        before: Some(told(LetterState::Open)),
-        after: Some(told(LetterState::Discarded)),
-    };
+    let states = [LetterState::Open, LetterState::Discarded].map(|state| Some(told(state)));
+    let act = OperatorAct { at: now, ..act(state, &caller, [DISCARD, &id.to_string()], reason, states) };
     let discard = [LetterChange { letter: discarded.clone(), replay_at: now, job: None }];
     change(Code::DeadLetterChanged, state.operations.change_letters(&discard, &act)).await?;
     private_json(&request, &DeadLetterView::from(discarded))
