@@ -28,14 +28,7 @@ impl Background {
     {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            while AssertUnwindSafe(task(stop.clone())).catch_unwind().await.is_err() {
-                tracing::error!(task = name, "a background task has panicked; it begins again");
-                counter!(metric::TASK_PANICS, "task" => name).increment(1);
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
-            }
+            keep_running(name, move || task(stop.clone())).await;
         });
     }
 
@@ -48,6 +41,15 @@ impl Background {
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// Runs a task until it ends. One that panics begins again.
+pub async fn keep_running<F: Future<Output = ()>>(name: &'static str, task: impl Fn() -> F) {
+    while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
+        tracing::error!(task = name, "a background task has panicked; it begins again");
+        counter!(metric::TASK_PANICS, "task" => name).increment(1);
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

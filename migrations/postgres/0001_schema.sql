@@ -637,7 +637,7 @@ create table jobs (
     job_id              uuid not null,
     queue               text not null,
     kind                text not null,
-    runner              text not null check (runner in ('server', 'worker')),
+    runner              text not null check (runner in ('server', 'system', 'worker')),
     workspace_id        uuid, -- null of the server's own jobs
     state               text not null check (state in ('holding', 'waiting', 'ready', 'capped', 'running', 'settling')),
     priority            smallint not null check (priority between 0 and 9),
@@ -708,7 +708,7 @@ create table workers (
     worker_id  uuid not null,
     name       text not null,
     subject    text not null, -- of the token that has registered it: nobody else speaks for it
-    runner     text not null check (runner in ('server', 'worker')),
+    runner     text not null check (runner in ('server', 'system', 'worker')),
     queues     jsonb not null,
     slots      integer not null check (slots >= 1), -- how many jobs it runs at once
     labels     text, -- JSON
@@ -749,7 +749,7 @@ create table jobs_done (
     job_id              uuid not null,
     queue               text not null,
     kind                text not null,
-    runner              text not null check (runner in ('server', 'worker')),
+    runner              text not null check (runner in ('server', 'system', 'worker')),
     workspace_id        uuid, -- null of the server's own jobs
     state               text not null check (state in ('completed', 'failed', 'canceled', 'rejected')),
     priority            smallint not null check (priority between 0 and 9),

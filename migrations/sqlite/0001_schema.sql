@@ -640,7 +640,7 @@ create table jobs (
     job_id              blob not null check (length(job_id) = 16),
     queue               text not null,
     kind                text not null,
-    runner              text not null check (runner in ('server', 'worker')),
+    runner              text not null check (runner in ('server', 'system', 'worker')),
     workspace_id        blob check (length(workspace_id) = 16), -- null of the server's own jobs
     state               text not null check (state in ('holding', 'waiting', 'ready', 'capped', 'running', 'settling')),
     priority            integer not null check (priority between 0 and 9),
@@ -711,7 +711,7 @@ create table workers (
     worker_id  blob not null check (length(worker_id) = 16),
     name       text not null,
     subject    text not null, -- of the token that has registered it: nobody else speaks for it
-    runner     text not null check (runner in ('server', 'worker')),
+    runner     text not null check (runner in ('server', 'system', 'worker')),
     queues     text not null check (json_valid(queues)),
     slots      integer not null check (slots >= 1), -- how many jobs it runs at once
     labels     text, -- JSON
@@ -752,7 +752,7 @@ create table jobs_done (
     job_id              blob not null check (length(job_id) = 16),
     queue               text not null,
     kind                text not null,
-    runner              text not null check (runner in ('server', 'worker')),
+    runner              text not null check (runner in ('server', 'system', 'worker')),
     workspace_id        blob check (length(workspace_id) = 16), -- null of the server's own jobs
     state               text not null check (state in ('completed', 'failed', 'canceled', 'rejected')),
     priority            integer not null check (priority between 0 and 9),

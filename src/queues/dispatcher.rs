@@ -7,12 +7,11 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::ends::{EndOfJob, JobEnd};
-use super::handle::{Inner, Leased, QueueError, Waiting};
+use super::handle::{HandedOver, Inner, Leased, QueueError, Waiting};
 use crate::domain::ids::LeaseId;
 use crate::domain::jobs::{JobChanges, JobState, Runner, Seat, Turns};
 use crate::domain::text::QueueName;
@@ -60,13 +59,14 @@ struct Dispatcher {
     claims: JoinSet<Done>,
     /// The lines that are being claimed of.
     claiming: HashMap<task::Id, Line>,
-    /// The queues that have got jobs since the claim under way began.
-    told: BTreeSet<QueueName>,
+    /// The lines that may have got jobs since the claim under way began.
+    told: BTreeSet<Line>,
     is_closed: bool,
 }
 
-pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Waiting>) {
+pub(super) async fn run(inner: Weak<Inner>, mut received: OwnedMutexGuard<mpsc::Receiver<Waiting>>) {
     let mut dispatcher = Dispatcher::default();
+    let Some(mut draining) = inner.upgrade().map(|inner| inner.draining.subscribe()) else { return };
     loop {
         let signals = inner.upgrade().map(|inner| (Arc::clone(&inner.ready), inner.closing.clone()));
         let Some((ready, closing)) = signals else { return };
@@ -80,10 +80,11 @@ pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Waiting
                 None => return,
             },
             names = ready.wait() => {
-                dispatcher.look_at(names);
+                dispatcher.look_at(&names);
                 None
             }
             Some(done) = dispatcher.claims.join_next_with_id() => Some(done),
+            _ = draining.changed() => None,
             () = closing.cancelled(), if !dispatcher.is_closed => {
                 dispatcher.is_closed = true;
                 None
@@ -107,12 +108,12 @@ pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Waiting
 impl Dispatcher {
     /// Begins claims for those that wait, as long as there are both.
     fn serve(&mut self, inner: &Arc<Inner>) {
-        self.dismiss();
+        self.dismiss(inner);
         while self.claims.len() < MAX_CLAIMS
             && let Some(line) = self.next_line()
         {
             let (seated, seats) = self.seat(inner, &line);
-            self.told.remove(&line.0);
+            self.told.remove(&line);
             let (inner, claimed_line) = (Arc::clone(inner), line.clone());
             let claim = async move {
                 let claimed = inner.claim(&claimed_line, &seats).await.unwrap_or_else(|error| {
@@ -143,20 +144,23 @@ impl Dispatcher {
     }
 
     /// This server has made jobs of these queues ready.
-    fn look_at(&mut self, mut names: BTreeSet<QueueName>) {
+    fn look_at(&mut self, names: &BTreeSet<QueueName>) {
         self.looks.retain(|(queue, _), _| !names.contains(queue));
-        self.told.append(&mut names);
+        self.told.extend(self.claiming.values().filter(|(queue, _)| names.contains(queue)).cloned());
     }
 
-    /// Answers those that have waited long enough, and forgets those that have gone away.
-    fn dismiss(&mut self) {
+    /// Answers those that have waited long enough or are drained, and forgets those that have gone away. Who was drained before it
+    /// asked waits for no queue, and waits on: it does not ask again and again.
+    fn dismiss(&mut self, inner: &Arc<Inner>) {
         let now = Instant::now();
+        let draining = Arc::clone(&inner.draining.borrow());
         for waiting in std::mem::take(&mut self.waiting) {
             if waiting.reply.is_closed() {
                 continue;
             }
-            if self.is_closed || waiting.until <= now {
-                let _ = waiting.reply.send(Vec::new());
+            let is_drained = !waiting.queues.is_empty() && draining.contains(&waiting.worker_id);
+            if self.is_closed || waiting.until <= now || is_drained {
+                let _ = waiting.reply.send(HandedOver::new(Vec::new(), inner));
             } else {
                 self.waiting.push_back(waiting);
             }
@@ -196,27 +200,27 @@ impl Dispatcher {
         let count = claimed.leased.len();
         let weight = inner.settings.borrow().get(&line.0).map_or(1, |settings| settings.weight);
         self.turns.took(&line, u64::try_from(count).unwrap_or_default(), weight);
-        let may_have_more = (count > 0 && count == seats) || claimed.has_set_aside || self.told.contains(&line.0);
+        let may_have_more = (count > 0 && count == seats) || claimed.has_set_aside || self.told.contains(&line);
         self.look_again(line, count > 0, may_have_more, inner.share());
 
         let mut by_worker: HashMap<_, VecDeque<Leased>> = HashMap::new();
         for leased in claimed.leased {
             by_worker.entry(leased.lease.worker_id).or_default().push_back(leased);
         }
-        let (mut left, mut unserved) = (Vec::new(), VecDeque::new());
+        let mut unserved = VecDeque::new();
         for waiting in seated {
             match by_worker.get_mut(&waiting.worker_id).filter(|jobs| !jobs.is_empty()) {
                 Some(jobs) => {
                     let own = jobs.drain(..waiting.most.min(jobs.len())).collect();
-                    left.extend(waiting.reply.send(own).err().unwrap_or_default());
+                    // What is not taken is given back.
+                    let _ = waiting.reply.send(HandedOver::new(own, inner));
                 }
                 None => unserved.push_back(waiting),
             }
         }
         unserved.append(&mut self.waiting);
         self.waiting = unserved;
-        left.extend(by_worker.into_values().flatten());
-        give_back(inner, left);
+        drop(HandedOver::new(by_worker.into_values().flatten().collect(), inner));
     }
 
     fn look_again(&mut self, line: Line, has_found: bool, may_have_more: bool, share: f64) {
@@ -232,21 +236,6 @@ impl Dispatcher {
     }
 }
 
-/// If it cannot be written now, the leases end by themselves.
-fn give_back(inner: &Arc<Inner>, left: Vec<Leased>) {
-    if left.is_empty() {
-        return;
-    }
-    let given_back = left.into_iter().map(|Leased { lease, .. }| EndOfJob {
-        job_id: lease.job_id,
-        lease_id: lease.lease_id,
-        worker_id: Some(lease.worker_id),
-        end: JobEnd::Release,
-    });
-    let (inner, given_back) = (Arc::clone(inner), given_back.collect());
-    tokio::spawn(async move { inner.end(given_back).await });
-}
-
 fn wants(waiting: &Waiting, (queue, runner): &Line) -> bool {
     waiting.runner == *runner && waiting.queues.contains(queue)
 }
@@ -257,7 +246,8 @@ impl Inner {
         let which = JobSelection::Ready { queue: queue.clone(), runner: *runner, limit };
         let mut claimed = Claimed::default();
         self.change(&which, &mut |found| {
-            let Some(settings) = found.settings(queue).cloned() else { return JobChanges::default() };
+            let settings = found.settings(queue).map(|settings| settings.for_runner(*runner));
+            let Some(settings) = settings else { return JobChanges::default() };
             let running = found.running.get(queue).cloned().unwrap_or_default();
             let changes = JobChanges::claim(found.jobs, seats, &settings, running, self.parts.clock.now());
             let jobs = changes.updated.iter().filter(|job| job.state == JobState::Running);

@@ -3,11 +3,13 @@
 //! A job that is a command has its own idempotency key in the engine, so an attempt that is made again, here or by another
 //! server, gets the answer of the first one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +25,7 @@ use crate::domain::jobs::{
     WorkerBeat, WorkerState,
 };
 use crate::domain::metadata::Metadata;
-use crate::domain::text::{IdempotencyKey, JobKind, Label};
+use crate::domain::text::{IdempotencyKey, JobKind, Label, QueueName};
 use crate::engine::{EngineError, Reply};
 
 /// How many jobs are run together, and how many of these batches at once.
@@ -63,6 +65,7 @@ struct Executor {
     queues: Queues,
     work: OwnWork,
     worker_id: WorkerId,
+    /// The leases that are to be extended.
     running: Mutex<HashMap<JobId, LeaseId>>,
 }
 
@@ -74,7 +77,8 @@ impl Queues {
         let batches = TaskTracker::new();
         tokio::select! {
             () = stopping.cancelled() => {}
-            () = executor.lease(&batches) => {}
+            () = executor.take_commands(&batches) => {}
+            () = executor.take_scheduled(&batches) => {}
             () = executor.beat() => {}
         }
         batches.close();
@@ -85,38 +89,44 @@ impl Queues {
 }
 
 impl Executor {
-    async fn lease(self: &Arc<Self>, batches: &TaskTracker) {
+    async fn take_commands(self: &Arc<Self>, batches: &TaskTracker) {
         let free = Arc::new(Semaphore::new(BATCHES));
+        let queues: Vec<_> = self.queues.settings().keys().cloned().collect();
         while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
-            let wanted = LeaseRequest {
-                worker_id: self.worker_id,
-                runner: Runner::Server,
-                queues: self.queues.settings().keys().cloned().collect(),
-                most: BATCH,
-                wait: WAIT,
-            };
-            match self.queues.lease(wanted).await {
-                Ok(leased) if leased.is_empty() => {}
-                Ok(leased) => {
-                    let (scheduled, commands): (Vec<_>, Vec<_>) =
-                        leased.into_iter().partition(|leased| SystemSchedule::of(&leased.job.kind).is_some());
-                    // What is scheduled may take minutes: no command waits for it. There is one job of each schedule.
-                    for job in scheduled {
-                        let executor = Arc::clone(self);
-                        batches.spawn(async move { executor.run(vec![job]).await });
-                    }
-                    if !commands.is_empty() {
-                        let executor = Arc::clone(self);
-                        batches.spawn(async move {
-                            executor.run(commands).await;
-                            drop(permit);
-                        });
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the server's own jobs could not be taken; trying again");
-                    tokio::time::sleep(PAUSE).await;
-                }
+            let leased = self.lease(Runner::Server, &queues).await;
+            if leased.is_empty() {
+                continue;
+            }
+            let executor = Arc::clone(self);
+            batches.spawn(async move {
+                executor.run(leased).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// What is scheduled may take minutes: no command and no other schedule waits for it. There is one job of each schedule.
+    async fn take_scheduled(self: &Arc<Self>, batches: &TaskTracker) {
+        let queue_of = |schedule: SystemSchedule| self.queues.routes().of(schedule.kind().as_str()).queue.clone();
+        let queues: BTreeSet<_> = SystemSchedule::ALL.into_iter().map(queue_of).collect();
+        let queues: Vec<_> = queues.into_iter().collect();
+        loop {
+            for job in self.lease(Runner::System, &queues).await {
+                let executor = Arc::clone(self);
+                batches.spawn(async move { executor.run(vec![job]).await });
+            }
+        }
+    }
+
+    async fn lease(&self, runner: Runner, queues: &[QueueName]) -> Vec<Leased> {
+        let wanted =
+            LeaseRequest { worker_id: self.worker_id, runner, queues: queues.to_vec(), most: BATCH, wait: WAIT };
+        match self.queues.lease(wanted).await {
+            Ok(leased) => leased,
+            Err(error) => {
+                tracing::warn!(%error, "the server's own jobs could not be taken; trying again");
+                tokio::time::sleep(PAUSE).await;
+                Vec::new()
             }
         }
     }
@@ -131,7 +141,7 @@ impl Executor {
             tokio::time::sleep(BEAT).await;
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let leases = running.into_iter().map(|(job_id, lease_id)| LeaseBeat { job_id, lease_id, progress: None });
-            let beat = WorkerBeat { worker_id: self.worker_id, leases: leases.collect() };
+            let beat = WorkerBeat { worker_id: self.worker_id, is_draining: false, leases: leases.collect() };
             if let Err(error) = self.queues.beat(beat).await {
                 tracing::warn!(%error, "a heartbeat could not be sent; trying again");
             }
@@ -158,7 +168,12 @@ impl Executor {
     async fn run(&self, jobs: Vec<Leased>) {
         let leases: Vec<_> = jobs.iter().map(|Leased { lease, .. }| (lease.job_id, lease.lease_id)).collect();
         self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(leases.iter().copied());
-        let ends = join_all(jobs.iter().map(|leased| self.end_of(&leased.job))).await;
+        let ends = join_all(jobs.iter().map(|leased| async {
+            // One that panics is a defect. The others of its batch go on.
+            let end = AssertUnwindSafe(self.end_of(&leased.job)).catch_unwind().await;
+            end.unwrap_or_else(|_| failed(JobError::new(JobError::UNAVAILABLE, "the attempt has panicked"), true))
+        }));
+        let ends = ends.await;
         let ends = leases.iter().zip(ends).map(|(&(job_id, lease_id), end)| EndOfJob {
             job_id,
             lease_id,
@@ -177,13 +192,12 @@ impl Executor {
             return self.scheduled(schedule).await;
         }
         let parts = &self.queues.0.parts;
-        let failed = |error| JobEnd::Fail(Failure { error, is_retryable: false, retry_after: None });
         let Some(workspace_id) = job.workspace_id else {
-            return failed(JobError::new("no_workspace", "a command needs a workspace"));
+            return failed(JobError::new("no_workspace", "a command needs a workspace"), false);
         };
         let (command, metadata) = match self.work.commands.parse(&job.kind, &job.args) {
             Ok(parsed) => parsed,
-            Err(error) => return failed(error),
+            Err(error) => return failed(error, false),
         };
         let key = IdempotencyKey::system(format_args!("job {}", job.job_id));
         let (message_id, now) = (parts.clock.new_command_id(), parts.clock.now());
@@ -201,12 +215,8 @@ impl Executor {
 
 impl Executor {
     async fn scheduled(&self, schedule: SystemSchedule) -> JobEnd {
-        let failed = |text: &str| {
-            let retry_after = Some(schedule.interval());
-            JobEnd::Fail(Failure { error: JobError::new("failed", text), is_retryable: true, retry_after })
-        };
         match tokio::time::timeout(SCHEDULED_TIMEOUT, self.work.scheduled.run(schedule)).await {
-            Ok(Err(error)) => failed(&error),
+            Ok(Err(error)) => failed(JobError::new("failed", &error), false),
             // What was not done in time is done the next time.
             Ok(Ok(())) | Err(_) => JobEnd::Complete(Completion::default()),
         }
@@ -215,7 +225,6 @@ impl Executor {
 
 /// What the engine's answer means for the job.
 fn end_of_reply(reply: Result<Reply, EngineError>) -> JobEnd {
-    let fail = |error, is_retryable| JobEnd::Fail(Failure { error, is_retryable, retry_after: None });
     match reply {
         Ok(Reply::Decided { answer, rejection: None } | Reply::Replayed(answer)) if answer.status < 300 => {
             let result = Some(answer.body).filter(|body| body.len() <= MAX_ARGS_BYTES);
@@ -223,12 +232,18 @@ fn end_of_reply(reply: Result<Reply, EngineError>) -> JobEnd {
         }
         Ok(Reply::Decided { answer, rejection }) => {
             // One that is not recorded may be accepted later.
-            fail(error_of(&answer), rejection.is_some_and(|rejection| !rejection.is_recorded()))
+            failed(error_of(&answer), rejection.is_some_and(|rejection| !rejection.is_recorded()))
         }
-        Ok(Reply::Replayed(answer)) => fail(error_of(&answer), false),
+        Ok(Reply::Replayed(answer)) => failed(error_of(&answer), false),
         Ok(Reply::KeyReused | Reply::Nothing) => {
-            fail(JobError::new("failed", "the command could not be decided"), false)
+            failed(JobError::new("failed", "the command could not be decided"), false)
         }
-        Err(error) => fail(JobError::new("unavailable", &error.to_string()), true),
+        // Nothing was done, and another server does it at once.
+        Err(EngineError::Stopping) => JobEnd::Release,
+        Err(error) => failed(JobError::new(JobError::UNAVAILABLE, &error.to_string()), true),
     }
+}
+
+fn failed(error: JobError, is_retryable: bool) -> JobEnd {
+    JobEnd::Fail(Failure { error, is_retryable, retry_after: None })
 }

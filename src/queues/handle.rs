@@ -1,13 +1,15 @@
 //! What the parts of the queues hold together, and what a request calls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ends::{EndOfJob, JobEnd};
 use super::readiness::Readiness;
 use crate::clock::Clock;
 use crate::domain::ids::WorkerId;
@@ -22,6 +24,8 @@ const MAX_SENT: usize = 4096;
 const MAX_LEASED: usize = 32;
 /// Also a worker that does not want to wait waits for so long: as long as a claim may take.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+/// How many workers may be draining at once: others get jobs a little longer.
+const MAX_DRAINING: u32 = 4096;
 /// How many workers may wait for jobs, and for an answer to a heartbeat.
 const MAX_WAITING: usize = 4096;
 
@@ -44,12 +48,17 @@ pub(super) struct Inner {
     pub(super) parts: Parts,
     /// As they were read last.
     pub(super) settings: watch::Sender<Arc<BTreeMap<QueueName, QueueSettings>>>,
+    /// Workers that get no more jobs, as they were read last.
+    pub(super) draining: watch::Sender<Arc<HashSet<WorkerId>>>,
     sent: mpsc::Sender<Sent>,
     waiting: mpsc::Sender<Waiting>,
     beating: mpsc::Sender<Beating>,
     pub(super) ready: Arc<Readiness>,
     /// Nobody gets a job any more.
     pub(super) closing: CancellationToken,
+    /// One for each worker that may wait for jobs.
+    seats: Arc<Semaphore>,
+    runtime: Handle,
 }
 
 /// A worker asks for jobs.
@@ -57,7 +66,7 @@ pub(super) struct Inner {
 pub struct LeaseRequest {
     pub worker_id: WorkerId,
     pub runner: Runner,
-    /// Any of these will do. Those that do not exist are left out.
+    /// Any of these will do. Those that do not exist are left out. None if the worker is draining.
     pub queues: Vec<QueueName>,
     /// As many jobs as it can run now: at most 32.
     pub most: usize,
@@ -79,7 +88,42 @@ pub(super) struct Waiting {
     pub(super) queues: Vec<QueueName>,
     pub(super) most: usize,
     pub(super) until: Instant,
-    pub(super) reply: oneshot::Sender<Vec<Leased>>,
+    pub(super) reply: oneshot::Sender<HandedOver>,
+    pub(super) _seat: OwnedSemaphorePermit,
+}
+
+/// Jobs on their way to a worker. If it does not take them, because it has gone away, they are given back.
+pub(super) struct HandedOver {
+    leased: Vec<Leased>,
+    inner: Arc<Inner>,
+}
+
+impl HandedOver {
+    pub(super) fn new(leased: Vec<Leased>, inner: &Arc<Inner>) -> Self {
+        Self { leased, inner: Arc::clone(inner) }
+    }
+
+    fn take(mut self) -> Vec<Leased> {
+        std::mem::take(&mut self.leased)
+    }
+}
+
+impl Drop for HandedOver {
+    /// If it cannot be written now, the leases end by themselves.
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut self.leased);
+        if left.is_empty() {
+            return;
+        }
+        let given_back = left.into_iter().map(|Leased { lease, .. }| EndOfJob {
+            job_id: lease.job_id,
+            lease_id: lease.lease_id,
+            worker_id: Some(lease.worker_id),
+            end: JobEnd::Release,
+        });
+        let (inner, given_back) = (Arc::clone(&self.inner), given_back.collect());
+        self.inner.runtime.spawn(async move { inner.end(given_back).await });
+    }
 }
 
 /// A heartbeat that waits to be taken.
@@ -149,10 +193,19 @@ impl Queues {
     pub(super) fn new(parts: Parts) -> (Self, Received) {
         let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING));
         let (beating, beats) = mpsc::channel(MAX_WAITING);
-        let (settings, ready) = (watch::Sender::default(), Arc::default());
-        let queues =
-            Self(Arc::new(Inner { parts, settings, sent, waiting, beating, ready, closing: CancellationToken::new() }));
-        (queues, Received { jobs, workers, beats })
+        let inner = Inner {
+            parts,
+            settings: watch::Sender::default(),
+            draining: watch::Sender::default(),
+            sent,
+            waiting,
+            beating,
+            ready: Arc::default(),
+            closing: CancellationToken::new(),
+            seats: Arc::new(Semaphore::new(MAX_WAITING)),
+            runtime: Handle::current(),
+        };
+        (Self(Arc::new(inner)), Received { jobs, workers, beats })
     }
 
     /// A worker lives, and still runs these jobs. What it is told holds from now on.
@@ -167,11 +220,16 @@ impl Queues {
         let LeaseRequest { worker_id, runner, mut queues, most, wait } = request;
         queues.retain(|queue| self.0.settings.borrow().contains_key(queue));
         let most = most.clamp(1, MAX_LEASED);
+        // The caller has read the worker just now.
+        if !queues.is_empty() && self.0.draining.borrow().contains(&worker_id) {
+            self.0.draining.send_modify(|draining| Arc::make_mut(draining).retain(|other| *other != worker_id));
+        }
+        let seat = Arc::clone(&self.0.seats).try_acquire_owned().map_err(|_| QueueError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        let waiting =
-            Waiting { worker_id, runner, queues, most, until: Instant::now() + wait.max(SHORTEST_WAIT), reply };
+        let until = Instant::now() + wait.max(SHORTEST_WAIT);
+        let waiting = Waiting { worker_id, runner, queues, most, until, reply, _seat: seat };
         self.0.waiting.try_send(waiting).map_err(|_| QueueError::Overloaded)?;
-        answer.await.map_err(|_| QueueError::Unavailable)
+        answer.await.map(HandedOver::take).map_err(|_| QueueError::Unavailable)
     }
 
     /// Gives no more jobs to workers, and lets those that wait go: the server stops.
@@ -179,11 +237,15 @@ impl Queues {
         self.0.closing.cancel();
     }
 
-    /// Reads the queues again.
+    /// Reads again what operators change: the queues, and which workers are draining.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let queues = self.0.parts.jobs.queues().await?;
         let settings = queues.into_iter().map(|queue| (queue.queue, queue.settings)).collect();
         self.0.settings.send_replace(Arc::new(settings));
+        let draining: HashSet<_> = self.0.parts.jobs.draining_workers(MAX_DRAINING).await?.into_iter().collect();
+        if **self.0.draining.borrow() != draining {
+            self.0.draining.send_replace(Arc::new(draining));
+        }
         Ok(())
     }
 

@@ -14,11 +14,12 @@ use crate::telemetry::metric;
 /// What each queue has to do.
 #[allow(clippy::cast_precision_loss, reason = "gauges are floats; there are at most some thousand jobs in one")]
 pub(super) fn report(loads: Vec<QueueLoad>, now: Timestamp) {
-    for QueueLoad { queue, running, due, oldest } in loads {
+    for QueueLoad { queue, runner, running, due, oldest } in loads {
         let waited = oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
-        gauge!(metric::JOBS_DUE, "queue" => queue.to_string()).set(due as f64);
-        gauge!(metric::JOBS_RUNNING, "queue" => queue.to_string()).set(running as f64);
-        gauge!(metric::JOBS_OLDEST_DUE_SECONDS, "queue" => queue.to_string()).set(waited.as_secs_f64());
+        let labels = [("queue", queue.to_string()), ("runner", runner.as_str().to_owned())];
+        gauge!(metric::JOBS_DUE, &labels).set(due as f64);
+        gauge!(metric::JOBS_RUNNING, &labels).set(running as f64);
+        gauge!(metric::JOBS_OLDEST_DUE_SECONDS, &labels).set(waited.as_secs_f64());
     }
 }
 

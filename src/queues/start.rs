@@ -3,8 +3,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc::Receiver};
+
 use super::handle::{Inner, Parts, Queues, Received};
 use super::{beats, dispatcher, submitter};
+use crate::background::keep_running;
 use crate::store::StoreError;
 
 /// How often the queues are read again.
@@ -16,12 +19,29 @@ impl Queues {
     pub async fn start(parts: Parts) -> Result<Self, StoreError> {
         let (queues, Received { jobs, workers, beats }) = Self::new(parts);
         queues.refresh().await?;
-        tokio::spawn(submitter::run(Arc::downgrade(&queues.0), jobs));
-        tokio::spawn(dispatcher::run(Arc::downgrade(&queues.0), workers));
-        tokio::spawn(beats::run(Arc::downgrade(&queues.0), beats));
-        tokio::spawn(follow_settings(Arc::downgrade(&queues.0)));
+        keep("submitter", &queues, jobs, submitter::run);
+        keep("dispatcher", &queues, workers, dispatcher::run);
+        keep("heartbeats", &queues, beats, beats::run);
+        let inner = Arc::downgrade(&queues.0);
+        tokio::spawn(async move { keep_running("queue_settings", || follow_settings(inner.clone())).await });
         Ok(queues)
     }
+}
+
+/// Runs a task that receives something. One that panics goes on with what comes next.
+fn keep<T, F>(
+    name: &'static str,
+    queues: &Queues,
+    received: Receiver<T>,
+    task: impl Fn(Weak<Inner>, OwnedMutexGuard<Receiver<T>>) -> F + Send + Sync + 'static,
+) where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let (inner, received) = (Arc::downgrade(&queues.0), Arc::new(Mutex::new(received)));
+    tokio::spawn(async move {
+        keep_running(name, || async { task(inner.clone(), Arc::clone(&received).lock_owned().await).await }).await;
+    });
 }
 
 /// Reads the queues now and then: an operator may have changed them.

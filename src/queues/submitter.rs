@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
 use super::commands::HoldAnswer;
 use super::handle::{Accepted, Inner, QueueError, Sent};
@@ -17,7 +17,7 @@ const MAX_BATCH: usize = 128;
 /// How many batches are on their way at once: while one waits for its holds, the next one is stored.
 const MAX_BATCHES: usize = 4;
 
-pub(super) async fn run(inner: Weak<Inner>, mut received: mpsc::Receiver<Sent>) {
+pub(super) async fn run(inner: Weak<Inner>, mut received: OwnedMutexGuard<mpsc::Receiver<Sent>>) {
     let batches = Arc::new(Semaphore::new(MAX_BATCHES));
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while received.recv_many(&mut batch, MAX_BATCH).await > 0 {

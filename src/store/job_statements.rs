@@ -3,7 +3,7 @@
 use super::columns::Kind;
 use super::statements::{KeyColumn, Lock, Statement, Syntax, by_key, hint, list, lookup, statements};
 use super::tables::Table;
-use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Schedule, Worker};
+use crate::domain::jobs::{FinishedJob, Job, JobAttempt, JobLease, Queue, Runner, Schedule, Worker};
 
 const QUEUE: &[KeyColumn] = &[("queue", Kind::Text)];
 const JOB: &[KeyColumn] = &[("job_id", Kind::Uuid)];
@@ -21,7 +21,7 @@ statements! {
     queues, queue, lock_queues, share_queues, running, ready, jobs_by_id, lock_jobs, finished_by_id, leases_by_id, lock_leases, due, lost, capped,
     last_ranks, unique, unique_of_server, delete_jobs, delete_leases, resolve_letters, lock_workers, worker, workers, retire_workers, canceled, unsettled, set_aside,
     ending_holds, attempts, page, done_page, schedules, due_schedules, lock_schedules,
-    queue_loads, busy_workers, next_jobs, running_jobs
+    queue_loads, draining_workers, busy_workers, next_jobs, running_jobs
 }
 
 /// Few rows: only jobs that workers have.
@@ -116,6 +116,10 @@ impl JobStatements {
             set_aside: jobs::<S>("jobs_set_aside", set_aside, Lock::ChangeFree),
             ending_holds: jobs::<S>("jobs_holds", ending, Lock::None),
             queue_loads: list("", &queue_loads::<S>()),
+            draining_workers: list(
+                "",
+                "select t.worker_id from workers t where t.state = 'draining' order by t.worker_id limit $1",
+            ),
             busy_workers: list("", "select l.worker_id, count(*) from job_leases l group by l.worker_id"),
             next_jobs: jobs::<S>("jobs_ready", ready, Lock::None),
             running_jobs: list("", &running_jobs()),
@@ -138,16 +142,14 @@ impl JobStatements {
 /// Few rows: queues and leases. At most $1 of the ready jobs of each queue and runner are counted, in their index.
 fn queue_loads<S: Syntax>() -> String {
     let hint = hint::<S>("jobs_ready");
-    let of = |runner: &str| {
-        let ready =
-            format!("from jobs t {hint} where t.queue = q.queue and t.runner = '{runner}' and t.state = 'ready'");
-        let count = format!("(select count(*) from (select 1 as one {ready} order by t.rank limit $1) counted)");
-        (count, format!("(select t.run_at {ready} order by t.rank, t.job_id limit 1)"))
-    };
-    let ((own, first_own), (others, first)) = (of("server"), of("worker"));
+    let ready = format!("from jobs t {hint} where t.queue = q.queue and t.runner = r.runner and t.state = 'ready'");
+    let runners = Runner::ALL.map(|runner| format!("select '{}' as runner", runner.as_str())).join(" union all ");
     format!(
-        "select q.queue, (select count(*) from job_leases l where l.queue = q.queue), {own} + {others}, {first_own}, {first}
-from queues q order by q.queue"
+        "select q.queue, r.runner,
+    (select count(*) from job_leases l join jobs j on j.job_id = l.job_id where l.queue = q.queue and j.runner = r.runner),
+    (select count(*) from (select 1 as one {ready} order by t.rank limit $1) counted),
+    (select t.run_at {ready} order by t.rank, t.job_id limit 1)
+from queues q cross join ({runners}) r order by q.queue, r.runner"
     )
 }
 

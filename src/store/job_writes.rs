@@ -152,11 +152,15 @@ impl<D: Background> Jobs for D {
     async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError> {
         let statement = &D::Connection::job_statements().queue_loads;
         list_each(self, statement, Parameters::of(&i64::from(most)), |mut row| {
-            let (queue, running, due) = (row.next()?, row.next()?, row.next()?);
-            let (own, others): (Option<Timestamp>, Option<Timestamp>) = (row.next()?, row.next()?);
-            Ok(QueueLoad { queue, running, due, oldest: own.into_iter().chain(others).min() })
+            let (queue, runner) = (row.next()?, row.next()?);
+            Ok(QueueLoad { queue, runner, running: row.next()?, due: row.next()?, oldest: row.next()? })
         })
         .await
+    }
+
+    async fn draining_workers(&self, limit: u32) -> Result<Vec<WorkerId>, StoreError> {
+        let statement = &D::Connection::job_statements().draining_workers;
+        list_each(self, statement, Parameters::of(&i64::from(limit)), |mut row| row.next()).await
     }
 
     async fn busy_workers(&self) -> Result<Vec<(WorkerId, i64)>, StoreError> {
@@ -243,8 +247,8 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
         JobSelection::Ready { queue, runner, limit } => {
             let queues = shared_queue(connection, queue).await?;
             let mut found = FoundJobs { queues, ..FoundJobs::default() };
-            let settings = found.settings(queue).filter(|settings| !settings.is_paused).cloned();
-            let Some(settings) = settings else { return Ok(found) };
+            let settings = found.settings(queue).map(|settings| settings.for_runner(*runner));
+            let Some(settings) = settings.filter(|settings| !settings.is_paused) else { return Ok(found) };
             let mut limit = i64::from(*limit);
             if settings.has_caps() {
                 let running = running(connection, [queue]).await?;

@@ -78,6 +78,9 @@ pub trait Jobs: Send + Sync {
     /// Those that were seen last: at most so many.
     async fn workers(&self, limit: u32) -> Result<Vec<Worker>, StoreError>;
 
+    /// Workers that get no more jobs: at most so many.
+    async fn draining_workers(&self, limit: u32) -> Result<Vec<WorkerId>, StoreError>;
+
     /// Notes that workers are gone that were seen before that instant. Returns how many.
     async fn retire_workers(&self, before: Timestamp) -> Result<u64, StoreError>;
 
@@ -105,7 +108,7 @@ pub trait Jobs: Send + Sync {
     /// A job, over or not, with its lease and its attempts. With a workspace given, only if it is its job.
     async fn job(&self, job_id: JobId, workspace_id: Option<WorkspaceId>) -> Result<Option<JobRecord>, StoreError>;
 
-    /// What each queue has to do, by name. Jobs that are due are counted up to so many of each runner.
+    /// What each queue has to do for each runner. Jobs that are due are counted up to so many.
     async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError>;
 
     /// How many jobs each worker has that has any.
@@ -130,20 +133,21 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Vec<ListedJob>, StoreError>;
 }
 
-/// What a queue has to do.
+/// What a queue has to do for a runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueLoad {
     pub queue: QueueName,
+    pub runner: Runner,
     /// Jobs that workers have.
     pub running: i64,
-    /// Jobs that are ready, up to a largest count of each runner.
+    /// Jobs that are ready, up to a largest count.
     pub due: i64,
     /// When the one was planned for that is taken next.
     pub oldest: Option<Timestamp>,
 }
 
 impl QueueLoad {
-    /// Up to so many due jobs of each runner are counted where people and metrics look: more would read too much.
+    /// Up to so many due jobs are counted where people and metrics look: more would read too much.
     pub const MAX_COUNTED: u32 = 10_000;
 }
 

@@ -94,7 +94,7 @@ metrics_table! {
     JOBS = "visionscope_jobs_total", Counter, Count, ["queue", "event"],
         "What this process has done with jobs: taken (`submitted`), refused because their hold was (`rejected`), ended (`completed`, `failed`, `canceled`), to be tried again after an attempt that has failed (`retried`), and taken from workers that were not heard of (`lost`).";
     JOBS_DUE = "visionscope_jobs_due", Gauge, Count, ["queue"],
-        "Jobs that are ready: up to 10,000 for workers, and as many of the server's own. Told by servers with the role `work`, as are the next two.";
+        "Jobs that are ready, up to 10,000: for workers (`worker`), commands (`server`), and those of schedules (`system`). Told by servers with the role `work`, as are the next two.";
     JOBS_RUNNING = "visionscope_jobs_running", Gauge, Count, ["queue"],
         "Jobs that workers have.";
     JOBS_OLDEST_DUE_SECONDS = "visionscope_jobs_oldest_due_seconds", Gauge, Seconds, ["queue"],

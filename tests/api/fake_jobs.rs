@@ -101,8 +101,13 @@ impl Jobs for FakeStore {
         self.answer(None)
     }
 
+    async fn draining_workers(&self, _: u32) -> Result<Vec<WorkerId>, StoreError> {
+        Ok(Vec::new())
+    }
+
     async fn queue_loads(&self, _: u32) -> Result<Vec<QueueLoad>, StoreError> {
-        let load = |queue: Queue| QueueLoad { queue: queue.queue, running: 0, due: 0, oldest: None };
+        let load =
+            |queue: Queue| QueueLoad { queue: queue.queue, runner: Runner::Worker, running: 0, due: 0, oldest: None };
         self.answer(queues().into_iter().map(load).collect())
     }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use visionscope_billing::domain::ids::JobId;
 use visionscope_billing::http::auth::{Scope, Tenancy};
 use visionscope_billing::http::openapi::openapi_document;
 
@@ -389,6 +390,8 @@ async fn the_letter_of_a_failed_job_gets_a_new_job_with_other_arguments_or_is_di
         assert_ne!(again["job_id"], first["job_id"]);
 
         let begun = replay(json!({"args": {"video": 18}})).await.json();
+        let act = operator.get("/v1/ops/audit?limit=1").await.json()["items"][0].clone();
+        assert_eq!(act["after"]["args"], json!({"video": 18}), "{act}");
         let leased = worker.lease_one().await;
         assert_eq!((&leased["args"], &leased["held_credits"]), (&json!({"video": 18}), &json!("20")));
         assert_eq!(balance(&server).await, told("1000", "20"));
@@ -404,5 +407,77 @@ async fn the_letter_of_a_failed_job_gets_a_new_job_with_other_arguments_or_is_di
         let path = format!("/v1/ops/dead-letters/{}/discard", letter["dead_letter_id"].as_str().unwrap());
         assert_eq!(operator.post(&path, &json!({"reason": "Not needed"})).await.json()["state"], "discarded");
         assert_eq!(server.store().audit(10).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn an_operator_who_sends_a_command_with_other_arguments_is_its_author_and_needs_its_scope() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let command = json!({"kind": "billing.deduct_credits", "args": {"feature_code": "render", "credits": "5000"}});
+        let job = submitted(&server, &command).await;
+        let everything = server.user_named("operator-9", Tenancy::All, Scope::ALL);
+        let letter = loop {
+            let page = everything.get("/v1/ops/dead-letters?source=job").await.json();
+            if let Some(letter) = page["items"].as_array().unwrap().first() {
+                break letter["dead_letter_id"].clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let replay = async |user: &User<'_>, args: Value| {
+            let body = json!({"dead_letter_ids": [letter], "args": args, "reason": "A wrong amount"});
+            user.post("/v1/ops/dead-letters/replay", &body).await
+        };
+        let fewer = json!({"feature_code": "render", "credits": "5"});
+        let only_ops = server.user_of(Tenancy::All, &[Scope::OpsWrite]);
+        replay(&only_ops, fewer.clone()).await.is_problem(403, "missing-scope");
+        let unknown = replay(&everything, json!({"feature_code": "render", "credit": "5"})).await;
+        unknown.is_problem(422, "unknown-field");
+        assert_eq!(unknown.pointer(), "/args/credit");
+        assert_eq!(replay(&everything, fewer).await.status.as_u16(), 202);
+        let jobs = server.user(OWN).get(&path(OWN, "/jobs")).await.json();
+        let again = jobs["items"].as_array().unwrap().iter().find(|again| again["job_id"] != job["job_id"]).unwrap();
+        while get(&server, again).await["state"] != "completed" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let again = JobId(again["job_id"].as_str().unwrap().parse().unwrap());
+        let stored = server.database().server_store.job(again, None).await.unwrap().unwrap();
+        assert_eq!(stored.listed.job.actor, "operator-9");
+        assert_eq!(balance(&server).await, told("995", "0"));
+        assert_eq!(get(&server, &job).await["state"], "failed");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_leaves_out_letters_whose_jobs_are_not_over_yet() {
+    for database in Database::ALL {
+        let server = provisioned(database).await;
+        let worker = TestWorker::register(&server, &["video_processing"]).await;
+        let mut jobs = Vec::new();
+        for _ in 0..2 {
+            jobs.push(submitted(&server, &plain("video_processing.look")).await);
+            let leased = worker.lease_one().await;
+            let mut last = failure();
+            last["retryable"] = json!(false);
+            worker.end(&leased, "fail", last).await;
+        }
+        // As if the hold of the first one were being released still.
+        let bare = jobs[0]["job_id"].as_str().unwrap().replace('-', "");
+        let delete = match database {
+            Database::Sqlite => format!("delete from jobs_done where job_id = x'{bare}'"),
+            Database::Postgres => format!("delete from jobs_done where job_id = '{bare}'"),
+        };
+        server.database().execute(&[&delete]).await;
+        let operator = server.user_of(Tenancy::All, Scope::ALL);
+        let replay = async |wanted: Value| {
+            let mut body = json!({"reason": "A test"});
+            body.as_object_mut().unwrap().extend(wanted.as_object().unwrap().clone());
+            operator.post("/v1/ops/dead-letters/replay", &body).await
+        };
+        let unsettled = replay(json!({"dead_letter_ids": [jobs[0]["job_id"]]})).await;
+        unsettled.is_problem(409, "dead-letter-changed");
+        assert_eq!(replay(json!({"source": "job"})).await.json()["matched"], 1);
+        assert_eq!(worker.lease_one().await["attempt"], 1);
+        assert_eq!(replay(json!({"source": "job"})).await.json()["matched"], 0);
     }
 }

@@ -109,6 +109,10 @@ impl Jobs for FaultyJobs {
         self.inner.job(job_id, workspace_id).await
     }
 
+    async fn draining_workers(&self, limit: u32) -> Result<Vec<WorkerId>, StoreError> {
+        self.inner.draining_workers(limit).await
+    }
+
     async fn queue_loads(&self, most: u32) -> Result<Vec<QueueLoad>, StoreError> {
         self.inner.queue_loads(most).await
     }

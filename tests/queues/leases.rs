@@ -6,13 +6,15 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
+use visionscope_billing::clock::Clock as _;
 use visionscope_billing::domain::ids::WorkerId;
-use visionscope_billing::domain::jobs::{Completion, Runner, Submission};
+use visionscope_billing::domain::jobs::{Completion, JobState, Runner, Submission, Worker, WorkerBeat, WorkerState};
 use visionscope_billing::domain::text::{JobKind, QueueName};
 use visionscope_billing::queues::{EndOfJob, JobEnd, LeaseRequest, Leased};
+use visionscope_billing::store::jobs::Jobs as _;
 
 use crate::databases::Database;
-use crate::world::{World, queue};
+use crate::world::{World, queue, worker};
 
 fn request(worker: u128, queues: &[&str], most: usize, wait: Duration) -> LeaseRequest {
     LeaseRequest {
@@ -106,6 +108,76 @@ async fn a_worker_that_has_gone_away_gets_nothing_and_holds_nothing() {
         world.queues.submit(world.job(1, None)).await.unwrap();
         let leased = world.queues.lease(request(99, &VIDEO, 10, LONG)).await.unwrap();
         assert_eq!((numbers(&leased), leased[0].job.attempt), (vec![1], 1));
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_given_back_that_was_on_its_way_to_a_worker_that_has_gone_away() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let mut waiting = Box::pin(world.queues.lease(request(1, &VIDEO, 1, LONG)));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        world.queues.submit(world.job(1, None)).await.unwrap();
+        let state = async || world.record(1).await.listed.job.state;
+        while state().await != JobState::Running {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The answer is there, and nobody reads it.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(waiting);
+        let again = world.queues.lease(request(2, &VIDEO, 1, LONG)).await.unwrap().remove(0);
+        assert_eq!(again.job.attempt, 1, "it counts once");
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_drained_while_it_waits_gets_nothing_more() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let worker = worker(1, world.clock.now());
+        world.jobs.register_worker(&worker).await.unwrap();
+        let waiting = world.queues.lease(request(1, &VIDEO, 1, Duration::from_millis(2500)));
+        let drain = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let after = Worker { state: WorkerState::Draining, ..worker.clone() };
+            world.jobs.change_worker(&worker, &after, &world.act()).await.unwrap();
+            // It is read every second.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            world.queues.submit(world.job(1, None)).await.unwrap();
+        };
+        let (leased, ()) = tokio::join!(waiting, drain);
+        assert_eq!(numbers(&leased.unwrap()), [] as [u128; 0]);
+        let leased = world.queues.lease(request(2, &VIDEO, 1, LONG)).await.unwrap();
+        assert_eq!(numbers(&leased), [1]);
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_says_that_it_stops_need_not_wait_on() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let other = world.other_server().await;
+        let worker = worker(1, world.clock.now());
+        world.jobs.register_worker(&worker).await.unwrap();
+        // Its heartbeat comes to this server or to the other one.
+        for queues in [&world.queues, &other] {
+            let begun = Instant::now();
+            let say = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let beat = WorkerBeat { worker_id: worker.worker_id, is_draining: true, leases: Vec::new() };
+                assert!(queues.beat(beat).await.unwrap().is_draining);
+            };
+            let (leased, ()) = tokio::join!(world.queues.lease(request(1, &VIDEO, 1, LONG)), say);
+            assert!(leased.unwrap().is_empty() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            // An operator wants it to go on.
+            let stored = world.jobs.worker(worker.worker_id).await.unwrap().unwrap();
+            assert_eq!(stored.state, WorkerState::Draining);
+            world.jobs.change_worker(&stored, &worker, &world.act()).await.unwrap();
+        }
+        drop(other);
         world.audit_and_close().await;
     }
 }

@@ -7,7 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use visionscope_billing::clock::Clock as _;
-use visionscope_billing::domain::jobs::SystemSchedule;
+use visionscope_billing::domain::commands::Envelope;
+use visionscope_billing::domain::jobs::{JobState, Queue, Submission, SystemSchedule};
+use visionscope_billing::domain::text::{JobKind, QueueName};
+use visionscope_billing::engine::{Decide, DryRun, Engine, EngineError, Reply};
 use visionscope_billing::http::JobCommands;
 use visionscope_billing::queues::{OwnWork, ScheduledWork};
 use visionscope_billing::store::jobs::Jobs as _;
@@ -102,6 +105,94 @@ async fn scheduled_work_that_fails_is_tried_again_and_does_not_pile_up() {
         assert_eq!(jobs, 0, "the third attempt has done it");
         stop.cancel();
         server.await.unwrap();
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_goes_on_while_its_queue_is_paused() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let all = world.jobs.queues().await.unwrap();
+        let before = all.into_iter().find(|queue| queue.queue.as_str() == "default").unwrap();
+        let mut after = before.clone();
+        (after.settings.is_paused, after.settings.max_running) = (true, Some(1));
+        change_queue(&world, &before, &after).await;
+        begin_schedules(&world).await;
+        let (counted, stop) = (Arc::new(Counted::default()), CancellationToken::new());
+        let server = tokio::spawn(world.queues.clone().work(work(&counted), stop.clone()));
+        world.queues.promote().await.unwrap();
+        counted.has_run(1).await;
+        stop.cancel();
+        server.await.unwrap();
+        world.audit_and_close().await;
+    }
+}
+
+async fn change_queue(world: &World, before: &Queue, after: &Queue) {
+    world.jobs.change_queue(before, after, &world.act()).await.unwrap();
+    world.queues.refresh().await.unwrap();
+}
+
+/// An engine that does what it is told, and loses the answers of the first so many commands, or panics after them.
+struct Forgetful {
+    engine: Engine,
+    forgets: AtomicU32,
+    panics: bool,
+}
+
+#[async_trait]
+impl Decide for Forgetful {
+    async fn decide(&self, envelope: Envelope) -> Result<Reply, EngineError> {
+        let reply = self.engine.submit(envelope).await;
+        let forget = |left: u32| left.checked_sub(1);
+        if self.forgets.fetch_update(Ordering::SeqCst, Ordering::SeqCst, forget).is_ok() {
+            assert!(!self.panics, "for a test");
+            return Err(EngineError::Unavailable);
+        }
+        reply
+    }
+
+    async fn dry_run(&self, _: &Envelope) -> Result<DryRun, EngineError> {
+        Err(EngineError::Failed)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_it_has() {
+    for (kind, panics) in [(Database::Sqlite, false), (Database::Postgres, false), (Database::Sqlite, true)] {
+        let world = World::with(kind, 1).await;
+        let engine = Forgetful { engine: world.engine.clone(), forgets: AtomicU32::new(3), panics };
+        let server = world.server_with(Arc::new(engine)).await;
+        let deduction = |number| Submission {
+            queue: QueueName::new("billing").unwrap(),
+            kind: JobKind::new("billing.deduct_credits").unwrap(),
+            args: r#"{"feature_code":"render","credits":"5"}"#.into(),
+            max_attempts: Some(1),
+            ..world.job(number, None)
+        };
+        for number in 1..=2 {
+            server.submit(deduction(number)).await.unwrap();
+        }
+        let stop = CancellationToken::new();
+        let working = tokio::spawn(server.clone().work(work(&Arc::default()), stop.clone()));
+        let mut states = Vec::new();
+        for _ in 0..200 {
+            let jobs = [world.record(1).await, world.record(2).await];
+            states = jobs.iter().map(|record| record.listed.job.state).collect();
+            if states.iter().all(|state| *state == JobState::Completed) {
+                break;
+            }
+            assert!(!states.contains(&JobState::Failed), "{jobs:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            world.pass(1);
+            server.promote().await.unwrap();
+        }
+        assert_eq!(states, [JobState::Completed; 2]);
+        assert_eq!(world.balance().await, (990, 0), "each was charged once");
+        stop.cancel();
+        working.await.unwrap();
+        drop(server);
         world.audit_and_close().await;
     }
 }

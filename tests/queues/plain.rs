@@ -30,7 +30,7 @@ async fn a_job_of_a_lost_worker_is_tried_again_and_its_lease_is_worth_nothing() 
         assert_eq!(world.queues.promote().await.unwrap().lost, 0);
         // Its worker lives.
         let lease = LeaseBeat { job_id: lost.job_id, lease_id: lost.lease_id, progress: None };
-        let beat = WorkerBeat { worker_id: lost.worker_id, leases: vec![lease] };
+        let beat = WorkerBeat { worker_id: lost.worker_id, is_draining: false, leases: vec![lease] };
         assert_eq!(world.queues.beat(beat.clone()).await, Ok(BeatAnswer::default()));
         world.pass(59);
         assert_eq!(world.queues.promote().await.unwrap().lost, 0);

@@ -15,15 +15,16 @@ use visionscope_billing::domain::event::EventData;
 use visionscope_billing::domain::hold::Overrun;
 use visionscope_billing::domain::ids::{JobId, LeaseId, WorkerId, WorkspaceId};
 use visionscope_billing::domain::jobs::{
-    ActualUse, Completion, Failure, FoundJobs, JobChanges, JobError, JobHold, JobLease, Queue, Routes, Runner, Seat,
-    Submission, default_queues, default_routes,
+    ActualUse, Completion, Failure, FoundJobs, JobChanges, JobError, JobHold, JobLease, Queue, QueueNames, Routes,
+    Runner, Seat, Submission, Worker, WorkerState, default_queues, default_routes,
 };
 use visionscope_billing::domain::metadata::Metadata;
+use visionscope_billing::domain::operator_act::OperatorAct;
 use visionscope_billing::domain::plan::{FeatureTerms, PlanVersion, PurchasedOnCancel, ReversalShortfall};
 use visionscope_billing::domain::text::{FeatureCode, IdempotencyKey, JobKind, Label, PlanCode, QueueName};
 use visionscope_billing::domain::time::Timestamp;
 use visionscope_billing::domain::workspace::FeatureOverrides;
-use visionscope_billing::engine::{CommitSignal, Engine, EngineConfig, EventWriter, InvalidEvent, Reply};
+use visionscope_billing::engine::{CommitSignal, Decide, Engine, EngineConfig, EventWriter, InvalidEvent, Reply};
 use visionscope_billing::http::render::JsonRender;
 use visionscope_billing::queues::{EndAnswer, EndOfJob, JobEnd, Parts, Queues};
 use visionscope_billing::store::Store;
@@ -95,11 +96,16 @@ pub fn failure(is_retryable: bool) -> JobEnd {
     })
 }
 
-async fn start_queues(jobs: &Arc<FaultyJobs>, database: &TestDatabase, engine: &Engine, clock: &ManualClock) -> Queues {
+async fn start_queues(
+    jobs: &Arc<FaultyJobs>,
+    database: &TestDatabase,
+    engine: Arc<dyn Decide>,
+    clock: &ManualClock,
+) -> Queues {
     let parts = Parts {
         jobs: Arc::clone(jobs) as _,
         store: Arc::clone(&database.store),
-        engine: Arc::new(engine.clone()),
+        engine,
         routes: Routes::new(default_routes()).unwrap(),
         clock: Arc::new(clock.clone()),
     };
@@ -116,7 +122,7 @@ impl World {
         let all = default_queues().into_iter();
         let all = all.map(|(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: clock.now() });
         jobs.create_queues(&all.collect::<Vec<_>>()).await.unwrap();
-        let queues = start_queues(&jobs, &database, &engine, &clock).await;
+        let queues = start_queues(&jobs, &database, Arc::new(engine.clone()), &clock).await;
         let mut world = Self { kind, database, engine, clock, jobs, queues, workspaces: Vec::new() };
         for _ in 0..workspaces {
             let workspace_id = WorkspaceId(world.clock.new_id());
@@ -128,7 +134,12 @@ impl World {
 
     /// The queues of another server on the same database.
     pub async fn other_server(&self) -> Queues {
-        start_queues(&self.jobs, &self.database, &self.engine, &self.clock).await
+        self.server_with(Arc::new(self.engine.clone())).await
+    }
+
+    /// The queues of another server, whose engine is this one.
+    pub async fn server_with(&self, engine: Arc<dyn Decide>) -> Queues {
+        start_queues(&self.jobs, &self.database, engine, &self.clock).await
     }
 
     async fn provision(&self, workspace_id: WorkspaceId) {
@@ -243,6 +254,20 @@ impl World {
         }
     }
 
+    /// What an operator has done.
+    pub fn act(&self) -> OperatorAct {
+        OperatorAct {
+            audit_id: self.clock.new_id(),
+            at: self.clock.now(),
+            actor: "operator-1".into(),
+            action: "test".into(),
+            target: "test".into(),
+            reason: Label::new("A test").unwrap(),
+            before: None,
+            after: None,
+        }
+    }
+
     pub async fn audit_and_close(self) {
         assert_eq!(self.database.store.audit(5).await.unwrap(), []);
         drop(self.queues);
@@ -279,5 +304,21 @@ fn plan() -> PlanVersion {
                 (FeatureCode::new(code).unwrap(), terms)
             })
             .into(),
+    }
+}
+
+pub fn worker(number: u128, now: Timestamp) -> Worker {
+    Worker {
+        worker_id: WorkerId(Uuid::from_u128(number)),
+        name: Label::new("gpu-1").unwrap(),
+        subject: "workers".into(),
+        runner: Runner::Worker,
+        queues: QueueNames(vec![queue()]),
+        slots: 1,
+        labels: None,
+        version: None,
+        state: WorkerState::Active,
+        started_at: now,
+        seen_at: now,
     }
 }

@@ -104,7 +104,6 @@ def main() -> None:
             handlers=handlers,
             drain_s=drain_s,
             cancel_s=cancel_s,
-            poll_s=2,
             name=f"test-{queue}",
         )
         worker.run()

@@ -156,6 +156,16 @@ def test_a_worker_that_is_told_to_stop_ends_what_it_runs(
     client.cancel_job(workspace, later.job_id)
 
 
+def test_a_worker_without_jobs_stops_soon_although_it_waits_for_some(start_worker: Start) -> None:
+    worker = start_worker("drains")
+    wait_until(lambda: worker.has_logged("takes jobs of"), "the log of its registration")
+    time.sleep(1)
+    began = time.monotonic()
+    worker.terminate()
+    assert worker.process.wait(20) == 0
+    assert time.monotonic() - began < 10, "one request for jobs waits for 20 s"
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_worker_that_is_told_to_stop_gives_back_what_takes_too_long(
     client: Client, workspace: str, start_worker: Start, tmp_path: Path, signals: int

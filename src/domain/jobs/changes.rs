@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use uuid::Uuid;
 
-use super::job::{FinishedJob, Job, JobOutcome, JobState};
+use super::job::{FinishedJob, Job, JobOutcome, JobState, Runner};
 use super::lease::{JobAttempt, JobLease};
 use super::queue::QueueSettings;
 use super::schedule::Schedule;
@@ -15,7 +15,7 @@ use crate::domain::time::Timestamp;
 /// How long a failed job is kept. While its dead letter is open, it is kept for longer.
 const KEEP_FAILED: TimeDelta = TimeDelta::days(30);
 
-/// How long a job of the server itself is kept that has not failed: there are many of them, and they tell little.
+/// How long a job of a schedule is kept: there are many of them, and they tell little.
 const KEEP_OWN: TimeDelta = TimeDelta::hours(1);
 
 /// Changed rows. No job is in it twice.
@@ -68,10 +68,11 @@ impl JobChanges {
     }
 
     /// The job is over. A metered one has its hold captured or released next. The letter of a failed job is written now, so
-    /// that it is there before the hold is released.
+    /// that it is there before the hold is released. What a schedule is for needs no letter: the next firing does it again.
     pub(super) fn end(&mut self, job: Job, outcome: JobOutcome, settings: &QueueSettings, now: Timestamp) {
         let job = Job { outcome: Some(outcome), cancel_requested_at: None, ..job };
         match (outcome, job.replays) {
+            _ if job.runner == Runner::System => {}
             (JobOutcome::Completed, Some(replays)) => self.resolved_letters.push((replays.dead_letter_id, now)),
             (JobOutcome::Failed, _) | (JobOutcome::Canceled, Some(_)) => {
                 self.letters.push(job.letter(now));
@@ -89,8 +90,8 @@ impl JobChanges {
     pub(super) fn finish(&mut self, job: Job, captured: Option<Credits>, settings: &QueueSettings, now: Timestamp) {
         let state = job.outcome.map_or(JobState::Rejected, JobOutcome::state);
         let keep = match state {
+            _ if job.runner == Runner::System => KEEP_OWN,
             JobState::Failed => KEEP_FAILED,
-            _ if job.workspace_id.is_none() => KEEP_OWN,
             _ => TimeDelta::hours(i64::from(settings.keep_done_h)),
         };
         let job = Job { state, hold_expires_at: None, changed_at: now, ..job };

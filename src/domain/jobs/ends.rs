@@ -114,23 +114,26 @@ impl JobChanges {
     pub fn release(&mut self, job: Job, settings: &QueueSettings, now: Timestamp) {
         self.ended_leases.push(job.job_id);
         let job = Job { attempt: job.attempt.saturating_sub(1), ..job };
-        if job.cancel_requested_at.is_some() {
+        if job.cancel_requested_at.is_some() && !job.is_in_doubt() {
             self.end(job, JobOutcome::Canceled, settings, now);
         } else {
             self.update(Job { state: JobState::Ready, ..job }, now);
         }
     }
 
-    /// Nobody wants the job any more. A worker that has it is asked to stop; it may complete it all the same. Returns whether
-    /// anything has changed.
+    /// Nobody wants the job any more. A worker that has it is asked to stop; it may complete it all the same, and so may the next
+    /// attempt of a command that is in doubt. Returns whether anything has changed.
     pub fn cancel(&mut self, job: Job, settings: &QueueSettings, now: Timestamp) -> bool {
         match job.state {
-            JobState::Waiting | JobState::Ready | JobState::Capped => {
+            JobState::Waiting | JobState::Ready | JobState::Capped if !job.is_in_doubt() => {
                 let error = job.error.or_else(|| Some(JobError::new(JobError::CANCELED, "the job was canceled")));
                 self.end(Job { error, ..job }, JobOutcome::Canceled, settings, now);
                 true
             }
-            JobState::Running | JobState::Holding if job.cancel_requested_at.is_none() => {
+            JobState::Settling | JobState::Completed | JobState::Failed | JobState::Canceled | JobState::Rejected => {
+                false
+            }
+            _ if job.cancel_requested_at.is_none() => {
                 self.update(Job { cancel_requested_at: Some(now), ..job }, now);
                 true
             }
@@ -140,7 +143,8 @@ impl JobChanges {
 
     /// Ends a job that has waited for a worker for too long. Returns whether it has.
     pub fn expire(&mut self, job: Job, settings: &QueueSettings, now: Timestamp) -> bool {
-        let has_expired = job.state.is_pending() && job.run_at.plus(TimeDelta::days(MAX_DAYS_WAITING)) <= now;
+        let can_expire = job.state.is_pending() && !job.is_in_doubt();
+        let has_expired = can_expire && job.run_at.plus(TimeDelta::days(MAX_DAYS_WAITING)) <= now;
         if has_expired {
             let text = format!("no worker has taken the job for {MAX_DAYS_WAITING} days");
             let error = Some(JobError::new(JobError::EXPIRED, &text));
@@ -165,11 +169,9 @@ impl JobChanges {
         let Failure { error, is_retryable, retry_after } = failure;
         let (is_canceled, is_last) = (job.cancel_requested_at.is_some(), job.attempt >= job.max_attempts);
         let job = Job { error: Some(error), ..job };
-        if is_canceled {
-            return self.end(job, JobOutcome::Canceled, settings, now);
-        }
-        if is_last || !is_retryable {
-            return self.end(job, JobOutcome::Failed, settings, now);
+        if !job.is_in_doubt() && (is_canceled || is_last || !is_retryable) {
+            let outcome = if is_canceled { JobOutcome::Canceled } else { JobOutcome::Failed };
+            return self.end(job, outcome, settings, now);
         }
         let wanted = retry_after.map(|wanted| wanted.clamp(TimeDelta::zero(), MAX_RETRY_AFTER));
         let delay = wanted.unwrap_or_else(|| settings.retry_delays_s.after(job.attempt, share));

@@ -49,7 +49,8 @@ fn job_of(schedule: &Schedule, job_id: JobId, queue: &QueueName) -> Submission {
         args: "{}".to_owned(),
         priority: Submission::DEFAULT_PRIORITY,
         run_at: None,
-        max_attempts: None,
+        // The next firing does what this one could not.
+        max_attempts: Some(1),
         unique_key: Some(UniqueKey::from_stored(Schedule::UNIQUE_KEY)),
         fingerprint: [0; 32],
         hold: None,

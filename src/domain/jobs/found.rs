@@ -58,9 +58,10 @@ pub struct Running {
 }
 
 impl Running {
+    /// Without those of schedules, which are of no workspace.
     #[must_use]
     pub fn total(&self) -> i64 {
-        self.by_workspace.values().sum()
+        self.by_workspace.iter().filter(|(workspace_id, _)| workspace_id.is_some()).map(|(_, count)| count).sum()
     }
 
     /// How many more jobs of the queue may run.
@@ -70,10 +71,10 @@ impl Running {
         room.unwrap_or(i64::MAX)
     }
 
-    /// How many more jobs of the workspace may run. The server's own jobs are of none, and have no such cap.
+    /// How many more jobs of the workspace may run.
     #[must_use]
     pub fn room_of(&self, workspace_id: Option<WorkspaceId>, settings: &QueueSettings) -> i64 {
-        let Some(most) = settings.max_running_per_workspace.filter(|_| workspace_id.is_some()) else { return i64::MAX };
+        let Some(most) = settings.max_running_per_workspace else { return i64::MAX };
         i64::from(most).saturating_sub(self.by_workspace.get(&workspace_id).copied().unwrap_or_default()).max(0)
     }
 }

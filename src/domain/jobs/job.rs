@@ -104,26 +104,32 @@ impl JobState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Runner {
-    /// This server itself.
+    /// This server itself: a command.
     Server,
+    /// This server itself: what a schedule is for. Neither a pause nor a cap of the queue holds it up.
+    System,
     /// A worker of its own.
     Worker,
 }
 
 impl Runner {
-    pub const ALL: [Self; 2] = [Self::Server, Self::Worker];
+    pub const ALL: [Self; 3] = [Self::Server, Self::System, Self::Worker];
 
     /// The commands and the schedules of this server are its own; every other kind is for workers.
     #[must_use]
     pub fn of(kind: &JobKind) -> Self {
-        let is_own = ["billing.", "system."].iter().any(|prefix| kind.as_str().starts_with(prefix));
-        if is_own { Self::Server } else { Self::Worker }
+        match kind.as_str().split_once('.') {
+            Some(("billing", _)) => Self::Server,
+            Some(("system", _)) => Self::System,
+            _ => Self::Worker,
+        }
     }
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Server => "server",
+            Self::System => "system",
             Self::Worker => "worker",
         }
     }
@@ -177,6 +183,8 @@ impl JobError {
     /// It has waited for a worker for too long.
     pub const EXPIRED: &'static str = "expired";
     pub const CANCELED: &'static str = "canceled";
+    /// A command got no answer.
+    pub const UNAVAILABLE: &'static str = "unavailable";
     /// What it has cost could not be charged.
     pub const CAPTURE_REFUSED: &'static str = "capture_refused";
 
@@ -298,6 +306,14 @@ impl Job {
     #[must_use]
     pub const fn is_metered(&self) -> bool {
         self.hold.is_some()
+    }
+
+    /// Whether it is a command whose last attempt may have taken effect. Its next attempt has the same idempotency key, and finds
+    /// out; so it does not end before one has an answer, neither as failed nor as canceled.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        let is_unknown = |error: &JobError| [JobError::LOST, JobError::UNAVAILABLE].contains(&error.class.as_str());
+        self.runner == Runner::Server && self.error.as_ref().is_some_and(is_unknown)
     }
 
     /// Its place in the queue behind the last job of its workspace that has the same priority.

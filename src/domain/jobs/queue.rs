@@ -4,6 +4,7 @@ use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::job::Runner;
 use crate::domain::text::QueueName;
 use crate::domain::time::Timestamp;
 
@@ -113,6 +114,16 @@ impl QueueSettings {
             .or_else(|| from("timeout_s", self.timeout_s, *Self::TIMEOUT_S.start(), *Self::TIMEOUT_S.end()))
             .or_else(|| from("max_attempts", self.max_attempts, 1, Self::MAX_ATTEMPTS))
             .or_else(|| from("keep_done_h", self.keep_done_h, 1, Self::MAX_KEEP_H))
+    }
+
+    /// The settings as they hold for a runner: neither a pause nor a cap holds up what the schedules of the server are for.
+    #[must_use]
+    pub fn for_runner(&self, runner: Runner) -> Self {
+        let mut settings = self.clone();
+        if runner == Runner::System {
+            (settings.is_paused, settings.max_running, settings.max_running_per_workspace) = (false, None, None);
+        }
+        settings
     }
 
     /// Whether a claim must know what runs.

@@ -138,7 +138,7 @@ fn a_job_is_held_if_it_is_metered_and_waits_until_its_time() {
     let runner = |kind: &str| Runner::of(&JobKind::new(kind).unwrap());
     assert_eq!(
         ["billing.x", "system.x", "billing", "mail"].map(runner),
-        [Runner::Server, Runner::Server, Runner::Worker, Runner::Worker]
+        [Runner::Server, Runner::System, Runner::Worker, Runner::Worker]
     );
 }
 
@@ -519,4 +519,60 @@ fn an_error_is_cut_and_has_no_control_characters() {
     let error = JobError::new(&"c".repeat(100), &format!("a\u{0}b\nc{}", "é".repeat(2000)));
     assert_eq!((error.class.len(), &error.text[..5]), (64, "a b\nc"));
     assert!(error.text.len() <= 2048 && error.text.len() > 2044);
+}
+
+#[test]
+fn a_command_that_is_in_doubt_ends_only_with_an_answer() {
+    let kind = |kind: &str| Submission { kind: JobKind::new(kind).unwrap(), ..submission(1) };
+    let [command, work] =
+        ["billing.deduct_credits", "video"].map(|name| kind(name).into_job(&settings(), &mut HashMap::new(), NOW));
+    let last = |job: Job| Job { state: JobState::Running, attempt: 3, cancel_requested_at: Some(at(1)), ..job };
+    let unavailable = || {
+        let error = JobError::new(JobError::UNAVAILABLE, "the database is unavailable");
+        Failure { error, is_retryable: true, retry_after: None }
+    };
+    let (command, lease) = (last(command), lease_of(&work));
+    for doubted in [
+        changed(|changes| changes.lose(command.clone(), &lease, &settings(), 1.0, at(40))),
+        changed(|changes| changes.fail(command.clone(), &lease, unavailable(), &settings(), 1.0, at(5))),
+    ] {
+        let job = only(&doubted).clone();
+        assert_eq!((job.state, job.attempt, doubted.letters.len()), (JobState::Waiting, 3, 0));
+        // Neither a cancelation nor time ends it, nor that it is given back.
+        let uncanceled = Job { cancel_requested_at: None, ..job.clone() };
+        let canceled = changed(|changes| assert!(changes.cancel(uncanceled.clone(), &settings(), at(50))));
+        assert_eq!((only(&canceled).state, only(&canceled).cancel_requested_at), (JobState::Waiting, Some(at(50))));
+        let later = at(30 * 86_400);
+        assert!(!JobChanges::default().expire(job.clone(), &settings(), later));
+        let again = Job { state: JobState::Running, attempt: 4, ..job };
+        let released = changed(|changes| changes.release(again.clone(), &settings(), at(60)));
+        assert_eq!(only(&released).state, JobState::Ready);
+        // An answer does.
+        let failed = changed(|changes| FAIL(changes, again.clone(), &lease));
+        assert_eq!(only(&failed).state, JobState::Canceled);
+        let completed = changed(|changes| COMPLETE(changes, again, &lease));
+        assert_eq!(only(&completed).state, JobState::Completed);
+    }
+    // A worker's job is over, whatever its worker calls the error.
+    let work = Job { cancel_requested_at: None, ..last(work) };
+    let failed = changed(|changes| changes.fail(work, &lease, unavailable(), &settings(), 1.0, at(5)));
+    assert_eq!((only(&failed).state, failed.letters.len()), (JobState::Failed, 1));
+}
+
+#[test]
+fn neither_a_pause_nor_a_cap_holds_up_what_a_schedule_is_for_and_it_leaves_no_letter() {
+    let system = Submission { kind: JobKind::new("system.periods").unwrap(), workspace_id: None, ..submission(1) };
+    let job = system.into_job(&settings(), &mut HashMap::new(), NOW);
+    let settings =
+        QueueSettings { is_paused: true, max_running: Some(1), max_running_per_workspace: Some(1), ..settings() };
+    let running = Running { by_workspace: [(None, 5), (Some(WorkspaceId(Uuid::from_u128(1))), 1)].into() };
+    let claimed = JobChanges::claim(vec![job], &seats(1), &settings.for_runner(Runner::System), running, NOW);
+    let job = only(&claimed).clone();
+    assert_eq!(job.state, JobState::Running);
+    let last = Job { attempt: job.max_attempts, ..job };
+    let failed = changed(|changes| LOSE(changes, last, &claimed.leases[0]));
+    assert_eq!((only(&failed).state, failed.letters.len()), (JobState::Failed, 0));
+    // Nor does it count where a cap counts.
+    let own = Running { by_workspace: [(None, 5)].into() };
+    assert_eq!(own.room(&settings), 1);
 }

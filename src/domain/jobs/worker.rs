@@ -76,6 +76,8 @@ pub struct Worker {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerBeat {
     pub worker_id: WorkerId,
+    /// It takes no more jobs.
+    pub is_draining: bool,
     pub leases: Vec<LeaseBeat>,
 }
 
@@ -149,9 +151,13 @@ impl LeaseChanges {
                 }
             }
             if let Some(worker) = workers.get_mut(&beat.worker_id) {
-                answer.is_draining = worker.state == WorkerState::Draining;
-                if worker.seen_at.plus(NOTED_EVERY) <= now || worker.state == WorkerState::Gone {
-                    let state = if worker.state == WorkerState::Gone { WorkerState::Active } else { worker.state };
+                let state = match worker.state {
+                    _ if beat.is_draining => WorkerState::Draining,
+                    WorkerState::Gone => WorkerState::Active,
+                    state => state,
+                };
+                answer.is_draining = state == WorkerState::Draining;
+                if worker.seen_at.plus(NOTED_EVERY) <= now || worker.state != state {
                     *worker = Worker { state, seen_at: now, ..worker.clone() };
                     seen.insert(worker.worker_id, worker.clone());
                 }
@@ -208,7 +214,8 @@ mod tests {
             lease_id: LeaseId(Uuid::from_u128(*lease)),
             progress: progress.map(str::to_owned),
         };
-        WorkerBeat { worker_id: WorkerId(Uuid::from_u128(worker)), leases: leases.iter().map(lease).collect() }
+        let leases = leases.iter().map(lease).collect();
+        WorkerBeat { worker_id: WorkerId(Uuid::from_u128(worker)), is_draining: false, leases }
     }
 
     fn run(found: &FoundLeases, beats: &[WorkerBeat], now: i64) -> (LeaseChanges, Vec<BeatAnswer>) {
@@ -258,6 +265,12 @@ mod tests {
             let (changes, answers) = run(&found, &[beat(1, &[], None)], now);
             assert_eq!(changes.workers.first().map(|worker| worker.state), noted, "{state:?} {now}");
             assert_eq!(answers[0].is_draining, is_draining);
+            // It says itself that it stops.
+            let last = WorkerBeat { is_draining: true, ..beat(1, &[], None) };
+            let (changes, answers) = run(&found, &[last], 1);
+            let noted = changes.workers.first().map(|worker| worker.state);
+            assert_eq!(noted, (state != WorkerState::Draining).then_some(WorkerState::Draining));
+            assert!(answers[0].is_draining);
         }
     }
 }

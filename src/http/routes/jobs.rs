@@ -162,7 +162,7 @@ impl SubmitJobRequest {
     }
 }
 
-fn require_scope(principal: &Principal, scope: crate::http::auth::Scope) -> Result<(), Problem> {
+pub(super) fn require_scope(principal: &Principal, scope: crate::http::auth::Scope) -> Result<(), Problem> {
     if principal.has_scope(scope) { Ok(()) } else { Err(Problem::missing_scope(scope.as_str())) }
 }
 

@@ -6,7 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::ops::act;
 use super::reads::{change, read};
-use crate::domain::jobs::{Queue, QueueSettings, RetryDelays, Route};
+use crate::domain::jobs::{Queue, QueueSettings, RetryDelays, Route, Runner};
 use crate::domain::text::{FieldCode, FieldError, JobKind, Label, QueueName};
 use crate::domain::time::Timestamp;
 use crate::http::auth::scope;
@@ -27,7 +27,7 @@ pub struct QueueView {
     settings: QueueSettings,
     /// Jobs that workers have.
     running: i64,
-    /// Jobs that are ready. It is counted up to 10,000 of those for workers, and as many of the server's own.
+    /// Jobs that are ready: up to 10,000 of those for workers, of commands, and of those of schedules each.
     due: i64,
     /// How long the job has waited that is taken next, in seconds. 0 if there is none.
     oldest_due_s: u64,
@@ -117,11 +117,11 @@ impl ChangeQueueRequest {
 
 impl QueueView {
     fn new(Queue { queue, settings, changed_by, changed_at }: Queue, loads: &[QueueLoad], now: Timestamp) -> Self {
-        let load = loads.iter().find(|load| load.queue == queue);
-        let oldest = load.and_then(|load| load.oldest);
+        let loads = || loads.iter().filter(|load| load.queue == queue);
+        let oldest = loads().filter_map(|load| load.oldest).min();
         Self {
-            running: load.map_or(0, |load| load.running),
-            due: load.map_or(0, |load| load.due),
+            running: loads().map(|load| load.running).sum(),
+            due: loads().map(|load| load.due).sum(),
             oldest_due_s: oldest.map_or(0, |oldest| now.since(oldest).as_secs()),
             queue,
             settings,
@@ -253,8 +253,8 @@ pub struct QueueScale {
 
 /// Get the scale of a queue
 ///
-/// How many workers a queue needs, in the form that KEDA's `metrics-api` reads: `valueLocation: value`, `targetValue: "1"`. A
-/// paused queue needs as many as run jobs.
+/// How many workers a queue needs, in the form that KEDA's `metrics-api` reads: `valueLocation: value`, `targetValue: "1"`. The
+/// server's own jobs need none. A paused queue needs as many as run jobs, and one with a cap as many as may run.
 #[utoipa::path(
     tag = "operations",
     params(("queue" = QueueName, Path, description = "The queue."), ScaleParams),
@@ -269,10 +269,12 @@ pub async fn get_queue_scale(_: OperatorCaller<scope::OpsRead>, request: HttpReq
     let ScaleParams { slots_per_worker } = query(&request)?;
     let state = AppState::of(&request);
     let queue = queue_named(&request).await?;
-    let is_paused = queue.settings.is_paused;
-    let loads = read(state.jobs.queue_loads(QueueLoad::MAX_COUNTED)).await?;
+    let QueueSettings { is_paused, max_running, .. } = queue.settings;
+    let mut loads = read(state.jobs.queue_loads(QueueLoad::MAX_COUNTED)).await?;
+    loads.retain(|load| load.runner == Runner::Worker);
     let QueueView { due, running, oldest_due_s, .. } = QueueView::new(queue, &loads, state.clock.now());
-    let jobs = running + if is_paused { 0 } else { due };
+    let most = if is_paused { running } else { max_running.map_or(i64::MAX, i64::from).max(running) };
+    let jobs = (running + due).min(most);
     let value = jobs / slots_per_worker + i64::from(jobs % slots_per_worker > 0);
     private_json(&request, &QueueScale { value, due, running, oldest_s: oldest_due_s })
 }

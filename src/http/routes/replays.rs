@@ -11,20 +11,21 @@ use uuid::Uuid;
 
 use super::dead_letters::{DeadLetterView, Fingerprint};
 use super::job_views::JobObject;
+use super::jobs::require_scope;
 use super::ops::{ReasonRequest, act};
 use super::reads::{change, read};
 use crate::domain::consumers::{Fault, Folded, Treatment, fold};
 use crate::domain::dead_letter::{DeadLetter, FailedEvent, LetterSource, LetterState};
 use crate::domain::event::EventType;
 use crate::domain::ids::{JobId, WorkspaceId};
-use crate::domain::jobs::{ReplayedLetter, Submission};
+use crate::domain::jobs::{Job, ReplayedLetter};
 use crate::domain::operator_act::OperatorAct;
 use crate::domain::text::{FieldCode, FieldError, Label, QueueName};
 use crate::domain::time::Timestamp;
-use crate::http::auth::scope;
+use crate::http::auth::{Principal, scope};
 use crate::http::body::{self, refuse, whole};
 use crate::http::extract::{OperatorCaller, dead_letter_id, no_query, replay_id};
-use crate::http::json_object::JsonObject;
+use crate::http::job_commands::CommandKind;
 use crate::http::problem::{Code, Problem};
 use crate::http::representation::private_json;
 use crate::http::state::AppState;
@@ -59,7 +60,8 @@ pub struct ReplayRequest {
     #[serde(default = "default_rate", deserialize_with = "rate")]
     #[schema(required = false, minimum = 1, maximum = 100)]
     per_second: u32,
-    /// Of exactly one letter, of a job: other arguments for it. An object of at most 16 KiB.
+    /// Of exactly one letter, of a job: other arguments for it, as if you had sent it. An object of at most 16 KiB. It is kept with
+    /// what was done. For a job that is a command, the token needs the scope of that command.
     #[schema(value_type = Option<Object>)]
     args: Option<JobObject>,
     /// For people to read. It is kept with what was done.
@@ -91,8 +93,8 @@ pub struct ReplayView {
     /// The `sub` of the token.
     actor: String,
     reason: Label,
-    /// Letters that it was asked to try.
-    matched: u64,
+    /// Letters that it tries.
+    matched: usize,
     /// Whether more letters match than one replay may have.
     has_more: bool,
     /// Letters that were not tried yet.
@@ -127,11 +129,13 @@ pub struct FailedTrial {
 }
 
 /// What the audit keeps of a replay.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
-    matched: u64,
+    matched: usize,
     has_more: bool,
     per_second: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<JobObject>,
 }
 
 /// Replay dead letters
@@ -139,7 +143,8 @@ struct Told {
 /// Tries open letters again, one after the other. If the event of a letter is taken now, the letter is resolved, and the later
 /// events of its workspace follow. If it fails again, it is open again, with one more attempt. A consumer that does not run tries
 /// its letters when it is resumed. The letter of a job gets a new job, with the same arguments or others, a hold of its own and all
-/// attempts; the letter is resolved when that job is completed.
+/// attempts; the letter is resolved when that job is completed. With a filter, jobs that have failed and whose hold is not released
+/// yet are left out.
 #[utoipa::path(
     tag = "operations",
     request_body(content = ReplayRequest, example = json!({
@@ -179,55 +184,75 @@ pub async fn replay_dead_letters(
     }
     let (replay_id, now) = (state.clock.new_id(), state.clock.now());
     let (target, per_second) = (wanted.target(), wanted.per_second);
-    let ReplayRequest { args, reason, .. } = wanted;
+    let ReplayRequest { args, reason, dead_letter_ids, .. } = wanted;
+    let has_filter = dead_letter_ids.is_empty();
     let is_one_job = matches!(&letters[..], [only] if only.event().is_none());
     if args.is_some() && !is_one_job {
         return Err(Problem::field(Code::InvalidField, "/args", "needs the letter of exactly one job"));
     }
-    let replay = Told { matched: letters.len() as u64, has_more, per_second };
+    let pause = TimeDelta::microseconds(1_000_000 / i64::from(per_second));
+    let mut changes = again(state, letters, has_filter, (now, pause), replay_id).await?;
+    if let (Some(args), [LetterChange { job: Some(job), .. }]) = (&args, &mut changes[..]) {
+        edit(job, args, &caller.principal)?;
+    }
+    let replay = Told { matched: changes.len(), has_more, per_second, args };
     let states = [Some(told(LetterState::Open)), serde_json::to_string(&replay).ok()];
     let act = OperatorAct { audit_id: replay_id, at: now, ..act(state, &caller, [REPLAY, &target], reason, states) };
-    let pause = 1_000_000 / i64::from(per_second);
-    let letters = letters.into_iter().zip(0..);
-    let turns = letters.map(|(letter, turn)| (letter, now.plus(TimeDelta::microseconds(pause * turn))));
-    let changes = again(state, turns.collect(), args, replay_id).await?;
     change(Code::DeadLetterChanged, state.operations.change_letters(&changes, &act)).await?;
     let jobs = changes.iter().filter_map(|change| change.job.clone()).collect();
     state.within(state.decision_timeout, state.queues.begin(jobs)).await;
     let waiting = i64::try_from(changes.len()).unwrap_or(i64::MAX);
-    let view = ReplayView::new(act, replay, &[(LetterState::Replaying, waiting)]);
+    let view = ReplayView::new(act, &replay, &[(LetterState::Replaying, waiting)]);
     let mut answer = private_json(&request, &view)?;
     *answer.status_mut() = StatusCode::ACCEPTED;
     Ok(answer)
 }
 
-/// What is to be written for letters, each to be tried at its instant. The letter of a job gets a new job.
+/// What is to be written for letters, each to be tried a pause after the one before. The letter of a job gets a new job. One whose job is not
+/// over yet is refused, or left out if a filter has found it.
 async fn again(
     state: &AppState,
-    letters: Vec<(DeadLetter, Timestamp)>,
-    args: Option<JobObject>,
+    letters: Vec<DeadLetter>,
+    has_filter: bool,
+    (now, pause): (Timestamp, TimeDelta),
     replay_id: Uuid,
 ) -> Result<Vec<LetterChange>, Problem> {
-    let ids: Vec<JobId> = letters.iter().filter_map(|(letter, _)| letter.job().map(|job| job.job_id)).collect();
+    let ids: Vec<JobId> = letters.iter().filter_map(|letter| letter.job().map(|job| job.job_id)).collect();
     let failed = read(state.jobs.finished_jobs(&ids)).await?;
     let mut failed: HashMap<_, _> = failed.into_iter().map(|failed| (failed.job.job_id, failed)).collect();
-    let (queues, now) = (state.queues.settings(), state.clock.now());
-    let mut changes = Vec::with_capacity(letters.len());
-    for (letter, replay_at) in letters {
+    let queues = state.queues.settings();
+    let (mut changes, mut replay_at) = (Vec::with_capacity(letters.len()), now);
+    for letter in letters {
         let mut new = None;
         if let Some(job) = letter.job() {
-            let failed = failed.remove(&job.job_id).ok_or_else(|| Problem::plain(Code::DeadLetterChanged))?;
+            let Some(failed) = failed.remove(&job.job_id) else {
+                if has_filter {
+                    continue;
+                }
+                return Err(Problem::plain(Code::DeadLetterChanged));
+            };
             let replays = ReplayedLetter { dead_letter_id: letter.dead_letter_id, replay_id };
             let queue = state.queues.routes().of(failed.job.kind.as_str()).queue.clone();
             let settings = queues.get(&queue).ok_or_else(|| Problem::plain(Code::InternalError))?;
-            let sent = failed.again(JobId(state.clock.new_id()), queue.clone(), replays, replay_at);
-            let args = args.clone().map_or_else(|| sent.args.clone(), JsonObject::into_text);
-            new = Some(Submission { args, ..sent }.into_job(settings, &mut HashMap::new(), now));
+            let sent = failed.again(JobId(state.clock.new_id()), queue, replays, replay_at);
+            new = Some(sent.into_job(settings, &mut HashMap::new(), now));
         }
         let letter = DeadLetter { state: LetterState::Replaying, replay_id: Some(replay_id), ..letter };
         changes.push(LetterChange { letter, replay_at, job: new });
+        replay_at = replay_at.plus(pause);
     }
     Ok(changes)
+}
+
+/// Gives a job other arguments, as if the operator had sent it.
+fn edit(job: &mut Job, args: &JobObject, operator: &Principal) -> Result<(), Problem> {
+    if let Some(command) = CommandKind::of(&job.kind) {
+        require_scope(operator, command.scope)?;
+        command.check(args.text())?;
+    }
+    args.text().clone_into(&mut job.args);
+    job.actor.clone_from(&operator.subject);
+    Ok(())
 }
 
 /// What the audit says of letters in this state.
@@ -304,7 +329,7 @@ impl ReplayRequest {
 }
 
 impl ReplayView {
-    fn new(act: OperatorAct, told: Told, progress: &[(LetterState, i64)]) -> Self {
+    fn new(act: OperatorAct, told: &Told, progress: &[(LetterState, i64)]) -> Self {
         let count = |wanted| progress.iter().filter(|(state, _)| *state == wanted).map(|(_, count)| count).sum();
         Self {
             replay_id: act.audit_id,
@@ -346,7 +371,7 @@ pub async fn get_replay(_: OperatorCaller<scope::OpsRead>, request: HttpRequest)
     });
     let (act, told) = found.ok_or_else(|| Problem::plain(Code::ReplayNotFound))?;
     let progress = read(state.operations.replay_progress(id)).await?;
-    private_json(&request, &ReplayView::new(act, told, &progress))
+    private_json(&request, &ReplayView::new(act, &told, &progress))
 }
 
 /// Discard a dead letter

@@ -126,6 +126,10 @@ pub struct HeartbeatRequest {
     #[serde(default, deserialize_with = "beats")]
     #[schema(required = false, max_items = 256)]
     leases: Vec<LeaseBeatRequest>,
+    /// `true`: the worker is about to stop, and gets no more jobs.
+    #[serde(default)]
+    #[schema(required = false)]
+    drain: bool,
 }
 
 /// A job that is still run.
@@ -306,8 +310,9 @@ pub async fn lease_jobs(
     let state = AppState::of(&request);
     let sent = body::read::<LeaseJobsRequest>(&request, &mut payload, "LeaseJobs", true).await?.value;
     let worker = own_worker(&caller, &request).await?;
-    if let Some(queues) = &sent.queues {
-        shortest_lease(state, queues)?;
+    if let Some(other) = sent.queues.iter().flatten().find(|queue| !worker.queues.0.contains(queue)) {
+        let detail = format!("the worker was not registered for the queue {other}");
+        return Err(Problem::field(Code::InvalidField, "/queues", detail));
     }
     let queues = match worker.state {
         // It waits in vain, so that it does not ask again at once.
@@ -343,7 +348,8 @@ async fn closed(request: &HttpRequest) {
 /// Send a heartbeat
 ///
 /// Says that the worker lives, and which jobs it still runs: their leases begin again. The answer says which it does not have
-/// any more and which it should stop. A body has at most 64 KiB, so tell the progress only of jobs in which it has changed.
+/// any more and which it should stop. A worker that is about to stop says so with `drain`: its request for jobs ends at once, and
+/// it gets no more. A body has at most 64 KiB, so tell the progress only of jobs in which it has changed.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),
@@ -374,7 +380,7 @@ pub async fn send_heartbeat(
         lease_id: lease.lease_id,
         progress: lease.progress.map(JsonObject::into_text),
     });
-    let beat = WorkerBeat { worker_id, leases: leases.collect() };
+    let beat = WorkerBeat { worker_id, is_draining: sent.drain, leases: leases.collect() };
     let told = written(state, state.queues.beat(beat)).await?;
     private_json(&request, &HeartbeatAnswer { lost: told.lost, cancel: told.canceled, drain: told.is_draining })
 }

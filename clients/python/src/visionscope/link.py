@@ -74,7 +74,7 @@ class Link(Generic[R]):
         """The jobs in hand, by id. Only `add` and `drop` change it."""
         self._lock = threading.Lock()
         self._ends: queue.SimpleQueue[R | None] = queue.SimpleQueue()
-        self._stopping, self._over = threading.Event(), threading.Event()
+        self._stopping, self._over, self._beat_now = threading.Event(), threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"visionscope{work.__name__}", daemon=True)
             for work in (self._lease_jobs, self._send_heartbeats, self._send_ends)
@@ -100,6 +100,7 @@ class Link(Generic[R]):
 
     def stop_leasing(self) -> None:
         self._stopping.set()
+        self._beat_now.set()
         self._free.release()  # so that the thread sees it
 
     @property
@@ -108,12 +109,13 @@ class Link(Generic[R]):
 
     @property
     def is_leasing(self) -> bool:
-        """Whether jobs may still come. A request that is under way is not broken off: the server would give its job to nobody."""
+        """Whether jobs may still come: the server lets a request end that is under way when it hears that the worker stops."""
         return self._threads[0].is_alive()
 
     def close(self) -> None:
         self._stopping.set()
         self._over.set()
+        self._beat_now.set()
         self._ends.put(None)
 
     def _lease_jobs(self) -> None:
@@ -141,7 +143,12 @@ class Link(Generic[R]):
         """Sends a heartbeat as often as the server wants one, and earlier if there is progress to be told."""
         pauses, pause = _pauses(), min(PROGRESS_S, self._heartbeat_s)
         due = time.monotonic() + self._heartbeat_s
-        while not self._over.wait(min(pause, max(0.0, due - time.monotonic()))):
+        while not self._over.is_set():
+            if self._beat_now.wait(min(pause, max(0.0, due - time.monotonic()))):
+                self._beat_now.clear()
+                due = time.monotonic()
+                if self._over.is_set():
+                    return
             with self._lock:
                 runs = list(self.runs.values())
             if time.monotonic() < due and all(run.progress in (None, run.told) for run in runs):
@@ -156,7 +163,8 @@ class Link(Generic[R]):
                 room -= len(progress.encode())
                 told.append((run, progress))
             try:
-                answer = self._post(f"/v1/workers/{worker_id}/heartbeat", {"leases": beats})
+                about = {"leases": beats, "drain": self.is_stopping}
+                answer = self._post(f"/v1/workers/{worker_id}/heartbeat", about)
                 self._heed(runs, answer)
                 pauses, pause = _pauses(), min(PROGRESS_S, self._heartbeat_s)
                 due = time.monotonic() + self._heartbeat_s

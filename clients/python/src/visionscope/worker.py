@@ -71,8 +71,7 @@ class Worker:
     call `run` under `if __name__ == "__main__":`. `setup` is called in each of these processes before its first job.
 
     A worker that is told to stop takes no more jobs, waits up to `drain_s` for those that run, and gives back what is left.
-    A job that is canceled has `cancel_s` to end by itself. `poll_s` is how long one request for jobs waits, up to 20 seconds;
-    a worker without jobs takes so long to stop.
+    A job that is canceled has `cancel_s` to end by itself. `poll_s` is how long one request for jobs waits, up to 20 seconds.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class Worker:
         setup: Callable[[], None] | None = None,
         drain_s: float = 20.0,
         cancel_s: float = 5.0,
-        poll_s: int = 5,
+        poll_s: int = 20,
     ) -> None:
         try:
             pickle.dumps((dict(handlers), setup))
