@@ -18,7 +18,7 @@ type Usage = BTreeMap<(String, String), (i64, i64)>;
 pub type Money = BTreeMap<String, [i64; 2]>;
 
 /// All items of a list, page by page.
-async fn list(client: &Client, path: &str) -> Vec<Value> {
+pub async fn list(client: &Client, path: &str) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = client.get(&format!("{path}{cursor}")).await;

@@ -101,6 +101,15 @@ impl Client {
         }
     }
 
+    /// Sends a request once. Returns the answer, if there is one.
+    pub async fn try_post(&self, path: &str, key: Option<&str>, body: &Value) -> Option<(StatusCode, Value)> {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
+        let request = key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
+        let response = request.send().await.ok()?;
+        let (status, text) = (response.status(), response.text().await.ok()?);
+        Some((status, serde_json::from_str(&text).unwrap_or_default()))
+    }
+
     /// The same caller with connections of its own.
     pub fn with_own_connections(&self) -> Self {
         Self { http: http(), ..self.clone() }

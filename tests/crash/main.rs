@@ -10,6 +10,7 @@
 mod failover;
 mod figures;
 mod greedy;
+mod jobs;
 mod load;
 mod processes;
 mod reference_consumers;

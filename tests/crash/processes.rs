@@ -112,7 +112,7 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn sql(&self, statement: &str) -> String {
+    pub fn sql(&self, statement: &str) -> String {
         Self::output_of(self.command("psql").args(["-X", "-A", "-t", "-c", statement, "-d", &self.url()]))
     }
 
