@@ -22,6 +22,7 @@ mod fake_jobs;
 mod grants;
 mod harness;
 mod holds;
+mod job_order;
 mod jobs;
 mod kpis;
 mod lists;
