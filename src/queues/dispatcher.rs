@@ -3,7 +3,7 @@
 //! One task serves all of them: so many workers that wait cost as little as one. It claims for several at once, and looks at a
 //! queue that was empty after longer and longer pauses, unless this server makes a job of it ready.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,8 +22,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// How many jobs one claim takes.
 const MAX_SEATS: usize = 128;
-/// How many claims are under way at once. A queue whose claim waits for others does not hold up the other queues.
-const MAX_CLAIMS: usize = 2;
 
 /// The jobs of a queue that workers, or this server, can run.
 type Line = (QueueName, Runner);
@@ -55,7 +53,8 @@ struct Dispatcher {
     /// Those that no claim is under way for. The first one has waited for the longest.
     waiting: VecDeque<Waiting>,
     looks: HashMap<Line, Look>,
-    turns: Turns<Line>,
+    turns: BTreeMap<Runner, Turns<QueueName>>,
+    /// One of each runner at most: with two, the queue whose turn it is would be passed over while it is claimed of.
     claims: JoinSet<Done>,
     /// The lines that are being claimed of.
     claiming: HashMap<task::Id, Line>,
@@ -109,9 +108,7 @@ impl Dispatcher {
     /// Begins claims for those that wait, as long as there are both.
     fn serve(&mut self, inner: &Arc<Inner>) {
         self.dismiss(inner);
-        while self.claims.len() < MAX_CLAIMS
-            && let Some(line) = self.next_line()
-        {
+        while let Some(line) = self.next_line() {
             let (seated, seats) = self.seat(inner, &line);
             self.told.remove(&line);
             let (inner, claimed_line) = (Arc::clone(inner), line.clone());
@@ -128,8 +125,8 @@ impl Dispatcher {
 
     /// When something is to be done, if nothing comes before.
     fn next_event(&self) -> Instant {
-        let (wanted, has_room) = (self.wanted(), self.claims.len() < MAX_CLAIMS);
-        let looks = self.looks.iter().filter(|(line, _)| has_room && wanted.contains(line) && self.is_free(line));
+        let wanted = self.wanted();
+        let looks = self.looks.iter().filter(|(line, _)| wanted.contains(line) && self.is_free(line.1));
         let looks = looks.map(|(_, look)| look.next);
         let ends = self.waiting.iter().map(|waiting| waiting.until);
         looks.chain(ends).min().unwrap_or_else(|| Instant::now() + LAST_PAUSE)
@@ -168,14 +165,17 @@ impl Dispatcher {
     }
 
     /// The line that is wanted, to be looked at, and whose turn it is.
-    fn next_line(&self) -> Option<Line> {
+    fn next_line(&mut self) -> Option<Line> {
         let now = Instant::now();
         let is_due = |line: &Line| self.looks.get(line).is_none_or(|look| look.next <= now);
-        self.turns.next(self.wanted().into_iter().filter(|line| is_due(line) && self.is_free(line)))
+        let due: Vec<_> = self.wanted().into_iter().filter(|line| is_due(line) && self.is_free(line.1)).collect();
+        let runner = due.first()?.1;
+        let names = due.into_iter().filter(|line| line.1 == runner).map(|(queue, _)| queue);
+        Some((self.turns.entry(runner).or_default().next(names)?, runner))
     }
 
-    fn is_free(&self, line: &Line) -> bool {
-        self.claiming.values().all(|claiming| claiming != line)
+    fn is_free(&self, runner: Runner) -> bool {
+        self.claiming.values().all(|(_, claiming)| *claiming != runner)
     }
 
     /// Takes out those that want jobs of the line, with a place for each job.
@@ -199,7 +199,7 @@ impl Dispatcher {
         let Some(line) = self.claiming.remove(&id) else { return };
         let count = claimed.leased.len();
         let weight = inner.settings.borrow().get(&line.0).map_or(1, |settings| settings.weight);
-        self.turns.took(&line, u64::try_from(count).unwrap_or_default(), weight);
+        self.turns.entry(line.1).or_default().took(&line.0, u64::try_from(count).unwrap_or_default(), weight);
         let may_have_more = (count > 0 && count == seats) || claimed.has_set_aside || self.told.contains(&line);
         self.look_again(line, count > 0, may_have_more, inner.share());
 

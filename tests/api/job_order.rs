@@ -1,6 +1,7 @@
 //! Which job a worker gets next, over HTTP and on both databases.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::TimeDelta;
 use futures::future::join_all;
@@ -48,15 +49,22 @@ fn count(jobs: &[Value]) -> BTreeMap<&str, u32> {
 async fn jobs_are_handed_out_in_the_proportion_of_the_weights() {
     let names = QUEUES.map(|(queue, ..)| queue);
     for database in Database::ALL {
-        for most in [1, 10] {
+        for (workers, most) in [(1, 1), (1, 10), (4, 1)] {
             let server = with_backlog(database).await;
-            let worker = TestWorker::register(&server, &names).await;
-            let mut jobs: Vec<Value> = Vec::new();
-            while jobs.len() < HANDED_OUT as usize {
-                jobs.extend(worker.lease(&json!({"max": most, "wait_s": 5})).await);
-            }
+            let workers = join_all((0..workers).map(|_| TestWorker::register(&server, &names))).await;
+            let left = AtomicI64::new(HANDED_OUT.into());
+            let taken = workers.iter().map(async |worker| {
+                let mut jobs = Vec::new();
+                while left.load(Ordering::SeqCst) > 0 {
+                    let leased = worker.lease(&json!({"max": most, "wait_s": 5})).await;
+                    left.fetch_sub(i64::try_from(leased.len()).unwrap(), Ordering::SeqCst);
+                    jobs.extend(leased);
+                }
+                jobs
+            });
+            let jobs: Vec<Value> = join_all(taken).await.into_iter().flatten().collect();
             let (counts, all) = (count(&jobs), u32::try_from(jobs.len()).unwrap());
-            println!("{database:?}, up to {most} jobs at once: {counts:?}");
+            println!("{database:?}, {} workers, up to {most} jobs at once: {counts:?}", workers.len());
             for (queue, weight, _) in QUEUES {
                 let expected = f64::from(all * weight) / 15.0;
                 let deviation = (f64::from(counts[queue]) - expected).abs() / expected;
