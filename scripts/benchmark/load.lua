@@ -1,9 +1,9 @@
 -- Sends requests to paths picked at random: wrk … -s load.lua URL -- TOKEN_FILE PATHS_FILE [RUN [FIRST [WAIT]]]
 --
 -- With RUN, a deduction is posted to each path, a hold of the same size, or the capture of all that is held, as the path
--- says; RUN begins its idempotency key. Without, each path is read. With FIRST, the paths are taken in their order,
--- beginning there. With WAIT, a client waits that many milliseconds before each request. Almost all of a request is prepared beforehand. At the
--- end one line of JSON is printed.
+-- says, or the body behind the path on its line; RUN begins its idempotency key. Without, each path is read. With FIRST, the
+-- paths are taken in their order, beginning there. With WAIT, a client waits that many milliseconds before each request.
+-- Almost all of a request is prepared beforehand. At the end one line of JSON is printed.
 local body = '{"feature_code":"text.generate","credits":"0.25","user_id":"user-7"}'
 local heads, bodies, sent, run, first = {}, {}, 0, nil, nil
 
@@ -12,8 +12,9 @@ function init(arguments)
     run, first = arguments[3], tonumber(arguments[4])
     local rest = " HTTP/1.1\r\nHost: " .. wrk.host .. "\r\nAuthorization: Bearer " .. token
         .. "\r\nContent-Type: application/json\r\n"
-    for path in io.lines(arguments[2]) do
-        local own = path:find("/capture$") and "{}" or body
+    for line in io.lines(arguments[2]) do
+        local path, given = line:match("^(%S+) ?(.*)$")
+        local own = given ~= "" and given or path:find("/capture$") and "{}" or body
         local mark = run and "Content-Length: " .. #own .. "\r\nIdempotency-Key: " .. run .. "-" or ""
         heads[#heads + 1] = (run and "POST " or "GET ") .. path .. rest .. mark
         bodies[#heads] = own

@@ -15,6 +15,8 @@ from consumers import CONSUMERS, FULL, HALF, PAUSED, RUNNING
 from fairness import ALONE, BESIDE, ELSEWHERE, OPS_PROBES, PROBES
 from growth import ENDPOINTS, LITTLE, MUCH
 from holds import CAPTURES, DEDUCTIONS, HOLDS
+from jobs import BESIDE as BESIDE_JOBS
+from jobs import COMPLETED, FEW_WAIT, IDLE_WORKERS, MANY_READY, MANY_WAIT, METERED, NO_WORKERS, PLAIN, WORKERS
 from rounds import (CAREFUL, CLIENTS, HOT, MANY, ONE, ONE_REPLICA, SPREAD, SQLITE, SQLITE_HOT, SQLITE_SPREAD, TPCB,
                     TPCB_HOT, TWO_REPLICAS, UNTUNED)
 from servers import ROOT
@@ -24,6 +26,12 @@ MOST_IDLE_MB = 40
 LEAST_IN_TIME = 0.999  # of the refusals: a processor that others use as well stops a thread for longer
 LEAST_FOLDED = {("PostgreSQL", "analytics"): 20_000, ("PostgreSQL", "billing"): 10_000}  # events a second
 MOST_CATCH_UP_S = 2
+LEAST_JOBS = {  # a second
+    f"{PLAIN} {COMPLETED}, PostgreSQL": 2000, f"{METERED} {COMPLETED}, PostgreSQL": 1000,
+    f"{METERED} {COMPLETED}, {BESIDE_JOBS}, SQLite": 500,
+}
+MOST_IDLE_PERCENT = 5  # of a processor
+MOST_FIRST_S = 1
 MOST_LAG_MS = 1000  # a publisher that can do nine tenths of the load is this late after ten seconds
 BUSY_LOAD = 0.25  # of each processor, before the run
 BUSY_ROUNDS = 1.25  # the best round of a baseline over its worst
@@ -64,10 +72,14 @@ FIGURES = {"main": [
      (f"{load}, {PAUSED}, {database}", CLIENTS), field, aim)
     for database in ("PostgreSQL", "SQLite")
     for name, load, field, aim in (("", FULL, "per_s", "≥ 0.7"), ("p99: ", HALF, "p99_ms", "≤ 1.1"))
+], "jobs": [
+    (f"{name}: {load} / {FEW_WAIT}", (f"{COMPLETED}, {load}", WORKERS), (f"{COMPLETED}, {FEW_WAIT}", WORKERS), field, aim)
+    for load in (MANY_READY, MANY_WAIT)
+    for name, field, aim in (("time per job", "each_ms", "≤ 1.2"), ("p50 of a lease", "p50_ms", "≤ 1.2"))
 ]}
 HEAD = ["figure: ours / baseline", "ratio", "to reach", "", "ours", "baseline"]
 COMMANDS = {"main": "scripts/bench", "growth": "scripts/bench growth", "fairness": "scripts/bench fairness",
-            "holds": "scripts/bench holds", "consumers": "scripts/bench consumers"}
+            "holds": "scripts/bench holds", "consumers": "scripts/bench consumers", "jobs": "scripts/bench jobs"}
 UNITS = {"per_s": (0, "/s"), "each_ms": (3, "ms"), "p50_ms": (2, "ms"), "p99_ms": (2, "ms")}
 
 
@@ -125,6 +137,26 @@ def folding_rows(folding):
                f"{first + second:,.0f} s, {events / (first + second):,.0f} events/s of {events:,}", ""]
 
 
+def job_rows(legs, idle, first):
+    """How many jobs are completed, what idle workers cost, and how long a first job waits."""
+    for load, least in LEAST_JOBS.items():
+        found = legs_of(legs, (load, WORKERS))
+        if found:
+            per_s = [leg["per_s"] for leg in found]
+            used = [leg["cpu_us"]["generator"] / sum(leg["cpu_us"].values()) for leg in found]
+            text = f"{spread(per_s, *UNITS['per_s'])}; {median(used):.0%} of the processor time is the load's"
+            yield [load, "", f"≥ {least:,} /s", verdict(median(per_s) >= least), text, ""]
+    for state in (name for name in (idle[0] if idle else {}) if name != NO_WORKERS):
+        more = [[ours - alone for ours, alone in zip(percent[state], percent[NO_WORKERS])] for percent in idle]
+        text = ", ".join(f"{part} {spread(found, 1, '%')}" for part, found in zip(("server", "database"), zip(*more)))
+        reached = verdict(median(found[0] for found in more) < MOST_IDLE_PERCENT)
+        yield [f"{IDLE_WORKERS} idle: {state}, of a processor", "", f"< {MOST_IDLE_PERCENT} % (server)", reached, text, ""]
+    for name, waits in first.items():
+        waits = sorted(waits)
+        text = f"p50 {waits[len(waits) // 2] * 1000:,.0f} ms, the most {waits[-1] * 1000:,.0f} ms, of {len(waits)}"
+        yield [f"a first job is leased, {name}", "", f"< {MOST_FIRST_S} s", verdict(waits[-1] < MOST_FIRST_S), text, ""]
+
+
 def other_rows(legs, checks, refusals):
     """What has no baseline."""
     lags = [leg for leg in legs if leg["load"] in (SPREAD, HOT) and leg["clients"] == CLIENTS and leg["lag"]]
@@ -148,7 +180,8 @@ def other_rows(legs, checks, refusals):
 def figures(results):
     rest = other_rows(results["legs"], results["checks"], results.get("refusals", {}))
     folding = folding_rows(results.get("folding", {}))
-    return table([HEAD, *ratio_rows(results["what"], results["legs"]), *folding, *rest])
+    jobs = job_rows(results["legs"], results.get("idle", []), results.get("first", {}))
+    return table([HEAD, *jobs, *ratio_rows(results["what"], results["legs"]), *folding, *rest])
 
 
 def loads(legs):
