@@ -17,7 +17,7 @@ from legs import HERE, SLACK_S, drain
 from rounds import CLIENTS, WORKSPACES, tuned
 from servers import Failure, cluster, cpu_s, psql, run
 
-PARTS = ("postgres", "waiting", "idle", "fairness", "sqlite")
+PARTS = ("idle", "fairness", "postgres", "waiting", "sqlite")
 WORKERS, MOST = 8, 32
 PLAIN, METERED = "plain jobs", "metered jobs"
 SENT, COMPLETED, AT_ONCE = "sent", "leased and completed", "leased and completed while others are sent"
@@ -27,7 +27,8 @@ BODIES = {PLAIN: {"kind": "thumbnails.make", "args": {"image": "s3://images/17.p
           METERED: {"kind": "video_processing.analyse", "args": {"video": "s3://videos/17.mp4"},
                     "hold": {"feature_code": "text.generate", "credits": "0.25", "user_id": "user-7"}}}
 ACTUAL = {PLAIN: [], METERED: ["0.2"]}
-MOST_PER_S = {PLAIN: 6000, METERED: 3000}  # jobs: a backlog is not used up
+BACKLOG, QUICK_BACKLOG = {PLAIN: 50_000, METERED: 30_000}, 10_000
+RESERVE = 1.4  # of a backlog, so that it is not used up
 DEDUCTIONS_WAIT_MS = 250  # before each deduction beside the jobs
 
 FEW_WAIT, MANY_READY, MANY_WAIT = "few jobs are ready", "a million jobs are ready", "a million jobs wait for their time"
@@ -51,14 +52,14 @@ def measure(legs):
     if chosen - {"sqlite"}:
         with cluster(tuned()) as legs.cluster:
             found["postgres"]["tuned"] = legs.cluster.settings
+            if "idle" in chosen:  # first, so that nothing is left to be vacuumed
+                idle(legs, found)
+            if "fairness" in chosen:
+                flooded(legs, found)
             if "postgres" in chosen:
                 on_postgres(legs, found)
             if "waiting" in chosen:
                 beside_many(legs)
-            if "idle" in chosen:
-                idle(legs, found)
-            if "fairness" in chosen:
-                flooded(legs, found)
         legs.cluster = None
     if "sqlite" in chosen:
         on_sqlite(legs, found)
@@ -124,7 +125,8 @@ class Backlog:
     """The jobs of one kind that were sent and are not completed."""
 
     def __init__(self, legs, what, ids, database):
-        self.legs, self.what, self.database, self.left, self.completed = legs, what, database, 0, 0
+        self.legs, self.what, self.database, self.left = legs, what, database, 0
+        self.completed, self.loads = 0, 0
         self.file = jobs_file(legs, f"jobs-{QUEUES[what]}", ids, what)
 
     def send(self, port, seconds):
@@ -133,8 +135,8 @@ class Backlog:
         return result
 
     def fill(self, server):
-        """Sends jobs until there are enough for a load, and records the first load of those."""
-        wanted, is_first = MOST_PER_S[self.what] * (self.legs.options.seconds + self.legs.options.warm_up_s), True
+        """Sends jobs until there are enough for a load, and records the first of these sendings."""
+        wanted, is_first = QUICK_BACKLOG if self.legs.options.quick else BACKLOG[self.what], True
         while self.left < wanted:
             before = self.legs.cpu_s([server])
             result = self.send(server[1], self.legs.options.seconds)
@@ -142,25 +144,32 @@ class Backlog:
                 self.legs.record(f"{self.what} {SENT}, {self.database}", CLIENTS, result, before, self.legs.cpu_s([server]))
             is_first = False
 
-    def work(self, server, name, beside=None):
-        """Lets workers complete them, after a warm-up. `beside` is what else happens meanwhile."""
+    def work(self, server, name, beside=None, may_be_empty=False):
+        """Lets workers complete them, after a warm-up. `beside` is what else happens for as many seconds."""
         work = workers(self.legs, server[1], self.what)
-        warm_up = work(self.legs.options.warm_up_s)
+        warm_up = self.done(work(1, may_be_empty))
+        seconds = self.legs.options.seconds
+        if not may_be_empty:
+            seconds = max(1, min(seconds, int(self.left / RESERVE / warm_up["per_s"])))
         before = self.legs.cpu_s([server])
         with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(beside) if beside else None
-            result = work(self.legs.options.seconds)
+            other = pool.submit(beside, seconds) if beside else None
+            result = self.done(work(seconds, may_be_empty))
             also = other.result() if other else None
-        self.left -= warm_up["done"] + result["done"]
-        self.completed += warm_up["done"] + result["done"]
         self.legs.record(f"{self.what} {name}, {self.database}", WORKERS, result, before, self.legs.cpu_s([server]))
         return also
+
+    def done(self, result):
+        self.left -= result["done"]
+        self.completed += result["done"]
+        self.loads += 1
+        return result
 
 
 def check_captured(backlog, stored):
     """Every metered job that was answered as completed is captured, and nothing beyond those that were under way."""
     completed, captured = map(int, stored)
-    under_way = WORKERS * MOST * 3 * backlog.legs.options.rounds
+    under_way = WORKERS * MOST * backlog.loads
     if completed != captured or not backlog.completed <= completed <= backlog.completed + under_way:
         raise Failure(f"{backlog.completed} jobs answered as completed, but {completed} stored and {captured} captured")
 
@@ -176,8 +185,7 @@ def on_postgres(legs, found):
                 backlog.fill(server)
                 drain(url)
                 backlog.work(server, COMPLETED)
-                drain(url)
-                also = backlog.work(server, AT_ONCE, lambda: backlog.send(server[1], legs.options.seconds))
+                also = backlog.work(server, AT_ONCE, lambda seconds: backlog.send(server[1], seconds), may_be_empty=True)
                 legs.record(f"{backlog.what} {SENT} meanwhile, PostgreSQL", CLIENTS, also)
     check_captured(backlogs[1], psql(url, CAPTURED)[0])
     found["checks"]["verify"] = legs.product.command("verify", settings=settings)
@@ -194,8 +202,9 @@ def on_sqlite(legs, found):
             legs.warm_up([server], deductions)
             backlog.fill(server)
             backlog.work(server, COMPLETED)
-            send = lambda: legs.wrk(legs.options.seconds, (server[1], CLIENTS, deductions, secrets.token_hex(8), "",
-                                                           str(DEDUCTIONS_WAIT_MS)))
+            send = lambda seconds: legs.wrk(seconds, (server[1], CLIENTS, deductions, secrets.token_hex(8), "",
+                                                      str(DEDUCTIONS_WAIT_MS)))
+            backlog.fill(server)
             also = backlog.work(server, f"{COMPLETED}, {BESIDE}", send)
             legs.record(f"{BESIDE} {METERED}, SQLite", CLIENTS, also)
     with closing(sqlite3.connect(path)) as connection:
@@ -252,8 +261,10 @@ def idle(legs, found):
             lease = json.dumps({"max": 1, "wait_s": IDLE_WAIT_S})
             polls = legs.lines_file("polls", [f"/v1/workers/{id}/lease {lease}" for id in ids])
             beats = legs.lines_file("beats", [f"/v1/workers/{id}/heartbeat {{}}" for id in ids])
-            load = lambda file, *wait: (port, IDLE_WORKERS, file, secrets.token_hex(8), "1", *wait)
-            states = {NO_WORKERS: [], POLLING: [load(polls)], BEATING: [load(polls), load(beats, "10000")]}
+            load = lambda clients, file, *wait: (port, clients, file, secrets.token_hex(8), "1", *wait)
+            polling = load(IDLE_WORKERS, polls)
+            # Each client for ten workers, one a second.
+            states = {NO_WORKERS: [], POLLING: [polling], BEATING: [polling, load(IDLE_WORKERS // 10, beats, "1000")]}
             percent = {}
             for state, loads in states.items():
                 with ThreadPoolExecutor(1) as pool:
