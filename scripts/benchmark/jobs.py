@@ -87,6 +87,12 @@ class Api:
         return [self.post("/v1/workers", worker)["worker_id"] for _ in range(count)]
 
 
+def fresh(legs, name):
+    """The addresses of an empty database, and of a Redis without the events of another one."""
+    legs.cluster.redis("flushall")
+    return {"DATABASE_URL": legs.cluster.create(name), "REDIS_URL": legs.cluster.redis_url}
+
+
 def jobs_file(legs, name, ids, what):
     return legs.lines_file(name, [f"/v1/workspaces/{id}/jobs {json.dumps(BODIES[what])}" for id in ids])
 
@@ -175,8 +181,8 @@ def check_captured(backlog, stored):
 
 
 def on_postgres(legs, found):
-    url = legs.cluster.create("product")
-    settings = {"DATABASE_URL": url, "REDIS_URL": legs.cluster.redis_url}
+    settings = fresh(legs, "product")
+    url = settings["DATABASE_URL"]
     ids = legs.product.provision(settings, WORKSPACES)
     backlogs = [Backlog(legs, what, ids, "PostgreSQL") for what in (PLAIN, METERED)]
     for _ in legs.rounds("jobs on PostgreSQL"):
@@ -254,7 +260,7 @@ def beside_many(legs):
 
 def idle(legs, found):
     """Processor time of the server and of PostgreSQL while workers wait for jobs, in percent of one processor."""
-    settings = {"DATABASE_URL": legs.cluster.create("idle"), "REDIS_URL": legs.cluster.redis_url}
+    settings = fresh(legs, "idle")
     for _ in legs.rounds(f"{IDLE_WORKERS} idle workers"):
         with legs.product.server(settings) as (pid, port):
             ids = Api(port, legs.product.token).register(IDLE_WORKERS, QUEUES[PLAIN])
@@ -282,8 +288,8 @@ def idle(legs, found):
 
 def flooded(legs, found):
     """Seconds from the sending of a workspace's first job until a worker has it, while one worker works all the time."""
-    url = legs.cluster.create("flooded")
-    settings = {"DATABASE_URL": url, "REDIS_URL": legs.cluster.redis_url}
+    settings = fresh(legs, "flooded")
+    url = settings["DATABASE_URL"]
     seconds = legs.options.seconds
     quiet_jobs = int(seconds / QUIET_EVERY_S) + 1
     loud, *quiet = legs.product.provision(settings, 1 + 2 * quiet_jobs * legs.options.rounds)
