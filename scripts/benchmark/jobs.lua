@@ -69,7 +69,8 @@ function done(summary)
             for _, each in ipairs(thread:get(name)) do ms[#ms + 1] = string.format("%.3f", each) end
         end
     end
-    print(string.format('{"seconds": %.4f, "done": %d, "refused": %d, "empty": %d, "errors": %d, "lease_ms": [%s], "complete_ms": [%s]}',
+    print(string.format('{"seconds": %.4f, "done": %d, "refused": %d, "empty": %d, "errors": %d, '
+            .. '"lease_ms": [%s], "complete_ms": [%s]}',
         summary.duration / 1e6, sum.completed, sum.refused, sum.empty,
         errors.connect + errors.read + errors.write + errors.status + errors.timeout,
         table.concat(all.lease_ms, ","), table.concat(all.complete_ms, ",")))

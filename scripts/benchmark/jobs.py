@@ -1,8 +1,8 @@
 """The jobs run: how many jobs workers take and complete, and what a full queue and idle workers cost.
 
-Eight workers take up to 32 jobs at a time and complete them at once, with wrk (see jobs.lua): nothing runs but the queue. A
-metered job has a hold, which each completion captures in part. Backlogs are sent beforehand, over HTTP, but for a million jobs
-that wait: SQL writes these. Absent on purpose: workers that fail, and jobs that take time.
+Eight workers take up to 32 jobs at a time and complete them at once, with wrk (see jobs.lua): nothing runs but the queue.
+A metered job has a hold, which each completion captures in part. Backlogs are sent beforehand, over HTTP, but for a
+million jobs that wait: SQL writes these. Absent on purpose: workers that fail, and jobs that take time.
 """
 
 import http.client
@@ -32,10 +32,10 @@ RESERVE = 1.4  # of a backlog, so that it is not used up
 DEDUCTIONS_WAIT_MS = 250  # before each deduction beside the jobs
 
 FEW_WAIT, MANY_READY, MANY_WAIT = "few jobs are ready", "a million jobs are ready", "a million jobs wait for their time"
-FEW, MANY, QUICK_MANY = 10_000, 1_000_000, 100_000
+FEW, MANY, QUICK_MANY = 20_000, 1_000_000, 100_000
 SLICE_S = 1  # of a load: shorter than few jobs last
 
-IDLE_WORKERS, IDLE_S, IDLE_WAIT_S, BEGIN_S = 500, 20, 20, 4
+IDLE_WORKERS, IDLE_S, QUICK_IDLE_S, BEGIN_S = 500, 20, 4, 3  # as long as a worker waits
 NO_WORKERS, POLLING, BEATING = "no worker", "workers wait", "workers wait and send heartbeats"
 
 FLOOD_JOBS, QUICK_FLOOD_JOBS = 100_000, 10_000
@@ -234,8 +234,8 @@ def fill(url, count, state="ready", ahead="0"):
 
 
 def beside_many(legs):
-    """The same work with few jobs and with a million, on databases of their own, in short slices: between these, SQL makes up
-    for the jobs that were completed."""
+    """The same work with few jobs and with a million, on databases of their own, in short slices: between these, SQL makes
+    up for the jobs that were completed."""
     many = QUICK_MANY if legs.options.quick else MANY
     sides = {FEW_WAIT: FEW, MANY_READY: many, MANY_WAIT: FEW}
     urls = {load: legs.cluster.create(f"waiting_{n}") for n, load in enumerate(sides)}
@@ -260,11 +260,11 @@ def beside_many(legs):
 
 def idle(legs, found):
     """Processor time of the server and of PostgreSQL while workers wait for jobs, in percent of one processor."""
-    settings = fresh(legs, "idle")
+    settings, wait_s = fresh(legs, "idle"), QUICK_IDLE_S if legs.options.quick else IDLE_S
     for _ in legs.rounds(f"{IDLE_WORKERS} idle workers"):
         with legs.product.server(settings) as (pid, port):
             ids = Api(port, legs.product.token).register(IDLE_WORKERS, QUEUES[PLAIN])
-            lease = json.dumps({"max": 1, "wait_s": IDLE_WAIT_S})
+            lease = json.dumps({"max": 1, "wait_s": wait_s})
             polls = legs.lines_file("polls", [f"/v1/workers/{id}/lease {lease}" for id in ids])
             beats = legs.lines_file("beats", [f"/v1/workers/{id}/heartbeat {{}}" for id in ids])
             load = lambda clients, file, *wait: (port, clients, file, secrets.token_hex(8), "1", *wait)
@@ -274,10 +274,10 @@ def idle(legs, found):
             percent = {}
             for state, loads in states.items():
                 with ThreadPoolExecutor(1) as pool:
-                    sent = pool.submit(legs.wrk, BEGIN_S + IDLE_S + 2, *loads) if loads else None
+                    sent = pool.submit(legs.wrk, BEGIN_S + wait_s + 2, *loads) if loads else None
                     time.sleep(BEGIN_S)
                     begin, before = time.monotonic(), [cpu_s(pid), cpu_s(legs.cluster.postmaster)]
-                    time.sleep(IDLE_S)
+                    time.sleep(wait_s)
                     seconds = time.monotonic() - begin
                     after = [cpu_s(pid), cpu_s(legs.cluster.postmaster)]
                     percent[state] = [(b - a) / seconds * 100 for a, b in zip(before, after)]

@@ -150,7 +150,8 @@ def job_rows(legs, idle, first):
         more = [[ours - alone for ours, alone in zip(percent[state], percent[NO_WORKERS])] for percent in idle]
         text = ", ".join(f"{part} {spread(found, 1, '%')}" for part, found in zip(("server", "database"), zip(*more)))
         reached = verdict(median(found[0] for found in more) < MOST_IDLE_PERCENT)
-        yield [f"{IDLE_WORKERS} idle: {state}, of a processor", "", f"< {MOST_IDLE_PERCENT} % (server)", reached, text, ""]
+        name = f"{IDLE_WORKERS} idle: {state}, of a processor"
+        yield [name, "", f"< {MOST_IDLE_PERCENT} % (server)", reached, text, ""]
     for name, waits in first.items():
         waits = sorted(waits)
         text = f"p50 {waits[len(waits) // 2] * 1000:,.0f} ms, the most {waits[-1] * 1000:,.0f} ms, of {len(waits)}"
@@ -202,7 +203,8 @@ def loads(legs):
 def host(results):
     """Whether the host had other work."""
     before = results["load_average"]
-    baselines = ((TPCB, CLIENTS), (TPCB + UNTUNED, CLIENTS), (SQLITE, ONE), (LITTLE, CLIENTS))
+    baselines = ((TPCB, CLIENTS), (TPCB + UNTUNED, CLIENTS), (SQLITE, ONE), (LITTLE, CLIENTS),
+                 (f"{COMPLETED}, {FEW_WAIT}", WORKERS))
     per_s = [[leg["per_s"] for leg in legs_of(results["legs"], key)] for key in baselines]
     rounds = max((max(found) / min(found) for found in per_s if found), default=1)
     is_busy = before / os.cpu_count() > BUSY_LOAD or rounds > BUSY_ROUNDS
