@@ -79,9 +79,11 @@ impl PostgresConfig {
 
 /// Every statement reads few rows by an index. A generic plan for that stays right while the tables grow. A plan
 /// that was chosen while they were empty would scan them until the next ANALYZE.
-const PLANNING: [(&str, &str); 5] = [
+const PLANNING: [(&str, &str); 7] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("max_parallel_workers_per_gather", "0"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),

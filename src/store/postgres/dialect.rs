@@ -67,7 +67,8 @@ order by e.partition_id, e.seq"
 pub(super) const AUDIT_SETTINGS: &str = "
 select set_config('statement_timeout', $1, true), set_config('plan_cache_mode', 'auto', true),
     set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
-    set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true)";
+    set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true),
+    set_config('enable_bitmapscan', 'on', true), set_config('max_parallel_workers_per_gather', '2', true)";
 
 pub(super) const PING: &str = "select 1";
 
