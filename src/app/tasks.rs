@@ -55,6 +55,12 @@ impl Tasks<'_> {
         let new = |(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: now };
         let all: Vec<_> = self.config.job_queues().into_iter().map(new).collect();
         self.database.create_queues(&all).await?;
+        let stored = self.database.queues().await?;
+        let is_other =
+            |queue: &&Queue| stored.iter().any(|old| old.queue == queue.queue && old.settings != queue.settings);
+        for queue in all.iter().filter(is_other).map(|queue| &queue.queue) {
+            tracing::warn!(%queue, "the queue has other settings than the configuration, which does not change it: an operator can");
+        }
         self.database.create_schedules(&SystemSchedule::ALL.map(|schedule| schedule.begin(now))).await?;
         let parts = queues::Parts {
             jobs: Arc::clone(self.database) as _,

@@ -282,7 +282,11 @@ async fn dry_run(client: &Client<'_>, wanted: &Replay, is_json: bool) -> Outcome
         println!("{text}");
         return Ok(would_all_pass);
     }
-    println!("{matched} letters match; of the first {tried}, {} would fail again. Nothing was changed.", failing.len());
+    println!("{matched} letters match. Nothing was changed.");
+    println!(
+        "{tried} of consumers were tried, and {} would fail again. Letters of jobs cannot be tried.",
+        failing.len()
+    );
     print_has_more(has_more);
     if !would_all_pass {
         let mut table = Table::new(["dead letter", "error"]);
@@ -344,7 +348,7 @@ fn print_replay(replay: &Answer<ReplayAnswer>, is_json: bool) -> bool {
             printable(replay_id)
         );
         if *waiting > 0 {
-            println!("A consumer that does not run tries its letters when it is resumed.");
+            println!("A consumer that does not run tries its letters when it is resumed, and a job runs in its turn.");
         }
         print_has_more(*has_more);
     }

@@ -3,38 +3,10 @@
 use std::collections::HashMap;
 
 use super::handle::{Inner, QueueError, Queues};
-use crate::domain::ids::{JobId, LeaseId, WorkerId};
-use crate::domain::jobs::{Completion, CompletionRefused, Failure, FoundJobs, Job, JobChanges, JobState};
+use super::job_end::{EndAnswer, EndOfJob, JobEnd};
+use crate::domain::ids::JobId;
+use crate::domain::jobs::{FoundJobs, Job, JobChanges, JobState};
 use crate::store::jobs::JobSelection;
-
-/// A worker ends one of its jobs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndOfJob {
-    pub job_id: JobId,
-    pub lease_id: LeaseId,
-    /// Who says so, if it is told.
-    pub worker_id: Option<WorkerId>,
-    pub end: JobEnd,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobEnd {
-    Complete(Completion),
-    Fail(Failure),
-    /// It was not begun, or can be begun again: another worker may have it.
-    Release,
-}
-
-/// What became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndAnswer {
-    /// The job's state now. The same for a completion or a failure that is sent again, until another worker has the job.
-    Ended(JobState),
-    /// The worker does not have the job any more.
-    LeaseLost,
-    /// The worker still has the job, and can end it otherwise.
-    Refused(CompletionRefused),
-}
 
 impl Queues {
     /// Ends jobs, each at most once. The answers are in their order.

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::commands::error_of;
-use super::ends::{EndOfJob, JobEnd};
 use super::handle::{LeaseRequest, Leased, Queues};
+use super::job_end::{EndOfJob, JobEnd};
 use crate::domain::commands::{Command, Envelope};
 use crate::domain::ids::{JobId, LeaseId, WorkerId};
 use crate::domain::jobs::{

@@ -1,7 +1,7 @@
 //! What the parts of the queues hold together, and what a request calls.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -9,12 +9,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ends::{EndOfJob, JobEnd};
+use super::job_end::{EndOfJob, JobEnd};
 use super::readiness::Readiness;
 use crate::clock::Clock;
 use crate::domain::ids::WorkerId;
 use crate::domain::jobs::{BeatAnswer, Job, JobLease, JobState, QueueSettings, Routes, Runner, Submission, WorkerBeat};
 use crate::domain::text::QueueName;
+use crate::domain::time::Timestamp;
 use crate::engine::{Decide, Rendered};
 use crate::store::{Store, StoreError, jobs::Jobs};
 
@@ -56,6 +57,8 @@ pub(super) struct Inner {
     pub(super) ready: Arc<Readiness>,
     /// Nobody gets a job any more.
     pub(super) closing: CancellationToken,
+    /// Since when this server can take jobs from workers that are not heard of.
+    pub(super) listening_since: Mutex<Timestamp>,
     /// One for each worker that may wait for jobs.
     seats: Arc<Semaphore>,
     runtime: Handle,
@@ -194,6 +197,7 @@ impl Queues {
         let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING));
         let (beating, beats) = mpsc::channel(MAX_WAITING);
         let inner = Inner {
+            listening_since: Mutex::new(parts.clock.now()),
             parts,
             settings: watch::Sender::default(),
             draining: watch::Sender::default(),

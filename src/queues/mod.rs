@@ -10,7 +10,7 @@
 //! | `submitter` | gathers jobs that are sent, stores them together, and places their holds |
 //! | `dispatcher` | gives ready jobs to the workers that wait for them |
 //! | `settler` | captures or releases the holds of jobs that are over |
-//! | `ends` | takes what workers say of their jobs |
+//! | `ends` | takes what workers say of their jobs (`job_end`) |
 //! | `executor` | runs the jobs that are the server's own |
 //! | `beats` | takes the heartbeats of workers |
 //! | `measure` | the metrics of jobs |
@@ -25,6 +25,7 @@ mod dispatcher;
 mod ends;
 mod executor;
 mod handle;
+mod job_end;
 mod measure;
 mod promoter;
 mod readiness;
@@ -32,7 +33,7 @@ mod settler;
 mod start;
 mod submitter;
 
-pub use self::ends::{EndAnswer, EndOfJob, JobEnd};
 pub use self::executor::{OwnWork, ParseCommand, ScheduledWork};
 pub use self::handle::{Accepted, LeaseRequest, Leased, Parts, QueueError, Queues};
+pub use self::job_end::{EndAnswer, EndOfJob, JobEnd};
 pub use self::promoter::Promoted;

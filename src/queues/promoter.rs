@@ -1,6 +1,7 @@
 //! The promoter: what happens to jobs because time has passed, or because a server was killed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -140,22 +141,34 @@ impl Inner {
         Ok(all)
     }
 
+    /// Takes jobs from workers that were not heard of. While the server or its database was away, none could be heard: so each
+    /// worker has half a lease to be heard again, in which it sends a heartbeat if it lives.
     async fn end_lost(&self) -> Result<usize, QueueError> {
         let (now, mut lost, mut settling) = (self.parts.clock.now(), 0, Vec::new());
-        self.change(&JobSelection::Lost { now, limit: MAX_JOBS }, &mut |found| {
-            let mut changes = JobChanges::default();
-            for job in found.jobs.iter().filter(|job| job.state == JobState::Running) {
-                // A heartbeat may have come meanwhile.
-                let lease = found.leases.get(&job.job_id).filter(|lease| lease.leased_until <= now);
-                let (Some(lease), Some(settings)) = (lease, found.settings(&job.queue)) else { continue };
-                changes.lose(job.clone(), lease, settings, self.share(), now);
-            }
-            lost = changes.ended_leases.len();
-            changes.fill_up(&found, now);
-            settling = changes.updated.iter().filter(|job| job.state == JobState::Settling).cloned().collect();
-            changes
-        })
-        .await?;
+        let since = *self.listening_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = self
+            .change(&JobSelection::Lost { now, limit: MAX_JOBS }, &mut |found| {
+                let mut changes = JobChanges::default();
+                for job in found.jobs.iter().filter(|job| job.state == JobState::Running) {
+                    let (Some(lease), Some(settings)) = (found.leases.get(&job.job_id), found.settings(&job.queue))
+                    else {
+                        continue;
+                    };
+                    // A heartbeat may have come meanwhile.
+                    if lease.leased_until <= now && since.plus(settings.lease() / 2) <= now {
+                        changes.lose(job.clone(), lease, settings, self.share(), now);
+                    }
+                }
+                lost = changes.ended_leases.len();
+                changes.fill_up(&found, now);
+                settling = changes.updated.iter().filter(|job| job.state == JobState::Settling).cloned().collect();
+                changes
+            })
+            .await;
+        if changed.is_err() {
+            *self.listening_since.lock().unwrap_or_else(PoisonError::into_inner) = self.parts.clock.now();
+        }
+        changed?;
         self.settle(settling).await?;
         Ok(lost)
     }

@@ -87,7 +87,7 @@ async fn a_metered_job_is_run_and_charged_what_it_has_cost() {
             {"job_id": leased["job_id"], "lease_id": leased["lease_id"], "progress": {"frames": 400}}
         ]});
         let answer = worker.call("heartbeat", &beat).await.json();
-        assert_eq!(answer, json!({"lost": [], "cancel": [], "drain": false}));
+        assert_eq!(answer, json!({"lost": [], "cancel": [], "drain": false, "heartbeat_s": 20}));
         let shown = get(&server, &job).await;
         assert_eq!((&shown["state"], &shown["lease"]["progress"]["frames"]), (&json!("running"), &json!(400)));
 

@@ -172,7 +172,8 @@ fn dead_letters_are_listed_tried_again_and_discarded() {
     let (code, printed, errors) = run(&place, &[&replay[..], &["--workspace", WORKSPACE, "--dry-run"]].concat());
     assert_eq!(code, 1, "{printed}{errors}");
     assert!(
-        printed.starts_with("3 letters match; of the first 3, 3 would fail again. Nothing was changed.\n"),
+        printed
+            .starts_with("3 letters match. Nothing was changed.\n3 of consumers were tried, and 3 would fail again."),
         "{printed}"
     );
     let fingerprint = letters.iter().find(|letter| letter["name"] == "billing").unwrap()["fingerprint"].as_str();
@@ -205,7 +206,7 @@ fn a_replay_is_waited_for_no_longer_than_asked() {
     let (code, printed, _) = run(&place, &replay);
     assert!(code == 1 && begun.elapsed() >= Duration::from_secs(1), "{printed}");
     assert!(
-        printed.contains(" 1 waiting\nA consumer that does not run tries its letters when it is resumed."),
+        printed.contains(" 1 waiting\nA consumer that does not run tries its letters when it is resumed, and a job"),
         "{printed}"
     );
     let replay_id = printed.split_whitespace().nth(1).unwrap().trim_end_matches(':');

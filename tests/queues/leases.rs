@@ -156,6 +156,35 @@ async fn a_worker_that_is_drained_while_it_waits_gets_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_has_half_a_lease_to_be_heard_after_an_outage() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let state = async || world.record(1).await.listed.job.state;
+        world.queues.submit(world.job(1, None)).await.unwrap();
+        world.claim_one().await;
+        // The lease, of 60 s, is over while this server is away.
+        world.pass(61);
+        let begun = world.other_server().await;
+        begun.promote().await.unwrap();
+        world.pass(29);
+        begun.promote().await.unwrap();
+        assert_eq!(state().await, JobState::Running);
+        // And then its database is.
+        world.jobs.fail_every(1);
+        begun.promote().await.unwrap_err();
+        world.jobs.fail_every(0);
+        world.pass(29);
+        begun.promote().await.unwrap();
+        assert_eq!(state().await, JobState::Running);
+        world.pass(1);
+        begun.promote().await.unwrap();
+        assert_eq!(state().await, JobState::Waiting);
+        drop(begun);
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_says_that_it_stops_need_not_wait_on() {
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;

@@ -20,7 +20,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("background", &["telemetry"]),
     ("cleaning", &["clock", "store", "telemetry"]),
     ("consumers", &["domain", "clock", "config", "store", "telemetry"]),
-    ("queues", &["domain", "clock", "store", "engine", "telemetry"]),
+    ("queues", &["domain", "clock", "store", "engine", "telemetry", "background"]),
     ("stream", &["domain", "config", "telemetry"]),
     ("publisher", &["domain", "clock", "config", "store", "stream", "telemetry"]),
     ("outbox", &["domain", "clock", "store", "stream", "publisher"]),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::domain::credits::Credits;
 use crate::domain::ids::{HoldId, JobId, WorkerId, WorkspaceId};
@@ -47,7 +48,7 @@ pub struct JobLeaseView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = JobAttempt)]
 pub struct JobAttemptView {
-    /// From 1. The same number occurs again if the attempt did not count.
+    /// From 1. Attempts that were given back do not count, and are not kept.
     attempt: i32,
     worker_id: WorkerId,
     started_at: Timestamp,
@@ -93,6 +94,9 @@ pub struct JobView {
     /// Of the last attempt that has failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JobErrorView>,
+    /// The dead letter of another job that this one tries again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_letter_id: Option<Uuid>,
     /// Since when its worker is asked to stop it.
     #[serde(skip_serializing_if = "Option::is_none")]
     cancel_requested_at: Option<Timestamp>,
@@ -146,6 +150,7 @@ impl From<Job> for JobView {
             captured_credits: None,
             result: job.result.and_then(JsonObject::from_stored),
             error: job.error.map(JobErrorView::from),
+            dead_letter_id: job.replays.map(|replays| replays.dead_letter_id),
             cancel_requested_at: job.cancel_requested_at,
             created_at: job.created_at,
             finished_at: None,

@@ -48,11 +48,12 @@ pub struct SubmitJobRequest {
     priority: i16,
     /// When it is to run, at most six days ahead. At once by default.
     run_at: Option<Timestamp>,
-    /// After so many attempts it fails: 1 to 100, and at most as many as its queue allows.
+    /// After so many attempts it fails: 1 to 100. If its queue allows fewer, it gets those.
     #[serde(default, deserialize_with = "max_attempts")]
     #[schema(required = false, minimum = 1, maximum = 100)]
     max_attempts: Option<i32>,
-    /// Until this job is over, another one of the same kind with the same key is not taken: its answer is this job.
+    /// Until this job is over, another one of the same kind with the same key is not taken: its answer is this job, with the
+    /// status 200.
     unique_key: Option<UniqueKey>,
     /// Reserves what the job may cost. It is charged when the job is completed, and given back otherwise.
     #[serde(default, deserialize_with = "optional_hold")]
@@ -189,7 +190,15 @@ pub(super) fn require_scope(principal: &Principal, scope: crate::http::auth::Sco
             "kind": "notifications.email", "args": {"to": "user-7"}, "priority": 7, "unique_key": "welcome user-7"
         })))
     )),
-    responses((status = 202, description = "The job, as it is now.", body = JobView, example = json!({
+    responses(
+        (status = 200, description = "Another job has the unique key: that job, as it is now. Nothing was sent.", body = JobView,
+            example = json!({
+            "job_id": "8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c", "queue": "notifications", "kind": "notifications.email",
+            "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "state": "ready", "priority": 7,
+            "run_at": "2026-01-31T09:00:00.000000Z", "attempt": 0, "max_attempts": 10, "args": {"to": "user-7"},
+            "unique_key": "welcome user-7", "created_at": "2026-01-31T09:00:00.000000Z"
+        })),
+        (status = 202, description = "The job, as it is now.", body = JobView, example = json!({
         "job_id": "8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c", "queue": "video_processing", "kind": "video_processing.analyse",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "state": "ready", "priority": 5,
         "run_at": "2026-01-31T09:00:00.000000Z", "attempt": 0, "max_attempts": 5, "args": {"video": "s3://videos/17.mp4"},
@@ -234,7 +243,12 @@ pub async fn submit_job(
         traceparent: traceparent(request.headers()),
     };
     match written(state, state.queues.submit(submission)).await? {
-        Accepted::Job(job) => accepted(&request, *job),
+        Accepted::Job(job) => {
+            let is_own = job.job_id == JobId::of_key(workspace_id, &key);
+            let mut answer = private_json(&request, &JobView::from(*job))?;
+            *answer.status_mut() = if is_own { StatusCode::ACCEPTED } else { StatusCode::OK };
+            Ok(answer)
+        }
         Accepted::Refused(answer) => Ok(refused(answer)),
         Accepted::KeyReused => Err(Problem::plain(Code::IdempotencyKeyReused)),
         Accepted::Over => Err(Problem::plain(Code::JobOver)),
@@ -243,12 +257,6 @@ pub async fn submit_job(
             Err(Problem::plain(Code::InternalError))
         }
     }
-}
-
-fn accepted(request: &HttpRequest, job: crate::domain::jobs::Job) -> Result<HttpResponse, Problem> {
-    let mut answer = private_json(request, &JobView::from(job))?;
-    *answer.status_mut() = StatusCode::ACCEPTED;
-    Ok(answer)
 }
 
 /// List jobs

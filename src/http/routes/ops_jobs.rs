@@ -83,7 +83,7 @@ pub struct QueuedJobList {
         }],
         "has_more": false
     }))),
-    extensions(("x-scope" = json!("ops:read"))),
+    extensions(("x-problems" = json!(["queue-not-found"])), ("x-scope" = json!("ops:read"))),
     security(("bearer" = []))
 )]
 #[get("/v1/ops/jobs")]
@@ -92,7 +92,11 @@ pub async fn list_queued_jobs(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let QueuedJobParams { queue, state: wanted, runner, limit } = query(&request)?;
-    let (jobs, one_more) = (&AppState::of(&request).jobs, limit.get() + 1);
+    let (state, one_more) = (AppState::of(&request), limit.get() + 1);
+    if !state.queues.settings().contains_key(&queue) {
+        return Err(Problem::plain(Code::QueueNotFound));
+    }
+    let jobs = &state.jobs;
     let mut found = match wanted {
         QueuedState::Ready => read(jobs.next_jobs(&queue, runner, one_more)).await?,
         QueuedState::Running => read(jobs.running_jobs(&queue, one_more)).await?,

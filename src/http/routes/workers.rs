@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::job_views::{JobObject, ProgressObject};
 use super::reads::{read, written};
 use crate::domain::credits::Credits;
+use crate::domain::hold::Overrun;
 use crate::domain::ids::{JobId, LeaseId, WorkerId, WorkspaceId};
 use crate::domain::jobs::{
     Job, JobLease, LeaseBeat, QueueNames, QueueSettings, Runner, Worker, WorkerBeat, WorkerState,
@@ -44,7 +45,7 @@ pub struct RegisterWorkerRequest {
     #[serde(deserialize_with = "queue_names")]
     #[schema(min_items = 1, max_items = 100)]
     queues: Vec<QueueName>,
-    /// How many jobs it runs at once.
+    /// How many jobs it runs at once, for people to read. What limits it is the `max` with which it takes jobs.
     #[serde(deserialize_with = "slots")]
     #[schema(minimum = 1, maximum = 256)]
     slots: i32,
@@ -107,6 +108,9 @@ pub struct LeasedJob {
     /// What is reserved for a metered job.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_credits: Option<Credits>,
+    /// What becomes of a cost beyond that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overrun: Option<Overrun>,
     /// Of the request that has sent the job.
     correlation_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,6 +121,10 @@ pub struct LeasedJob {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LeasedJobs {
     jobs: Vec<LeasedJob>,
+    /// How often the worker must send a heartbeat, in seconds.
+    heartbeat_s: i32,
+    /// Whether it is to stop when its jobs are done. Then it gets none.
+    drain: bool,
 }
 
 /// The jobs that a worker still runs.
@@ -146,12 +154,15 @@ pub struct LeaseBeatRequest {
 /// What a worker is told.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HeartbeatAnswer {
-    /// Jobs that it does not have any more: it must stop them, and must not end them.
+    /// Jobs that it does not have any more: it must stop them, and need not end them. Those are among them that it has ended itself
+    /// meanwhile.
     lost: Vec<JobId>,
     /// Jobs that nobody wants any more: it should stop them, and say that they have failed.
     cancel: Vec<JobId>,
     /// It gets no more jobs, and should end when it has done those that it has.
     drain: bool,
+    /// How often it must send a heartbeat from now on, in seconds: an operator may have changed its queues.
+    heartbeat_s: i32,
 }
 
 const fn one() -> usize {
@@ -203,6 +214,7 @@ impl From<Leased> for LeasedJob {
             deadline,
             leased_until,
             held_credits,
+            overrun: job.hold.map(|hold| hold.overrun),
             correlation_id: job.correlation_id,
             traceparent: job.traceparent,
         }
@@ -244,7 +256,11 @@ pub async fn register_worker(
     no_query(&request)?;
     let state = AppState::of(&request);
     let sent = body::read::<RegisterWorkerRequest>(&request, &mut payload, "RegisterWorker", false).await?.value;
-    let lease_s = shortest_lease(state, &sent.queues)?;
+    let known = state.queues.settings();
+    if let Some(unknown) = sent.queues.iter().find(|queue| !known.contains_key(*queue)) {
+        return Err(Problem::field(Code::InvalidField, "/queues", format!("there is no queue {unknown}")));
+    }
+    let lease_s = shortest_lease(state, &sent.queues);
     let now = state.clock.now();
     let worker = Worker {
         worker_id: WorkerId(state.clock.new_id()),
@@ -260,29 +276,27 @@ pub async fn register_worker(
         seen_at: now,
     };
     read(state.jobs.register_worker(&worker)).await?;
-    let heartbeat_s = (lease_s / BEATS_PER_LEASE).max(1);
-    let mut answer = private_json(&request, &RegisteredWorker { worker_id: worker.worker_id, heartbeat_s, lease_s })?;
+    let registered = RegisteredWorker { worker_id: worker.worker_id, heartbeat_s: heartbeat_s(lease_s), lease_s };
+    let mut answer = private_json(&request, &registered)?;
     *answer.status_mut() = StatusCode::CREATED;
     Ok(answer)
 }
 
-/// All of the queues must exist.
-fn shortest_lease(state: &AppState, queues: &[QueueName]) -> Result<i32, Problem> {
+const fn heartbeat_s(lease_s: i32) -> i32 {
+    lease_s / BEATS_PER_LEASE
+}
+
+/// Of the queues that exist.
+fn shortest_lease(state: &AppState, queues: &[QueueName]) -> i32 {
     let known = state.queues.settings();
-    let mut shortest = *QueueSettings::LEASE_S.end();
-    for queue in queues {
-        let Some(settings) = known.get(queue) else {
-            return Err(Problem::field(Code::InvalidField, "/queues", format!("there is no queue {queue}")));
-        };
-        shortest = shortest.min(settings.lease_s);
-    }
-    Ok(shortest)
+    let leases = queues.iter().filter_map(|queue| known.get(queue)).map(|settings| settings.lease_s);
+    leases.min().unwrap_or(*QueueSettings::LEASE_S.start())
 }
 
 /// Lease jobs
 ///
 /// Takes ready jobs, as many as the worker can run now, and waits for the first one if there is none. It has them until their
-/// leases end: each heartbeat that names them makes their leases longer. If the answer is lost, so are these leases: after a
+/// leases end: each heartbeat that names them makes their leases longer. A draining worker gets none, after a second. If the answer is lost, so are these leases: after a
 /// while, the jobs are tried again. A worker that closes its connection meanwhile gets none.
 #[utoipa::path(
     tag = "workers",
@@ -293,8 +307,9 @@ fn shortest_lease(state: &AppState, queues: &[QueueName]) -> Result<i32, Problem
         "queue": "video_processing", "kind": "video_processing.analyse",
         "workspace_id": "0b7e6ad2-6a57-4d8a-9d61-6a6a3b6f2a10", "args": {"video": "s3://videos/17.mp4"}, "attempt": 1,
         "max_attempts": 5, "timeout_s": 7200, "deadline": "2026-01-31T11:00:00.000000Z",
-        "leased_until": "2026-01-31T09:01:00.000000Z", "held_credits": "20", "correlation_id": "checkout-17"
-    }]}))),
+        "leased_until": "2026-01-31T09:01:00.000000Z", "held_credits": "20", "overrun": "charge_available",
+        "correlation_id": "checkout-17"
+    }], "heartbeat_s": 20, "drain": false}))),
     extensions(
         ("x-problems" = json!(["worker-not-found"])), ("x-scope" = json!("workers")), ("x-key" = json!("none"))
     ),
@@ -314,17 +329,17 @@ pub async fn lease_jobs(
         let detail = format!("the worker was not registered for the queue {other}");
         return Err(Problem::field(Code::InvalidField, "/queues", detail));
     }
-    let queues = match worker.state {
-        // It waits in vain, so that it does not ask again at once.
-        WorkerState::Draining => Vec::new(),
-        WorkerState::Active | WorkerState::Gone => sent.queues.unwrap_or(worker.queues.0),
-    };
+    let heartbeat_s = heartbeat_s(shortest_lease(state, &worker.queues.0));
+    let drain = worker.state == WorkerState::Draining;
+    // It waits in vain for a moment, so that it does not ask again at once.
+    let (queues, wait_s) =
+        if drain { (Vec::new(), sent.wait_s.min(1)) } else { (sent.queues.unwrap_or(worker.queues.0), sent.wait_s) };
     let wanted = LeaseRequest {
         worker_id: worker.worker_id,
         runner: Runner::Worker,
         queues,
         most: sent.max,
-        wait: Duration::from_secs(sent.wait_s),
+        wait: Duration::from_secs(wait_s),
     };
     let leased = written(state, async {
         tokio::select! {
@@ -334,7 +349,8 @@ pub async fn lease_jobs(
         }
     });
     let leased = leased.await?;
-    private_json(&request, &LeasedJobs { jobs: leased.into_iter().map(LeasedJob::from).collect() })
+    let jobs = leased.into_iter().map(LeasedJob::from).collect();
+    private_json(&request, &LeasedJobs { jobs, heartbeat_s, drain })
 }
 
 /// Waits until the caller has closed its connection.
@@ -358,7 +374,7 @@ async fn closed(request: &HttpRequest) {
         "progress": {"frames": 400}
     }]})),
     responses((status = 200, description = "What the worker is told.", body = HeartbeatAnswer, example = json!({
-        "lost": [], "cancel": ["8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c"], "drain": false
+        "lost": [], "cancel": ["8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c"], "drain": false, "heartbeat_s": 20
     }))),
     extensions(
         ("x-problems" = json!(["worker-not-found"])), ("x-scope" = json!("workers")), ("x-key" = json!("none"))
@@ -374,7 +390,7 @@ pub async fn send_heartbeat(
     no_query(&request)?;
     let state = AppState::of(&request);
     let sent = body::read::<HeartbeatRequest>(&request, &mut payload, "Heartbeat", true).await?.value;
-    let worker_id = own_worker(&caller, &request).await?.worker_id;
+    let Worker { worker_id, queues, .. } = own_worker(&caller, &request).await?;
     let leases = sent.leases.into_iter().map(|lease| LeaseBeat {
         job_id: lease.job_id,
         lease_id: lease.lease_id,
@@ -382,5 +398,7 @@ pub async fn send_heartbeat(
     });
     let beat = WorkerBeat { worker_id, is_draining: sent.drain, leases: leases.collect() };
     let told = written(state, state.queues.beat(beat)).await?;
-    private_json(&request, &HeartbeatAnswer { lost: told.lost, cancel: told.canceled, drain: told.is_draining })
+    let heartbeat_s = heartbeat_s(shortest_lease(state, &queues.0));
+    let answer = HeartbeatAnswer { lost: told.lost, cancel: told.canceled, drain: told.is_draining, heartbeat_s };
+    private_json(&request, &answer)
 }

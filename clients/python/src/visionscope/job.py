@@ -37,6 +37,13 @@ class Done:
     metadata: Mapping[str, str] | None = None
     """For the usage log."""
 
+    def __post_init__(self) -> None:
+        for amount in (self.credits, self.quantity):
+            if amount is not None:
+                amount_text(amount)
+        if self.result is not None:
+            json_text(self.result, MAX_RESULT_BYTES, "the result")
+
 
 class Retry(Exception):
     """The job could not be done now: try it again, after `after_s` seconds, or else after the delay of its queue."""
@@ -67,7 +74,9 @@ class Job:
     lease_id: str
     workspace_id: str | None = None
     held_credits: Decimal | None = None
-    """What the job may cost, if it is metered."""
+    """What is held for the job, if it is metered."""
+    overrun: str | None = None
+    """What becomes of a cost beyond that. With `reject`, the job fails: report no more than `held_credits` then."""
     traceparent: str | None = None
     """W3C Trace Context of the request that has sent the job."""
     _tell: Callable[[str, Any], None] = field(default=lambda kind, value: None, repr=False, compare=False)
@@ -145,8 +154,6 @@ def run(job: Job, handler: Handler) -> tuple[str, dict[str, Any]]:
     try:
         returned = handler(job)
         done = returned if isinstance(returned, Done) else Done(result=returned)
-        if done.result is not None:
-            json_text(done.result, MAX_RESULT_BYTES, "the result")
         return "complete", completion(job, done)
     except BaseException as error:
         return "fail", failure(error)

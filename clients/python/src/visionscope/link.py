@@ -131,7 +131,7 @@ class Link(Generic[R]):
                 if not self._stopping.is_set():
                     body = {"max": wanted, "wait_s": self._poll_s}
                     answer = self._post(f"/v1/workers/{worker_id}/lease", body, timeout=self._poll_s + 10.0)
-                    jobs, pauses = answer["jobs"], _pauses()
+                    jobs, pauses, self._heartbeat_s = answer["jobs"], _pauses(), float(answer["heartbeat_s"])
             except Exception as error:
                 self._stopping.wait(self._after(error, "cannot lease jobs", pauses, worker_id))
             if jobs:
@@ -166,6 +166,7 @@ class Link(Generic[R]):
                 about = {"leases": beats, "drain": self.is_stopping}
                 answer = self._post(f"/v1/workers/{worker_id}/heartbeat", about)
                 self._heed(runs, answer)
+                self._heartbeat_s = float(answer["heartbeat_s"])
                 pauses, pause = _pauses(), min(PROGRESS_S, self._heartbeat_s)
                 due = time.monotonic() + self._heartbeat_s
             except Exception as error:

@@ -235,6 +235,8 @@ class Worker:
     def _end(self, run: Running, how: str, end: dict[str, Any]) -> None:
         if how == "fail":
             log.warning("job %s has failed: %s: %s", run.job["job_id"], end["error_class"], end["error"])
+        elif how == "release":
+            log.info("job %s is given back", run.job["job_id"])
         run.how, run.end = how, end
         self._link.end(run)
 
