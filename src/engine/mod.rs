@@ -98,7 +98,7 @@ impl Engine {
         let queue = self.inner.queues.get(lane).ok_or(EngineError::Failed)?;
         let (reply_to, answer) = oneshot::channel();
         queue.push(QueuedCommand { envelope, reply_to, queued_at: Instant::now() })?;
-        answer.await.map_err(|_| EngineError::Failed)?
+        answer.await.map_err(|_| EngineError::Unavailable)?
     }
 
     /// What the command would do now. Nothing is written, and its key is not used.

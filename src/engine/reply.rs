@@ -15,8 +15,8 @@ pub enum Reply {
     Nothing,
 }
 
-/// Why there is no answer. After `Unavailable` and `Failed` the command may have taken effect: sending it again
-/// with the same key finds out.
+/// Why there is no answer. After `Unavailable` the command may have taken effect: sending it again with the same key finds
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// The lane's queue is full. Nothing was done.
@@ -33,7 +33,7 @@ pub enum EngineError {
     Stopping,
     #[error("the database is unavailable")]
     Unavailable,
-    /// A defect. The log has the details.
+    /// A defect. Nothing was done, and the log has the details.
     #[error("the command failed")]
     Failed,
 }

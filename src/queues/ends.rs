@@ -14,9 +14,10 @@ impl Queues {
         self.0.end(ends).await
     }
 
-    /// Ends jobs that nobody wants any more, or asks their workers to. Returns each as it is then.
-    pub async fn cancel(&self, ids: Vec<JobId>) -> Result<Vec<Job>, QueueError> {
-        self.0.cancel(ids).await
+    /// Ends jobs that nobody wants any more, or asks their workers to. A command that may have taken effect is ended only if that
+    /// does not matter. Returns each as it is then.
+    pub async fn cancel(&self, ids: Vec<JobId>, even_in_doubt: bool) -> Result<Vec<Job>, QueueError> {
+        self.0.cancel(ids, even_in_doubt).await
     }
 }
 
@@ -66,14 +67,14 @@ impl Inner {
         EndAnswer::Ended(after)
     }
 
-    async fn cancel(&self, ids: Vec<JobId>) -> Result<Vec<Job>, QueueError> {
+    async fn cancel(&self, ids: Vec<JobId>, even_in_doubt: bool) -> Result<Vec<Job>, QueueError> {
         let which = JobSelection::ById(ids);
         let (mut after, mut settling) = (Vec::new(), Vec::new());
         self.change(&which, &mut |found| {
             let (mut changes, now) = (JobChanges::default(), self.parts.clock.now());
             for job in &found.jobs {
                 let Some(settings) = found.settings(&job.queue) else { continue };
-                changes.cancel(job.clone(), settings, now);
+                changes.cancel(job.clone(), even_in_doubt, settings, now);
             }
             let over = changes.finished.iter().chain(&found.finished).map(|finished| &finished.job);
             after = found.jobs.iter().chain(&changes.updated).chain(over).cloned().collect();

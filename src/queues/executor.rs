@@ -3,7 +3,7 @@
 //! A job that is a command has its own idempotency key in the engine, so an attempt that is made again, here or by another
 //! server, gets the answer of the first one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use futures::future::join_all;
+use metrics::counter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,8 +26,9 @@ use crate::domain::jobs::{
     WorkerBeat, WorkerState,
 };
 use crate::domain::metadata::Metadata;
-use crate::domain::text::{IdempotencyKey, JobKind, Label, QueueName};
+use crate::domain::text::{IdempotencyKey, JobKind, Label};
 use crate::engine::{EngineError, Reply};
+use crate::telemetry::metric;
 
 /// How many jobs are run together, and how many of these batches at once.
 const BATCH: usize = 32;
@@ -37,7 +39,7 @@ const WAIT: Duration = Duration::from_secs(20);
 const BEAT: Duration = Duration::from_secs(5);
 /// The pause after something has failed.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long its jobs may take to end when the server stops. Those that do not are tried again.
+/// How long its jobs may take to end when the server stops. Those that do not are tried again, or fired again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one firing of a schedule may take: less than an attempt of any queue that is sensible for it.
@@ -91,9 +93,8 @@ impl Queues {
 impl Executor {
     async fn take_commands(self: &Arc<Self>, batches: &TaskTracker) {
         let free = Arc::new(Semaphore::new(BATCHES));
-        let queues: Vec<_> = self.queues.settings().keys().cloned().collect();
         while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
-            let leased = self.lease(Runner::Server, &queues).await;
+            let leased = self.lease(Runner::Server).await;
             if leased.is_empty() {
                 continue;
             }
@@ -107,20 +108,18 @@ impl Executor {
 
     /// What is scheduled may take minutes: no command and no other schedule waits for it. There is one job of each schedule.
     async fn take_scheduled(self: &Arc<Self>, batches: &TaskTracker) {
-        let queue_of = |schedule: SystemSchedule| self.queues.routes().of(schedule.kind().as_str()).queue.clone();
-        let queues: BTreeSet<_> = SystemSchedule::ALL.into_iter().map(queue_of).collect();
-        let queues: Vec<_> = queues.into_iter().collect();
         loop {
-            for job in self.lease(Runner::System, &queues).await {
+            for job in self.lease(Runner::System).await {
                 let executor = Arc::clone(self);
                 batches.spawn(async move { executor.run(vec![job]).await });
             }
         }
     }
 
-    async fn lease(&self, runner: Runner, queues: &[QueueName]) -> Vec<Leased> {
-        let wanted =
-            LeaseRequest { worker_id: self.worker_id, runner, queues: queues.to_vec(), most: BATCH, wait: WAIT };
+    /// Of all queues, also of those that another server has created, or that such jobs went to before.
+    async fn lease(&self, runner: Runner) -> Vec<Leased> {
+        let queues = self.queues.settings().keys().cloned().collect();
+        let wanted = LeaseRequest { worker_id: self.worker_id, runner, queues, most: BATCH, wait: WAIT };
         match self.queues.lease(wanted).await {
             Ok(leased) => leased,
             Err(error) => {
@@ -171,7 +170,11 @@ impl Executor {
         let ends = join_all(jobs.iter().map(|leased| async {
             // One that panics is a defect. The others of its batch go on.
             let end = AssertUnwindSafe(self.end_of(&leased.job)).catch_unwind().await;
-            end.unwrap_or_else(|_| failed(JobError::new(JobError::UNAVAILABLE, "the attempt has panicked"), true))
+            end.unwrap_or_else(|_| {
+                tracing::error!(job_id = %leased.job.job_id, kind = %leased.job.kind, "a job of the server has panicked");
+                counter!(metric::TASK_PANICS, "task" => "own_jobs").increment(1);
+                failed(JobError::new(JobError::UNAVAILABLE, "the attempt has panicked"), true)
+            })
         }));
         let ends = ends.await;
         let ends = leases.iter().zip(ends).map(|(&(job_id, lease_id), end)| EndOfJob {
@@ -209,22 +212,33 @@ impl Executor {
             metadata,
             ..Envelope::internal(message_id, workspace_id, key, now, command)
         };
-        end_of_reply(parts.engine.decide(envelope).await)
+        end_of_reply(parts.engine.decide(envelope).await, job.is_in_doubt())
     }
 }
 
 impl Executor {
     async fn scheduled(&self, schedule: SystemSchedule) -> JobEnd {
         match tokio::time::timeout(SCHEDULED_TIMEOUT, self.work.scheduled.run(schedule)).await {
-            Ok(Err(error)) => failed(JobError::new("failed", &error), false),
+            Ok(Ok(())) => JobEnd::Complete(Completion::default()),
+            Ok(Err(error)) => {
+                tracing::error!(
+                    schedule = schedule.as_str(),
+                    error,
+                    "what is scheduled has failed; the next firing does it"
+                );
+                failed(JobError::new("failed", &error), false)
+            }
             // What was not done in time is done the next time.
-            Ok(Ok(())) | Err(_) => JobEnd::Complete(Completion::default()),
+            Err(_) => {
+                tracing::warn!(schedule = schedule.as_str(), "what is scheduled takes long; the next firing goes on");
+                JobEnd::Complete(Completion::default())
+            }
         }
     }
 }
 
-/// What the engine's answer means for the job.
-fn end_of_reply(reply: Result<Reply, EngineError>) -> JobEnd {
+/// What the engine's answer means for the job. One that was in doubt before is so until there is an answer.
+fn end_of_reply(reply: Result<Reply, EngineError>, is_in_doubt: bool) -> JobEnd {
     match reply {
         Ok(Reply::Decided { answer, rejection: None } | Reply::Replayed(answer)) if answer.status < 300 => {
             let result = Some(answer.body).filter(|body| body.len() <= MAX_ARGS_BYTES);
@@ -240,7 +254,11 @@ fn end_of_reply(reply: Result<Reply, EngineError>) -> JobEnd {
         }
         // Nothing was done, and another server does it at once.
         Err(EngineError::Stopping) => JobEnd::Release,
-        Err(error) => failed(JobError::new(JobError::UNAVAILABLE, &error.to_string()), true),
+        Err(error) => {
+            let may_be_done = is_in_doubt || error == EngineError::Unavailable;
+            let class = if may_be_done { JobError::UNAVAILABLE } else { "not_done" };
+            failed(JobError::new(class, &error.to_string()), true)
+        }
     }
 }
 

@@ -25,6 +25,8 @@ const MAX_SENT: usize = 4096;
 const MAX_LEASED: usize = 32;
 /// Also a worker that does not want to wait waits for so long: as long as a claim may take.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+/// How often this server itself waits for jobs.
+const OWN_SEATS: usize = 2;
 /// How many workers may be draining at once: others get jobs a little longer.
 const MAX_DRAINING: u32 = 4096;
 /// How many workers may wait for jobs, and for an answer to a heartbeat.
@@ -92,7 +94,7 @@ pub(super) struct Waiting {
     pub(super) most: usize,
     pub(super) until: Instant,
     pub(super) reply: oneshot::Sender<HandedOver>,
-    pub(super) _seat: OwnedSemaphorePermit,
+    pub(super) _seat: Option<OwnedSemaphorePermit>,
 }
 
 /// Jobs on their way to a worker. If it does not take them, because it has gone away, they are given back.
@@ -194,7 +196,7 @@ impl From<StoreError> for QueueError {
 impl Queues {
     /// The handle, and what its tasks receive.
     pub(super) fn new(parts: Parts) -> (Self, Received) {
-        let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING));
+        let ((sent, jobs), (waiting, workers)) = (mpsc::channel(MAX_SENT), mpsc::channel(MAX_WAITING + OWN_SEATS));
         let (beating, beats) = mpsc::channel(MAX_WAITING);
         let inner = Inner {
             listening_since: Mutex::new(parts.clock.now()),
@@ -228,7 +230,11 @@ impl Queues {
         if !queues.is_empty() && self.0.draining.borrow().contains(&worker_id) {
             self.0.draining.send_modify(|draining| Arc::make_mut(draining).retain(|other| *other != worker_id));
         }
-        let seat = Arc::clone(&self.0.seats).try_acquire_owned().map_err(|_| QueueError::Overloaded)?;
+        // Workers do not take the places of the server itself.
+        let seat = match runner {
+            Runner::Server | Runner::System => None,
+            Runner::Worker => Some(Arc::clone(&self.0.seats).try_acquire_owned().map_err(|_| QueueError::Overloaded)?),
+        };
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + wait.max(SHORTEST_WAIT);
         let waiting = Waiting { worker_id, runner, queues, most, until, reply, _seat: seat };

@@ -145,8 +145,11 @@ fn queue_loads<S: Syntax>() -> String {
     let ready = format!("from jobs t {hint} where t.queue = q.queue and t.runner = r.runner and t.state = 'ready'");
     let runners = Runner::ALL.map(|runner| format!("select '{}' as runner", runner.as_str())).join(" union all ");
     format!(
-        "select q.queue, r.runner,
-    (select count(*) from job_leases l join jobs j on j.job_id = l.job_id where l.queue = q.queue and j.runner = r.runner),
+        "with running as materialized (
+    select l.queue, j.runner, count(*) as jobs from job_leases l join jobs j on j.job_id = l.job_id group by l.queue, j.runner
+)
+select q.queue, r.runner,
+    coalesce((select n.jobs from running n where n.queue = q.queue and n.runner = r.runner), 0),
     (select count(*) from (select 1 as one {ready} order by t.rank limit $1) counted),
     (select t.run_at {ready} order by t.rank, t.job_id limit 1)
 from queues q cross join ({runners}) r order by q.queue, r.runner"

@@ -245,7 +245,7 @@ async fn find<C: Dialect>(connection: &mut C, which: &JobSelection) -> Result<Fo
     match which {
         JobSelection::Sent(sent) => sent_jobs(connection, sent).await,
         JobSelection::Ready { queue, runner, limit } => {
-            let queues = shared_queue(connection, queue).await?;
+            let queues = shared_queue(connection, queue, *runner).await?;
             let mut found = FoundJobs { queues, ..FoundJobs::default() };
             let settings = found.settings(queue).map(|settings| settings.for_runner(*runner));
             let Some(settings) = settings.filter(|settings| !settings.is_paused) else { return Ok(found) };
@@ -332,10 +332,11 @@ async fn due_schedules<C: Dialect>(
 async fn shared_queue<C: Dialect>(
     connection: &mut C,
     queue: &QueueName,
+    runner: Runner,
 ) -> Result<BTreeMap<QueueName, Queue>, StoreError> {
     let (statements, key) = (C::job_statements(), Keys::of([queue]));
     let seen: Vec<Queue> = rows(&connection.look_up(&statements.queue, &key).await?)?;
-    let has_caps = |queues: &[Queue]| queues.iter().any(|queue| queue.settings.has_caps());
+    let has_caps = |queues: &[Queue]| queues.iter().any(|queue| queue.settings.for_runner(runner).has_caps());
     let statement = if has_caps(&seen) { &statements.lock_queues } else { &statements.share_queues };
     let locked: Vec<Queue> = rows(&connection.look_up(statement, &key).await?)?;
     if has_caps(&locked) && !has_caps(&seen) {

@@ -385,7 +385,7 @@ pub async fn heartbeats_change_the_leases_and_the_workers_that_are_found(db: &im
     send(db, [submission(1), submission(2)]).await;
     claim(db, 1, 2).await;
     db.jobs().register_worker(&worker(1)).await.unwrap();
-    each(db, [2], |changes, _, job| _ = changes.cancel(job, &settings(), at(3))).await;
+    each(db, [2], |changes, _, job| _ = changes.cancel(job, false, &settings(), at(3))).await;
     let mut seen = FoundLeases::default();
     let ids = [job_id(2), job_id(1), job_id(9)];
     let mut decide = |found: FoundLeases| {
@@ -494,7 +494,7 @@ pub async fn holds_that_need_something_are_found(db: &impl TestDatabase) {
         jobs.iter().map(|job| job.job_id.0.as_u128()).collect::<Vec<_>>()
     };
     assert_eq!((ending(59).await, ending(60).await), (vec![], vec![1]));
-    each(db, [1], |changes, _, job| _ = changes.cancel(job, &settings(), at(4))).await;
+    each(db, [1], |changes, _, job| _ = changes.cancel(job, false, &settings(), at(4))).await;
     assert_eq!((ending(60).await, unsettled(9).await), (vec![], vec![2, 1]), "it is being released");
 }
 

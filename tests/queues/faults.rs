@@ -69,7 +69,7 @@ async fn step(world: &World, random: &mut Random, sent: &mut u64, running: &mut 
         _ => {
             if random.below(10) == 0 {
                 let number = random.below(JOBS);
-                let _ = world.queues.cancel(vec![JobId(Uuid::from_u128(number.into()))]).await;
+                let _ = world.queues.cancel(vec![JobId(Uuid::from_u128(number.into()))], false).await;
             }
             world.pass(i64::try_from(random.below(90)).unwrap());
             let _ = world.queues.promote().await;

@@ -138,17 +138,16 @@ async fn a_worker_that_is_drained_while_it_waits_gets_nothing_more() {
         let world = World::with(kind, 1).await;
         let worker = worker(1, world.clock.now());
         world.jobs.register_worker(&worker).await.unwrap();
-        let waiting = world.queues.lease(request(1, &VIDEO, 1, Duration::from_millis(2500)));
+        let waiting = world.queues.lease(request(1, &VIDEO, 1, LONG));
         let drain = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let after = Worker { state: WorkerState::Draining, ..worker.clone() };
             world.jobs.change_worker(&worker, &after, &world.act()).await.unwrap();
-            // It is read every second.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            world.queues.submit(world.job(1, None)).await.unwrap();
         };
-        let (leased, ()) = tokio::join!(waiting, drain);
+        // The server reads it every second.
+        let (leased, ()) = timeout(LONG / 2, async { tokio::join!(waiting, drain) }).await.unwrap();
         assert_eq!(numbers(&leased.unwrap()), [] as [u128; 0]);
+        world.queues.submit(world.job(1, None)).await.unwrap();
         let leased = world.queues.lease(request(2, &VIDEO, 1, LONG)).await.unwrap();
         assert_eq!(numbers(&leased), [1]);
         world.audit_and_close().await;

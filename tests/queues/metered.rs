@@ -128,13 +128,13 @@ async fn a_free_job_is_completed_and_a_canceled_one_is_not() {
         let lease = world.claim_one().await;
         assert_eq!(world.end(&lease, cost(0)).await, EndAnswer::Ended(JobState::Completed));
         submit(&world, world.job(2, Some(held(10, Overrun::Reject)))).await;
-        world.queues.cancel(vec![JobId(Uuid::from_u128(2))]).await.unwrap();
+        world.queues.cancel(vec![JobId(Uuid::from_u128(2))], false).await.unwrap();
         assert_eq!(world.record(2).await.listed.job.state, JobState::Canceled);
         // Who runs is asked to stop, and may have been faster.
         for (number, end, state) in [(3, failure(true), JobState::Canceled), (4, cost(4), JobState::Completed)] {
             submit(&world, world.job(number, Some(held(10, Overrun::Reject)))).await;
             let lease = world.claim_one().await;
-            let asked = world.queues.cancel(vec![lease.job_id]).await.unwrap().remove(0);
+            let asked = world.queues.cancel(vec![lease.job_id], false).await.unwrap().remove(0);
             assert_eq!((asked.state, asked.cancel_requested_at.is_some()), (JobState::Running, true));
             assert_eq!(world.end(&lease, end).await, EndAnswer::Ended(state));
         }

@@ -87,7 +87,7 @@ async fn a_schedule_fires_once_on_two_servers_and_again_when_its_time_has_come()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn scheduled_work_that_fails_is_tried_again_and_does_not_pile_up() {
+async fn scheduled_work_that_fails_is_done_by_the_next_firing_and_leaves_no_letter() {
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;
         begin_schedules(&world).await;
@@ -96,13 +96,20 @@ async fn scheduled_work_that_fails_is_tried_again_and_does_not_pile_up() {
         for times in 1..=3 {
             world.queues.promote().await.unwrap();
             counted.has_run(times).await;
-            // The job waits for its next attempt, so the firings meanwhile send no other.
             world.pass(10);
         }
-        let [jobs] = world.integers("select count(*) from jobs where kind = 'system.periods'").await[..] else {
-            panic!()
+        let of = |state: &str| {
+            format!("(select count(*) from jobs_done where kind = 'system.periods' and state = '{state}')")
         };
-        assert_eq!(jobs, 0, "the third attempt has done it");
+        let (failed, completed) = (of("failed"), of("completed"));
+        let sql = format!("select {failed}, {completed}, (select count(*) from dead_letters)");
+        for n in 0.. {
+            match world.integers(&sql).await[..] {
+                [2, 1, 0] => break,
+                ref found => assert!(n < 100, "{found:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         stop.cancel();
         server.await.unwrap();
         world.audit_and_close().await;
@@ -185,7 +192,7 @@ async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_i
             }
             assert!(!states.contains(&JobState::Failed), "{jobs:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
-            world.pass(1);
+            world.pass(600);
             server.promote().await.unwrap();
         }
         assert_eq!(states, [JobState::Completed; 2]);
@@ -193,6 +200,27 @@ async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_i
         stop.cancel();
         working.await.unwrap();
         drop(server);
+        world.audit_and_close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_own_jobs_are_taken_from_every_queue() {
+    for kind in Database::ALL {
+        let world = World::with(kind, 1).await;
+        let (counted, stop) = (Arc::new(Counted::default()), CancellationToken::new());
+        let server = tokio::spawn(world.queues.clone().work(work(&counted), stop.clone()));
+        // Its kind was routed there before, or is by another server.
+        let other = Submission {
+            queue: QueueName::new("notifications").unwrap(),
+            kind: JobKind::new("system.periods").unwrap(),
+            workspace_id: None,
+            ..world.job(1, None)
+        };
+        world.queues.submit(other).await.unwrap();
+        counted.has_run(1).await;
+        stop.cancel();
+        server.await.unwrap();
         world.audit_and_close().await;
     }
 }

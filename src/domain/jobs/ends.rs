@@ -13,6 +13,9 @@ use crate::domain::time::Timestamp;
 /// The longest time after which a worker can have a job tried again.
 const MAX_RETRY_AFTER: TimeDelta = TimeDelta::hours(24);
 
+/// The shortest delay of a command that is still in doubt after its last attempt.
+const DOUBT_DELAY: TimeDelta = TimeDelta::hours(1);
+
 /// What a worker says of a job that it has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
@@ -122,10 +125,10 @@ impl JobChanges {
     }
 
     /// Nobody wants the job any more. A worker that has it is asked to stop; it may complete it all the same, and so may the next
-    /// attempt of a command that is in doubt. Returns whether anything has changed.
-    pub fn cancel(&mut self, job: Job, settings: &QueueSettings, now: Timestamp) -> bool {
+    /// attempt of a command that is in doubt, unless that does not matter. Returns whether anything has changed.
+    pub fn cancel(&mut self, job: Job, even_in_doubt: bool, settings: &QueueSettings, now: Timestamp) -> bool {
         match job.state {
-            JobState::Waiting | JobState::Ready | JobState::Capped if !job.is_in_doubt() => {
+            JobState::Waiting | JobState::Ready | JobState::Capped if even_in_doubt || !job.is_in_doubt() => {
                 let error = job.error.or_else(|| Some(JobError::new(JobError::CANCELED, "the job was canceled")));
                 self.end(Job { error, ..job }, JobOutcome::Canceled, settings, now);
                 true
@@ -174,7 +177,10 @@ impl JobChanges {
             return self.end(job, outcome, settings, now);
         }
         let wanted = retry_after.map(|wanted| wanted.clamp(TimeDelta::zero(), MAX_RETRY_AFTER));
-        let delay = wanted.unwrap_or_else(|| settings.retry_delays_s.after(job.attempt, share));
+        let mut delay = wanted.unwrap_or_else(|| settings.retry_delays_s.after(job.attempt, share));
+        if is_last {
+            delay = delay.max(DOUBT_DELAY);
+        }
         self.update(Job { run_at: now.plus(delay), ..job }.pending(None, now), now);
     }
 }

@@ -376,7 +376,7 @@ fn a_cancelation_ends_what_waits_and_asks_the_worker_of_what_runs() {
         (Job { cancel_requested_at: Some(NOW), ..plain(Running) }, None, false),
     ] {
         let (mut changes, before) = (JobChanges::default(), job.state);
-        assert_eq!(changes.cancel(job, &settings(), at(5)), state.is_some(), "{before:?}");
+        assert_eq!(changes.cancel(job, false, &settings(), at(5)), state.is_some(), "{before:?}");
         if let Some(state) = state {
             assert_eq!(
                 (only(&changes).state, only(&changes).cancel_requested_at.is_some()),
@@ -538,10 +538,13 @@ fn a_command_that_is_in_doubt_ends_only_with_an_answer() {
     ] {
         let job = only(&doubted).clone();
         assert_eq!((job.state, job.attempt, doubted.letters.len()), (JobState::Waiting, 3, 0));
+        assert!(job.run_at >= at(3600), "it does not take server after server down");
         // Neither a cancelation nor time ends it, nor that it is given back.
         let uncanceled = Job { cancel_requested_at: None, ..job.clone() };
-        let canceled = changed(|changes| assert!(changes.cancel(uncanceled.clone(), &settings(), at(50))));
+        let canceled = changed(|changes| assert!(changes.cancel(uncanceled.clone(), false, &settings(), at(50))));
         assert_eq!((only(&canceled).state, only(&canceled).cancel_requested_at), (JobState::Waiting, Some(at(50))));
+        let given_up = changed(|changes| assert!(changes.cancel(uncanceled.clone(), true, &settings(), at(50))));
+        assert_eq!((only(&given_up).state, given_up.letters.len()), (JobState::Canceled, 0));
         let later = at(30 * 86_400);
         assert!(!JobChanges::default().expire(job.clone(), &settings(), later));
         let again = Job { state: JobState::Running, attempt: 4, ..job };

@@ -372,7 +372,8 @@ pub async fn get_job(caller: WorkspaceCaller<scope::JobsRead>, request: HttpRequ
 /// Cancel a job
 ///
 /// Ends a job that no worker has, and releases its hold. If a worker has it, the worker is asked to stop, with its next
-/// heartbeat; until then it may still complete the job. A job that is over stays as it is. The answer is the job as it is then;
+/// heartbeat; until then it may still complete the job. A command whose last attempt got no answer may have taken effect: it is
+/// tried once more, to know. A job that is over stays as it is. The answer is the job as it is then;
 /// sent again, nothing more happens.
 #[utoipa::path(
     tag = "jobs",
@@ -399,7 +400,7 @@ pub async fn cancel_job(
     let state = AppState::of(&request);
     let job = own_job(&caller, &request).await?.listed.job;
     if !job.state.is_final() {
-        written(state, state.queues.cancel(vec![job.job_id])).await?;
+        written(state, state.queues.cancel(vec![job.job_id], false)).await?;
     }
     private_json(&request, &JobView::from(own_job(&caller, &request).await?))
 }

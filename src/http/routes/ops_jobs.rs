@@ -120,7 +120,7 @@ async fn any_job(request: &HttpRequest) -> Result<JobRecord, Problem> {
     params(("job_id" = JobId, Path, description = "The job.")),
     responses((status = 200, description = "The job.", body = JobView, example = json!({
         "job_id": "8f14e45f-ceea-867a-9d2b-7d1f0f4a6b3c", "queue": "default", "kind": "system.periods", "state": "completed",
-        "priority": 5, "run_at": "2026-01-31T09:00:00.000000Z", "attempt": 1, "max_attempts": 12, "args": {},
+        "priority": 5, "run_at": "2026-01-31T09:00:00.000000Z", "attempt": 1, "max_attempts": 1, "args": {},
         "created_at": "2026-01-31T09:00:00.000000Z", "finished_at": "2026-01-31T09:00:00.100000Z", "attempts": []
     }))),
     extensions(("x-problems" = json!(["job-not-found"])), ("x-scope" = json!("ops:read"))),
@@ -134,7 +134,8 @@ pub async fn get_any_job(_: OperatorCaller<scope::OpsRead>, request: HttpRequest
 
 /// Cancel any job
 ///
-/// Like its workspace would: a job that no worker has is ended, and the worker of one that runs is asked to stop.
+/// Like its workspace would: a job that no worker has is ended, and the worker of one that runs is asked to stop. A command
+/// whose last attempt got no answer is ended too: look yourself whether it has taken effect.
 #[utoipa::path(
     tag = "operations",
     params(("job_id" = JobId, Path, description = "The job.")),
@@ -163,7 +164,7 @@ pub async fn cancel_any_job(
         let told = serde_json::json!({"state": job.state}).to_string();
         let act = act(state, &caller, [CANCEL, &job.job_id.to_string()], reason, [Some(told), None]);
         read(state.operations.keep_act(&act)).await?;
-        written(state, state.queues.cancel(vec![job.job_id])).await?;
+        written(state, state.queues.cancel(vec![job.job_id], true)).await?;
     }
     private_json(&request, &JobView::from(any_job(&request).await?))
 }

@@ -179,12 +179,9 @@ pub async fn replay_dead_letters(
     let wanted = body::read::<ReplayRequest>(&request, &mut payload, REPLAY, false).await?.value;
     let state = AppState::of(&request);
     let Page { rows: letters, has_more } = matching(state, &wanted).await?;
-    if wanted.dry_run {
-        return private_json(&request, &trial(state, &letters, has_more).await?);
-    }
     let (replay_id, now) = (state.clock.new_id(), state.clock.now());
     let (target, per_second) = (wanted.target(), wanted.per_second);
-    let ReplayRequest { args, reason, dead_letter_ids, .. } = wanted;
+    let ReplayRequest { args, reason, dead_letter_ids, dry_run, .. } = wanted;
     let has_filter = dead_letter_ids.is_empty();
     let is_one_job = matches!(&letters[..], [only] if only.event().is_none());
     if args.is_some() && !is_one_job {
@@ -194,6 +191,10 @@ pub async fn replay_dead_letters(
     let mut changes = again(state, letters, has_filter, (now, pause), replay_id).await?;
     if let (Some(args), [LetterChange { job: Some(job), .. }]) = (&args, &mut changes[..]) {
         edit(job, args, &caller.principal)?;
+    }
+    if dry_run {
+        let letters: Vec<_> = changes.into_iter().map(|change| change.letter).collect();
+        return private_json(&request, &trial(state, &letters, has_more).await?);
     }
     let replay = Told { matched: changes.len(), has_more, per_second, args };
     let states = [Some(told(LetterState::Open)), serde_json::to_string(&replay).ok()];
@@ -208,8 +209,8 @@ pub async fn replay_dead_letters(
     Ok(answer)
 }
 
-/// What is to be written for letters, each to be tried a pause after the one before. The letter of a job gets a new job. One whose job is not
-/// over yet is refused, or left out if a filter has found it.
+/// What is to be written for letters, each to be tried a pause after the one before. The letter of a job gets a new job. One whose
+/// job is not over yet is refused, or left out if a filter has found it.
 async fn again(
     state: &AppState,
     letters: Vec<DeadLetter>,

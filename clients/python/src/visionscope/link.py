@@ -163,7 +163,7 @@ class Link(Generic[R]):
                 room -= len(progress.encode())
                 told.append((run, progress))
             try:
-                about = {"leases": beats, "drain": self.is_stopping}
+                about: dict[str, Any] = {"leases": beats} | ({"drain": True} if self.is_stopping else {})
                 answer = self._post(f"/v1/workers/{worker_id}/heartbeat", about)
                 self._heed(runs, answer)
                 self._heartbeat_s = float(answer["heartbeat_s"])
