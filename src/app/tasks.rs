@@ -55,12 +55,6 @@ impl Tasks<'_> {
         let new = |(queue, settings)| Queue { queue, settings, changed_by: None, changed_at: now };
         let all: Vec<_> = self.config.job_queues().into_iter().map(new).collect();
         self.database.create_queues(&all).await?;
-        let stored = self.database.queues().await?;
-        let is_other =
-            |queue: &&Queue| stored.iter().any(|old| old.queue == queue.queue && old.settings != queue.settings);
-        for queue in all.iter().filter(is_other).map(|queue| &queue.queue) {
-            tracing::warn!(%queue, "the queue has other settings than the configuration, which does not change it: an operator can");
-        }
         self.database.create_schedules(&SystemSchedule::ALL.map(|schedule| schedule.begin(now))).await?;
         let parts = queues::Parts {
             jobs: Arc::clone(self.database) as _,
@@ -70,6 +64,12 @@ impl Tasks<'_> {
             clock: Arc::clone(self.clock),
         };
         let queues = Queues::start(parts).await?;
+        let stored = queues.settings();
+        for Queue { queue, settings, .. } in all {
+            if stored.get(&queue).is_some_and(|stored| *stored != settings) {
+                tracing::warn!(%queue, "the queue has other settings than the configuration, which does not change it: an operator can");
+            }
+        }
         if self.config.server.has_role(Role::Work) {
             let (all, own, work) = (queues.clone(), queues.clone(), self.own_work());
             self.background.run("jobs", move |stop| all.clone().run(stop));

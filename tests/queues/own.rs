@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use visionscope_billing::clock::Clock as _;
 use visionscope_billing::domain::commands::Envelope;
@@ -12,7 +13,7 @@ use visionscope_billing::domain::jobs::{JobState, Queue, Submission, SystemSched
 use visionscope_billing::domain::text::{JobKind, QueueName};
 use visionscope_billing::engine::{Decide, DryRun, Engine, EngineError, Reply};
 use visionscope_billing::http::JobCommands;
-use visionscope_billing::queues::{OwnWork, ScheduledWork};
+use visionscope_billing::queues::{OwnWork, Queues, ScheduledWork};
 use visionscope_billing::store::jobs::Jobs as _;
 
 use crate::databases::Database;
@@ -56,6 +57,24 @@ fn work(counted: &Arc<Counted>) -> OwnWork {
     OwnWork { commands: Arc::new(JobCommands), scheduled: Arc::clone(counted) as _ }
 }
 
+/// A server that runs its own jobs.
+struct Working {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Working {
+    fn start(queues: &Queues, counted: &Arc<Counted>) -> Self {
+        let stop = CancellationToken::new();
+        Self { task: tokio::spawn(queues.clone().work(work(counted), stop.clone())), stop }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
 async fn begin_schedules(world: &World) {
     let all = SystemSchedule::ALL.map(|schedule| schedule.begin(world.clock.now()));
     world.jobs.create_schedules(&all).await.unwrap();
@@ -66,10 +85,8 @@ async fn a_schedule_fires_once_on_two_servers_and_again_when_its_time_has_come()
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;
         begin_schedules(&world).await;
-        let (counted, stop) = (Arc::new(Counted::default()), CancellationToken::new());
-        let other = world.other_server().await;
-        let servers =
-            [&world.queues, &other].map(|queues| tokio::spawn(queues.clone().work(work(&counted), stop.clone())));
+        let (counted, other) = (Arc::new(Counted::default()), world.other_server().await);
+        let servers = [&world.queues, &other].map(|queues| Working::start(queues, &counted));
         for times in 1..=3 {
             let (one, two) = tokio::join!(world.queues.promote(), other.promote());
             one.and(two).unwrap();
@@ -77,9 +94,8 @@ async fn a_schedule_fires_once_on_two_servers_and_again_when_its_time_has_come()
             world.queues.promote().await.unwrap();
             world.pass(10);
         }
-        stop.cancel();
         for server in servers {
-            server.await.unwrap();
+            server.stop().await;
         }
         drop(other);
         world.audit_and_close().await;
@@ -91,8 +107,8 @@ async fn scheduled_work_that_fails_is_done_by_the_next_firing_and_leaves_no_lett
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;
         begin_schedules(&world).await;
-        let (counted, stop) = (Arc::new(Counted { fails: 2, ..Counted::default() }), CancellationToken::new());
-        let server = tokio::spawn(world.queues.clone().work(work(&counted), stop.clone()));
+        let counted = Arc::new(Counted { fails: 2, ..Counted::default() });
+        let server = Working::start(&world.queues, &counted);
         for times in 1..=3 {
             world.queues.promote().await.unwrap();
             counted.has_run(times).await;
@@ -110,8 +126,7 @@ async fn scheduled_work_that_fails_is_done_by_the_next_firing_and_leaves_no_lett
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        stop.cancel();
-        server.await.unwrap();
+        server.stop().await;
         world.audit_and_close().await;
     }
 }
@@ -126,12 +141,11 @@ async fn a_schedule_goes_on_while_its_queue_is_paused() {
         (after.settings.is_paused, after.settings.max_running) = (true, Some(1));
         change_queue(&world, &before, &after).await;
         begin_schedules(&world).await;
-        let (counted, stop) = (Arc::new(Counted::default()), CancellationToken::new());
-        let server = tokio::spawn(world.queues.clone().work(work(&counted), stop.clone()));
+        let counted = Arc::new(Counted::default());
+        let server = Working::start(&world.queues, &counted);
         world.queues.promote().await.unwrap();
         counted.has_run(1).await;
-        stop.cancel();
-        server.await.unwrap();
+        server.stop().await;
         world.audit_and_close().await;
     }
 }
@@ -181,8 +195,7 @@ async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_i
         for number in 1..=2 {
             server.submit(deduction(number)).await.unwrap();
         }
-        let stop = CancellationToken::new();
-        let working = tokio::spawn(server.clone().work(work(&Arc::default()), stop.clone()));
+        let working = Working::start(&server, &Arc::default());
         let mut states = Vec::new();
         for _ in 0..200 {
             let jobs = [world.record(1).await, world.record(2).await];
@@ -197,8 +210,7 @@ async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_i
         }
         assert_eq!(states, [JobState::Completed; 2]);
         assert_eq!(world.balance().await, (990, 0), "each was charged once");
-        stop.cancel();
-        working.await.unwrap();
+        working.stop().await;
         drop(server);
         world.audit_and_close().await;
     }
@@ -208,8 +220,8 @@ async fn a_command_whose_answer_is_lost_takes_effect_once_however_few_attempts_i
 async fn the_servers_own_jobs_are_taken_from_every_queue() {
     for kind in Database::ALL {
         let world = World::with(kind, 1).await;
-        let (counted, stop) = (Arc::new(Counted::default()), CancellationToken::new());
-        let server = tokio::spawn(world.queues.clone().work(work(&counted), stop.clone()));
+        let counted = Arc::new(Counted::default());
+        let server = Working::start(&world.queues, &counted);
         // Its kind was routed there before, or is by another server.
         let other = Submission {
             queue: QueueName::new("notifications").unwrap(),
@@ -219,8 +231,7 @@ async fn the_servers_own_jobs_are_taken_from_every_queue() {
         };
         world.queues.submit(other).await.unwrap();
         counted.has_run(1).await;
-        stop.cancel();
-        server.await.unwrap();
+        server.stop().await;
         world.audit_and_close().await;
     }
 }

@@ -296,8 +296,9 @@ fn shortest_lease(state: &AppState, queues: &[QueueName]) -> i32 {
 /// Lease jobs
 ///
 /// Takes ready jobs, as many as the worker can run now, and waits for the first one if there is none. It has them until their
-/// leases end: each heartbeat that names them makes their leases longer. A draining worker gets none, after a second. If the answer is lost, so are these leases: after a
-/// while, the jobs are tried again. A worker that closes its connection meanwhile gets none.
+/// leases end: each heartbeat that names them makes their leases longer. A draining worker gets none, after a second. If the
+/// answer is lost, so are these leases: after a while, the jobs are tried again. A worker that closes its connection meanwhile
+/// gets none.
 #[utoipa::path(
     tag = "workers",
     params(("worker_id" = WorkerId, Path, description = "The worker.")),
@@ -341,14 +342,14 @@ pub async fn lease_jobs(
         most: sent.max,
         wait: Duration::from_secs(wait_s),
     };
-    let leased = written(state, async {
+    let lease = async {
         tokio::select! {
             leased = state.queues.lease(wanted) => leased,
             // The worker has gone away: no job is for it.
             () = closed(&request) => Ok(Vec::new()),
         }
-    });
-    let leased = leased.await?;
+    };
+    let leased = written(state, lease).await?;
     let jobs = leased.into_iter().map(LeasedJob::from).collect();
     private_json(&request, &LeasedJobs { jobs, heartbeat_s, drain })
 }
